@@ -1,27 +1,18 @@
-"""Typed configuration of a run: one YAML recipe, dotted overrides, strict checks.
+"""The typed configuration of a run: every field, its default and its meaning.
 
-Nothing here imports torch, ray or vllm, so that `--help` and `--dry-run` answer at once.
-
-    python -m mipo_ray.run jobs/NAME.yaml train.beta=0.2 rounds=3
+`recipe.load_config` makes one from a YAML recipe and overrides. Nothing here imports torch, ray or vllm, so that
+`--help` and `--dry-run` answer at once.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-import typing
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from mipo_ray.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Marks a field that says where or how fast a run executes but not what it computes: it may change between two
 # calls over the same run directory.
-EXECUTION_ONLY = {"execution_only": True}
+EXECUTION_ONLY: Any = {"execution_only": True}
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -30,10 +21,6 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Strategy = Literal["missing_context", "random_prompt", "swapped_response"]
-
-
-class ConfigError(UserError):
-    """A configuration that cannot be run; the message names each wrong key and what was expected."""
 
 
 class Section(BaseModel):
@@ -139,8 +126,8 @@ class EnginePoolConfig(Section):
 class GenerationConfig(Section):
     """Sampling matched and mismatched responses."""
 
-    sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig(), description="sampling parameters")
-    pool: EnginePoolConfig = Field(default_factory=lambda: EnginePoolConfig(), description="the vLLM actors")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="sampling parameters")
+    pool: EnginePoolConfig = Field(default_factory=EnginePoolConfig, description="the vLLM actors")
 
 
 class FiltersConfig(Section):
@@ -268,16 +255,14 @@ class Config(Section):
         2, description="generate -> train -> evaluate passes; may be raised later", json_schema_extra=EXECUTION_ONLY
     )
     seed: NonNegativeInt = Field(0, description="seed of every random choice")
-    model: ModelConfig = Field(default_factory=lambda: ModelConfig(), description="the initial policy")
-    prompts: PromptsConfig = Field(default_factory=lambda: PromptsConfig(), description="training prompts")
-    conditioning: ConditioningConfig = Field(
-        default_factory=lambda: ConditioningConfig(), description="mismatched prompts"
-    )
-    generation: GenerationConfig = Field(default_factory=lambda: GenerationConfig(), description="sampling")
-    filters: FiltersConfig = Field(default_factory=lambda: FiltersConfig(), description="pair filters")
-    train: TrainConfig = Field(default_factory=lambda: TrainConfig(), description="DPO training")
-    evaluate: EvaluateConfig = Field(default_factory=lambda: EvaluateConfig(), description="held-out measurement")
-    ray: RayConfig = Field(default_factory=lambda: RayConfig(), description="the cluster")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the initial policy")
+    prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="training prompts")
+    conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig, description="mismatched prompts")
+    generation: GenerationConfig = Field(default_factory=GenerationConfig, description="sampling")
+    filters: FiltersConfig = Field(default_factory=FiltersConfig, description="pair filters")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="DPO training")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="held-out measurement")
+    ray: RayConfig = Field(default_factory=RayConfig, description="the cluster")
 
     @model_validator(mode="after")
     def _fits_the_window(self) -> Config:
@@ -289,119 +274,3 @@ class Config(Section):
         if self.generation.sampling.min_tokens > self.generation.sampling.max_tokens:
             raise ValueError("generation.sampling.min_tokens is larger than generation.sampling.max_tokens")
         return self
-
-
-def load_config(recipe: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> Config:
-    """Reads a YAML recipe (none: the defaults), applies `dotted.key=value` overrides and checks everything.
-
-    Raises ConfigError with one line per wrong key: its path, what was expected, what was found and, for an unknown
-    key, the nearest valid name.
-    """
-    values = {} if recipe is None else _read_recipe(Path(recipe))
-    for override in overrides:
-        _apply_override(values, override)
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
-
-
-def fields(section: type[BaseModel] = Config, prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
-    """Every leaf field as (dotted path, pydantic FieldInfo), in the order of their definition."""
-    for name, info in section.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from fields(info.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", info
-
-
-def result_fields(config: Config) -> dict[str, Any]:
-    """The leaf values that decide what the run computes: dotted path -> value, without the execution-only fields."""
-    execution_only = {path for path, info in fields() if (info.json_schema_extra or {}).get("execution_only")}
-    return {path: value for path, value in _flatten(config.model_dump(mode="json")) if path not in execution_only}
-
-
-def config_hash(config: Config) -> str:
-    """Stable hash (16 hex digits) of `result_fields`."""
-    text = json.dumps(result_fields(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of configuration keys, found {type(values).__name__}")
-    return values
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"{override!r}: expected key=value, for example train.beta=0.2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: {text!r} is not a valid YAML value") from None
-    if isinstance(value, str):
-        value = _scientific_float(value)
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{key}: {parent} is a value, not a section")
-    values[leaf] = value
-
-
-def _scientific_float(text: str) -> str | float:
-    """YAML 1.1 reads 1e-5 (no dot) as a string; users mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _explain(item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        valid = [name for name, _ in _names(Config)]
-        nearest = difflib.get_close_matches(path, valid, n=1, cutoff=0.5)
-        leaf_matches = [name for name in valid if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
-        best = leaf_matches or nearest
-        hint = f"; did you mean {best[0]}?" if best else ""
-        return f"{path}: unknown key{hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    return f"{path}: {message}; found {item['input']!r}"
-
-
-def _names(section: type[BaseModel], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
-    for name, info in section.model_fields.items():
-        yield f"{prefix}{name}", info
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _names(info.annotation, f"{prefix}{name}.")
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
-    sections = {path for path, info in _names(Config) if _is_section(info)}
-    for name, value in values.items():
-        if f"{prefix}{name}" in sections:
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _is_section(info: Any) -> bool:
-    return isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
