@@ -71,7 +71,7 @@ class ConditioningConfig(Section):
         "swapped_response: another prompt, its matched response reused",
     )
     block_size: Annotated[int, Field(ge=2)] = Field(
-        64, description="rows among which mismatched prompts are drawn; also the grain of resume"
+        32, description="rows among which mismatched prompts are drawn; also the grain of resume"
     )
 
 
@@ -133,6 +133,9 @@ class GenerationConfig(Section):
 class FiltersConfig(Section):
     """Which sampled pairs are left out of training; every reason is counted."""
 
+    drop_too_long: bool = Field(
+        False, description="drop prompts that do not fit the context window; false: stop before any engine starts"
+    )
     truncated: bool = Field(False, description="drop pairs with a response cut at the length limit")
     min_length_ratio: NonNegativeFloat = Field(
         0.0, description="drop when chosen tokens / rejected tokens is below this"

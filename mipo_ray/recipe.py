@@ -47,15 +47,18 @@ def fields(section: type[BaseModel] = Config, prefix: str = "") -> typing.Iterat
             yield f"{prefix}{name}", info
 
 
-def result_fields(config: Config) -> dict[str, Any]:
-    """The leaf values that decide what the run computes: dotted path -> value, without the execution-only fields."""
+def result_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """The leaf values of a dumped configuration that decide what the run computes, by dotted path.
+
+    Execution-only fields (places, sizes of pools, ...) are left out.
+    """
     execution_only = {path for path, info in fields() if (info.json_schema_extra or {}).get("execution_only")}
-    return {path: value for path, value in _flatten(config.model_dump(mode="json")) if path not in execution_only}
+    return {path: value for path, value in _flatten(values) if path not in execution_only}
 
 
 def config_hash(config: Config) -> str:
     """Stable hash (16 hex digits) of `result_fields`."""
-    text = json.dumps(result_fields(config), sort_keys=True)
+    text = json.dumps(result_fields(config.model_dump(mode="json")), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,66 @@
+# `make help` lists the targets. Everything runs from the virtual environment in .venv, which `make setup` makes.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+# The Python that makes the virtual environment: 3.11, 3.12 or 3.13.
+PYTHON ?= python3
+# Arguments of the main job: make demo ARGS="run_dir=runs/mine rounds=1"
+ARGS ?=
+# cpu or gpu; empty: gpu where nvidia-smi lists one.
+ACCELERATOR ?=
+# Arguments of pytest: make unit PYTEST_ARGS="-k models"
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+UV ?= $(BIN)/uv
+
+.PHONY: help setup demo test lint types unit integration format lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+setup: ## make .venv and install the pinned packages; does nothing when that is done
+	@PYTHON="$(PYTHON)" ACCELERATOR="$(ACCELERATOR)" sh requirements/install.sh
+
+demo: setup ## run the main job with the embedded model; ARGS="..." passes overrides on
+	@$(BIN)/python -m mipo_ray.embedded_model
+	@$(BIN)/python -m mipo_ray.run $(ARGS)
+
+test: lint types ## lint, types, unit and integration tests
+	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
+
+lint: setup ## check style and formatting
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: setup ## check types
+	$(BIN)/python -m mypy mipo_ray
+
+unit: setup ## the tests without engine and cluster
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+integration: setup ## the tests with real vLLM, Ray and DeepSpeed
+	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+
+format: setup ## format the code and apply safe fixes
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+# A lock holds for CPython 3.11 to 3.13 on Linux x86-64 with glibc 2.31 or newer. It is resolved for the oldest
+# Python; the overrides say which dependencies are left out, and why. Versions already locked are kept:
+# delete a lock file first to take the newest ones.
+# The CPU build of torch must be findable: where PIP_FIND_LINKS names a folder with its wheel, uv is told of it.
+# Elsewhere: make lock TORCH_FROM="--torch-backend cpu"
+TORCH_FROM ?= $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
+LOCK := $(UV) pip compile pyproject.toml --quiet --no-header --no-annotate \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_31 --extra embedded --extra test
+
+lock: ## resolve the dependencies again and write requirements/*.txt
+	$(LOCK) $(TORCH_FROM) --extra cpu --override requirements/cpu-overrides.txt \
+		-o requirements/linux-x86_64-cpu.txt
+	$(LOCK) --extra gpu --override requirements/gpu-overrides.txt -o requirements/linux-x86_64-gpu.txt
+
+clean: ## remove the virtual environment and every cache of the tools; runs/ stays
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find mipo_ray tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

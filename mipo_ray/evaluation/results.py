@@ -1,0 +1,266 @@
+"""From the scored responses of one policy to its entry in results.json, and the table of all entries.
+
+results.json: {"base": {metric: entry}, "0": {...}, "1": {...}}, with "base" the initial model and a number the policy
+after that round. An entry holds `value`, `low`, `high` (95 % interval), `n` (prompts) and `unit`; for a round also
+`change`, `change_low`, `change_high`, paired by prompt with the base. Figures without an interval hold None there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mipo_ray.evaluation import mutual_information as mi
+from mipo_ray.evaluation.intervals import (
+    Estimate,
+    bootstrap_change,
+    bootstrap_mean,
+    bootstrap_ratio,
+    bootstrap_ratio_change,
+    describe_change,
+)
+from mipo_ray.evaluation.text_statistics import copy_rate, corpus_distinct_n, distinct_n, only_copies, words
+
+Array = NDArray[np.float64]
+
+UNITS = {
+    "reward_accuracy": "share",
+    "reward_margin": "nats",
+    "context_pmi_initial": "nats per response",
+    "pmi_initial": "nats per response",
+    "pmi_initial_per_token": "nats per token",
+    "infonce_initial": "nats",
+    "retrieval_initial": "share",
+    "context_pmi_policy": "nats per response",
+    "pmi_policy": "nats per response",
+    "pmi_policy_per_token": "nats per token",
+    "infonce_policy": "nats",
+    "retrieval_policy": "share",
+    "response_tokens": "tokens",
+    "truncated": "share",
+    "copy_rate": "share",
+    "only_copies": "share",
+    "distinct_2": "share",
+    "corpus_distinct_2": "share",
+    "kl_per_token": "nats per token",
+}
+"""Every metric and its unit, in the order in which tables show them."""
+
+
+@dataclass(frozen=True)
+class MeasuredRows:
+    """Scored held-out responses of one policy ([R]) and its log-probs of the fixed held-out pairs ([P]).
+
+    Log-probs are sums over a response's tokens, nats, float64. "initial" is the frozen initial model, "policy" the
+    model the responses were sampled from; for the base the two are the same arrays.
+    """
+
+    prompt_ids: Sequence[str]  # [R]
+    responses: Sequence[str]  # [R]
+    sources: Sequence[str]  # [R], context and question: what the copy rate compares with
+    token_counts: NDArray[Any]  # [R]
+    truncated: NDArray[Any]  # [R], bool: cut at the length limit
+    initial_own: Array  # [R]
+    initial_others: Array  # [R, K]
+    initial_none: Array | None  # [R], under the question alone; NaN in rows without a context; None: no row has one
+    policy_own: Array  # [R]
+    policy_others: Array  # [R, K]
+    policy_none: Array | None  # [R], as initial_none
+    pair_prompt_ids: Sequence[str]  # [P]
+    pair_policy_chosen: Array  # [P]
+    pair_policy_rejected: Array  # [P]
+    pair_initial_chosen: Array  # [P]
+    pair_initial_rejected: Array  # [P]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, naming the field, where lengths differ or there are no responses."""
+        if not len(self.prompt_ids):
+            raise ValueError("prompt_ids: expected at least one response, found none")
+        for field in fields(self):
+            column = getattr(self, field.name)
+            expected = len(self.pair_prompt_ids if field.name.startswith("pair_") else self.prompt_ids)
+            if column is not None and len(column) != expected:
+                raise ValueError(f"{field.name}: expected {expected} rows, found {len(column)}")
+
+
+def measure(
+    rows: MeasuredRows, base: MeasuredRows | None, *, beta: float, samples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """The results.json entry of one policy: metric -> value, interval and unit; with `base` also the paired change.
+
+    `beta` is DPO's, for the rewards; `samples` and `seed` are the bootstrap's. Context metrics are left out when no
+    row has a context, reward metrics when there are no held-out pairs. Raises ValueError on values that are not finite.
+    """
+    columns, base_columns = _columns(rows, beta), _columns(base, beta) if base is not None else {}
+    results: dict[str, dict[str, Any]] = {}
+    for name, unit in UNITS.items():
+        if name == "kl_per_token":
+            results[name] = _kl_entry(rows, base, samples=samples, seed=seed)
+        elif name == "corpus_distinct_2":
+            results[name] = _corpus_entry(rows, base)
+        elif name in columns:
+            groups, values = columns[name]
+            estimate = bootstrap_mean(values, groups, samples=samples, seed=seed)
+            change = None
+            if name in base_columns:
+                base_groups, base_values = base_columns[name]
+                change = bootstrap_change(base_values, base_groups, values, groups, samples=samples, seed=seed)
+            results[name] = _entry(unit, estimate, change)
+        if name.startswith("infonce"):
+            results[name]["ceiling"] = mi.infonce_ceiling(rows.initial_others.shape[1])
+    return results
+
+
+def _columns(rows: MeasuredRows, beta: float) -> dict[str, tuple[Sequence[str], Array]]:
+    """Metric -> (prompt of each item, value of each item), for every metric that is a mean over items."""
+    tokenised = [words(response) for response in rows.responses]
+    texts = list(zip(rows.responses, rows.sources, strict=True))
+    per_response = {
+        "response_tokens": np.asarray(rows.token_counts, dtype=np.float64),
+        "truncated": np.asarray(rows.truncated, dtype=np.float64),
+        "copy_rate": np.array([copy_rate(response, source) for response, source in texts]),
+        "only_copies": np.array([float(only_copies(response, source)) for response, source in texts]),
+        "distinct_2": np.array([distinct_n(tokens, 2) for tokens in tokenised]),
+    }
+    columns: dict[str, tuple[Sequence[str], Array]] = {}
+    for judge, own, others, none in (
+        ("initial", rows.initial_own, rows.initial_others, rows.initial_none),
+        ("policy", rows.policy_own, rows.policy_others, rows.policy_none),
+    ):
+        per_response[f"pmi_{judge}"] = mi.leave_one_out_pmi(own, others)
+        per_response[f"pmi_{judge}_per_token"] = mi.leave_one_out_pmi_per_token(own, others, rows.token_counts)
+        per_response[f"infonce_{judge}"] = mi.infonce_per_token(own, others, rows.token_counts)
+        per_response[f"retrieval_{judge}"] = mi.retrieval_correct(own, others)
+        with_context = np.flatnonzero(~np.isnan([] if none is None else none))
+        if none is not None and len(with_context):
+            groups = [rows.prompt_ids[row] for row in with_context]
+            pmi = mi.pmi_without_context(np.asarray(own)[with_context], np.asarray(none)[with_context])
+            columns[f"context_pmi_{judge}"] = (groups, pmi)
+    columns |= {name: (rows.prompt_ids, values) for name, values in per_response.items()}
+    if len(rows.pair_prompt_ids):
+        chosen = mi.rewards(rows.pair_policy_chosen, rows.pair_initial_chosen, beta)
+        rejected = mi.rewards(rows.pair_policy_rejected, rows.pair_initial_rejected, beta)
+        columns["reward_accuracy"] = (rows.pair_prompt_ids, mi.reward_accuracy(chosen, rejected))
+        columns["reward_margin"] = (rows.pair_prompt_ids, mi.reward_margin(chosen, rejected))
+    return columns
+
+
+def _kl_entry(rows: MeasuredRows, base: MeasuredRows | None, *, samples: int, seed: int) -> dict[str, Any]:
+    new = _kl_terms(rows)
+    change = None
+    if base is not None:
+        change = bootstrap_ratio_change(*_kl_terms(base), *new, samples=samples, seed=seed)
+    return _entry(UNITS["kl_per_token"], bootstrap_ratio(*new, samples=samples, seed=seed), change)
+
+
+def _kl_terms(rows: MeasuredRows) -> tuple[Array, Array, list[str]]:
+    """Log ratios, token counts and prompts of the responses that have tokens; the others add 0 to both sums."""
+    counts = np.asarray(rows.token_counts, dtype=np.float64)
+    kept = np.flatnonzero(counts)
+    if not len(kept):
+        raise ValueError("token_counts: expected a response with at least one token, found none")
+    return mi.log_ratio(rows.policy_own, rows.initial_own)[kept], counts[kept], [rows.prompt_ids[row] for row in kept]
+
+
+def _corpus_entry(rows: MeasuredRows, base: MeasuredRows | None) -> dict[str, Any]:
+    """Resampled prompts repeat answers, which this figure would count as alike: it has no bootstrap interval."""
+    value = corpus_distinct_n([words(response) for response in rows.responses], 2)
+    entry: dict[str, Any] = {"value": value, "low": None, "high": None, "n": len(set(rows.prompt_ids))}
+    entry["unit"] = UNITS["corpus_distinct_2"]
+    if base is not None:
+        base_value = corpus_distinct_n([words(response) for response in base.responses], 2)
+        entry |= {"change": value - base_value, "change_low": None, "change_high": None}
+    return entry
+
+
+def _entry(unit: str, estimate: Estimate, change: Estimate | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "n": estimate.n,
+        "unit": unit,
+    }
+    if change is not None:
+        entry |= {"change": change.value, "change_low": change.low, "change_high": change.high}
+    return entry
+
+
+def change_of(entry: dict[str, Any]) -> Estimate | None:
+    """The change from the base in a results.json entry; None where it has none or has no interval."""
+    if entry.get("change_low") is None or entry.get("change_high") is None:
+        return None
+    return Estimate(entry["change"], entry["change_low"], entry["change_high"], entry["n"])
+
+
+def rounds_of(results: dict[str, dict[str, Any]]) -> list[str]:
+    """The keys of the rounds in results.json, in the order of the rounds; "base" is not among them."""
+    return sorted((key for key in results if key != "base"), key=int)
+
+
+def format_value(value: float, unit: str, *, signed: bool = False, scale: float | None = None) -> str:
+    """A figure for people, at most 7 characters wide: "0.812", "41.30", "0.0031", "2e-05"; signed: "+0.312".
+
+    `scale` is the size that decides the decimals, for figures that stand side by side; None: the value's own.
+    """
+    sign = "+" if signed else ""
+    size = abs(value) if scale is None else scale
+    if value == 0:
+        return "0"
+    if size < 0.00005 or size >= 999_999.5:
+        return f"{value:{sign}.0e}"
+    if size >= 999.5:
+        decimals = 0
+    elif unit == "share":
+        decimals = 3
+    elif unit == "tokens":
+        decimals = 1
+    else:
+        decimals = 2 if size >= 10 else 3 if size >= 0.1 else 4
+    return f"{value:{sign}z.{decimals}f}"
+
+
+def format_change(entry: dict[str, Any]) -> str:
+    """The change from the base with its interval, "+9.10 [+5.70, +12.50]"; empty where the entry has no change."""
+    if entry.get("change") is None:
+        return ""
+    change = change_of(entry)
+    figures = [entry["change"]] if change is None else [change.value, change.low, change.high]
+    scale = max(map(abs, figures))
+    value, *interval = (format_value(figure, entry["unit"], signed=True, scale=scale) for figure in figures)
+    return f"{value} [{', '.join(interval)}]" if interval else value
+
+
+def final_table(results: dict[str, dict[str, Any]]) -> str:
+    """Plain text, at most 110 columns: the base against each round, one line per metric and round."""
+    header = ("metric", "unit", "base", "round", "value", "change [95 % interval]", "")
+    lines: list[tuple[str, ...]] = []
+    for name, unit in UNITS.items():
+        base = results.get("base", {}).get(name)
+        rounds = [key for key in rounds_of(results) if name in results[key]]
+        ceiling = (base or {}).get("ceiling")
+        unit_text = unit.replace(" per ", "/") if ceiling is None else f"{unit} (≤{ceiling:.3f})"
+        first = (name, unit_text, format_value(base["value"], unit) if base else "")
+        if base and not rounds:
+            lines.append((*first, "", "", "", ""))
+        for key in rounds:
+            entry = results[key][name]
+            change = change_of(entry)
+            word = describe_change(change) if change else ""
+            lines.append((*first, key, format_value(entry["value"], unit), format_change(entry), word))
+            first = ("", "", "")
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+    right = {2, 3, 4}  # numbers
+
+    def render(line: tuple[str, ...]) -> str:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([render(header), "-" * len(render(tuple("-" * width for width in widths))), *map(render, lines)])

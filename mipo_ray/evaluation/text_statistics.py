@@ -1,0 +1,122 @@
+"""What a response looks like as text: repetition inside it, and words taken over from its prompt.
+
+A higher mutual information can be bought by repeating the prompt; these figures show when it was.
+
+Words are runs of letters, digits and combining marks of any script, compared without case, punctuation, width or
+ligatures (Unicode NFKC, then case folding). Scripts that write no spaces between words (Han, Hiragana, Katakana, Thai,
+Lao, Burmese, Khmer) have no such runs: there every character, with the marks on it, counts as a word. An n-gram of them
+is shorter than one of spaced words, so compare figures within a language only.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import chain
+
+# First and last code point of the scripts without spaces between words.
+_UNSPACED = (
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x1000, 0x109F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x3005, 0x3007),  # ideographic iteration mark and zero
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x31F0, 0x31FF),  # Katakana phonetic extensions
+    (0x3400, 0x4DBF),  # Han, extension A
+    (0x4E00, 0x9FFF),  # Han
+    (0xF900, 0xFAFF),  # Han, compatibility
+    (0x20000, 0x3FFFF),  # Han, later extensions
+)
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
+_JOINERS = "\u200c\u200d"  # shape letters inside a word; no boundary
+_ONLY_COPIES_SHARE = 0.9
+
+
+def words(text: str) -> list[str]:
+    """The words of `text` in order, case-folded and without punctuation; single characters in unspaced scripts."""
+    # Case folding can leave marks out of their canonical order (the dotted capital I): normalise again.
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if text.isascii():
+        return _ASCII_WORD.findall(text)
+    found: list[str] = []
+    open_word = False  # the last word may still grow
+    for character in text:
+        if _continues(character):
+            if open_word:
+                found[-1] += character
+        elif not character.isalnum():
+            open_word = False
+        elif open_word and not _is_unspaced(character) and not _is_unspaced(found[-1][0]):
+            found[-1] += character
+        else:
+            found.append(character)
+            open_word = True
+    return found
+
+
+def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All runs of `n` neighbouring tokens in order, [max(0, tokens - n + 1)]; raises ValueError for n < 1."""
+    if n < 1:
+        raise ValueError(f"n: expected at least 1, found {n}")
+    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+
+
+def distinct_n(tokens: Sequence[str], n: int) -> float:
+    """Share of different n-grams among all n-grams of one response, in (0, 1] (Li et al. 2016, "distinct-n").
+
+    1.0 for a response with fewer than two n-grams (fewer than n + 1 words, or none): nothing can repeat.
+    """
+    return _distinct_share(ngrams(tokens, n))
+
+
+def corpus_distinct_n(responses: Sequence[Sequence[str]], n: int) -> float:
+    """Share of different n-grams among those of all responses together, in (0, 1]; none crosses two responses.
+
+    It falls when answers become alike. It also falls as a corpus grows: compare only equal numbers of responses.
+    """
+    return _distinct_share(list(chain.from_iterable(ngrams(tokens, n) for tokens in responses)))
+
+
+def copy_rate(response: str, source: str, n: int = 3) -> float:
+    """Share of the response's word n-grams, repeats counted, that also stand in the source, in [0, 1].
+
+    `source` is the context and the question in one text. A response of fewer than `n` words has no n-gram: it scores
+    1.0 if all its words stand in the source side by side in this order, else 0.0. A response without words scores 0.0.
+    """
+    copied = _copied(words(response), words(source), n)
+    return sum(copied) / len(copied) if copied else 0.0
+
+
+def only_copies(response: str, source: str, n: int = 3) -> bool:
+    """Whether at least 90 % of the response's words lie inside word n-grams of the source.
+
+    A response of fewer than `n` words only copies if all its words stand in the source side by side in this order; a
+    response without words copies nothing.
+    """
+    tokens = words(response)
+    covered = [False] * len(tokens)
+    for start, copied in enumerate(_copied(tokens, words(source), n)):
+        if copied:
+            end = min(start + n, len(tokens))
+            covered[start:end] = [True] * (end - start)
+    return bool(covered) and sum(covered) >= _ONLY_COPIES_SHARE * len(covered)
+
+
+def _copied(response: list[str], source: list[str], n: int) -> list[bool]:
+    """For each n-gram of the response, whether the source has it; one shorter than n counts as one whole n-gram."""
+    size = min(n, len(response)) if response else n
+    known = set(ngrams(source, size))
+    return [gram in known for gram in ngrams(response, size)]
+
+
+def _distinct_share(grams: list[tuple[str, ...]]) -> float:
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def _continues(character: str) -> bool:
+    return character in _JOINERS or unicodedata.category(character).startswith("M")
+
+
+def _is_unspaced(character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in _UNSPACED)

@@ -1,0 +1,42 @@
+"""Chat messages -> prompt token ids, by the model's own chat template."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from mipo_ray.errors import UserError
+
+
+class PromptTooLongError(UserError):
+    """A rendered prompt leaves no room for a response in the context window."""
+
+
+@functools.lru_cache(maxsize=2)
+def load_tokenizer(model_path: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model (any name that the configuration takes), one per process."""
+    from transformers import AutoTokenizer
+
+    from mipo_ray.models import local_model_directory
+
+    directory = local_model_directory(model_path, trust_remote_code=trust_remote_code)
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+
+
+def render_prompts(tokenizer: Any, conversations: Sequence[list[dict[str, str]]]) -> list[list[int]]:
+    """Token ids of each conversation up to the point where the assistant's answer begins."""
+    return [
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        for messages in conversations
+    ]
+
+
+def check_length(prompt_id: str, token_ids: Sequence[int], *, max_tokens: int, max_model_len: int) -> None:
+    """Raises PromptTooLongError when prompt and response together may exceed the context window (all in tokens)."""
+    if len(token_ids) + max_tokens > max_model_len:
+        raise PromptTooLongError(
+            f"prompt {prompt_id!r}: {len(token_ids)} tokens and a response of up to {max_tokens} do not fit the context "
+            f"window: expected at most {max_model_len - max_tokens} prompt tokens (model.max_model_len {max_model_len} "
+            f"- max_tokens {max_tokens}). Shorten it, raise model.max_model_len, or set filters.drop_too_long=true."
+        )

@@ -1,0 +1,177 @@
+"""The rounds: generate -> train -> evaluate, each stage committed once, the same command resuming where it stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+import ray.data
+
+from mipo_ray import monitoring
+from mipo_ray.config import Config
+from mipo_ray.evaluation.held_out import measure_policy, measured_rows
+from mipo_ray.evaluation.results import final_table, measure
+from mipo_ray.generation.pipeline import generate_pairs, ordered_context
+from mipo_ray.monitoring import Events, training_progress
+from mipo_ray.resources import Resources
+from mipo_ray.run_report import read_results, write_report
+from mipo_ray.storage import RunDirectory
+from mipo_ray.training.trainer import train_policy
+
+
+def run_rounds(config: Config, run: RunDirectory, resources: Resources) -> dict[str, Any]:
+    """Runs every unfinished stage of every round; returns the results (`results.json`), policy by policy."""
+    events = monitoring.start(run)
+    policy = initial = config.model.path
+    if config.evaluate.enabled:
+        evaluate(config, run, None, policy, initial, resources, events)
+    for round_index in range(config.rounds):
+        pairs = generate(config, run, round_index, policy, resources, events)
+        policy = train(config, run, round_index, policy, pairs, resources, events)
+        if config.evaluate.enabled:
+            evaluate(config, run, round_index, policy, initial, resources, events)
+            print(f"\n{final_table(read_results(run))}\n", flush=True)
+    write_report(config, run)
+    return read_results(run)
+
+
+def generate(
+    config: Config, run: RunDirectory, round_index: int, policy: str, resources: Resources, events: Events
+) -> dict[str, Any]:
+    """The generate stage: pairs sampled from `policy`. Returns the stage's manifest."""
+
+    def work(stage_events: Events) -> dict[str, Any]:
+        facts = generate_pairs(config, run, round_index, policy=policy, resources=resources, events=stage_events)
+        stage_events.emit({"event": "pairs", **_numbers(facts["statistics"])})
+        return facts
+
+    return _once(config, run, round_index, "generate", events, work)
+
+
+def train(
+    config: Config,
+    run: RunDirectory,
+    round_index: int,
+    policy: str,
+    pairs: dict[str, Any],
+    resources: Resources,
+    events: Events,
+) -> str:
+    """The train stage: DPO on the round's pairs, from and against `policy`. Returns the new policy's path."""
+    stage = run.stage(round_index, "train")
+
+    def work(stage_events: Events) -> dict[str, Any]:
+        run.remove(stage)
+        with training_progress(stage_events, f"round {round_index} train"):
+            summary = train_policy(
+                config,
+                _training_pairs(run, pairs),
+                pairs["statistics"]["kept"],
+                policy=policy,
+                reference=policy,
+                run=run,
+                stage=stage,
+                resources=resources,
+                events=stage_events,
+            )
+        run.remove(f"{stage}/ray_train")
+        return {"summary": asdict(summary), "reference": policy}
+
+    _once(config, run, round_index, "train", events, work)
+    return run.model_path(f"{stage}/policy")
+
+
+def evaluate(
+    config: Config,
+    run: RunDirectory,
+    round_index: int | None,
+    policy: str,
+    initial: str,
+    resources: Resources,
+    events: Events,
+) -> None:
+    """The evaluate stage: measures `policy` on the held-out prompts, against the base; updates results and report."""
+
+    def work(stage_events: Events) -> dict[str, Any]:
+        facts = measure_policy(
+            config, run, round_index, policy=policy, initial=initial, resources=resources, events=stage_events
+        )
+        results = measure(
+            measured_rows(run, round_index),
+            None if round_index is None else measured_rows(run, None),
+            beta=config.train.beta,
+            samples=config.evaluate.bootstrap_samples,
+            seed=config.seed,
+        )
+        stage_events.emit({"event": "results", **{name: entry["value"] for name, entry in results.items()}})
+        return {**facts, "results": results}
+
+    _once(config, run, round_index, "evaluate", events, work)
+    manifests = {"base": run.read_manifest(run.stage(None, "evaluate"))}
+    for index in range(config.rounds):
+        manifests[str(index)] = run.read_manifest(run.stage(index, "evaluate"))
+    results = {name: manifest["results"] for name, manifest in manifests.items() if manifest is not None}
+    run.write_text("results.json", json.dumps(results, indent=2))
+    write_report(config, run)
+
+
+def _once(
+    config: Config,
+    run: RunDirectory,
+    round_index: int | None,
+    stage_name: str,
+    events: Events,
+    work: Callable[[Events], dict[str, Any]],
+) -> dict[str, Any]:
+    """Runs a stage and commits it, unless it is finished already. Returns its manifest."""
+    stage = run.stage(round_index, stage_name)
+    label = f"{'base   ' if round_index is None else f'round {round_index}'}  {stage_name:<8}"
+    manifest = run.read_manifest(stage)
+    if manifest is not None:
+        print(f"{label}  finished before", flush=True)
+        return manifest
+    stage_events = events.at(round_index, stage_name)
+    started = time.monotonic()
+    print(f"{label}  started", flush=True)
+    facts = work(stage_events)
+    seconds = time.monotonic() - started
+    stage_events.emit({"event": "stage", "stage_seconds": seconds})
+    events.flush()
+    manifest = run.commit(stage, config, {"round": round_index, "seconds": seconds, **facts}, files=facts.get("pairs"))
+    print(f"{label}  done in {seconds:.0f} s{_summary(stage_name, manifest)}", flush=True)
+    return manifest
+
+
+def _summary(stage_name: str, manifest: dict[str, Any]) -> str:
+    """What a stage's line says beyond its duration."""
+    if stage_name == "generate":
+        statistics = manifest["statistics"]
+        return f": {statistics['kept']} pairs kept of {statistics['rows']}, {statistics['generated_tokens']} tokens"
+    if stage_name == "train":
+        summary = manifest["summary"]
+        return f": {summary['steps']} steps, loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
+    return f": {manifest['responses']} held-out responses"
+
+
+def _training_pairs(run: RunDirectory, pairs: dict[str, Any]) -> ray.data.Dataset:
+    """The round's kept pairs in training order (by pair_id, which is a seeded shuffle)."""
+    with ordered_context():
+        dataset = ray.data.read_parquet(
+            [run.path(pairs["stage"], name) for name in pairs["pairs"]],
+            filesystem=run.arrow_filesystem(),
+            columns=["pair_id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "dropped"],
+        )
+        return dataset.map_batches(_kept_only, batch_format="pyarrow").sort("pair_id")
+
+
+def _kept_only(block: pa.Table) -> pa.Table:
+    return block.filter(pyarrow.compute.equal(block["dropped"], "")).drop_columns(["dropped"])
+
+
+def _numbers(facts: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in facts.items() if isinstance(value, int | float)}

@@ -1,0 +1,104 @@
+"""What a run will do, worked out without an engine: checked prompts, pairs, steps, resources, what is finished."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mipo_ray.config import Config
+from mipo_ray.models import check_model
+from mipo_ray.prompt_check import PromptSummary, check_prompts
+from mipo_ray.resources import Resources, check_resources, phases, resolve
+from mipo_ray.storage import RunDirectory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run. `finished` holds the names of the stages that are done already."""
+
+    config: Config
+    run: RunDirectory
+    resources: Resources
+    prompts: PromptSummary
+    held_out: PromptSummary | None
+    finished: tuple[str, ...]
+
+    @property
+    def stages(self) -> list[str]:
+        """Every stage of the run, in order."""
+        names = [self.run.stage(None, "evaluate")] if self.config.evaluate.enabled else []
+        for round_index in range(self.config.rounds):
+            names += [self.run.stage(round_index, "generate"), self.run.stage(round_index, "train")]
+            names += [self.run.stage(round_index, "evaluate")] if self.config.evaluate.enabled else []
+        return names
+
+    @property
+    def is_finished(self) -> bool:
+        return set(self.stages) <= set(self.finished)
+
+
+def make_plan(config: Config, run: RunDirectory, cluster: Mapping[str, float]) -> Plan:
+    """Checks everything that can be checked without an engine; raises UserError for what a user must mend."""
+    check_model(config.model.path)
+    needs_context = config.conditioning.strategy == "missing_context"
+    prompts = check_prompts(config.prompts, needs_context=needs_context, needs_mismatch=not needs_context)
+    held_out = None
+    if config.evaluate.enabled:
+        held_out = check_prompts(config.evaluate.prompts, needs_context=needs_context, needs_mismatch=True)
+    resources = resolve(config, cluster)
+    check_resources(config, resources, cluster)
+    run.check_writable()
+    run.check_config(config)
+    return Plan(config, run, resources, prompts, held_out, finished_stages(config, run))
+
+
+def finished_stages(config: Config, run: RunDirectory) -> tuple[str, ...]:
+    """Names of the finished stages in the run directory; raises StorageError for a damaged one."""
+    candidates = [run.stage(None, "evaluate")]
+    for round_index in range(config.rounds):
+        candidates += [run.stage(round_index, stage) for stage in ("generate", "train", "evaluate")]
+    return tuple(stage for stage in candidates if run.read_manifest(stage) is not None)
+
+
+def describe(plan: Plan) -> str:
+    """The plan as text, for `--dry-run`."""
+    config, train = plan.config, plan.config.train
+    pool, sampling = config.generation.pool, config.generation.sampling
+    swapped = config.conditioning.strategy == "swapped_response"
+    responses = plan.prompts.rows * (1 if swapped else 2)
+    per_worker = plan.prompts.rows // train.num_workers
+    steps = train.epochs * math.ceil(per_worker / (train.batch_size // train.num_workers))
+    micro = min(train.micro_batch_size, train.batch_size // train.num_workers)
+    accumulation = math.ceil(train.batch_size / train.num_workers / micro)
+    device = "GPU" if plan.resources.on_gpu else "CPU"
+    lines = [
+        f"run directory   {plan.run.url}",
+        f"model           {config.model.path}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
+        f"rounds          {config.rounds}, seed {config.seed}",
+        f"prompts         {plan.prompts.rows:,} rows of {config.prompts.path} "
+        f"({plan.prompts.rows_with_context:,} with a context)",
+        f"conditioning    {config.conditioning.strategy}, blocks of {config.conditioning.block_size}",
+        f"generate        {responses:,} responses of up to {sampling.max_tokens} tokens, temperature "
+        f"{sampling.temperature:g}: {plan.prompts.rows:,} pairs before filters",
+        f"train           {steps:,} steps at most: {train.batch_size} pairs per step = {train.num_workers} workers x "
+        f"{accumulation} micro-batches x {micro} pairs, {train.epochs} epoch(s), beta {train.beta:g}, learning rate "
+        f"{train.learning_rate:g}, ZeRO {train.zero_stage}",
+    ]
+    if plan.held_out is not None:
+        evaluate = config.evaluate
+        lines.append(
+            f"evaluate        {plan.held_out.rows:,} held-out prompts x {evaluate.samples_per_prompt} answers, each "
+            f"scored under its own and {evaluate.other_prompts} other conditionings"
+        )
+    for phase, needs in phases(config, plan.resources).items():
+        what = (
+            f"{pool.min_size} to {pool.max_size} engines, tensor parallel {pool.tensor_parallel_size}"
+            if phase == "generation"
+            else f"{train.num_workers} workers"
+        )
+        lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
+    lines.append("stages")
+    for stage in plan.stages:
+        lines.append(f"  {stage:<24}{'finished' if stage in plan.finished else 'to do'}")
+    return "\n".join(lines)

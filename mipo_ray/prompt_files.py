@@ -1,0 +1,175 @@
+"""Prompt files on any filesystem -> a stream of rows, each of which knows where it stands.
+
+One reader serves the check before the run (`prompt_check`) and the read tasks on the cluster (`prompts`), so that what
+was checked is what is read. Files are streamed: memory does not grow with their size. Nothing here imports ray.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import posixpath
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from mipo_ray.errors import UserError
+from mipo_ray.examples import bundled_path
+
+BUNDLED = "bundled:"
+FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSONL", ".parquet": "Parquet", ".csv": "CSV"}
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+PARQUET_ROWS_PER_BATCH = 256
+LONGEST_CSV_FIELD = 2**30  # bytes; the csv module's own limit of 128 KiB is shorter than a long prompt
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """One file: `path` as a worker can open it and as messages show it; `label` names it inside generated ids."""
+
+    path: str
+    label: str
+    format: str
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One row as it stands in the file: where ("FILE, line 3"), an id made of that, and column name -> value."""
+
+    where: str
+    numbered_id: str
+    values: dict[str, Any]
+
+
+def find_files(path: str, key: str = "prompts.path") -> tuple[PromptFile, ...]:
+    """The files that `path` (a file, a glob, or bundled:NAME) stands for, sorted by name.
+
+    `key` is the configuration key that error messages name. Raises UserError when nothing matches, the storage cannot
+    be opened, or a suffix is none of FORMATS.
+    """
+    if path.startswith(BUNDLED):
+        # Kept symbolic: the package may lie elsewhere on another machine of the cluster.
+        return (PromptFile(path, bundled_path(path.removeprefix(BUNDLED)).name, "JSONL"),)
+    try:
+        names = _matching_files(path, key)
+    except UserError:
+        raise
+    except Exception as error:  # each storage client raises exceptions of its own
+        raise UserError(f"{key}: cannot open {path}: {type(error).__name__}: {error}") from None
+    if not names:
+        raise UserError(f"{key}: no file matches {path}")
+    common = posixpath.dirname(names[0]) if len(names) == 1 else posixpath.commonpath(names)
+    return tuple(PromptFile(name, posixpath.relpath(name, common), _format_of(name, key)) for name in names)
+
+
+def read_rows(file: PromptFile) -> Iterator[SourceRow]:
+    """Yields the rows of one file in order; blank lines are no rows.
+
+    Raises UserError naming file and line (JSONL) or row (counted from 1, without the header) for content that cannot
+    be decoded.
+    """
+    readers = {"JSONL": _read_jsonl, "Parquet": _read_parquet, "CSV": _read_csv}
+    path = str(bundled_path(file.path.removeprefix(BUNDLED))) if file.path.startswith(BUNDLED) else file.path
+    try:
+        compression = "infer" if file.format != "Parquet" else None
+        with fsspec.open(path, "rb", compression=compression) as stream:
+            yield from readers[file.format](file, cast(IO[bytes], stream))
+    except FileNotFoundError:
+        raise UserError(
+            f"{file.path}: no such file on this machine; a cluster needs its prompts on storage that every node reads"
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file.path}: cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _matching_files(path: str, key: str) -> list[str]:
+    filesystem, root = url_to_fs(path)
+    is_local = "file" in _protocols(filesystem)
+    if filesystem.isdir(root):
+        raise UserError(f"{key}: {path} is a directory; expected a file or a glob such as {path.rstrip('/')}/*.jsonl")
+    if filesystem.isfile(root):
+        matches = [root]
+    elif any(character in root for character in "*?["):
+        found = cast(dict[str, dict[str, Any]], filesystem.glob(root, detail=True))
+        # Names that start with _ or . are markers of the writers (_SUCCESS, .crc), not data.
+        matches = [
+            name for name, info in found.items() if info["type"] == "file" and name.split("/")[-1][0] not in "_."
+        ]
+    else:
+        matches = []
+    return sorted(matches) if is_local else sorted(filesystem.unstrip_protocol(name) for name in matches)
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    return (filesystem.protocol,) if isinstance(filesystem.protocol, str) else tuple(filesystem.protocol)
+
+
+def _format_of(name: str, key: str) -> str:
+    stem, suffix = os.path.splitext(name.lower())
+    if suffix in COMPRESSIONS and os.path.splitext(stem)[1] != ".parquet":
+        suffix = os.path.splitext(stem)[1]
+    if suffix not in FORMATS:
+        raise UserError(f"{key}: {name}: expected a name that ends in one of {', '.join(FORMATS)}; found {suffix!r}")
+    return FORMATS[suffix]
+
+
+def _read_jsonl(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
+    for number, line in enumerate(stream, start=1):
+        where = f"{file.path}, line {number}"
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: expected UTF-8 text, found byte {line[error.start]:#04x}") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{where}: broken JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: expected one JSON object per line, found {type(values).__name__}")
+        yield SourceRow(where, f"{file.label}:{number}", values)
+
+
+def _read_parquet(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        table = pyarrow.parquet.ParquetFile(stream)
+        for batch in table.iter_batches(batch_size=PARQUET_ROWS_PER_BATCH):
+            for values in batch.to_pylist():
+                number += 1
+                yield SourceRow(f"{file.path}, row {number}", f"{file.label}:{number}", values)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{file.path}: not a readable Parquet file after row {number}: {error}") from None
+
+
+def _read_csv(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
+    csv.field_size_limit(LONGEST_CSV_FIELD)
+    number = 0
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    try:
+        records = csv.reader(text, strict=True)
+        header = next(records, [])
+        if len(set(header)) < len(header):
+            raise UserError(f"{file.path}, header: expected every column name once, found {', '.join(header)}")
+        for record in records:
+            if not record:
+                continue
+            number += 1
+            where = f"{file.path}, row {number}"
+            if len(record) != len(header):
+                raise UserError(f"{where}: expected {len(header)} fields as in the header, found {len(record)}")
+            yield SourceRow(where, f"{file.label}:{number}", dict(zip(header, record, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{file.path}, row {number + 1}: broken CSV: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file.path}, near row {number + 1}: expected UTF-8 text: {error.reason}") from None

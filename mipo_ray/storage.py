@@ -1,0 +1,270 @@
+"""The run directory: where everything lies, which stages are finished, and who may write.
+
+The only module that knows paths. Works on any filesystem that fsspec opens. A stage is finished when its manifest
+is there: the manifest is written last, in one object write, and lists every file of the stage with its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import posixpath
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+from fsspec.implementations.local import LocalFileSystem
+
+from mipo_ray.config import Config
+from mipo_ray.errors import UserError
+from mipo_ray.recipe import config_hash, result_fields, to_yaml
+
+HEARTBEAT_SECONDS = 10.0
+STALE_LOCK_SECONDS = 60.0
+MINIMUM_FREE_BYTES = 64 * 1024**2
+
+
+class StorageError(UserError):
+    """The run directory cannot be used: unwritable, full, in use, damaged, or of another configuration."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run directory on any filesystem. `url` as the user gave it (local paths made absolute)."""
+
+    url: str
+
+    @property
+    def filesystem(self) -> fsspec.AbstractFileSystem:
+        return fsspec.core.url_to_fs(self.url)[0]
+
+    @property
+    def root(self) -> str:
+        return fsspec.core.url_to_fs(self.url)[1].rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    def arrow_filesystem(self) -> pyarrow.fs.FileSystem:
+        """The same filesystem as pyarrow and Ray Data take it."""
+        if self.is_local:
+            return pyarrow.fs.LocalFileSystem()
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.filesystem))
+
+    def path(self, *parts: str) -> str:
+        """Path on `filesystem` (no scheme)."""
+        return posixpath.join(self.root, *parts)
+
+    def stage(self, round_index: int | None, stage: str) -> str:
+        """Name of a stage's directory below the run directory; round None is the base, before round 0."""
+        return f"base/{stage}" if round_index is None else f"rounds/{round_index:03d}/{stage}"
+
+    def read_text(self, name: str) -> str | None:
+        """The text of a file below the run directory; None when it does not exist."""
+        try:
+            return self.filesystem.cat_file(self.path(name)).decode("utf-8")
+        except FileNotFoundError:
+            return None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file in one go: on a local disk through a temporary file, on an object store in one object write."""
+        target = self.path(name)
+        if self.is_local:
+            os.makedirs(posixpath.dirname(target), exist_ok=True)
+            temporary = f"{target}.writing"
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        else:
+            self.filesystem.pipe_file(target, text.encode("utf-8"))
+
+    def list_files(self, name: str) -> dict[str, int]:
+        """Files below a directory of the run: path relative to that directory -> bytes."""
+        base = self.path(name)
+        self.filesystem.invalidate_cache()
+        found = self.filesystem.find(base, detail=True)
+        return {posixpath.relpath(path, base): int(info["size"]) for path, info in sorted(found.items())}
+
+    def remove(self, name: str) -> None:
+        """Removes a directory below the run directory, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm(self.path(name), recursive=True)
+
+    def upload(self, local_directory: str, name: str) -> None:
+        """Copies a local directory to `name` below the run directory."""
+        for directory, _, files in os.walk(local_directory):
+            for file in files:
+                source = os.path.join(directory, file)
+                relative = os.path.relpath(source, local_directory).replace(os.sep, "/")
+                self.filesystem.makedirs(posixpath.dirname(self.path(name, relative)), exist_ok=True)
+                self.filesystem.put_file(source, self.path(name, relative))
+
+    def model_path(self, name: str) -> str:
+        """How `models.local_model_directory` names a model below the run directory: a local path or a URL."""
+        return self.path(name) if self.is_local else f"{self.url.rstrip('/')}/{name}"
+
+    def read_manifest(self, stage: str) -> dict[str, Any] | None:
+        """The manifest of a finished stage; None while it is unfinished.
+
+        Raises StorageError when the manifest is there but a file that it lists is missing or of another size.
+        """
+        text = self.read_text(f"{stage}/manifest.json")
+        if text is None:
+            return None
+        manifest = json.loads(text)
+        present = self.list_files(stage)
+        for name, size in manifest["files"].items():
+            if present.get(name) != size:
+                found = "nothing" if name not in present else f"{present[name]} bytes"
+                raise StorageError(
+                    f"{self.path(stage, name)}: the finished stage {stage} is damaged: expected {size} bytes, found "
+                    f"{found}. Remove {self.path(stage)} to run the stage again."
+                )
+        return manifest
+
+    def commit(self, stage: str, config: Config, facts: dict[str, Any], files: list[str] | None = None) -> dict:
+        """Writes the manifest that makes a stage finished.
+
+        `facts` (counts, seconds, ...) stand beside the seed, the config hash and the file list with sizes in bytes;
+        `files` restricts that list (default: every file of the stage).
+        """
+        sizes = self.list_files(stage)
+        names = [name for name in sizes if name != "manifest.json"] if files is None else files
+        manifest = {
+            "stage": stage,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seed": config.seed,
+            "config_hash": config_hash(config),
+            **facts,
+            "files": {name: sizes[name] for name in names},
+        }
+        self.write_text(f"{stage}/manifest.json", json.dumps(manifest, indent=2))
+        return manifest
+
+    def record_config(self, config: Config) -> None:
+        """Writes config.yaml; refuses when finished work stands under a configuration with other results."""
+        self.check_config(config)
+        self.write_text("config.yaml", to_yaml(config))
+
+    def check_config(self, config: Config) -> None:
+        """Raises StorageError, with the difference, when the directory belongs to a run with other results."""
+        import yaml
+
+        text = self.read_text("config.yaml")
+        if text is None:
+            if any(not name.startswith("lock") for name in self.list_files("")):
+                raise StorageError(
+                    f"{self.url}: not empty and without a config.yaml, so not a run directory; choose another run_dir"
+                )
+            return
+        before, after = result_fields(yaml.safe_load(text)), result_fields(config.model_dump(mode="json"))
+        changes = [
+            f"  {key}: {before.get(key, 'absent')!r} there, {after.get(key, 'absent')!r} now"
+            for key in sorted({*before, *after})
+            if before.get(key) != after.get(key)
+        ]
+        if changes and self._has_work():
+            raise StorageError(
+                f"{self.url}: this run directory holds work of another configuration. Use another run_dir, or set "
+                "these back:\n" + "\n".join(changes)
+            )
+
+    def _has_work(self) -> bool:
+        return any(name.startswith(("rounds/", "base/")) for name in self.list_files(""))
+
+    def check_writable(self) -> None:
+        """Raises StorageError when the directory cannot be written or its disk is full."""
+        probe = self.path(f".probe-{os.getpid()}")
+        try:
+            self.filesystem.makedirs(self.root, exist_ok=True)
+            self.filesystem.pipe_file(probe, b"\0" * 4096)
+            self.filesystem.rm_file(probe)
+        except Exception as error:  # each backend has its own exceptions; all mean the same to the user
+            raise StorageError(f"{self.url}: cannot write to the run directory: {error}") from None
+        if self.is_local and (free := shutil.disk_usage(self.root).free) < MINIMUM_FREE_BYTES:
+            raise StorageError(
+                f"{self.url}: the disk is full: expected at least {MINIMUM_FREE_BYTES:,} free bytes, found {free:,}"
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run directory against a second process; raises StorageError when another one holds it.
+
+        The lock is an object with a heartbeat. One of a dead process on this host is taken over at once, one of
+        another host when its heartbeat is older than STALE_LOCK_SECONDS.
+        """
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": _process_start(os.getpid())}
+        self._acquire(owner)
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT_SECONDS):
+                self.write_text("lock.json", json.dumps({**owner, "heartbeat": time.time()}))
+
+        thread = threading.Thread(target=beat, name="run-directory-heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.rm_file(self.path("lock.json"))
+
+    def _acquire(self, owner: dict[str, Any]) -> None:
+        content = json.dumps({**owner, "heartbeat": time.time()})
+        # Exclusive creation decides between two processes that start at the same moment.
+        with contextlib.suppress(FileExistsError):
+            self._create_lock(content)
+            return
+        held = json.loads(self.read_text("lock.json") or "{}")
+        age = time.time() - held.get("heartbeat", 0.0)
+        same_host = held.get("host") == owner["host"]
+        alive = _process_start(held.get("pid", -1)) == held.get("process_start") if same_host else True
+        if alive and age < STALE_LOCK_SECONDS:
+            raise StorageError(
+                f"{self.url}: in use by process {held.get('pid')} on {held.get('host')} (heartbeat {age:.0f} s ago). "
+                "Two processes cannot share a run directory; stop that one or choose another run_dir."
+            )
+        self.write_text("lock.json", content)
+        # Two processes may take over the same dead lock: the one that wrote last keeps it.
+        time.sleep(0.5)
+        if {**json.loads(self.read_text("lock.json") or "{}"), "heartbeat": 0} != {**owner, "heartbeat": 0}:
+            raise StorageError(f"{self.url}: another process took over this run directory at the same moment")
+
+    def _create_lock(self, content: str) -> None:
+        if self.is_local:  # fsspec's local "create" mode is a check followed by a write
+            with open(self.path("lock.json"), "x", encoding="utf-8") as file:
+                file.write(content)
+        else:
+            self.filesystem.pipe_file(self.path("lock.json"), content.encode(), mode="create")
+
+
+def open_run(url: str) -> RunDirectory:
+    """The run directory at a local path or a URL; raises StorageError when no filesystem serves the URL."""
+    if "://" not in url:
+        return RunDirectory(os.path.abspath(os.path.expanduser(url)))
+    try:
+        fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"{url}: no filesystem for this URL: {error}") from None
+    return RunDirectory(url)
+
+
+def _process_start(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot (so that a reused pid is not taken for it); None: not there."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return int(file.read().rsplit(")", 1)[1].split()[19])
+    except OSError:
+        return None

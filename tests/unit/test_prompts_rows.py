@@ -1,0 +1,180 @@
+"""One row of a prompt file becomes one prompt row, or a message that names file, row and field."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+import pytest
+
+from mipo_ray.config import PromptsConfig
+from mipo_ray.errors import UserError
+from mipo_ray.prompt_files import SourceRow
+from mipo_ray.prompt_rows import PromptRow, check_template, normalize_row
+
+
+def normalized(values: dict[str, Any], **config: Any) -> PromptRow:
+    return normalize_row(SourceRow("a.jsonl, line 3", "a.jsonl:3", values), PromptsConfig(**config))
+
+
+def refused(values: dict[str, Any], **config: Any) -> str:
+    with pytest.raises(UserError) as error:
+        normalized(values, **config)
+    return str(error.value)
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def test_a_string_becomes_a_user_message_and_the_context_joins_it() -> None:
+    row = normalized({"prompt": "What now?", "context": "I ski.", "group": "u1", "prompt_id": "p1"})
+    assert row == PromptRow(
+        prompt_id="p1",
+        messages=[user("I ski.\n\nWhat now?")],
+        question_messages=[user("What now?")],
+        context="I ski.",
+        group="u1",
+        text='[["user", "I ski. What now?"]]',
+        extra="{}",
+    )
+
+
+def test_optional_columns_may_be_absent_null_or_empty() -> None:
+    absent = normalized({"prompt": "What now?"})
+    assert (absent["prompt_id"], absent["context"], absent["group"]) == ("a.jsonl:3", "", "")
+    assert absent["messages"] == absent["question_messages"] == [user("What now?")]
+    assert normalized({"prompt": "What now?", "context": None, "group": None, "prompt_id": None}) == absent
+    assert normalized({"prompt": "What now?", "context": " \n", "group": ""}) == absent
+
+
+def test_integers_serve_as_ids_and_groups() -> None:
+    row = normalized({"prompt": "x", "prompt_id": 7, "group": 0})
+    assert (row["prompt_id"], row["group"]) == ("7", "0")
+
+
+def test_a_conversation_keeps_its_turns_and_the_context_joins_the_last() -> None:
+    turns = [user("Hello"), {"role": "assistant", "content": "Hi"}]
+    row = normalized(
+        {"prompt": [*turns, user("What now?")], "context": "I ski."}, context_template="{{question}} ({{context}})"
+    )
+    assert row["messages"] == [*turns, user("What now? (I ski.)")]
+    assert row["question_messages"] == [*turns, user("What now?")]
+
+
+def test_the_system_message_goes_before_prompts_that_have_none() -> None:
+    assert normalized({"prompt": "x"}, system="Be brief.")["messages"] == [SYSTEM, user("x")]
+    assert normalized({"prompt": "x"}, system="Be brief.")["question_messages"] == [SYSTEM, user("x")]
+    assert normalized({"prompt": [SYSTEM, user("x")]}, system="Be long.")["messages"] == [SYSTEM, user("x")]
+
+
+def test_white_space_makes_no_other_prompt_but_words_turns_and_roles_do() -> None:
+    def text(prompt: Any, **config: Any) -> str:
+        return normalized({"prompt": prompt}, **config)["text"]
+
+    assert text("What  now?\n") == text("What now?")
+    different = [
+        text("What now?"),
+        text("what now?"),
+        text("What now?", system="Be brief."),
+        text([user("What"), user("now?")]),
+    ]
+    assert len(set(different)) == len(different)
+
+
+def test_other_columns_ride_along_as_json() -> None:
+    row = normalized({"prompt": "x", "answer": 42, "day": datetime.date(2020, 1, 2), "nothing": None, "tags": ["a"]})
+    assert json.loads(row["extra"]) == {"answer": 42, "day": "2020-01-02", "tags": ["a"]}
+
+
+def test_keys_that_a_table_fills_with_null_are_no_keys() -> None:
+    assert normalized({"prompt": [{**user("x"), "name": None}]})["messages"] == [user("x")]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"promt": "x", "n": 1}, "no column 'prompt'; the row has the columns: promt, n; did you mean 'promt'?"),
+        ({}, "no column 'prompt'; the row has the columns: none"),
+        ({"prompt": 5}, "field 'prompt': expected a string or a list of {role, content} messages, found int 5"),
+        ({"prompt": None}, "field 'prompt': expected a string or a list of {role, content} messages, found null"),
+        ({"prompt": " \n"}, "field 'prompt': expected a prompt, found an empty string"),
+        ({"prompt": "\ud800"}, "field 'prompt': expected Unicode text, found a lone surrogate at character 0"),
+        ({"prompt": []}, "field 'prompt': expected at least one chat message, found an empty list"),
+        ({"prompt": ["x"]}, "field 'prompt', message 0: expected {role, content}, found str 'x'"),
+        (
+            {"prompt": [{"role": "robot", "content": "x"}]},
+            "message 0: expected a role of system, user, assistant; found str 'robot'",
+        ),
+        ({"prompt": [{"content": "x"}]}, "message 0: expected a role of system, user, assistant; found null"),
+        (
+            {"prompt": [user("x"), {"role": "user", "content": [1]}]},
+            "message 1: expected a string as content, found list [1]",
+        ),
+        ({"prompt": [{**user("x"), "name": "y"}]}, "message 0: expected only role and content, found name"),
+        (
+            {"prompt": [user("x"), {"role": "assistant", "content": "y"}]},
+            "expected the last message to be the user's, found role 'assistant'",
+        ),
+        ({"prompt": [user("")]}, "field 'prompt': expected a prompt, found an empty string"),
+        ({"prompt": "x", "context": 5}, "field 'context': expected a string, found int 5"),
+        ({"prompt": "x", "group": 1.5}, "field 'group': expected a string or an integer, found float 1.5"),
+        ({"prompt": "x", "group": True}, "field 'group': expected a string or an integer, found bool True"),
+        ({"prompt": "x", "prompt_id": ["y"]}, "field 'prompt_id': expected a string or an integer, found list ['y']"),
+        ({"prompt": "x", "prompt_id": ""}, "field 'prompt_id': expected a unique id, found an empty string"),
+    ],
+)
+def test_what_is_wrong_with_a_row(values: dict[str, Any], expected: str) -> None:
+    message = refused(values)
+    assert message.startswith("a.jsonl, line 3")
+    assert expected in message
+
+
+def test_columns_have_the_names_of_the_configuration() -> None:
+    config = {"column": "q", "context_column": "who", "group_column": "team", "id_column": "key"}
+    row = normalized({"q": "What?", "who": "I ski.", "team": "t", "key": "k", "prompt": "other"}, **config)
+    assert (row["prompt_id"], row["context"], row["group"]) == ("k", "I ski.", "t")
+    assert json.loads(row["extra"]) == {"prompt": "other"}
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (
+            "{{ contxt }} {{ question }}",
+            "unknown variable 'contxt'; expected context and question; did you mean 'context'?",
+        ),
+        ("{{ context }}", "expected the template to use {{ question }}"),
+        ("{{ question }}", "expected the template to use {{ context }}"),
+        ("a\n{% if context %} {{ question }}", "prompts.context_template, line 2: not a valid Jinja2 template"),
+    ],
+)
+def test_templates_are_checked_before_any_row(template: str, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_template(template, "prompts.context_template", needs_context=True)
+    assert str(error.value).startswith("prompts.context_template")
+    assert expected in str(error.value)
+
+
+def test_templates_may_use_the_functions_of_jinja() -> None:
+    check_template("{% for i in range(2) %}{{ context }}{% endfor %}{{ question }}", "prompts.context_template", True)
+    check_template("{{ question }}", "prompts.context_template", needs_context=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ context.__class__.__mro__ }}{{ question }}", "SecurityError"),
+        ("{{ context.name }}{{ question }}", "UndefinedError"),
+        ("{{ context + 1 }}{{ question }}", "TypeError"),
+        ("{% if not context %}{{ question }}{% endif %}", "expected some text, found an empty string"),
+    ],
+)
+def test_a_template_that_fails_on_a_row_names_it(template: str, expected: str) -> None:
+    message = refused({"prompt": "x", "context": "I ski."}, context_template=template)
+    assert message.startswith("a.jsonl, line 3: context_template: ")
+    assert expected in message

@@ -1,0 +1,228 @@
+"""The report: complete, well-formed, self-contained, and safe whatever the model says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mipo_ray.evaluation.results import UNITS
+from mipo_ray.report import ReportData, render_report, summary_sentences
+
+HOSTILE = "<script>alert('x')</script><img src=x onerror=\"y\"> {{ 7 * 7 }} </pre></article> & \u202eabc"
+VOID_TAGS = {"meta", "br"}
+DRAWN = {"line", "circle", "path"}  # written self-closing inside svg
+
+
+class StrictParser(HTMLParser):
+    """Collects tags, attributes and text, and refuses tags that do not nest."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in DRAWN, f"<{tag}/> is not a void element"
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parse(html: str) -> StrictParser:
+    parser = StrictParser()
+    parser.feed(html)
+    parser.close()
+    assert parser.open == []
+    return parser
+
+
+def entry(name: str, value: float, change: float | None = None, spread: float = 0.05) -> dict[str, Any]:
+    made: dict[str, Any] = {"value": value, "low": value - spread, "high": value + spread, "n": 64, "unit": UNITS[name]}
+    if change is not None:
+        made |= {"change": change, "change_low": change - spread, "change_high": change + spread}
+    if name.startswith("infonce"):
+        made["ceiling"] = math.log(4)
+    if name == "corpus_distinct_2":
+        made |= dict.fromkeys([key for key in made if key.endswith(("low", "high"))])
+    return made
+
+
+def make_results(**changes: float) -> dict[str, dict[str, Any]]:
+    """A base with all figures at 4.321 and two rounds that move only by the given changes."""
+    base = {name: entry(name, 4.321) for name in UNITS}
+    rounds = {name: entry(name, 4.321 + changes.get(name, 0.0), changes.get(name, 0.0)) for name in UNITS}
+    return {"base": base, "1": rounds, "0": dict(rounds)}
+
+
+def make_run(text: str = "some text", **fields: Any) -> ReportData:
+    steps = [
+        {"round": number, "step": step, "loss": math.log(2) - 0.01 * step, "reward_margin": 0.1 * step,
+         "reward_accuracy": 0.5 + 0.02 * step, "learning_rate": 1e-5 / step, "gradient_norm": math.nan}
+        for number in (0, 1) for step in range(1, 13)
+    ]  # fmt: skip
+    run = ReportData(
+        title=text,
+        config_yaml=f"seed: 0\nnote: {text}\n",
+        results=make_results(context_pmi_initial=2.5, reward_accuracy=0.25),
+        train_steps=steps,
+        stages=[
+            {"round": "base", "stage": "evaluate", "seconds": 61.4, "counts": {}},
+            {"round": 0, "stage": "generate", "seconds": 7384, "counts": {text: 96}},
+        ],
+        pair_statistics=[{"round": 0, "kept": 90, "dropped": {text: 6}, "mean chosen tokens": 31.25}],
+        example_pairs=[{"prompt": text, "context": text, "mismatched": text, "chosen": text, "rejected": ""}] * 20,
+        answers=[
+            {
+                "prompt": text,
+                "context": None,
+                "base_answer": text,
+                "base_pmi": 3.25,
+                "final_answer": text,
+                "final_pmi": 11.5,
+            }
+        ],
+        versions={"ray": text},
+    )
+    return dataclasses.replace(run, **fields)
+
+
+def test_hostile_text_stays_text() -> None:
+    html = render_report(make_run(HOSTILE))
+    parser = parse(html)
+    used = {tag for tag, _ in parser.tags}
+    assert used.isdisjoint({"script", "img", "link", "iframe", "object", "a"})
+    assert not [name for _, attributes in parser.tags for name in attributes if name.startswith("on")]
+    assert "<script" not in html
+    # title and h1; configuration; the stage's counts; a drop reason; the versions; an answer's 3; 12 pairs of 4.
+    assert parser.text.count(HOSTILE) == 2 + 1 + 1 + 1 + 1 + 3 + 12 * 4
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.text(max_size=40))
+def test_any_text_gives_a_well_formed_page_that_can_be_written(text: str) -> None:
+    html = render_report(make_run(text))
+    html.encode("utf-8")
+    parse(html)
+
+
+def test_lone_surrogates_can_be_written() -> None:
+    assert "a?b" in render_report(make_run("a\ud800b"))
+
+
+def test_nothing_is_fetched() -> None:
+    html = render_report(make_run())
+    assert "://" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+    for tag, attributes in parse(html).tags:
+        assert attributes.keys().isdisjoint({"src", "href", "srcset", "action", "data", "xlink:href"}), tag
+
+
+def test_the_page_holds_the_run() -> None:
+    text = parse(render_report(make_run())).text
+    for name in UNITS:
+        assert name in text
+    for shown in ("4.321", "+2.50", "rose", "not distinguishable", "1 min 01 s", "2 h 03 min", "31.25", "dropped: some",
+                  "PMI 3.250 nats", "PMI 11.50 nats", "(empty)", "seed: 0", "ln 2", "ceiling ln(K + 1)"):  # fmt: skip
+        assert shown in text, shown
+
+
+def test_curves_lie_inside_their_drawing_and_rounds_follow_each_other() -> None:
+    html = render_report(make_run())
+    lines = re.findall(r'class="line" d="M([^"]+)"', html)
+    assert len(lines) == 4  # loss, margin, accuracy, learning rate; a gradient norm that is never finite has no curve
+    for line in lines:
+        points = [tuple(map(float, point.split(","))) for point in line.split(" L")]
+        assert len(points) == 24
+        xs, ys = zip(*points, strict=True)
+        assert list(xs) == sorted(set(xs))
+        assert min(xs) >= 0
+        assert max(xs) <= 360
+        assert min(ys) >= 0
+        assert max(ys) <= 220
+    assert html.count('class="separator"') == 4
+    # The loss falls, so its curve sinks: y grows downwards in SVG. Step 12 of 24 is followed by the second round.
+    loss = [float(point.split(",")[1]) for point in lines[0].split(" L")]
+    assert loss[:12] == sorted(loss[:12])
+    assert loss[12] < loss[11]
+
+
+def test_a_step_logged_twice_counts_once_and_a_single_step_is_drawn() -> None:
+    steps = [{"round": 0, "step": 1, "loss": 9.0}, {"round": 0, "step": 1, "loss": 0.6931}]
+    html = render_report(make_run(train_steps=steps))
+    assert len(re.findall(r'class="line" d="M[^L"]+"', html)) == 1
+
+
+def test_an_empty_run_has_a_page() -> None:
+    nothing: dict[str, Any] = dict.fromkeys(
+        ["train_steps", "stages", "pair_statistics", "example_pairs", "answers"], ()
+    )
+    html = render_report(make_run(results={}, versions={}, **nothing))
+    assert "Nothing was measured" in parse(html).text
+    assert "<svg" not in html
+
+
+def test_the_summary_says_plainly_what_changed() -> None:
+    finding, caveat = summary_sentences(make_results(context_pmi_initial=2.5, reward_accuracy=0.25))
+    assert finding.startswith("After 2 rounds, the mutual information between answer and user context")
+    assert "rose from 4.321 to 6.821 nats per response (change +2.500 [+2.450, +2.550])" in finding
+    assert "reward accuracy on held-out pairs rose from 4.321 to 4.571" in finding
+    assert "no warning" in caveat
+
+
+def test_the_summary_does_not_claim_what_the_interval_does_not_show() -> None:
+    finding, _ = summary_sentences(make_results(context_pmi_initial=0.01, reward_accuracy=-0.25))
+    assert "is not distinguishable from the base" in finding
+    assert "reward accuracy on held-out pairs fell" in finding
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"response_tokens": -1.8}, "answers became 42% shorter"),
+        ({"response_tokens": 1.0}, "answers became 23% longer"),
+        ({"copy_rate": 0.2}, "repeats the prompt (+0.200"),
+        ({"only_copies": 0.2}, "do nothing but repeat the prompt"),
+        ({"truncated": 0.2}, "cut at the length limit"),
+        ({"distinct_2": -0.2}, "repeat themselves more"),
+    ],
+)
+def test_the_summary_warns_of_a_bought_rise(changes: dict[str, float], warning: str) -> None:
+    _, caveat = summary_sentences(make_results(context_pmi_initial=2.5, **changes))
+    assert warning in caveat
+    assert "The rise may be bought by this" in caveat
+    _, without_rise = summary_sentences(make_results(**changes))
+    assert warning in without_rise
+    assert "bought" not in without_rise
+
+
+def test_without_contexts_the_summary_speaks_of_prompts() -> None:
+    results = make_results(pmi_initial=1.0)
+    for entries in results.values():
+        del entries["context_pmi_initial"], entries["reward_accuracy"]
+    finding = summary_sentences(results)[0]
+    assert "between answer and prompt" in finding
+    assert "rose" in finding
+    assert "reward" not in finding
+
+
+def test_the_base_alone_is_called_that() -> None:
+    assert summary_sentences({"base": make_results()["base"]}) == ["Only the initial model has been measured so far."]
