@@ -13,11 +13,12 @@ import pyarrow.compute
 import ray.data
 
 from mipo_ray import monitoring
+from mipo_ray.blocks import map_blocks, ordered_context
 from mipo_ray.config import Config
 from mipo_ray.evaluation.held_out import measure_policy, measured_rows
 from mipo_ray.evaluation.results import final_table, measure
-from mipo_ray.generation.pipeline import generate_pairs, ordered_context
-from mipo_ray.monitoring import Events, training_progress
+from mipo_ray.generation.pipeline import generate_pairs
+from mipo_ray.monitoring import Events, progress
 from mipo_ray.resources import Resources
 from mipo_ray.run_report import read_results, write_report
 from mipo_ray.storage import RunDirectory
@@ -67,7 +68,7 @@ def train(
 
     def work(stage_events: Events) -> dict[str, Any]:
         run.remove(stage)
-        with training_progress(stage_events, f"round {round_index} train"):
+        with progress(stage_events, "train_step", "step", f"round {round_index}  train"):
             summary = train_policy(
                 config,
                 _training_pairs(run, pairs),
@@ -166,7 +167,7 @@ def _training_pairs(run: RunDirectory, pairs: dict[str, Any]) -> ray.data.Datase
             filesystem=run.arrow_filesystem(),
             columns=["pair_id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "dropped"],
         )
-        return dataset.map_batches(_kept_only, batch_format="pyarrow").sort("pair_id")
+        return map_blocks(dataset, _kept_only).sort("pair_id")
 
 
 def _kept_only(block: pa.Table) -> pa.Table:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from ray.util.metrics import Counter, Gauge
 
 from mipo_ray.storage import RunDirectory
 
-COUNTERS = ("rows", "generated_tokens", "pairs", "trained_tokens")
+COUNTERS = ("rows", "generated_tokens", "scored_responses", "pairs")
 FLUSH_SECONDS = 5.0
 TAGS = ("run", "round", "stage")
 
@@ -31,7 +32,7 @@ class EventWriter:
 
     def __init__(self, run: RunDirectory):
         self._run = run
-        self._latest: dict[str, dict[str, Any]] = {}
+        self._stages: dict[tuple[int | None, str], dict[str, dict[str, Any]]] = {}
         self._pending: list[str] = []
         self._flushed = time.monotonic()
         # An object store cannot append: there the whole object is written anew at each flush.
@@ -44,7 +45,8 @@ class EventWriter:
     def emit(self, event: dict[str, Any]) -> None:
         """Records one event; it is on storage within a few seconds, or at the next `flush`."""
         event = {"time": time.time(), **event}
-        self._latest[str(event.get("event"))] = event
+        state = self.state(event.get("round"), str(event.get("stage")))
+        state["latest"][str(event.get("event"))] = event
         self._pending.append(json.dumps(event))
         tags = {"run": self._run.url, "round": str(event.get("round")), "stage": str(event.get("stage"))}
         for name, value in event.items():
@@ -53,14 +55,15 @@ class EventWriter:
             if name not in self._gauges:
                 self._gauges[name] = Gauge(f"mipo_{name}", description=name.replace("_", " "), tag_keys=TAGS)
             self._gauges[name].set(float(value), tags=tags)
-            if name in self._counters and value > 0:
+            if name in self._counters and event.get("event") != "pairs" and value > 0:
+                state["sums"][name] = state["sums"].get(name, 0) + value
                 self._counters[name].inc(float(value), tags=tags)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
-    def latest(self, name: str) -> dict[str, Any] | None:
-        """The newest event of a kind."""
-        return self._latest.get(name)
+    def state(self, round_index: int | None, stage: str) -> dict[str, dict[str, Any]]:
+        """What a stage reported since the writer started: `latest` event by kind, and the `sums` of COUNTERS."""
+        return self._stages.setdefault((round_index, stage), {"latest": {}, "sums": {}})
 
     def flush(self) -> None:
         """Brings every event to storage."""
@@ -109,30 +112,32 @@ def start(run: RunDirectory) -> Events:
 
 
 @contextlib.contextmanager
-def training_progress(events: Events, description: str) -> Iterator[None]:
-    """A progress bar over optimizer steps on the driver, fed by the newest `train_step` event."""
+def progress(events: Events, event: str, count: str, description: str, total: int | None = None) -> Iterator[None]:
+    """A progress bar on the driver over one stage, fed by its events of one kind.
+
+    `count` names the field to follow: one of COUNTERS is summed up; `step` is taken as it is, with the event's
+    `total_steps` and its loss, reward margin and reward accuracy beside the bar.
+    """
     from tqdm import tqdm
 
     stop = threading.Event()
+    interval = 1.0 if sys.stderr.isatty() else 15.0  # seconds between two lines in a log file
 
     def follow() -> None:
-        with tqdm(desc=description, unit="step", mininterval=2.0) as bar:
+        with tqdm(desc=description, total=total, unit=count.removesuffix("s"), mininterval=interval) as bar:
             finished = False
             while not finished:
                 finished = stop.wait(1.0)
-                step = ray.get(events.writer.latest.remote("train_step"))
-                if step is None or step["round"] != events.round_index:
-                    continue
-                bar.total = step["total_steps"]
-                bar.set_postfix(
-                    loss=f"{step['loss']:.4f}",
-                    margin=f"{step['reward_margin']:.3f}",
-                    accuracy=f"{step['reward_accuracy']:.2f}",
-                    refresh=False,
-                )
-                bar.update(step["step"] - bar.n)
+                state = ray.get(events.writer.state.remote(events.round_index, events.stage))
+                newest = state["latest"].get(event, {})
+                if "total_steps" in newest:
+                    bar.total = newest["total_steps"]
+                    shown = {name: f"{newest[name]:.4g}" for name in ("loss", "reward_margin", "reward_accuracy")}
+                    bar.set_postfix(shown, refresh=False)
+                done = newest.get(count, 0) if "total_steps" in newest else state["sums"].get(count, 0)
+                bar.update(done - bar.n)
 
-    thread = threading.Thread(target=follow, name="training-progress", daemon=True)
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
     try:
         yield

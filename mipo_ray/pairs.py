@@ -50,7 +50,7 @@ _EMPTY_RESPONSE = {"token_ids": [], "text": "", "finish_reason": "", "logprob": 
 
 
 def pair_id(seed: int, round_index: int, prompt_id: str, sample: int) -> str:
-    """Stable id of a pair, 16 hex digits. Sorting by it is a seeded shuffle, the order in which pairs are trained on."""
+    """Stable id of a pair, 16 hex digits. Sorting by it is a seeded shuffle: the order of training."""
     return hashlib.sha256(f"{seed}/{round_index}/{sample}/{prompt_id}".encode()).hexdigest()[:16]
 
 

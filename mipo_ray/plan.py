@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mipo_ray.config import Config
 from mipo_ray.models import check_model
-from mipo_ray.prompt_check import PromptSummary, check_prompts
+from mipo_ray.prompt_check import PromptSummary, check_held_out, check_training
 from mipo_ray.resources import Resources, check_resources, phases, resolve
 from mipo_ray.storage import RunDirectory
 
@@ -41,11 +41,8 @@ class Plan:
 def make_plan(config: Config, run: RunDirectory, cluster: Mapping[str, float]) -> Plan:
     """Checks everything that can be checked without an engine; raises UserError for what a user must mend."""
     check_model(config.model.path)
-    needs_context = config.conditioning.strategy == "missing_context"
-    prompts = check_prompts(config.prompts, needs_context=needs_context, needs_mismatch=not needs_context)
-    held_out = None
-    if config.evaluate.enabled:
-        held_out = check_prompts(config.evaluate.prompts, needs_context=needs_context, needs_mismatch=True)
+    prompts = check_training(config)
+    held_out = check_held_out(config) if config.evaluate.enabled else None
     resources = resolve(config, cluster)
     check_resources(config, resources, cluster)
     run.check_writable()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mipo_ray.config import PromptsConfig
+from mipo_ray.conditioning import STRATEGIES
+from mipo_ray.config import Config, PromptsConfig
 from mipo_ray.errors import UserError
 from mipo_ray.prompt_files import PromptFile, SourceRow, find_files, read_rows
 from mipo_ray.prompt_rows import PromptRow, check_template, nearest, normalize_row
@@ -37,6 +38,22 @@ class PromptSummary:
     @property
     def files(self) -> tuple[str, ...]:
         return tuple(source.path for source in self.sources)
+
+
+def check_training(config: Config) -> PromptSummary:
+    """`check_prompts` of the training prompts, with the needs of the run's conditioning strategy."""
+    strategy = STRATEGIES[config.conditioning.strategy]
+    return check_prompts(config.prompts, needs_context=strategy.needs_context, needs_mismatch=strategy.needs_mismatch)
+
+
+def check_held_out(config: Config) -> PromptSummary:
+    """`check_prompts` of the held-out prompts: answers are compared across them, so there must be several."""
+    return check_prompts(
+        config.evaluate.prompts,
+        needs_context=STRATEGIES[config.conditioning.strategy].needs_context,
+        needs_mismatch=True,
+        section="evaluate.prompts",
+    )
 
 
 def check_prompts(

@@ -11,6 +11,7 @@ Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -90,13 +91,16 @@ def _finished(plan: Plan) -> int:
 def _connect(config: Config) -> dict[str, float]:
     """Joins or starts a Ray cluster; returns its total resources."""
     import ray
+    import ray.data
 
     address = _address(config)
-    common = {"log_to_driver": True, "logging_level": "WARNING"}
     if address is None:
-        ray.init(num_cpus=local_cpus(config), include_dashboard=False, **common)
+        ray.init(address="local", num_cpus=local_cpus(config), include_dashboard=False, logging_level="WARNING")
     else:
-        ray.init(address=address, **common)
+        ray.init(address=address, logging_level="WARNING")
+    # The stages show their own progress; Ray Data's would repeat every operator of every small pass.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     return {kind: float(amount) for kind, amount in ray.cluster_resources().items()}
 
 

@@ -30,7 +30,7 @@ def read_results(run: RunDirectory) -> dict[str, Any]:
 
 def write_report(config: Config, run: RunDirectory) -> None:
     """Writes report.html from the stages that are finished by now."""
-    stages = [(None, "evaluate")]
+    stages: list[tuple[int | None, str]] = [(None, "evaluate")]
     for round_index in range(config.rounds):
         stages += [(round_index, stage) for stage in ("generate", "train", "evaluate")]
     manifests = {key: run.read_manifest(run.stage(*key)) for key in stages}
@@ -116,7 +116,8 @@ def _answers(run: RunDirectory, measured: list[int | None]) -> list[dict[str, An
     """Held-out answers of the base and of the newest policy to the same prompts, with their PMI."""
     before, after = measured_rows(run, measured[0]), measured_rows(run, measured[-1])
     before_pmi, after_pmi = _pmi(before), _pmi(after)
-    answers, seen = [], set()
+    answers: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for index, prompt_id in enumerate(before.prompt_ids):
         if prompt_id not in seen and len(answers) < EXAMPLES:
             seen.add(prompt_id)

@@ -14,16 +14,18 @@ import pyarrow.dataset
 import ray.data
 from ray.data import ActorPoolStrategy
 
+from mipo_ray.blocks import map_blocks, ordered_context
 from mipo_ray.conditioning import condition_block
 from mipo_ray.config import Config
 from mipo_ray.evaluation.other_conditionings import other_conditionings
 from mipo_ray.evaluation.results import MeasuredRows
 from mipo_ray.evaluation.scoring import SCORING_COLUMNS, Scorer, ScorerSettings
 from mipo_ray.generation.engine import REQUESTS
-from mipo_ray.generation.pipeline import ordered_context, sample_responses
+from mipo_ray.generation.pipeline import sample_responses
 from mipo_ray.generation.rendering import check_length, load_tokenizer, render_prompts
+from mipo_ray.monitoring import Events, progress
 from mipo_ray.pairs import TOKEN_IDS, prompt_text
-from mipo_ray.prompt_check import check_prompts
+from mipo_ray.prompt_check import check_held_out
 from mipo_ray.prompts import blocks_of, read_prompts
 from mipo_ray.resources import Resources
 from mipo_ray.seeds import stable_seed
@@ -55,7 +57,7 @@ def measure_policy(
     policy: str,
     initial: str,
     resources: Resources,
-    events: Any,
+    events: Events,
 ) -> dict[str, Any]:
     """Samples and scores a policy on the held-out prompts; writes responses/ and scores/ below its evaluate stage.
 
@@ -69,29 +71,25 @@ def measure_policy(
         prepare_held_out(config, run, initial=initial)
 
     models = {"initial": initial} if round_index is None else {"initial": initial, "policy": policy}
+    label = "base   " if round_index is None else f"round {round_index}"
     rows = ray.data.read_parquet(run.path(base, "prompts"), filesystem=filesystem)
+    prompts = rows.count()
     with ordered_context():
-        rows = rows.map_batches(
-            _answer_requests,
-            batch_format="pyarrow",
-            batch_size=None,
-            fn_kwargs={"config": config, "round_index": round_index},
-        ).repartition(target_num_rows_per_block=8)
+        rows = map_blocks(rows, _answer_requests, config=config, round_index=round_index)
+        rows = rows.repartition(target_num_rows_per_block=8)  # several blocks in flight, several engines at work
         sampled = sample_responses(rows, config, policy=policy, resources=resources, events=events)
-        answers = sampled.map_batches(
-            _one_row_per_response,
-            batch_format="pyarrow",
-            batch_size=None,
-            fn_kwargs={"samples": config.evaluate.samples_per_prompt, "models": list(models)},
+        answers = map_blocks(
+            sampled, _one_row_per_response, samples=config.evaluate.samples_per_prompt, models=list(models)
         )
-        answers.write_parquet(run.path(stage, "responses"), filesystem=filesystem)
+        with progress(events, "generated", "rows", f"{label}  answer", total=prompts):
+            answers.write_parquet(run.path(stage, "responses"), filesystem=filesystem)
 
     with ordered_context():
         answers = ray.data.read_parquet(run.path(stage, "responses"), filesystem=filesystem)
         if round_index is not None:
             # The fixed held-out pairs: the initial model's log-probs of them are known from the base's stage.
             pairs = ray.data.read_parquet(run.path(base, "responses"), filesystem=filesystem)
-            pairs = pairs.map_batches(_pairs_only, batch_format="pyarrow", batch_size=None)
+            pairs = map_blocks(pairs, _pairs_only)
             answers = answers.union(pairs)
         scores = answers.repartition(target_num_rows_per_block=16).map_batches(
             Scorer,
@@ -103,6 +101,7 @@ def measure_policy(
                     on_gpu=resources.on_gpu,
                     trust_remote_code=config.model.trust_remote_code,
                 ),
+                events,
             ),
             batch_format="pyarrow",
             batch_size=None,
@@ -110,27 +109,21 @@ def measure_policy(
             num_cpus=config.generation.pool.cpus_per_engine,
             num_gpus=resources.gpus_per_engine or None,
         )
-        scores.write_parquet(run.path(stage, "scores"), filesystem=filesystem)
+        # An answer each, and the held-out pairs: rejected ones for the base, both sides for a round's policy.
+        total = prompts * (config.evaluate.samples_per_prompt + (1 if round_index is None else 2))
+        with progress(events, "scored", "scored_responses", f"{label}  score", total=total):
+            scores.write_parquet(run.path(stage, "scores"), filesystem=filesystem)
     return {"policy": policy, "responses": len(measured_rows(run, round_index).prompt_ids)}
 
 
 def prepare_held_out(config: Config, run: RunDirectory, *, initial: str) -> None:
     """Writes base/evaluate/prompts: every held-out prompt with its K other conditionings and its mismatched prompt."""
     strategy = "missing_context" if config.conditioning.strategy == "missing_context" else "random_prompt"
-    summary = check_prompts(config.evaluate.prompts, needs_context=strategy == "missing_context", needs_mismatch=True)
+    summary = check_held_out(config)
     with ordered_context():
         rows = blocks_of(read_prompts(config.evaluate.prompts, summary), summary.rows, HELD_OUT_BLOCK)
-        rows = rows.map_batches(
-            condition_block,
-            batch_format="pyarrow",
-            batch_size=None,
-            fn_kwargs={"strategy": strategy, "seed": config.seed, "round_index": -1},
-        ).map_batches(
-            _add_conditionings,
-            batch_format="pyarrow",
-            batch_size=None,
-            fn_kwargs={"config": config, "initial": initial},
-        )
+        rows = map_blocks(rows, condition_block, strategy=strategy, seed=config.seed, round_index=-1)
+        rows = map_blocks(rows, _add_conditionings, config=config, initial=initial)
         rows.write_parquet(
             run.path(run.stage(None, "evaluate"), "prompts"), filesystem=run.arrow_filesystem(), min_rows_per_file=4096
         )

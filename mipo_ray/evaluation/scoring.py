@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mipo_ray.monitoring import Events
 from mipo_ray.pairs import TOKEN_IDS
 
 # One row per response: `conditionings` are prompts (token ids) that the response is scored under, `models` the names of
@@ -38,7 +39,7 @@ class ScorerSettings:
 class Scorer:
     """A Ray Data actor that scores blocks of rows (SCORING_COLUMNS)."""
 
-    def __init__(self, settings: ScorerSettings):
+    def __init__(self, settings: ScorerSettings, events: Events):
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -49,6 +50,7 @@ class Scorer:
         if not settings.on_gpu:
             torch.set_num_threads(os.cpu_count() or 1)  # Ray set it from the actor's logical CPUs
         self._settings = settings
+        self._events = events
         self._models: dict[str, Any] = {}
         for name, path in settings.models.items():
             directory = local_model_directory(path, trust_remote_code=settings.trust_remote_code)
@@ -66,6 +68,7 @@ class Scorer:
             scored = [row if name in row["models"] else {**row, "conditionings": []} for row in rows]
             values = self._score(name, scored)
             block = block.append_column(f"logprobs_{name}", pa.array(values, pa.list_(pa.float64())))
+        self._events.emit({"event": "scored", "scored_responses": len(rows)})
         return block.drop_columns([name for name, _ in SCORING_COLUMNS])
 
     def _score(self, name: str, rows: list[dict[str, Any]]) -> list[list[float]]:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from mipo_ray.config import SamplingConfig
+from mipo_ray.monitoring import Events
 from mipo_ray.pairs import TOKEN_IDS
 
 REQUESTS = pa.list_(pa.struct([("prompt_token_ids", TOKEN_IDS), ("seed", pa.int64())]))
@@ -43,7 +44,7 @@ class Sampler:
     response that stopped keeps its end token; one cut at the limit has none.
     """
 
-    def __init__(self, settings: EngineSettings, events: Any = None):
+    def __init__(self, settings: EngineSettings, events: Events):
         _set_environment(settings)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -75,7 +76,7 @@ class Sampler:
         self._sampling = settings.sampling
         self._events = events
         self._request_count = 0
-        self._emit({"event": "engine_start", "engine_start_seconds": time.monotonic() - started})
+        self._events.emit({"event": "engine_start", "engine_start_seconds": time.monotonic() - started})
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         """Samples every request of the block; yields the block once, with its `responses`."""
@@ -91,7 +92,7 @@ class Sampler:
                 os._exit(1)
             raise
         tokens = sum(len(response["token_ids"]) for row in responses for response in row)
-        self._emit(
+        self._events.emit(
             {
                 "event": "generated",
                 "rows": block.num_rows,
@@ -125,10 +126,6 @@ class Sampler:
             "logprob": final.cumulative_logprob,
         }
 
-    def _emit(self, event: dict[str, Any]) -> None:
-        if self._events is not None:
-            self._events.emit(event)
-
     def __del__(self) -> None:
         # Without it the engine's process outlives the pool and reports that its client died.
         if (engine := getattr(self, "_engine", None)) is not None:
@@ -136,7 +133,7 @@ class Sampler:
 
 
 def _set_environment(settings: EngineSettings) -> None:
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not settings.on_gpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB

@@ -9,22 +9,22 @@ the rows that have no pair yet, under the conditioning they had.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 from ray.data.checkpoint import CheckpointConfig
 
+from mipo_ray.blocks import map_blocks, ordered_context
 from mipo_ray.conditioning import condition_block
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.generation.engine import REQUESTS, EngineSettings, Sampler
 from mipo_ray.generation.rendering import check_length, load_tokenizer, render_prompts
+from mipo_ray.monitoring import Events, progress
 from mipo_ray.pairs import TOKEN_IDS, assemble_pairs, drop_table, merge_statistics, pair_statistics, prompt_fingerprint
-from mipo_ray.prompt_check import check_prompts
+from mipo_ray.prompt_check import check_training
 from mipo_ray.prompts import blocks_of, read_prompts, rows_per_block
 from mipo_ray.resources import Resources
 from mipo_ray.seeds import stable_seed
@@ -36,7 +36,7 @@ class TooManyDroppedError(UserError):
 
 
 def generate_pairs(
-    config: Config, run: RunDirectory, round_index: int, *, policy: str, resources: Resources, events: Any
+    config: Config, run: RunDirectory, round_index: int, *, policy: str, resources: Resources, events: Events
 ) -> dict[str, Any]:
     """Runs the generate stage of one round below the run directory; returns the facts for its manifest.
 
@@ -57,13 +57,9 @@ def generate_pairs(
         rows = ray.data.read_parquet(run.path(stage, "conditioned"), filesystem=filesystem)
         rows = rows.repartition(target_num_rows_per_block=conditioned["rows_per_block"], strict=True)
         sampled = sample_responses(rows, config, policy=policy, resources=resources, events=events)
-        pairs = sampled.map_batches(
-            assemble_pairs,
-            batch_format="pyarrow",
-            batch_size=None,
-            fn_kwargs={"seed": config.seed, "round_index": round_index, "filters": config.filters},
-        )
-        pairs.write_parquet(run.path(stage), filesystem=filesystem)
+        pairs = map_blocks(sampled, assemble_pairs, seed=config.seed, round_index=round_index, filters=config.filters)
+        with progress(events, "generated", "rows", f"round {round_index}  generate", total=conditioned["rows"]):
+            pairs.write_parquet(run.path(stage), filesystem=filesystem)
 
     files = [name for name in run.list_files(stage) if name.endswith(".parquet") and "/" not in name]
     statistics = _statistics(run, stage, files)
@@ -90,31 +86,19 @@ def condition_prompts(config: Config, run: RunDirectory, round_index: int, *, po
         return json.loads(text)
     run.remove(stage)
     strategy = config.conditioning.strategy
-    summary = check_prompts(
-        config.prompts, needs_context=strategy == "missing_context", needs_mismatch=strategy != "missing_context"
-    )
+    summary = check_training(config)
     block_rows = rows_per_block(summary.rows, config.conditioning.block_size)
     with ordered_context():
         rows = blocks_of(read_prompts(config.prompts, summary), summary.rows, config.conditioning.block_size)
-        rows = rows.map_batches(
-            condition_block,
-            batch_format="pyarrow",
-            batch_size=None,
-            fn_kwargs={"strategy": strategy, "seed": config.seed, "round_index": round_index},
-        )
-        rows = rows.map_batches(
-            add_requests,
-            batch_format="pyarrow",
-            batch_size=None,
-            fn_kwargs={"config": config, "policy": policy, "round_index": round_index},
-        )
+        rows = map_blocks(rows, condition_block, strategy=strategy, seed=config.seed, round_index=round_index)
+        rows = map_blocks(rows, add_requests, config=config, policy=policy, round_index=round_index)
         rows.write_parquet(run.path(stage, "conditioned"), filesystem=run.arrow_filesystem())
     written = ray.data.read_parquet(
         run.path(stage, "conditioned"), filesystem=run.arrow_filesystem(), columns=["prompt_id"]
     )
     fingerprint = 0
-    for batch in written.iter_batches(batch_format="pyarrow", batch_size=None):
-        fingerprint += prompt_fingerprint(batch["prompt_id"].to_pylist())
+    for batch in written.iter_batches(batch_size=None):
+        fingerprint += prompt_fingerprint(batch["prompt_id"])
     facts = {"rows": summary.rows, "rows_per_block": block_rows, "fingerprint": f"{fingerprint % 2**64:016x}"}
     run.write_text(f"{stage}/conditioned.json", json.dumps(facts))
     return facts
@@ -152,7 +136,7 @@ def add_requests(block: pa.Table, *, config: Config, policy: str, round_index: i
 
 
 def sample_responses(
-    rows: ray.data.Dataset, config: Config, *, policy: str, resources: Resources, events: Any
+    rows: ray.data.Dataset, config: Config, *, policy: str, resources: Resources, events: Events
 ) -> ray.data.Dataset:
     """Adds `responses` to rows with `requests`, through the pool of vLLM actors; a block stays a block."""
     pool = config.generation.pool
@@ -180,15 +164,6 @@ def sample_responses(
         num_cpus=pool.cpus_per_engine,
         num_gpus=resources.gpus_per_engine or None,
     )
-
-
-@contextmanager
-def ordered_context() -> Iterator[DataContext]:
-    """A Ray Data context of its own in which rows keep their order, whatever the parallelism."""
-    context = DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    with DataContext.current(context):
-        yield context
 
 
 def _statistics(run: RunDirectory, stage: str, files: list[str]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def check_length(prompt_id: str, token_ids: Sequence[int], *, max_tokens: int, m
     """Raises PromptTooLongError when prompt and response together may exceed the context window (all in tokens)."""
     if len(token_ids) + max_tokens > max_model_len:
         raise PromptTooLongError(
-            f"prompt {prompt_id!r}: {len(token_ids)} tokens and a response of up to {max_tokens} do not fit the context "
-            f"window: expected at most {max_model_len - max_tokens} prompt tokens (model.max_model_len {max_model_len} "
+            f"prompt {prompt_id!r}: {len(token_ids)} tokens and a response of up to {max_tokens} do not fit the "
+            f"context window: expected at most {max_model_len - max_tokens} prompt tokens (model.max_model_len {max_model_len} "
             f"- max_tokens {max_tokens}). Shorten it, raise model.max_model_len, or set filters.drop_too_long=true."
         )

@@ -8,12 +8,15 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
 from mipo_ray.config import Config, TrainConfig
 from mipo_ray.errors import UserError
+from mipo_ray.training import worker
 from mipo_ray.training.engine import deepspeed_config
 from mipo_ray.training.layout import PAIR_COLUMNS
 from mipo_ray.training.worker import TrainingDiverged, WorkerSettings, train_round
@@ -225,6 +228,26 @@ def test_another_number_of_pairs_than_promised_is_an_error(model_dir, tmp_path, 
     )
     with pytest.raises(ValueError, match=f"epoch 0: expected 8 pairs for this worker, {found}"):
         train_round(settings, lambda epoch: column_batches(ragged_pairs(streamed)), lambda metrics: None)
+
+
+def test_the_command_trains_a_parquet_file_and_prints_a_line_per_step(model_dir, tmp_path, capsys):
+    columns = {name: [pair[name] for pair in ragged_pairs(5)] for name in PAIR_COLUMNS}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "pairs.parquet")
+    paths = [
+        "--pairs",
+        str(tmp_path / "pairs.parquet"),
+        "--model",
+        str(model_dir),
+        "--output",
+        str(tmp_path / "policy"),
+    ]
+    worker.main([*paths, "train.batch_size=2", "model.dtype=float32"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:3] for line in lines[:-1]] == [
+        [f"step {step}", "total_steps 3", f"pairs {pairs}"] for step, pairs in enumerate([2, 2, 1])
+    ]
+    assert lines[-1].startswith("TrainSummary(steps=3, pairs=5")
+    assert load(tmp_path / "policy").num_parameters() > 0
 
 
 def test_raw_deepspeed_keys_are_merged_over_the_generated_ones():
