@@ -95,9 +95,9 @@ def _connect(config: Config) -> dict[str, float]:
 
     address = _address(config)
     if address is None:
-        ray.init(address="local", num_cpus=local_cpus(config), include_dashboard=False, logging_level="WARNING")
+        ray.init(address="local", num_cpus=local_cpus(config), include_dashboard=True, logging_level=logging.WARNING)
     else:
-        ray.init(address=address, logging_level="WARNING")
+        ray.init(address=address, logging_level=logging.WARNING)
     # The stages show their own progress; Ray Data's would repeat every operator of every small pass.
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -12,6 +12,7 @@ import os
 import posixpath
 import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -108,6 +109,19 @@ class RunDirectory:
                 relative = os.path.relpath(source, local_directory).replace(os.sep, "/")
                 self.filesystem.makedirs(posixpath.dirname(self.path(name, relative)), exist_ok=True)
                 self.filesystem.put_file(source, self.path(name, relative))
+
+    @contextlib.contextmanager
+    def local_output(self, name: str) -> Iterator[str]:
+        """A local directory whose content is `name` below the run directory once the block ends.
+
+        On a local disk it is that directory itself; elsewhere a temporary one that is uploaded.
+        """
+        if self.is_local:
+            yield self.path(name)
+        else:
+            with tempfile.TemporaryDirectory(prefix="mipo-ray-") as temporary:
+                yield temporary
+                self.upload(temporary, name)
 
     def model_path(self, name: str) -> str:
         """How `models.local_model_directory` names a model below the run directory: a local path or a URL."""

@@ -37,6 +37,7 @@ def check_length(prompt_id: str, token_ids: Sequence[int], *, max_tokens: int, m
     if len(token_ids) + max_tokens > max_model_len:
         raise PromptTooLongError(
             f"prompt {prompt_id!r}: {len(token_ids)} tokens and a response of up to {max_tokens} do not fit the "
-            f"context window: expected at most {max_model_len - max_tokens} prompt tokens (model.max_model_len {max_model_len} "
-            f"- max_tokens {max_tokens}). Shorten it, raise model.max_model_len, or set filters.drop_too_long=true."
+            f"context window: expected at most {max_model_len - max_tokens} prompt tokens (model.max_model_len "
+            f"{max_model_len} - max_tokens {max_tokens}). Shorten it, raise model.max_model_len, or set "
+            "filters.drop_too_long=true."
         )

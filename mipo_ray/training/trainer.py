@@ -15,6 +15,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
+from mipo_ray.models import local_model_directory
+from mipo_ray.monitoring import Events
+from mipo_ray.resources import Resources
+from mipo_ray.storage import RunDirectory
 from mipo_ray.training.engine import deepspeed_config
 from mipo_ray.training.layout import PAIR_COLUMNS
 from mipo_ray.training.worker import TrainingDiverged, TrainSummary, WorkerSettings, train_round
@@ -25,20 +29,20 @@ def train_policy(
     pairs: ray.data.Dataset,
     pair_count: int,
     *,
-    policy_dir: str,
-    reference_dir: str,
-    output_dir: str,
-    storage_path: str,
-    use_gpu: bool,
-    report_actor: Any = None,
+    policy: str,
+    reference: str,
+    run: RunDirectory,
+    stage: str,
+    resources: Resources,
+    events: Events,
 ) -> TrainSummary:
-    """Trains the policy of `policy_dir` on the round's pairs; rank 0 writes the result to `output_dir`.
+    """Trains `policy` (any model path) on the round's pairs; rank 0 writes the result to `stage`/policy of the run.
 
     `pairs` are `pair_count` rows in their final order: step k trains on rows k * batch_size to (k + 1) * batch_size,
     however many workers share them. Workers must have equally many pairs, so that up to num_workers - 1 pairs at the
-    end are left out (`TrainSummary.pairs_unused`). The directories are seen by every worker (local on one
-    machine, shared on a cluster); `storage_path` is Ray Train's own bookkeeping. `report_actor`, an actor handle or
-    None, gets `emit.remote(metrics)` after each step: the keys of `worker.train_round`.
+    end are left out (`TrainSummary.pairs_unused`). A run directory that is a path must be seen by every
+    worker (local on one machine, shared on a cluster). Each step is a `train_step` event with the keys of
+    `worker.train_round`; Ray Train keeps its own books in `stage`/ray_train.
 
     A worker group that loses a worker starts this training again from its first step, `train.max_failures` times.
     Raises UserError for fewer pairs than workers and for a dtype that cannot be trained, TrainingDiverged when
@@ -49,14 +53,14 @@ def train_policy(
     workers = train.num_workers
     if pair_count < workers:
         raise UserError(f"train.num_workers: {workers} workers need a pair each at least, found {pair_count} pairs")
-    dtype = _dtype(config.model.dtype, use_gpu)
-    deepspeed_config(train, dtype, workers)  # refuses here, and not in every worker, what cannot be trained
+    use_gpu = resources.gpus_per_worker > 0
+    deepspeed_config(train, resources.dtype, workers)  # refuses here, and not in every worker, what cannot be trained
     settings = WorkerSettings(
-        policy_dir=os.path.abspath(policy_dir),  # workers run in a directory of Ray Train's
-        reference_dir=os.path.abspath(reference_dir),
-        output_dir=os.path.abspath(output_dir),
+        policy_dir=policy,
+        reference_dir=reference,
+        output_dir="",
         train=train,
-        dtype=dtype,
+        dtype=resources.dtype,
         device="cuda" if use_gpu else "cpu",
         seed=config.seed,
         pairs_per_worker=pair_count // workers,
@@ -65,13 +69,14 @@ def train_policy(
     options = ray.data.ExecutionOptions(preserve_order=True)
     trainer = TorchTrainer(
         _worker_loop,  # type: ignore[arg-type]  # its return value comes back, whatever the annotation says
-        train_loop_config={"settings": settings, "report_actor": report_actor},
+        train_loop_config={"settings": settings, "run": run, "stage": stage, "events": events},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker=_resources(config, use_gpu)
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker=_worker_resources(config, resources)
         ),
         run_config=ray.train.RunConfig(
-            storage_path=storage_path if "://" in storage_path else os.path.abspath(storage_path),
+            storage_path=run.path(stage, "ray_train"),
+            storage_filesystem=run.arrow_filesystem(),
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
         ),
         datasets={"pairs": _in_step_blocks(pairs, pair_count, train.batch_size // workers, workers)},
@@ -114,8 +119,9 @@ def _in_step_blocks(
 def _worker_loop(loop_config: dict[str, Any]) -> TrainSummary | TrainingDiverged:
     # Ray sets OMP_NUM_THREADS from the logical CPUs of the worker; on a CPU the cores themselves are what counts.
     threads = max(1, len(os.sched_getaffinity(0)) // ray.train.get_context().get_local_world_size())
-    settings: WorkerSettings = replace(loop_config["settings"], threads=threads)
-    report_actor = loop_config["report_actor"]
+    settings: WorkerSettings = loop_config["settings"]
+    run: RunDirectory = loop_config["run"]
+    events: Events = loop_config["events"]
     shard = ray.train.get_dataset_shard("pairs")
     assert shard is not None
 
@@ -123,28 +129,28 @@ def _worker_loop(loop_config: dict[str, Any]) -> TrainSummary | TrainingDiverged
         return shard.iter_batches(batch_size=settings.train.micro_batch_size, prefetch_batches=1)
 
     def report(metrics: dict[str, float]) -> None:
-        if report_actor is not None:
-            report_actor.emit.remote(metrics)
+        events.emit({"event": "train_step", **metrics})
 
     try:
-        return train_round(settings, pairs_in_epoch, report)
+        with run.local_output(f"{loop_config['stage']}/policy") as output:
+            settings = replace(
+                settings,
+                policy_dir=local_model_directory(settings.policy_dir, settings.trust_remote_code),
+                reference_dir=local_model_directory(settings.reference_dir, settings.trust_remote_code),
+                output_dir=output,
+                threads=threads,
+            )
+            return train_round(settings, pairs_in_epoch, report)
     except TrainingDiverged as error:
         # All workers diverge together. Returned and not raised: a worker that fails is started again.
         return error
 
 
-def _resources(config: Config, use_gpu: bool) -> dict[str, float]:
-    resources = {"CPU": config.train.cpus_per_worker}
-    if use_gpu:
-        gpus = config.train.gpus_per_worker
-        resources["GPU"] = 1.0 if gpus is None else gpus
-    return resources
-
-
-def _dtype(dtype: str, use_gpu: bool) -> str:
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if use_gpu else "float32"
+def _worker_resources(config: Config, resources: Resources) -> dict[str, float]:
+    worker = {"CPU": config.train.cpus_per_worker}
+    if resources.gpus_per_worker:
+        worker["GPU"] = resources.gpus_per_worker
+    return worker
 
 
 def _worker_message(error: ray.train.TrainingFailedError) -> str:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from mipo_ray import monitoring
 from mipo_ray.config import Config, TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.training import worker
@@ -260,46 +261,36 @@ def test_raw_deepspeed_keys_are_merged_over_the_generated_ones():
 
 
 def test_two_ray_workers_equal_one(ray_cluster, model_dir, tmp_path):
-    import ray
     import ray.data
 
     from mipo_ray.training.trainer import train_policy
 
-    @ray.remote
-    class MetricsCollector:
-        def __init__(self) -> None:
-            self.steps: list[dict[str, float]] = []
-
-        def emit(self, metrics: dict[str, float]) -> None:
-            self.steps.append(metrics)
-
-        def collected(self) -> list[dict[str, float]]:
-            return self.steps
-
     pairs = ragged_pairs(11)
     dataset = ray.data.from_items([{"pair_id": str(index), **pair} for index, pair in enumerate(pairs)])
-    collector = MetricsCollector.remote()
+    run = open_run(str(tmp_path / "two"))
+    events = monitoring.start(run).at(0, "train")
     settings = TRAIN | {"num_workers": 2, "micro_batch_size": 1, "zero_stage": 2, "max_failures": 0}
     summary = train_policy(
         Config.model_validate({"train": settings}),
         dataset.repartition(3),
         len(pairs),
-        policy_dir=str(model_dir),
-        reference_dir=str(model_dir),
-        output_dir=str(tmp_path / "two"),
-        storage_path=str(tmp_path / "ray_train"),
-        use_gpu=False,
-        report_actor=collector,
+        policy=str(model_dir),
+        reference=str(model_dir),
+        run=run,
+        stage="train",
+        resources=ON_CPU,
+        events=events,
     )
+    events.flush()
     # Of 11 pairs in steps of 4, the last step has 3, of which the two workers can share 2.
     assert (summary.steps, summary.pairs, summary.pairs_unused) == (6, 10, 1)
     one, one_steps = train_here(model_dir, tmp_path / "one", pairs[:10])
-    steps = ray.get(collector.collected.remote())
+    steps = [event for event in monitoring.read_events(run) if event["event"] == "train_step"]
     assert summary.tokens == one.tokens
     for key in ("step", "pairs", "loss", "gradient_norm", "reward_accuracy", "chosen_logprob", "learning_rate"):
         assert [step[key] for step in steps] == pytest.approx([step[key] for step in one_steps], abs=1e-4), key
     expected = load(tmp_path / "one")
-    for name, parameter in load(tmp_path / "two").named_parameters():
+    for name, parameter in load(tmp_path / "two" / "train" / "policy").named_parameters():
         torch.testing.assert_close(parameter, expected.get_parameter(name), atol=1e-5, rtol=0, msg=name)
 
 
@@ -309,14 +300,16 @@ def test_a_failed_worker_is_reported_with_its_own_message_first(ray_cluster, mod
     from mipo_ray.training.trainer import train_policy
 
     dataset = ray.data.from_items([{"pair_id": str(index), **pair} for index, pair in enumerate(ragged_pairs(4))])
+    run = open_run(str(tmp_path))
     with pytest.raises(RuntimeError, match=r"^training worker 0: epoch 0: expected 5 pairs for this worker, found 4"):
         train_policy(
             Config.model_validate({"train": TRAIN | {"max_failures": 0}}),
             dataset,
             5,
-            policy_dir=str(model_dir),
-            reference_dir=str(model_dir),
-            output_dir=str(tmp_path / "policy"),
-            storage_path=str(tmp_path / "ray_train"),
-            use_gpu=False,
+            policy=str(model_dir),
+            reference=str(model_dir),
+            run=run,
+            stage="train",
+            resources=ON_CPU,
+            events=monitoring.start(run),
         )
