@@ -19,7 +19,8 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+# Not float16: it needs loss scaling, which the training does not do.
+Dtype = Literal["auto", "float32", "bfloat16"]
 Strategy = Literal["missing_context", "random_prompt", "swapped_response"]
 
 

@@ -36,7 +36,10 @@ class EventWriter:
         self._pending: list[str] = []
         self._flushed = time.monotonic()
         # An object store cannot append: there the whole object is written anew at each flush.
-        self._stored = "" if run.is_local else (run.read_text("metrics.jsonl") or "")
+        before = run.read_text("metrics.jsonl") or ""
+        self._stored = "" if run.is_local else before
+        if before and not before.endswith("\n"):  # a kill cut the last line off; the next event gets a line of its own
+            self._pending.append("")
         self._gauges: dict[str, Gauge] = {}
         self._counters = {
             name: Counter(f"mipo_{name}_sum", description=f"sum of {name}", tag_keys=TAGS) for name in COUNTERS

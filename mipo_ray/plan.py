@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +36,17 @@ class Plan:
 
     @property
     def is_finished(self) -> bool:
-        return set(self.stages) <= set(self.finished)
+        """Every stage is finished, and results.json and report.html were written after the last one."""
+        return set(self.stages) <= set(self.finished) and self._is_reported()
+
+    def _is_reported(self) -> bool:
+        # A kill right after the last stage was committed leaves older results, or a report of older results.
+        measured = {"base", *map(str, range(self.config.rounds))} if self.config.evaluate.enabled else set()
+        if not measured <= json.loads(self.run.read_text("results.json") or "{}").keys():
+            return False
+        written = self.run.modified("report.html")
+        results = self.run.modified("results.json")
+        return written is not None and (results is None or results <= written)
 
 
 def make_plan(config: Config, run: RunDirectory, cluster: Mapping[str, float]) -> Plan:
@@ -68,6 +79,7 @@ def describe(plan: Plan) -> str:
     steps = train.epochs * math.ceil(per_worker / (train.batch_size // train.num_workers))
     micro = min(train.micro_batch_size, train.batch_size // train.num_workers)
     accumulation = math.ceil(train.batch_size / train.num_workers / micro)
+    at_most = "" if micro * accumulation * train.num_workers == train.batch_size else "at most "
     device = "GPU" if plan.resources.on_gpu else "CPU"
     lines = [
         f"run directory   {plan.run.url}",
@@ -79,7 +91,7 @@ def describe(plan: Plan) -> str:
         f"generate        {responses:,} responses of up to {sampling.max_tokens} tokens, temperature "
         f"{sampling.temperature:g}: {plan.prompts.rows:,} pairs before filters",
         f"train           {steps:,} steps at most: {train.batch_size} pairs per step = {train.num_workers} workers x "
-        f"{accumulation} micro-batches x {micro} pairs, {train.epochs} epoch(s), beta {train.beta:g}, learning rate "
+        f"{accumulation} micro-batches x {at_most}{micro} pairs, {train.epochs} epoch(s), beta {train.beta:g}, learning rate "
         f"{train.learning_rate:g}, ZeRO {train.zero_stage}",
     ]
     if plan.held_out is not None:

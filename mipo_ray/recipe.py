@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,22 @@ from mipo_ray.errors import UserError
 
 class ConfigError(UserError):
     """A configuration that cannot be run; the message names each wrong key and what was expected."""
+
+
+# YAML 1.1 reads 1e-5 (no dot) as a string; users mean the number. Quoted, it is a string here too.
+_SCIENTIFIC_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads scientific notation as numbers."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that `_Loader` would read as numbers."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC_FLOAT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC_FLOAT, list("-+.0123456789"))
 
 
 def load_config(recipe: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> Config:
@@ -64,15 +81,17 @@ def config_hash(config: Config) -> str:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: expected UTF-8 text: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if values is None:
         return {}
@@ -86,11 +105,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"{override!r}: expected key=value, for example train.beta=0.2")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: {text!r} is not a valid YAML value") from None
-    if isinstance(value, str):
-        value = _scientific_float(value)
+        value = _load_yaml(text)
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"{key}: {text!r} is not a valid YAML value; put text in quotes: {key}='\"...\"'") from None
     *parents, leaf = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -99,12 +116,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     values[leaf] = value
 
 
-def _scientific_float(text: str) -> str | float:
-    """YAML 1.1 reads 1e-5 (no dot) as a string; users mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
 
 
 def _explain(item: Any) -> str:

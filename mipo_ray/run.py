@@ -11,6 +11,7 @@ Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -21,7 +22,7 @@ from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.plan import Plan, describe, make_plan
 from mipo_ray.recipe import fields, load_config
-from mipo_ray.resources import local_cpus
+from mipo_ray.resources import ResourceError, local_cpus
 from mipo_ray.storage import open_run
 
 
@@ -54,7 +55,8 @@ def _run(config: Config) -> int:
     with run.lock():
         started = time.monotonic()
         # A first plan from what this machine knows, so that most mistakes are told before Ray starts.
-        plan = make_plan(config, run, {"CPU": float("inf"), "GPU": float("inf")})
+        cpus = local_cpus(config) if _address(config) is None else float("inf")
+        plan = make_plan(config, run, {"CPU": cpus, "GPU": float("inf")})
         if plan.is_finished:
             return _finished(plan)
         plan = make_plan(config, run, _connect(config))
@@ -94,10 +96,21 @@ def _connect(config: Config) -> dict[str, float]:
     import ray.data
 
     address = _address(config)
+    quiet = ray.LoggingConfig(log_level="WARNING")
     if address is None:
-        ray.init(address="local", num_cpus=local_cpus(config), include_dashboard=True, logging_level=logging.WARNING)
+        ray.init(
+            address="local",
+            num_cpus=local_cpus(config),
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            logging_level=logging.WARNING,
+            logging_config=quiet,
+        )
     else:
-        ray.init(address=address, logging_level=logging.WARNING)
+        try:
+            ray.init(address=address, logging_level=logging.WARNING, logging_config=quiet)
+        except ConnectionError as error:
+            raise ResourceError(f"ray.address {address!r}: cannot join this cluster: {error}") from None
     # The stages show their own progress; Ray Data's would repeat every operator of every small pass.
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -112,7 +125,8 @@ def _local_gpus() -> float:
     """GPUs that a local cluster would find, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return float(len([device for device in visible.split(",") if device.strip()]))
+        # -1 is the usual way to hide every GPU.
+        return float(len([device for device in visible.split(",") if device.strip() not in ("", "-1")]))
     return float(len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]))
 
 
@@ -146,8 +160,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _field_help() -> str:
     lines = ["configuration fields (key = default: meaning):"]
+    defaults = Config()
     for path, info in fields():
-        default = info.get_default(call_default_factory=True)
+        # Of the whole configuration: a section may be given other defaults than its class (evaluate.prompts).
+        default = functools.reduce(getattr, path.split("."), defaults)
         lines.append(f"  {path} = {'null' if default is None else default}: {info.description}")
     return "\n".join(lines)
 

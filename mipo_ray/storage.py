@@ -7,6 +7,7 @@ is there: the manifest is written last, in one object write, and lists every fil
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import posixpath
@@ -30,6 +31,9 @@ from mipo_ray.recipe import config_hash, result_fields, to_yaml
 HEARTBEAT_SECONDS = 10.0
 STALE_LOCK_SECONDS = 60.0
 MINIMUM_FREE_BYTES = 64 * 1024**2
+UNREADABLE_LOCK_SECONDS = 1.0
+WRITING = ".writing"  # suffix of a file that is not complete yet
+PROBE = ".probe-"
 
 
 class StorageError(UserError):
@@ -80,14 +84,27 @@ class RunDirectory:
         target = self.path(name)
         if self.is_local:
             os.makedirs(posixpath.dirname(target), exist_ok=True)
-            temporary = f"{target}.writing"
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
+            temporary = f"{target}{WRITING}"
+            try:
+                with open(temporary, "w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, target)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.remove(temporary)
+                raise StorageError(f"{target}: cannot be written: {error}") from error
         else:
             self.filesystem.pipe_file(target, text.encode("utf-8"))
+
+    def modified(self, name: str) -> datetime.datetime | None:
+        """When a file below the run directory was last written; None when it does not exist."""
+        try:
+            self.filesystem.invalidate_cache()
+            return self.filesystem.modified(self.path(name))
+        except FileNotFoundError:
+            return None
 
     def list_files(self, name: str) -> dict[str, int]:
         """Files below a directory of the run: path relative to that directory -> bytes."""
@@ -135,7 +152,13 @@ class RunDirectory:
         text = self.read_text(f"{stage}/manifest.json")
         if text is None:
             return None
-        manifest = json.loads(text)
+        try:
+            manifest = json.loads(text)
+        except ValueError as error:
+            raise StorageError(
+                f"{self.path(stage, 'manifest.json')}: expected JSON, found: {error}. Remove {self.path(stage)} to run "
+                "the stage again."
+            ) from None
         present = self.list_files(stage)
         for name, size in manifest["files"].items():
             if present.get(name) != size:
@@ -153,14 +176,15 @@ class RunDirectory:
         `files` restricts that list (default: every file of the stage).
         """
         sizes = self.list_files(stage)
-        names = [name for name in sizes if name != "manifest.json"] if files is None else files
+        if files is None:  # without what a kill in the middle of a write left behind
+            files = [name for name in sizes if name != "manifest.json" and not name.endswith(WRITING)]
         manifest = {
             "stage": stage,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seed": config.seed,
             "config_hash": config_hash(config),
             **facts,
-            "files": {name: sizes[name] for name in names},
+            "files": {name: sizes[name] for name in files},
         }
         self.write_text(f"{stage}/manifest.json", json.dumps(manifest, indent=2))
         return manifest
@@ -176,12 +200,20 @@ class RunDirectory:
 
         text = self.read_text("config.yaml")
         if text is None:
-            if any(not name.startswith("lock") for name in self.list_files("")):
+            # A kill or a full disk may have left a probe or an unfinished write.
+            own = ("lock", PROBE)
+            if any(not name.startswith(own) and not name.endswith(WRITING) for name in self.list_files("")):
                 raise StorageError(
                     f"{self.url}: not empty and without a config.yaml, so not a run directory; choose another run_dir"
                 )
             return
-        before, after = result_fields(yaml.safe_load(text)), result_fields(config.model_dump(mode="json"))
+        try:
+            before = result_fields(yaml.safe_load(text))
+        except (yaml.YAMLError, AttributeError) as error:
+            raise StorageError(
+                f"{self.path('config.yaml')}: expected the configuration of a run, found something else: {error}"
+            ) from None
+        after = result_fields(config.model_dump(mode="json"))
         changes = [
             f"  {key}: {before.get(key, 'absent')!r} there, {after.get(key, 'absent')!r} now"
             for key in sorted({*before, *after})
@@ -198,13 +230,17 @@ class RunDirectory:
 
     def check_writable(self) -> None:
         """Raises StorageError when the directory cannot be written or its disk is full."""
-        probe = self.path(f".probe-{os.getpid()}")
+        probe = self.path(f"{PROBE}{os.getpid()}")
         try:
             self.filesystem.makedirs(self.root, exist_ok=True)
             self.filesystem.pipe_file(probe, b"\0" * 4096)
             self.filesystem.rm_file(probe)
         except Exception as error:  # each backend has its own exceptions; all mean the same to the user
-            raise StorageError(f"{self.url}: cannot write to the run directory: {error}") from None
+            with contextlib.suppress(Exception):
+                self.filesystem.rm_file(probe)
+            raise StorageError(
+                f"{self.url}: cannot write to the run directory: {type(error).__name__}: {error}"
+            ) from None
         if self.is_local and (free := shutil.disk_usage(self.root).free) < MINIMUM_FREE_BYTES:
             raise StorageError(
                 f"{self.url}: the disk is full: expected at least {MINIMUM_FREE_BYTES:,} free bytes, found {free:,}"
@@ -214,16 +250,19 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Holds the run directory against a second process; raises StorageError when another one holds it.
 
-        The lock is an object with a heartbeat. One of a dead process on this host is taken over at once, one of
-        another host when its heartbeat is older than STALE_LOCK_SECONDS.
+        The lock is an object with a heartbeat. One of a dead process on this host is taken over at once (and one of a
+        living process never), one of another host when its heartbeat is older than STALE_LOCK_SECONDS.
         """
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": _process_start(os.getpid())}
+        owner = {"host": _host(), "pid": os.getpid(), "process_start": _process_start(os.getpid())}
         self._acquire(owner)
         stop = threading.Event()
 
         def beat() -> None:
             while not stop.wait(HEARTBEAT_SECONDS):
-                self.write_text("lock.json", json.dumps({**owner, "heartbeat": time.time()}))
+                # Storage that fails for a moment must not end the heartbeat; the next beat tries again.
+                with contextlib.suppress(Exception):
+                    if self._holds_lock(owner):
+                        self.write_text("lock.json", json.dumps({**owner, "heartbeat": time.time()}))
 
         thread = threading.Thread(target=beat, name="run-directory-heartbeat", daemon=True)
         thread.start()
@@ -233,7 +272,8 @@ class RunDirectory:
             stop.set()
             thread.join()
             with contextlib.suppress(FileNotFoundError):
-                self.filesystem.rm_file(self.path("lock.json"))
+                if self._holds_lock(owner):
+                    self.filesystem.rm_file(self.path("lock.json"))
 
     def _acquire(self, owner: dict[str, Any]) -> None:
         content = json.dumps({**owner, "heartbeat": time.time()})
@@ -241,11 +281,18 @@ class RunDirectory:
         with contextlib.suppress(FileExistsError):
             self._create_lock(content)
             return
-        held = json.loads(self.read_text("lock.json") or "{}")
+        held = self._read_lock()
+        # Another process creates the file a moment before it fills it; a killed one never fills it.
+        deadline = time.monotonic() + UNREADABLE_LOCK_SECONDS
+        while not held and time.monotonic() < deadline:
+            time.sleep(0.05)
+            held = self._read_lock()
         age = time.time() - held.get("heartbeat", 0.0)
-        same_host = held.get("host") == owner["host"]
-        alive = _process_start(held.get("pid", -1)) == held.get("process_start") if same_host else True
-        if alive and age < STALE_LOCK_SECONDS:
+        if held.get("host") == owner["host"] and held.get("process_start") is not None:
+            alive = _process_start(held["pid"]) == held["process_start"]
+        else:
+            alive = age < STALE_LOCK_SECONDS
+        if alive:
             raise StorageError(
                 f"{self.url}: in use by process {held.get('pid')} on {held.get('host')} (heartbeat {age:.0f} s ago). "
                 "Two processes cannot share a run directory; stop that one or choose another run_dir."
@@ -253,8 +300,18 @@ class RunDirectory:
         self.write_text("lock.json", content)
         # Two processes may take over the same dead lock: the one that wrote last keeps it.
         time.sleep(0.5)
-        if {**json.loads(self.read_text("lock.json") or "{}"), "heartbeat": 0} != {**owner, "heartbeat": 0}:
+        if not self._holds_lock(owner):
             raise StorageError(f"{self.url}: another process took over this run directory at the same moment")
+
+    def _read_lock(self) -> dict[str, Any]:
+        """What lock.json holds; {} where it is not there or not complete."""
+        try:
+            return json.loads(self.read_text("lock.json") or "{}")
+        except ValueError:
+            return {}
+
+    def _holds_lock(self, owner: dict[str, Any]) -> bool:
+        return {**self._read_lock(), "heartbeat": 0} == {**owner, "heartbeat": 0}
 
     def _create_lock(self, content: str) -> None:
         if self.is_local:  # fsspec's local "create" mode is a check followed by a write
@@ -270,15 +327,26 @@ def open_run(url: str) -> RunDirectory:
         return RunDirectory(os.path.abspath(os.path.expanduser(url)))
     try:
         fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise StorageError(f"{url}: no filesystem for this URL: {error}") from None
+    except Exception as error:  # an unknown scheme, a client that is not installed, or one that cannot connect
+        raise StorageError(f"{url}: no filesystem for this URL: {type(error).__name__}: {error}") from None
     return RunDirectory(url)
 
 
+def _host() -> str:
+    """Names what process ids are unique in: the machine and, where containers share its name, the container."""
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
 def _process_start(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot (so that a reused pid is not taken for it); None: not there."""
+    """Start time of a process in clock ticks since boot (so that a reused pid is not taken for it); None: it is gone.
+
+    A killed process that its parent has not reaped (state Z) is gone: it does nothing any more.
+    """
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-            return int(file.read().rsplit(")", 1)[1].split()[19])
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            status = file.read().rsplit(")", 1)[1].split()
     except OSError:
         return None
+    return None if status[0] in "ZX" else int(status[19])

@@ -28,17 +28,17 @@ def other_conditionings(
     """
     chosen = []
     for row in rows:
-        own = {row["text"]} if not row["context"] else {row["context"]}
+        own = _as_key(row["context"]) if row["context"] else row["text"]
         candidates: dict[str, Messages] = {}
         for other in rows:
             if row["group"] and other["group"] == row["group"]:
                 continue
             if row["context"]:
-                key = other["context"]
+                key = _as_key(other["context"])
                 messages = with_context(row["question_messages"], other["context"], prompts) if key else []
             else:
                 key, messages = other["text"], other["messages"]
-            if key and key not in own:
+            if key and key != own:
                 candidates.setdefault(key, messages)
         if len(candidates) < count:
             what = "contexts of other users" if row["context"] else "other prompts"
@@ -50,3 +50,8 @@ def other_conditionings(
         keys = sorted(candidates)
         chosen.append([candidates[keys[index]] for index in random.choice(len(keys), size=count, replace=False)])
     return chosen
+
+
+def _as_key(context: str) -> str:
+    """Contexts that differ in white space only are the same, as are prompts (`PromptRow.text`)."""
+    return " ".join(context.split())

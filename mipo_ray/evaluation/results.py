@@ -215,7 +215,7 @@ def format_value(value: float, unit: str, *, signed: bool = False, scale: float 
         return f"{value:{sign}.0e}"
     if size >= 999.5:
         decimals = 0
-    elif unit == "share":
+    elif unit == "share" and size < 10:
         decimals = 3
     elif unit == "tokens":
         decimals = 1

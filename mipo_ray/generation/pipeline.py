@@ -159,8 +159,8 @@ def sample_responses(
             min_size=pool.min_size,
             max_size=pool.max_size,
             max_tasks_in_flight_per_actor=2 * pool.batches_in_flight,
+            max_concurrent_calls_per_actor=pool.batches_in_flight,
         ),
-        max_concurrency=pool.batches_in_flight,
         num_cpus=pool.cpus_per_engine,
         num_gpus=resources.gpus_per_engine or None,
     )

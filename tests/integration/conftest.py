@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,22 +36,42 @@ def test_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(test_environment: None) -> Iterator[None]:
+def ray_cluster(test_environment: None) -> Iterator[Any]:
     """One local Ray cluster for the whole session, more logical CPUs than this machine may have cores.
 
     Its processes inherit the environment, so it starts after `test_environment`.
     """
     import ray
 
-    ray.init(
+    context = ray.init(
         address="local",
         num_cpus=6,
-        include_dashboard=False,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=_free_port(),
         object_store_memory=1024**3,  # bytes
         log_to_driver=True,
     )
-    yield
+    yield context
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_address(ray_cluster: Any) -> str:
+    """Where another driver joins the session's cluster."""
+    return str(ray_cluster.address_info["gcs_address"])
+
+
+@pytest.fixture(scope="session")
+def dashboard_url(ray_cluster: Any) -> str:
+    """Where `ray job submit` finds the session's cluster."""
+    return f"http://{ray_cluster.dashboard_url}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from torch.nn.functional import logsigmoid
 from mipo_ray import monitoring
 from mipo_ray.config import Config, TrainConfig
 from mipo_ray.errors import UserError
+from mipo_ray.resources import Resources
+from mipo_ray.storage import open_run
 from mipo_ray.training import worker
 from mipo_ray.training.engine import deepspeed_config
 from mipo_ray.training.layout import PAIR_COLUMNS
@@ -24,6 +26,7 @@ from mipo_ray.training.worker import TrainingDiverged, WorkerSettings, train_rou
 
 VOCABULARY = 128
 # 10 pairs in steps of 4: the third step of each epoch has 2.
+ON_CPU = Resources(on_gpu=False, dtype="float32", gpus_per_engine=0.0, gpus_per_worker=0.0)
 TRAIN = {
     "batch_size": 4,
     "epochs": 2,

@@ -1,0 +1,263 @@
+"""The command itself, over real vLLM, Ray Data, Ray Train and DeepSpeed: whole runs, kills, and a submitted job.
+
+python -m pytest tests/integration/test_loop.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+TOPICS = ["bread", "rivers", "stars", "maps", "tea", "trains", "moss", "chess", "rain", "clocks"]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompt files: train.jsonl (400 rows) and held_out.jsonl (6 rows), every row with a context."""
+    directory = tmp_path_factory.mktemp("prompts")
+    write_prompts(directory / "train.jsonl", "train", 400)
+    write_prompts(directory / "held_out.jsonl", "held-out", 6)
+    return directory
+
+
+def write_prompts(path: Path, prefix: str, count: int) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for index in range(count):
+            row = {
+                "prompt_id": f"{prefix}-{index}",
+                "prompt": f"Question {index}: what should I know about {TOPICS[index % len(TOPICS)]}?",
+                "context": f"I am user {index} of {prefix} and I like {TOPICS[(index + 3) % len(TOPICS)]}.",
+                "group": f"{prefix}-user-{index}",
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def arguments(run_dir: Path | str, model: Path, prompts: Path, *overrides: str) -> list[str]:
+    return [
+        f"run_dir={run_dir}",
+        f"model.path={model}",
+        "model.max_model_len=256",
+        f"prompts.path={prompts}/train.jsonl",
+        f"evaluate.prompts.path={prompts}/held_out.jsonl",
+        "evaluate.other_prompts=2",
+        "evaluate.bootstrap_samples=200",
+        "generation.sampling.max_tokens=16",
+        "generation.sampling.temperature=1.0",
+        "conditioning.block_size=8",
+        "train.learning_rate=1e-3",
+        *overrides,
+    ]
+
+
+def start(address: str, *options: str) -> subprocess.Popen[str]:
+    """Starts the command as a driver of the session's cluster."""
+    command = [sys.executable, "-m", "mipo_ray.run", f"ray.address={address}", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Its output, once it ended well."""
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """SIGKILL at the first moment that `condition` holds."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the moment to kill never came"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def events(run_dir: Path) -> list[dict]:
+    if not (run_dir / "metrics.jsonl").exists():
+        return []
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_pairs(run_dir: Path, round_index: int) -> list[dict]:
+    stage = run_dir / f"rounds/{round_index:03d}/generate"
+    files = json.loads((stage / "manifest.json").read_text())["files"]
+    return pyarrow.parquet.ParquetDataset([stage / name for name in files]).read().to_pylist()
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
+    """Every file with its size and modification time."""
+    return {
+        str(path.relative_to(directory)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_two_rounds_end_to_end(ray_address, tiny_model, prompts, tmp_path):
+    run_dir = tmp_path / "run"
+    options = arguments(run_dir, tiny_model, prompts, "prompts.limit=40")
+    output = finish(start(ray_address, *options))
+    assert "reward_margin" in output
+
+    names = [f"rounds/{index:03d}/{stage}" for index in (0, 1) for stage in ("generate", "train", "evaluate")]
+    manifests = {name: json.loads((run_dir / name / "manifest.json").read_text()) for name in ["base/evaluate", *names]}
+    assert {manifest["seed"] for manifest in manifests.values()} == {0}
+    for index in (0, 1):
+        pairs = read_pairs(run_dir, index)
+        assert sorted(pair["prompt_id"] for pair in pairs) == sorted(f"train-{row}" for row in range(40))
+        statistics = manifests[f"rounds/{index:03d}/generate"]["statistics"]
+        kept = [pair for pair in pairs if not pair["dropped"]]
+        assert statistics["kept"] == len(kept) > 20
+        for pair in kept:
+            # Tokens as sampled: an end token exactly where the sampler stopped.
+            assert (pair["chosen_token_ids"][-1] == pair["rejected_token_ids"][-1] == 1) or "length" in (
+                pair["chosen_finish_reason"],
+                pair["rejected_finish_reason"],
+            )
+            assert pair["chosen_logprob"] < 0
+            assert "I am user" in pair["messages"][-1]["content"]
+            assert "I am user" not in pair["mismatched_messages"][-1]["content"]
+        summary = manifests[f"rounds/{index:03d}/train"]["summary"]
+        assert summary["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
+        assert summary["pairs"] == statistics["kept"]
+    # The policy of round 0 is the reference of round 1, and the one that samples there.
+    assert manifests["rounds/001/generate"]["policy"] == manifests["rounds/001/train"]["reference"]
+    assert manifests["rounds/001/generate"]["policy"].endswith("rounds/000/train/policy")
+
+    results = json.loads((run_dir / "results.json").read_text())
+    assert set(results) == {"base", "0", "1"}
+    assert results["base"]["kl_per_token"]["value"] == 0
+    assert results["base"]["reward_accuracy"]["value"] == 0.5
+    for name in ("reward_margin", "pmi_initial", "context_pmi_initial", "infonce_initial", "response_tokens"):
+        entry = results["1"][name]
+        assert entry["low"] <= entry["value"] <= entry["high"], name
+        assert entry["change_low"] <= entry["change"] <= entry["change_high"], name
+    assert results["1"]["kl_per_token"]["value"] != 0
+
+    steps = [event for event in events(run_dir) if event["event"] == "train_step"]
+    assert {(event["round"], event["stage"]) for event in steps} == {(0, "train"), (1, "train")}
+    report = (run_dir / "report.html").read_text()
+    assert "reward_margin" in report
+    assert "http" not in report.replace("http://www.w3.org/", "")
+
+    before = snapshot(run_dir)
+    started = time.monotonic()
+    output = finish(start(ray_address, *options))
+    assert "finished before" in output
+    assert "reward_margin" in output
+    assert time.monotonic() - started < 30  # no cluster, no engine
+    assert snapshot(run_dir) == before
+
+    refused = start(ray_address, *options, "train.beta=0.2")
+    output, _ = refused.communicate(timeout=60)
+    assert refused.returncode == 2
+    assert "train.beta: 0.1 there, 0.2 now" in output
+    assert snapshot(run_dir) == before
+
+
+def test_a_killed_run_continues_where_it_stopped(ray_address, tiny_model, prompts, tmp_path):
+    run_dir = tmp_path / "run"
+    options = arguments(
+        run_dir,
+        tiny_model,
+        prompts,
+        "evaluate.enabled=false",
+        "generation.sampling.max_tokens=64",
+        "generation.sampling.min_tokens=48",
+        "generation.pool.batches_in_flight=1",
+    )
+    generate, train = run_dir / "rounds/000/generate", run_dir / "rounds/000/train"
+
+    kill_when(start(ray_address, *options), lambda: len(list(generate.glob("*.parquet"))) > 2)
+    assert not (generate / "manifest.json").exists()
+    committed = {path.stem for path in (generate / "checkpoint").glob("*.parquet") if "pending" not in path.name}
+    written = {name: state for name, state in snapshot(generate).items() if any(name.startswith(c) for c in committed)}
+    assert written
+
+    kill_when(start(ray_address, *options), lambda: (train / "ray_train").exists())
+    assert not (train / "manifest.json").exists()
+    pairs = read_pairs(run_dir, 0)
+    assert sorted(pair["prompt_id"] for pair in pairs) == sorted(f"train-{row}" for row in range(400))
+    finished_generate = snapshot(generate)
+    assert written.items() <= finished_generate.items()  # what was sampled before the kill was kept
+
+    kill_when(start(ray_address, *options), lambda: (train / "manifest.json").exists())
+    finished_train = snapshot(train)
+
+    finish(start(ray_address, *options))
+    assert snapshot(generate) == finished_generate
+    assert snapshot(train) == finished_train
+    assert len(read_pairs(run_dir, 1)) == len({pair["prompt_id"] for pair in read_pairs(run_dir, 1)}) == 400
+    assert (run_dir / "rounds/001/train/manifest.json").exists()
+
+
+@pytest.mark.parametrize("strategy", ["swapped_response", "random_prompt"])
+def test_prompt_response_strategies(ray_address, tiny_model, prompts, tmp_path, strategy):
+    run_dir = tmp_path / "run"
+    finish(
+        start(
+            ray_address,
+            *arguments(run_dir, tiny_model, prompts, "prompts.limit=24", "evaluate.enabled=false", "rounds=1"),
+            f"conditioning.strategy={strategy}",
+        )
+    )
+    pairs = {pair["prompt_id"]: pair for pair in read_pairs(run_dir, 0)}
+    assert len(pairs) == 24
+    for pair in pairs.values():
+        other = pairs[pair["mismatched_prompt_id"]]
+        assert other["prompt_id"] != pair["prompt_id"]
+        assert pair["mismatched_messages"] == other["messages"]
+        if strategy == "swapped_response":
+            assert pair["rejected_token_ids"] == other["chosen_token_ids"]
+    statistics = json.loads((run_dir / "rounds/000/generate/manifest.json").read_text())["statistics"]
+    sampled = sum(len(pair["chosen_token_ids"]) for pair in pairs.values())
+    if strategy == "random_prompt":
+        sampled += sum(len(pair["rejected_token_ids"]) for pair in pairs.values())
+    assert statistics["generated_tokens"] == sampled
+
+
+def test_bad_prompts_stop_before_any_engine_and_leave_nothing_finished(ray_address, tiny_model, prompts, tmp_path):
+    long = tmp_path / "long.jsonl"
+    rows = [
+        {"prompt_id": str(index), "prompt": "word " * (400 if index == 1 else 3), "context": "x"} for index in (0, 1)
+    ]
+    long.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    process = start(
+        ray_address,
+        *arguments(tmp_path / "run", tiny_model, prompts, f"prompts.path={long}", "evaluate.enabled=false"),
+    )
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert "prompt '1'" in output
+    assert "expected at most 240 prompt tokens" in output
+    assert not any(event["event"] == "engine_start" for event in events(tmp_path / "run"))
+    assert not list((tmp_path / "run").rglob("manifest.json"))
+
+
+def test_a_submitted_job_has_the_status_of_the_run(ray_address, dashboard_url, tiny_model, prompts, tmp_path):
+    def submit(*options: str) -> subprocess.CompletedProcess[str]:
+        ray_command = str(Path(sys.executable).with_name("ray"))
+        command = [ray_command, "job", "submit", "--address", dashboard_url, "--"]
+        command += [sys.executable, "-m", "mipo_ray.run", *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+    options = arguments(tmp_path / "run", tiny_model, prompts, "prompts.limit=16", "evaluate.enabled=false", "rounds=1")
+    refused = submit(*options, "train.beta=-1")
+    assert refused.returncode != 0
+    assert "train.beta" in refused.stdout + refused.stderr
+    assert not (tmp_path / "run").exists()
+
+    submitted = submit(*options)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert (tmp_path / "run/rounds/000/train/policy/model.safetensors").exists()
