@@ -91,8 +91,8 @@ def describe(plan: Plan) -> str:
         f"generate        {responses:,} responses of up to {sampling.max_tokens} tokens, temperature "
         f"{sampling.temperature:g}: {plan.prompts.rows:,} pairs before filters",
         f"train           {steps:,} steps at most: {train.batch_size} pairs per step = {train.num_workers} workers x "
-        f"{accumulation} micro-batches x {at_most}{micro} pairs, {train.epochs} epoch(s), beta {train.beta:g}, learning rate "
-        f"{train.learning_rate:g}, ZeRO {train.zero_stage}",
+        f"{accumulation} micro-batches x {at_most}{micro} pairs, {train.epochs} epoch(s), beta {train.beta:g}, "
+        f"learning rate {train.learning_rate:g}, ZeRO {train.zero_stage}",
     ]
     if plan.held_out is not None:
         evaluate = config.evaluate

@@ -1,6 +1,6 @@
 """The command: parse, plan, connect to Ray, run the rounds, exit code.
 
-    python -m mipo_ray.run                                            the embedded demo
+    python -m mipo_ray.run [key=value ...]                            the demo: mipo_ray/examples/demo.yaml
     python -m mipo_ray.run jobs/NAME.yaml train.beta=0.2 rounds=3     a recipe with overrides
     python -m mipo_ray.run --dry-run jobs/NAME.yaml                   check everything and print the plan
     ray job submit -- python -m mipo_ray.run run_dir=s3://...         on a cluster
@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
@@ -24,6 +25,8 @@ from mipo_ray.plan import Plan, describe, make_plan
 from mipo_ray.recipe import fields, load_config
 from mipo_ray.resources import ResourceError, local_cpus
 from mipo_ray.storage import open_run
+
+DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,7 +112,7 @@ def _connect(config: Config) -> dict[str, float]:
     else:
         try:
             ray.init(address=address, logging_level=logging.WARNING, logging_config=quiet)
-        except ConnectionError as error:
+        except (ConnectionError, ValueError) as error:  # nobody answers; no address
             raise ResourceError(f"ray.address {address!r}: cannot join this cluster: {error}") from None
     # The stages show their own progress; Ray Data's would repeat every operator of every small pass.
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -118,7 +121,7 @@ def _connect(config: Config) -> dict[str, float]:
 
 
 def _address(config: Config) -> str | None:
-    return config.ray.address or os.environ.get("RAY_ADDRESS")
+    return config.ray.address or os.environ.get("RAY_ADDRESS") or None
 
 
 def _local_gpus() -> float:
@@ -153,18 +156,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     recipes = [argument for argument in options.arguments if "=" not in argument]
     if len(recipes) > 1:
         parser.error(f"expected one recipe, found {', '.join(recipes)}")
-    options.recipe = recipes[0] if recipes else None
+    options.recipe = recipes[0] if recipes else DEMO_RECIPE
     options.overrides = [argument for argument in options.arguments if "=" in argument]
     return options
 
 
 def _field_help() -> str:
-    lines = ["configuration fields (key = default: meaning):"]
+    lines = ["Without a recipe the demo runs: mipo_ray/examples/demo.yaml. Fields (key = default: meaning):"]
     defaults = Config()
     for path, info in fields():
         # Of the whole configuration: a section may be given other defaults than its class (evaluate.prompts).
         default = functools.reduce(getattr, path.split("."), defaults)
-        lines.append(f"  {path} = {'null' if default is None else default}: {info.description}")
+        shown = "null" if default is None else str(default).replace("\n", "\\n")
+        lines.append(f"  {path} = {shown}: {info.description}")
     return "\n".join(lines)
 
 

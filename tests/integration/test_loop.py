@@ -27,6 +27,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("prompts")
     write_prompts(directory / "train.jsonl", "train", 400)
     write_prompts(directory / "held_out.jsonl", "held-out", 6)
+    (directory / "recipe.yaml").write_text("{}")  # the defaults, not the demo
     return directory
 
 
@@ -44,6 +45,7 @@ def write_prompts(path: Path, prefix: str, count: int) -> None:
 
 def arguments(run_dir: Path | str, model: Path, prompts: Path, *overrides: str) -> list[str]:
     return [
+        f"{prompts}/recipe.yaml",
         f"run_dir={run_dir}",
         f"model.path={model}",
         "model.max_model_len=256",

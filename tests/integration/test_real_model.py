@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_loop import finish, start
+from tests.integration.test_loop import finish, read_pairs, start
 
 GREEDY_PROMPTS = 20
 GREEDY_TOKENS = 16
@@ -21,9 +21,9 @@ GREEDY_TOKENS = 16
 def finished_run(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("real") / "run"
     options = ["rounds=1", "prompts.limit=8", "conditioning.block_size=4", "generation.sampling.max_tokens=24"]
-    options += ["filters.max_copy_rate=1.0", "filters.min_length_ratio=0", "filters.max_length_ratio=null"]
+    options += ["filters.truncated=false", "filters.max_copy_rate=1.0", "filters.max_length_ratio=null"]
     options += ["evaluate.prompts.limit=4", "evaluate.samples_per_prompt=1", "evaluate.other_prompts=2"]
-    finish(start(ray_address, f"run_dir={run_dir}", "train.learning_rate=1e-5", *options))
+    finish(start(ray_address, f"run_dir={run_dir}", *options))
     return run_dir
 
 
@@ -80,3 +80,23 @@ def test_the_exported_policy_answers_alike_in_vllm_and_transformers(finished_run
             if int(best[position]) != token:
                 gap = float(logits[position, best[position]] - logits[position, token])
                 assert gap < 1e-3, f"position {position}: transformers prefers {int(best[position])} by {gap} nats"
+
+
+def test_the_samplers_logprobs_are_the_trainers(finished_run):
+    """vLLM's summed log-probs of what it sampled equal a plain transformers computation over full logits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from mipo_ray.models import local_model_directory
+    from mipo_ray.training.layout import pad_sequences
+    from mipo_ray.training.logprobs import response_logprobs
+
+    model = AutoModelForCausalLM.from_pretrained(local_model_directory("embedded"), dtype=torch.float32)
+    for pair in read_pairs(finished_run, 0)[:4]:
+        prompt, chosen = pair["prompt_token_ids"], pair["chosen_token_ids"]
+        with torch.inference_mode():
+            logprobs = model(torch.tensor([prompt + chosen])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            plain = float(logprobs.gather(1, torch.tensor(chosen)[:, None]).sum())
+            ours = float(response_logprobs(model, pad_sequences([(prompt, chosen)], pad_token_id=0))[0])
+        assert pair["chosen_logprob"] == pytest.approx(plain, abs=1e-2)
+        assert ours == pytest.approx(plain, abs=1e-3)

@@ -1,0 +1,575 @@
+"""The command as far as it goes without an engine: help, plans, refusals, and runs that are finished already.
+
+python -m pytest tests/unit/test_command.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from safetensors.numpy import save_file
+
+from mipo_ray.config import Config
+from mipo_ray.plan import make_plan
+from mipo_ray.recipe import fields, load_config
+from mipo_ray.run import DEMO_RECIPE, main
+from mipo_ray.storage import RunDirectory, open_run
+
+CPU_ONLY = {"CPU": 6.0, "GPU": 0.0}
+FINISHED_FILES = ("manifest.json", "results.json", "report.html", "config.yaml")
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("MIPO_RAY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model directory that passes the check."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    save_file({"weight": numpy.arange(12, dtype=numpy.float32)}, directory / "model.safetensors")
+    (directory / "tokenizer.json").write_text("{}")
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    return directory
+
+
+@pytest.fixture
+def options(tmp_path: Path, model: Path) -> list[str]:
+    """Arguments of a run that passes every check: 21 training prompts, 6 held-out ones, all with a context."""
+    (tmp_path / "defaults.yaml").write_text("")  # without a recipe, the demo's would be taken
+    write_rows(tmp_path / "train.jsonl", [prompt_row(index) for index in range(21)])
+    write_rows(tmp_path / "held_out.jsonl", [prompt_row(index) for index in range(100, 106)])
+    return [
+        f"{tmp_path}/defaults.yaml",
+        f"run_dir={tmp_path}/run",
+        f"model.path={model}",
+        f"prompts.path={tmp_path}/train.jsonl",
+        f"evaluate.prompts.path={tmp_path}/held_out.jsonl",
+    ]
+
+
+def prompt_row(index: int) -> dict[str, Any]:
+    return {"prompt_id": f"p{index}", "prompt": f"question {index}", "context": f"I am user {index}."}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def looks_finished(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.name in FINISHED_FILES]
+
+
+# What is imported.
+
+
+def test_a_dry_run_imports_no_engine(options: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from mipo_ray.run import main\n"
+        "assert main(['--dry-run', *sys.argv[1:]]) == 0\n"
+        "print([name for name in ('torch', 'ray', 'vllm', 'transformers', 'deepspeed') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# Help.
+
+
+def test_help_lists_every_field_with_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    for path, info in fields():
+        assert info.description, path
+        (line,) = [line for line in lines if line.startswith(f"  {path} = ")]
+        assert line.endswith(f": {info.description}"), path
+    for line in [
+        "  train.beta = 0.1: ",
+        "  rounds = 2: ",
+        "  prompts.limit = null: ",
+        "  prompts.path = bundled:personalization: ",
+        "  evaluate.prompts.path = bundled:personalization_heldout: ",
+        r"  prompts.context_template = {{ context }}\n\n{{ question }}: ",
+    ]:
+        assert any(found.startswith(line) for found in lines), line
+
+
+def test_every_section_and_field_is_described() -> None:
+    assert len(list(fields())) > 60
+    assert all(info.description for info in Config.model_fields.values())
+
+
+# Plans.
+
+
+def dry_run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    code = main(["--dry-run", *arguments])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert printed.err == ""
+    return printed.out
+
+
+def test_the_plan_says_its_numbers(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    plan = dry_run(
+        [
+            *options,
+            "rounds=3",
+            "seed=9",
+            "train.batch_size=4",
+            "train.num_workers=2",
+            "train.micro_batch_size=1",
+            "train.epochs=2",
+            "generation.pool.max_size=3",
+            "evaluate.samples_per_prompt=5",
+            "evaluate.other_prompts=4",
+            "model.max_model_len=256",
+            "generation.sampling.max_tokens=40",
+        ],
+        capsys,
+    )
+    lines = {line.split("  ")[0]: " ".join(line.split()) for line in plan.splitlines()}
+    assert lines["rounds"] == "rounds 3, seed 9"
+    assert "float32, window 256 tokens" in lines["model"]
+    assert lines["prompts"].startswith("prompts 21 rows of ")
+    assert lines["prompts"].endswith("(21 with a context)")
+    assert "42 responses of up to 40 tokens, temperature 0.7: 21 pairs before filters" in lines["generate"]
+    # 21 pairs over 2 workers: 10 each (1 is left over), 2 of them per step, so 5 steps, twice.
+    assert (
+        "train 10 steps at most: 4 pairs per step = 2 workers x 2 micro-batches x 1 pairs, 2 epoch(s)" in lines["train"]
+    )
+    assert lines["evaluate"].startswith(
+        "evaluate 6 held-out prompts x 5 answers, each scored under its own and 4 other"
+    )
+    assert "1 to 3 engines" in lines["generation"]
+    assert "reserves 2 CPUs and 0 GPUs" in lines["generation"]
+    assert "2 workers; reserves 3 CPUs and 0 GPUs" in lines["training"]
+    stages = [line.split() for line in plan.splitlines() if line.startswith("  ")]
+    assert [name for name, *_ in stages] == [
+        "base/evaluate",
+        *(f"rounds/{index:03d}/{stage}" for index in range(3) for stage in ("generate", "train", "evaluate")),
+    ]
+    assert all(state == ["to", "do"] for _, *state in stages)
+    assert plan.splitlines()[-1] == "dry run: nothing was started"
+
+
+def test_a_reused_response_is_sampled_once(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    plan = dry_run([*options, "conditioning.strategy=swapped_response"], capsys)
+    assert "21 responses of up to 48 tokens" in plan
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_is_an_upper_bound(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = dry_run([*options, "train.batch_size=6", "train.micro_batch_size=4"], capsys)
+    assert "6 pairs per step = 1 workers x 2 micro-batches x at most 4 pairs" in plan
+
+
+def test_without_evaluation_there_are_no_evaluation_stages(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = dry_run([*options, "evaluate.enabled=false", "evaluate.prompts.path=nowhere.jsonl", "rounds=1"], capsys)
+    stages = [line.split()[0] for line in plan.splitlines() if line.startswith("  ")]
+    assert stages == ["rounds/000/generate", "rounds/000/train"]
+    assert "held-out" not in plan
+
+
+def test_a_recipe_file_and_overrides_in_any_order(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Path(options.pop(0))
+    recipe.write_text("rounds: 4\ntrain:\n  learning_rate: 1e-5\n")
+    code = main([*options, str(recipe), "--dry-run", "seed=5"])
+    plan = capsys.readouterr().out
+    assert code == 0
+    assert "rounds          4, seed 5" in plan
+    assert "learning rate 1e-05" in plan
+
+
+def test_without_a_recipe_it_is_the_demo(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    demo = load_config(DEMO_RECIPE)
+    plan = dry_run(["prompts.limit=12", *options[1:3]], capsys)
+    assert f"prompts         12 rows of {demo.prompts.path} (12 with a context)" in plan
+    assert f"learning rate {demo.train.learning_rate:g}" in plan
+    assert demo.train.learning_rate != Config().train.learning_rate
+    assert demo.model.path == "embedded"
+
+
+def test_two_recipes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["one.yaml", "two.yaml"])
+    assert caught.value.code == 2
+    assert "expected one recipe, found one.yaml, two.yaml" in capsys.readouterr().err
+
+
+def test_a_dry_run_leaves_nothing_that_looks_started(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dry_run(options, capsys)
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == []
+
+
+# Bad input: each mends something in a run that would pass, and gives the overrides it needs and what stderr says.
+
+
+def empty_prompts(directory: Path) -> tuple[list[str], str]:
+    write_rows(directory / "train.jsonl", [])
+    return [], rf"{directory}/train\.jsonl: expected prompts, found no row"
+
+
+def missing_prompts(directory: Path) -> tuple[list[str], str]:
+    return [f"prompts.path={directory}/none-*.jsonl"], rf"prompts\.path: no file matches {directory}/none-\*\.jsonl"
+
+
+def row_without_the_column(directory: Path) -> tuple[list[str], str]:
+    write_rows(directory / "train.jsonl", [prompt_row(0), {"prompts": "q"}])
+    return [], r"train\.jsonl, line 2: no column 'prompt'; .*did you mean 'prompts'\?"
+
+
+def content_that_is_no_text(directory: Path) -> tuple[list[str], str]:
+    write_rows(directory / "train.jsonl", [prompt_row(0), {**prompt_row(1), "prompt": 17}])
+    return [], r"train\.jsonl, line 2, field 'prompt': expected a string or a list .*found int 17"
+
+
+def broken_json(directory: Path) -> tuple[list[str], str]:
+    with (directory / "train.jsonl").open("a") as file:
+        file.write('{"prompt": \n')
+    return [], r"train\.jsonl, line 22: broken JSON"
+
+
+def duplicate_id(directory: Path) -> tuple[list[str], str]:
+    write_rows(directory / "train.jsonl", [prompt_row(0), prompt_row(1), {**prompt_row(2), "prompt_id": "p0"}])
+    return [], r"train\.jsonl, line 3, field 'prompt_id': expected a unique id, found 'p0', .*line 1"
+
+
+def one_single_prompt(directory: Path) -> tuple[list[str], str]:
+    write_rows(directory / "train.jsonl", [prompt_row(0)])
+    return ["conditioning.strategy=random_prompt"], r"train\.jsonl, line 1, field 'prompt': found one single prompt"
+
+
+def one_single_held_out_prompt(directory: Path) -> tuple[list[str], str]:
+    write_rows(directory / "held_out.jsonl", [prompt_row(0)])
+    return [], r"held_out\.jsonl, line 1, field 'prompt': found one single prompt"
+
+
+def all_prompts_equal(directory: Path) -> tuple[list[str], str]:
+    write_rows(directory / "train.jsonl", [{"prompt": "hello"}, {"prompt": " hello "}, {"prompt": "hello"}])
+    return ["conditioning.strategy=swapped_response"], r"train\.jsonl, line 1, .*found the same text in all 3 rows"
+
+
+def no_context(directory: Path) -> tuple[list[str], str]:
+    write_rows(directory / "train.jsonl", [{"prompt": "a", "contxt": "b"}])
+    return [], r"train\.jsonl, line 1, field 'context': expected a context .*did you mean 'contxt'\?"
+
+
+def missing_model(directory: Path) -> tuple[list[str], str]:
+    return [
+        f"model.path={directory}/nowhere"
+    ], rf"model\.path '{directory}/nowhere': expected .*a directory that exists"
+
+
+def incomplete_model(directory: Path) -> tuple[list[str], str]:
+    weights = directory / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    return [], rf"{weights}: expected \d+ bytes as its header says, found \d+"
+
+
+def no_chat_template(directory: Path) -> tuple[list[str], str]:
+    (directory / "model" / "chat_template.jinja").unlink()
+    return [], rf"{directory}/model: tokenizer without chat template"
+
+
+def unwritable_storage(directory: Path) -> tuple[list[str], str]:
+    return [f"run_dir={directory}/train.jsonl/run"], rf"{directory}/train\.jsonl/run: cannot write to the run directory"
+
+
+def unknown_storage(directory: Path) -> tuple[list[str], str]:
+    return ["run_dir=nosuchscheme://bucket/run"], "nosuchscheme://bucket/run: no filesystem for this URL"
+
+
+def foreign_directory(directory: Path) -> tuple[list[str], str]:
+    (directory / "run").mkdir()
+    (directory / "run" / "thesis.txt").write_text("")
+    return [], rf"{directory}/run: not empty and without a config\.yaml"
+
+
+def beta_zero(directory: Path) -> tuple[list[str], str]:
+    return ["train.beta=0"], r"train\.beta: Input should be greater than 0; found 0"
+
+
+def beta_negative(directory: Path) -> tuple[list[str], str]:
+    return ["train.beta=-1"], r"train\.beta: Input should be greater than 0; found -1"
+
+
+def too_many_workers(directory: Path) -> tuple[list[str], str]:
+    overrides = ["ray.num_cpus=6", "train.num_workers=6", "train.batch_size=6"]
+    return overrides, r"training needs 7 CPUs and the cluster has 6: lower train\.num_workers"
+
+
+def too_many_engines(directory: Path) -> tuple[list[str], str]:
+    overrides = ["ray.num_cpus=6", "generation.pool.min_size=6", "generation.pool.max_size=9"]
+    return overrides, r"generation needs 7 CPUs and the cluster has 6: lower generation\.pool\.min_size"
+
+
+def unknown_key(directory: Path) -> tuple[list[str], str]:
+    return ["trian.beta=1"], r"trian: unknown key; did you mean train\?"
+
+
+def missing_recipe(directory: Path) -> tuple[list[str], str]:
+    (directory / "defaults.yaml").unlink()
+    return [], rf"{directory}/defaults\.yaml: cannot read the recipe"
+
+
+def broken_template(directory: Path) -> tuple[list[str], str]:
+    return [
+        "prompts.context_template='{{ question }'"
+    ], r"prompts\.context_template, line 1: not a valid Jinja2 template"
+
+
+BAD_INPUT = [
+    empty_prompts,
+    missing_prompts,
+    row_without_the_column,
+    content_that_is_no_text,
+    broken_json,
+    duplicate_id,
+    one_single_prompt,
+    one_single_held_out_prompt,
+    all_prompts_equal,
+    no_context,
+    missing_model,
+    incomplete_model,
+    no_chat_template,
+    unwritable_storage,
+    unknown_storage,
+    foreign_directory,
+    beta_zero,
+    beta_negative,
+    too_many_workers,
+    too_many_engines,
+    unknown_key,
+    missing_recipe,
+    broken_template,
+]
+
+
+@pytest.mark.parametrize("mode", [["--dry-run"], []], ids=["dry-run", "run"])
+@pytest.mark.parametrize("spoil", BAD_INPUT)
+def test_bad_input_is_told_before_anything_starts(
+    spoil: Callable[[Path], tuple[list[str], str]],
+    mode: list[str],
+    options: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    overrides, expected = spoil(tmp_path)
+    code = main([*mode, *options, *overrides])
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.err.startswith("error: ")
+    assert re.search(expected, printed.err), printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    assert looks_finished(tmp_path / "run") == []
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
+def test_a_cluster_that_grows_may_be_too_small(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["ray.num_cpus=6", "train.num_workers=6", "train.batch_size=6", "ray.autoscaling=true"]
+    assert "6 workers; reserves 7 CPUs" in dry_run([*options, *overrides], capsys)
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [("0,1,2", 3), ("", 0), ("-1", 0)])
+def test_gpus_that_are_hidden_are_not_planned_with(
+    visible: str,
+    gpus: int,
+    options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    plan = dry_run(options, capsys)
+    assert ("bfloat16" in plan) == (gpus > 0)
+    monkeypatch.setenv("RAY_ADDRESS", "")  # set to nothing is not set
+    code = main(["--dry-run", *options, f"generation.pool.tensor_parallel_size={max(gpus, 1)}"])
+    assert code == 0
+    code = main(["--dry-run", *options, f"generation.pool.gpus_per_engine={gpus + 1}"])
+    assert code == 2
+    assert f"generation needs {gpus + 1} GPUs and the cluster has {gpus}" in capsys.readouterr().err
+
+
+# Run directories with work in them.
+
+
+def entry(value: float, change: float | None = None) -> dict[str, Any]:
+    figures = {"value": value, "low": value - 1, "high": value + 1, "n": 6, "unit": "tokens"}
+    if change is not None:
+        figures |= {"change": change, "change_low": change - 1, "change_high": change + 1}
+    return figures
+
+
+def finish_stages(options: list[str], stages: int | None = None) -> RunDirectory:
+    """A run directory with the first `stages` stages finished (all: None), each with a small file."""
+    config = load_config(options[0], options[1:])
+    run = open_run(config.run_dir)
+    plan = make_plan(config, run, CPU_ONLY)
+    run.record_config(config)
+    for stage in plan.stages[:stages]:
+        run.write_text(f"{stage}/file.txt", stage)
+        run.commit(stage, config, {"seconds": 1.0})
+    return run
+
+
+@pytest.fixture
+def finished_run(options: list[str]) -> RunDirectory:
+    run = finish_stages(options)
+    results = {
+        "base": {"response_tokens": entry(37.5)},
+        "0": {"response_tokens": entry(41.5, 4.0)},
+        "1": {"response_tokens": entry(42.5, 5.0)},
+    }
+    run.write_text("results.json", json.dumps(results))
+    run.write_text("report.html", "<html></html>")
+    return run
+
+
+def snapshot(run: RunDirectory) -> dict[str, int]:
+    return {name: os.stat(run.path(name)).st_mtime_ns for name in run.list_files("")}
+
+
+def test_a_finished_run_answers_with_its_results(finished_run: RunDirectory, options: list[str]) -> None:
+    before = snapshot(finished_run)
+    code = (
+        "import sys\n"
+        "from mipo_ray.run import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print([name for name in ('torch', 'vllm', 'transformers', 'deepspeed') if name in sys.modules])\n"
+        "if 'ray' in sys.modules:\n"
+        "    assert not sys.modules['ray'].is_initialized()\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    first, *table, imported = done.stdout.splitlines()
+    assert first == f"{finished_run.url}: finished before, nothing to do"
+    assert imported == "[]"
+    rows = [line.split() for line in table if "[" in line and "interval" not in line]
+    assert [row[:4] for row in rows] == [["response_tokens", "tokens", "37.5", "0"], ["1", "42.5", "+5.0", "[+4.0,"]]
+    assert "41.5" in rows[0]
+    assert snapshot(finished_run) == before
+
+
+def test_a_dry_run_over_a_finished_run_says_so(
+    finished_run: RunDirectory, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = dry_run(options, capsys)
+    assert plan.count("finished\n") == 7
+    assert plan.splitlines()[-1] == "finished: nothing to do"
+
+
+def test_one_round_more_is_work_to_do(
+    finished_run: RunDirectory, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = dry_run([*options, "rounds=3"], capsys)
+    assert [line.split()[0] for line in plan.splitlines() if line.endswith("to do")] == [
+        "rounds/002/generate",
+        "rounds/002/train",
+        "rounds/002/evaluate",
+    ]
+    assert plan.splitlines()[-1] == "dry run: nothing was started"
+
+
+def lose_a_round_of_results(run: RunDirectory) -> None:
+    results = json.loads(run.read_text("results.json") or "")
+    del results["1"]
+    run.write_text("results.json", json.dumps(results))
+    os.utime(run.path("report.html"))
+
+
+def lose_the_results(run: RunDirectory) -> None:
+    os.remove(run.path("results.json"))
+
+
+def lose_the_report(run: RunDirectory) -> None:
+    os.remove(run.path("report.html"))
+
+
+def keep_an_older_report(run: RunDirectory) -> None:
+    results_written = os.stat(run.path("results.json")).st_mtime
+    os.utime(run.path("report.html"), (results_written - 5, results_written - 5))
+
+
+@pytest.mark.parametrize(
+    "interrupt", [lose_a_round_of_results, lose_the_results, lose_the_report, keep_an_older_report]
+)
+def test_a_run_killed_after_its_last_stage_is_not_finished_before_its_report(
+    interrupt: Callable[[RunDirectory], None],
+    finished_run: RunDirectory,
+    options: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupt(finished_run)
+    plan = dry_run(options, capsys)
+    assert "to do" not in plan
+    assert plan.splitlines()[-1] == "dry run: nothing was started"
+
+
+def test_the_plan_says_what_would_be_resumed(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    finish_stages(options, stages=3)
+    plan = dry_run(options, capsys)
+    states = {line.split()[0]: line.split()[1:] for line in plan.splitlines() if line.startswith("  ")}
+    assert [name for name, state in states.items() if state == ["finished"]] == [
+        "base/evaluate",
+        "rounds/000/generate",
+        "rounds/000/train",
+    ]
+    assert len(states) == 7
+
+
+@pytest.mark.parametrize("mode", [["--dry-run"], []], ids=["dry-run", "run"])
+def test_another_configuration_over_finished_work_is_refused(
+    mode: list[str], finished_run: RunDirectory, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(finished_run)
+    assert main([*mode, *options, "train.beta=0.3"]) == 2
+    printed = capsys.readouterr().err
+    assert "holds work of another configuration" in printed
+    assert "  train.beta: 0.1 there, 0.3 now" in printed
+    assert snapshot(finished_run) == before
+
+
+@pytest.mark.parametrize("mode", [["--dry-run"], []], ids=["dry-run", "run"])
+def test_a_damaged_stage_is_named(
+    mode: list[str], finished_run: RunDirectory, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = finished_run.path("rounds/000/train/file.txt")
+    os.remove(damaged)
+    assert main([*mode, *options]) == 2
+    assert f"error: {damaged}: the finished stage rounds/000/train is damaged" in capsys.readouterr().err
+
+
+def test_a_run_directory_in_use_is_refused(
+    finished_run: RunDirectory, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with finished_run.lock():
+        assert main(options) == 2
+    assert f"error: {finished_run.url}: in use by process {os.getpid()} on " in capsys.readouterr().err

@@ -1,0 +1,88 @@
+"""What a run asks of a cluster.
+
+python -m pytest tests/unit/test_resources.py
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from mipo_ray.recipe import load_config
+from mipo_ray.resources import ResourceError, Resources, check_resources, local_cpus, phases, resolve
+
+CPU_ONLY = {"CPU": 6.0}
+GPUS = {"CPU": 64.0, "GPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cluster", "expected"),
+    [
+        ([], CPU_ONLY, Resources(False, "float32", 0, 0)),
+        ([], {"CPU": 6.0, "GPU": 0.0}, Resources(False, "float32", 0, 0)),
+        ([], GPUS, Resources(True, "bfloat16", 1, 1)),
+        (["generation.pool.tensor_parallel_size=4"], GPUS, Resources(True, "bfloat16", 4, 1)),
+        (["generation.pool.tensor_parallel_size=4"], CPU_ONLY, Resources(False, "float32", 0, 0)),
+        (["generation.pool.gpus_per_engine=0.5"], GPUS, Resources(True, "bfloat16", 0.5, 1)),
+        (["generation.pool.gpus_per_engine=0", "train.gpus_per_worker=0"], GPUS, Resources(False, "float32", 0, 0)),
+        (["model.dtype=float32"], GPUS, Resources(True, "float32", 1, 1)),
+        (["model.dtype=bfloat16"], CPU_ONLY, Resources(False, "bfloat16", 0, 0)),
+        # A cluster that starts without GPUs and adds them when asked.
+        (["train.gpus_per_worker=1"], CPU_ONLY, Resources(True, "bfloat16", 1, 1)),
+    ],
+)
+def test_what_is_left_open_follows_the_cluster(
+    overrides: list[str], cluster: dict[str, float], expected: Resources
+) -> None:
+    assert resolve(load_config(overrides=overrides), cluster) == expected
+
+
+def test_each_phase_leaves_a_cpu_for_read_and_write_tasks() -> None:
+    config = load_config(
+        overrides=[
+            "generation.pool.min_size=2",
+            "generation.pool.max_size=5",
+            "generation.pool.cpus_per_engine=3",
+            "generation.pool.tensor_parallel_size=2",
+            "train.num_workers=4",
+            "train.cpus_per_worker=2",
+        ]
+    )
+    assert phases(config, resolve(config, GPUS)) == {
+        "generation": {"CPU": 2 * 3 + 1, "GPU": 2 * 2},
+        "training": {"CPU": 4 * 2 + 1, "GPU": 4},
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cluster", "message"),
+    [
+        (["train.num_workers=4"], {"CPU": 4.0}, "training needs 5 CPUs and the cluster has 4: lower train.num_workers"),
+        (
+            ["generation.pool.min_size=6", "generation.pool.max_size=6"],
+            CPU_ONLY,
+            "generation needs 7 CPUs and the cluster has 6: lower generation.pool.min_size",
+        ),
+        (["generation.pool.tensor_parallel_size=9"], GPUS, "generation needs 9 GPUs and the cluster has 8"),
+        (["train.gpus_per_worker=1"], CPU_ONLY, "generation needs 1 GPUs and the cluster has 0"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused(overrides: list[str], cluster: dict[str, float], message: str) -> None:
+    config = load_config(overrides=overrides)
+    with pytest.raises(ResourceError) as caught:
+        check_resources(config, resolve(config, cluster), cluster)
+    assert str(caught.value).startswith(message)
+    growing = load_config(overrides=[*overrides, "ray.autoscaling=true"])
+    check_resources(growing, resolve(growing, cluster), cluster)
+
+
+def test_exactly_what_the_cluster_has_is_enough() -> None:
+    config = load_config(overrides=["train.num_workers=4", "generation.pool.max_size=100"])
+    cluster = {"CPU": 5.0}
+    check_resources(config, resolve(config, cluster), cluster)
+
+
+def test_a_local_cluster_has_room_for_an_engine_and_the_tasks_beside_it() -> None:
+    assert local_cpus(load_config()) == max(6, os.cpu_count() or 1)
+    assert local_cpus(load_config(overrides=["ray.num_cpus=2"])) == 2
