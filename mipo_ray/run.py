@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mipo_ray import run_lock
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.plan import Plan, describe, make_plan
@@ -55,7 +56,7 @@ def _dry_run(config: Config) -> int:
 def _run(config: Config) -> int:
     run = open_run(config.run_dir)
     run.check_writable()
-    with run.lock():
+    with run_lock.hold(run):
         started = time.monotonic()
         # A first plan from what this machine knows, so that most mistakes are told before Ray starts.
         cpus = local_cpus(config) if _address(config) is None else float("inf")

@@ -12,9 +12,7 @@ import json
 import os
 import posixpath
 import shutil
-import socket
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,10 +26,7 @@ from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.recipe import config_hash, result_fields, to_yaml
 
-HEARTBEAT_SECONDS = 10.0
-STALE_LOCK_SECONDS = 60.0
 MINIMUM_FREE_BYTES = 64 * 1024**2
-UNREADABLE_LOCK_SECONDS = 1.0
 WRITING = ".writing"  # suffix of a file that is not complete yet
 PROBE = ".probe-"
 
@@ -246,80 +241,6 @@ class RunDirectory:
                 f"{self.url}: the disk is full: expected at least {MINIMUM_FREE_BYTES:,} free bytes, found {free:,}"
             )
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the run directory against a second process; raises StorageError when another one holds it.
-
-        The lock is an object with a heartbeat. One of a dead process on this host is taken over at once (and one of a
-        living process never), one of another host when its heartbeat is older than STALE_LOCK_SECONDS.
-        """
-        owner = {"host": _host(), "pid": os.getpid(), "process_start": _process_start(os.getpid())}
-        self._acquire(owner)
-        stop = threading.Event()
-
-        def beat() -> None:
-            while not stop.wait(HEARTBEAT_SECONDS):
-                # Storage that fails for a moment must not end the heartbeat; the next beat tries again.
-                with contextlib.suppress(Exception):
-                    if self._holds_lock(owner):
-                        self.write_text("lock.json", json.dumps({**owner, "heartbeat": time.time()}))
-
-        thread = threading.Thread(target=beat, name="run-directory-heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            with contextlib.suppress(FileNotFoundError):
-                if self._holds_lock(owner):
-                    self.filesystem.rm_file(self.path("lock.json"))
-
-    def _acquire(self, owner: dict[str, Any]) -> None:
-        content = json.dumps({**owner, "heartbeat": time.time()})
-        # Exclusive creation decides between two processes that start at the same moment.
-        with contextlib.suppress(FileExistsError):
-            self._create_lock(content)
-            return
-        held = self._read_lock()
-        # Another process creates the file a moment before it fills it; a killed one never fills it.
-        deadline = time.monotonic() + UNREADABLE_LOCK_SECONDS
-        while not held and time.monotonic() < deadline:
-            time.sleep(0.05)
-            held = self._read_lock()
-        age = time.time() - held.get("heartbeat", 0.0)
-        if held.get("host") == owner["host"] and held.get("process_start") is not None:
-            alive = _process_start(held["pid"]) == held["process_start"]
-        else:
-            alive = age < STALE_LOCK_SECONDS
-        if alive:
-            raise StorageError(
-                f"{self.url}: in use by process {held.get('pid')} on {held.get('host')} (heartbeat {age:.0f} s ago). "
-                "Two processes cannot share a run directory; stop that one or choose another run_dir."
-            )
-        self.write_text("lock.json", content)
-        # Two processes may take over the same dead lock: the one that wrote last keeps it.
-        time.sleep(0.5)
-        if not self._holds_lock(owner):
-            raise StorageError(f"{self.url}: another process took over this run directory at the same moment")
-
-    def _read_lock(self) -> dict[str, Any]:
-        """What lock.json holds; {} where it is not there or not complete."""
-        try:
-            return json.loads(self.read_text("lock.json") or "{}")
-        except ValueError:
-            return {}
-
-    def _holds_lock(self, owner: dict[str, Any]) -> bool:
-        return {**self._read_lock(), "heartbeat": 0} == {**owner, "heartbeat": 0}
-
-    def _create_lock(self, content: str) -> None:
-        if self.is_local:  # fsspec's local "create" mode is a check followed by a write
-            with open(self.path("lock.json"), "x", encoding="utf-8") as file:
-                file.write(content)
-        else:
-            self.filesystem.pipe_file(self.path("lock.json"), content.encode(), mode="create")
-
 
 def open_run(url: str) -> RunDirectory:
     """The run directory at a local path or a URL; raises StorageError when no filesystem serves the URL."""
@@ -330,23 +251,3 @@ def open_run(url: str) -> RunDirectory:
     except Exception as error:  # an unknown scheme, a client that is not installed, or one that cannot connect
         raise StorageError(f"{url}: no filesystem for this URL: {type(error).__name__}: {error}") from None
     return RunDirectory(url)
-
-
-def _host() -> str:
-    """Names what process ids are unique in: the machine and, where containers share its name, the container."""
-    with contextlib.suppress(OSError):
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    return socket.gethostname()
-
-
-def _process_start(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot (so that a reused pid is not taken for it); None: it is gone.
-
-    A killed process that its parent has not reaped (state Z) is gone: it does nothing any more.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            status = file.read().rsplit(")", 1)[1].split()
-    except OSError:
-        return None
-    return None if status[0] in "ZX" else int(status[19])

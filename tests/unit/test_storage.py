@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 
 from mipo_ray.monitoring import read_events
 from mipo_ray.recipe import config_hash, load_config
-from mipo_ray.storage import STALE_LOCK_SECONDS, RunDirectory, StorageError, open_run
+from mipo_ray.run_lock import STALE_LOCK_SECONDS, hold
+from mipo_ray.storage import RunDirectory, StorageError, open_run
 
 CONFIG = load_config()
 STAGE = "rounds/000/generate"
@@ -383,10 +384,11 @@ def test_a_full_disk_is_refused(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
+from mipo_ray.run_lock import hold
 from mipo_ray.storage import open_run
 run = open_run(sys.argv[1])
 run.check_writable()
-with run.lock():
+with hold(run):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -411,30 +413,30 @@ def write_lock(run: RunDirectory, **changes: Any) -> None:
 def test_a_lock_ends_with_its_block(run: RunDirectory) -> None:
     run.check_writable()
     for _ in range(2):
-        with run.lock():
+        with hold(run):
             assert names(run) == {"lock.json"}
         assert names(run) == set()
-    with pytest.raises(RuntimeError, match="failed"), run.lock():
+    with pytest.raises(RuntimeError, match="failed"), hold(run):
         raise RuntimeError("failed")
     assert names(run) == set()
 
 
 def test_a_second_holder_is_refused(run: RunDirectory) -> None:
     run.check_writable()
-    with run.lock():
+    with hold(run):
         with (
             pytest.raises(StorageError, match=f"in use by process {os.getpid()} on {socket.gethostname()}"),
-            run.lock(),
+            hold(run),
         ):
             pass
         assert names(run) == {"lock.json"}
 
 
 def test_a_second_process_is_refused(local_run: RunDirectory, holder: subprocess.Popen[str]) -> None:
-    with pytest.raises(StorageError, match=f"in use by process {holder.pid} on "), local_run.lock():
+    with pytest.raises(StorageError, match=f"in use by process {holder.pid} on "), hold(local_run):
         pass
     holder.communicate(timeout=30)
-    with local_run.lock():
+    with hold(local_run):
         pass
 
 
@@ -442,7 +444,7 @@ def test_a_process_that_is_only_stopped_keeps_its_lock(local_run: RunDirectory, 
     holder.send_signal(signal.SIGSTOP)
     lock = json.loads(local_run.read_text("lock.json") or "")
     local_run.write_text("lock.json", json.dumps({**lock, "heartbeat": time.time() - 10 * STALE_LOCK_SECONDS}))
-    with pytest.raises(StorageError, match=f"in use by process {holder.pid} on "), local_run.lock():
+    with pytest.raises(StorageError, match=f"in use by process {holder.pid} on "), hold(local_run):
         pass
 
 
@@ -457,37 +459,37 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(
         os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
     age = time.time() - json.loads(local_run.read_text("lock.json") or "")["heartbeat"]
     assert age < STALE_LOCK_SECONDS
-    with local_run.lock():
+    with hold(local_run):
         assert json.loads(local_run.read_text("lock.json") or "")["pid"] == os.getpid()
     assert names(local_run) == set()
 
 
 def test_a_reused_process_id_is_not_taken_for_the_holder(local_run: RunDirectory) -> None:
     local_run.check_writable()
-    with local_run.lock():
+    with hold(local_run):
         own = json.loads(local_run.read_text("lock.json") or "")
     write_lock(local_run, **{**own, "process_start": own["process_start"] - 1})
-    with local_run.lock():
+    with hold(local_run):
         pass
 
 
 def test_a_fresh_lock_of_another_host_is_refused(run: RunDirectory) -> None:
     write_lock(run)
-    with pytest.raises(StorageError, match="in use by process 1 on elsewhere"), run.lock():
+    with pytest.raises(StorageError, match="in use by process 1 on elsewhere"), hold(run):
         pass
     assert json.loads(run.read_text("lock.json") or "")["host"] == "elsewhere"
 
 
 def test_a_stale_lock_of_another_host_is_taken_over(run: RunDirectory) -> None:
     write_lock(run, heartbeat=time.time() - STALE_LOCK_SECONDS - 1)
-    with run.lock():
+    with hold(run):
         assert json.loads(run.read_text("lock.json") or "")["pid"] == os.getpid()
     assert names(run) == set()
 
 
 def test_a_lock_that_another_process_took_over_is_left_to_it(run: RunDirectory) -> None:
     run.check_writable()
-    with run.lock():
+    with hold(run):
         write_lock(run)
     assert json.loads(run.read_text("lock.json") or "")["host"] == "elsewhere"
 
@@ -495,7 +497,7 @@ def test_a_lock_that_another_process_took_over_is_left_to_it(run: RunDirectory) 
 @pytest.mark.parametrize("content", ["", '{"host": "el'])
 def test_a_lock_that_its_killed_process_never_filled_is_taken_over(local_run: RunDirectory, content: str) -> None:
     local_run.write_text("lock.json", content)
-    with local_run.lock():
+    with hold(local_run):
         assert json.loads(local_run.read_text("lock.json") or "")["pid"] == os.getpid()
 
 
