@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -151,7 +152,7 @@ def test_two_rounds_end_to_end(ray_address, tiny_model, prompts, tmp_path):
     assert {(event["round"], event["stage"]) for event in steps} == {(0, "train"), (1, "train")}
     report = (run_dir / "report.html").read_text()
     assert "reward_margin" in report
-    assert "http" not in report.replace("http://www.w3.org/", "")
+    assert not re.search(r"""(src|href|@import|url\()\s*=?\s*["']?\s*(https?:)?//""", report)  # nothing is fetched
 
     before = snapshot(run_dir)
     started = time.monotonic()
