@@ -116,7 +116,10 @@ def _connect(config: Config) -> dict[str, float]:
         except (ConnectionError, ValueError) as error:  # nobody answers; no address
             raise ResourceError(f"ray.address {address!r}: cannot join this cluster: {error}") from None
     # The stages show their own progress; Ray Data's would repeat every operator of every small pass.
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # A UserError in a task must reach `_user_error` as what it is, and not wrapped as a failed transformation.
+    context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     return {kind: float(amount) for kind, amount in ray.cluster_resources().items()}
 

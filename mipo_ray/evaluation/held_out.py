@@ -152,8 +152,10 @@ def _add_conditionings(block: pa.Table, *, config: Config, initial: str) -> pa.T
         "prompt_token_ids": pa.array(own, TOKEN_IDS),
         "other_token_ids": pa.array([render_prompts(tokenizer, messages) for messages in others], pa.list_(TOKEN_IDS)),
         "without_context_token_ids": pa.array(without_context, TOKEN_IDS),
+        # Empty where a row has no mismatched prompt: such a row is measured, but gives no held-out pair.
         "mismatched_token_ids": pa.array(
-            render_prompts(tokenizer, [row["mismatched_messages"] for row in rows]), TOKEN_IDS
+            [[] if row["dropped"] else render_prompts(tokenizer, [row["mismatched_messages"]])[0] for row in rows],
+            TOKEN_IDS,
         ),
     }
     return pa.table(columns)
@@ -169,8 +171,9 @@ def _answer_requests(block: pa.Table, *, config: Config, round_index: int | None
             for sample in range(config.evaluate.samples_per_prompt + 1)
         ]
         own = [{"prompt_token_ids": row["prompt_token_ids"], "seed": seed} for seed in seeds[:-1]]
-        mismatched = [{"prompt_token_ids": row["mismatched_token_ids"], "seed": seeds[-1]}]
-        requests.append(own + mismatched if round_index is None else own)
+        if round_index is None and row["mismatched_token_ids"]:
+            own.append({"prompt_token_ids": row["mismatched_token_ids"], "seed": seeds[-1]})
+        requests.append(own)
     return block.append_column("requests", pa.array(requests, REQUESTS))
 
 
