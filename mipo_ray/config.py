@@ -119,6 +119,7 @@ class EnginePoolConfig(Section):
         if self.min_size > self.max_size:
             raise ValueError(f"min_size ({self.min_size}) is larger than max_size ({self.max_size})")
         reserved = {"model", "tokenizer", "dtype", "max_model_len", "tensor_parallel_size", "trust_remote_code"}
+        reserved |= {"generation_config", "logprobs_mode"}
         for key in sorted(reserved & self.engine_args.keys()):
             raise ValueError(f"engine_args.{key} is set by the configuration itself; remove it")
         return self
@@ -147,7 +148,11 @@ class FiltersConfig(Section):
     max_copy_rate: Share = Field(
         1.0, description="drop when more than this share of the chosen response's word 3-grams stands in its prompt"
     )
-    max_dropped_share: Share = Field(0.9, description="stop the run when filters drop more than this share of the rows")
+    max_dropped_share: Share = Field(
+        0.9,
+        description="stop the run when filters drop more than this share of the rows",
+        json_schema_extra=EXECUTION_ONLY,
+    )
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> FiltersConfig:

@@ -17,7 +17,7 @@ from mipo_ray.blocks import map_blocks, ordered_context
 from mipo_ray.config import Config
 from mipo_ray.evaluation.held_out import measure_policy, measured_rows
 from mipo_ray.evaluation.results import final_table, measure
-from mipo_ray.generation.pipeline import generate_pairs
+from mipo_ray.generation.pipeline import condition_prompts, generate_pairs
 from mipo_ray.monitoring import Events, progress
 from mipo_ray.resources import Resources
 from mipo_ray.run_report import read_results, write_report
@@ -29,6 +29,7 @@ def run_rounds(config: Config, run: RunDirectory, resources: Resources) -> dict[
     """Runs every unfinished stage of every round; returns the results (`results.json`), policy by policy."""
     events = monitoring.start(run)
     policy = initial = config.model.path
+    condition_prompts(config, run, 0, policy=initial)  # prompts that cannot be used are told before any engine starts
     if config.evaluate.enabled:
         evaluate(config, run, None, policy, initial, resources, events)
     for round_index in range(config.rounds):
@@ -141,9 +142,9 @@ def _once(
     print(f"{label}  started", flush=True)
     facts = work(stage_events)
     seconds = time.monotonic() - started
+    manifest = run.commit(stage, config, {"round": round_index, "seconds": seconds, **facts}, files=facts.get("pairs"))
     stage_events.emit({"event": "stage", "stage_seconds": seconds})
     events.flush()
-    manifest = run.commit(stage, config, {"round": round_index, "seconds": seconds, **facts}, files=facts.get("pairs"))
     print(f"{label}  done in {seconds:.0f} s{_summary(stage_name, manifest)}", flush=True)
     return manifest
 

@@ -22,7 +22,7 @@ from ray.util.metrics import Counter, Gauge
 
 from mipo_ray.storage import RunDirectory
 
-COUNTERS = ("rows", "generated_tokens", "scored_responses", "pairs")
+COUNTERS = ("rows", "generated_tokens", "scored_responses", "pairs", "engine_deaths")
 FLUSH_SECONDS = 5.0
 TAGS = ("run", "round", "stage")
 
@@ -74,14 +74,14 @@ class EventWriter:
         if not self._pending:
             return
         lines = "".join(line + "\n" for line in self._pending)
-        self._pending.clear()
         if self._run.is_local:
             os.makedirs(self._run.root, exist_ok=True)
             with open(self._run.path("metrics.jsonl"), "a", encoding="utf-8") as file:
                 file.write(lines)
         else:
+            self._run.write_text("metrics.jsonl", self._stored + lines)
             self._stored += lines
-            self._run.write_text("metrics.jsonl", self._stored)
+        self._pending.clear()  # only now: a write that failed is tried again with the next events
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,17 @@ class Events:
         """Records an event without waiting for it."""
         self.writer.emit.remote({"round": self.round_index, "stage": self.stage, **event})
 
+    def total(self, name: str) -> float:
+        """The sum of one of COUNTERS over this stage, since the run started."""
+        return ray.get(self.writer.state.remote(self.round_index, self.stage))["sums"].get(name, 0)
+
     def at(self, round_index: int | None, stage: str) -> Events:
         """The same writer for another stage."""
         return Events(self.writer, round_index, stage)
+
+    def emit_and_wait(self, event: dict[str, Any]) -> None:
+        """Records an event; returns when the writer has it. For a process that is about to end."""
+        ray.get(self.writer.emit.remote({"round": self.round_index, "stage": self.stage, **event}))
 
     def flush(self) -> None:
         """Waits until everything sent from this process is on storage."""

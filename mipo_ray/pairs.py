@@ -68,8 +68,14 @@ def assemble_pairs(block: pa.Table, *, seed: int, round_index: int, filters: Fil
         rejected = _EMPTY_RESPONSE
         if len(row["responses"]) > 1:
             rejected = row["responses"][1]
-        elif row["partner_index"] >= 0 and rows[row["partner_index"]]["responses"]:
-            rejected = rows[row["partner_index"]]["responses"][0]
+        elif row["partner_index"] >= 0:
+            partner = rows[row["partner_index"]] if row["partner_index"] < len(rows) else None
+            if partner is None or partner["prompt_id"] != row["mismatched_prompt_id"]:
+                raise RuntimeError(
+                    f"prompt {row['prompt_id']!r}: its partner {row['mismatched_prompt_id']!r} is not where "
+                    "conditioning put it: the block was cut or merged on its way; lower conditioning.block_size"
+                )
+            rejected = partner["responses"][0] if partner["responses"] else _EMPTY_RESPONSE
         pair = {
             **{name: row[name] for name in PAIR_SCHEMA.names if name in row},
             "pair_id": pair_id(seed, round_index, row["prompt_id"], 0),

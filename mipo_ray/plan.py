@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mipo_ray.config import Config
@@ -49,13 +49,18 @@ class Plan:
         return written is not None and (results is None or results <= written)
 
 
-def make_plan(config: Config, run: RunDirectory, cluster: Mapping[str, float]) -> Plan:
+def make_plan(
+    config: Config,
+    run: RunDirectory,
+    cluster: Mapping[str, float],
+    nodes: Sequence[Mapping[str, float]] | None = None,
+) -> Plan:
     """Checks everything that can be checked without an engine; raises UserError for what a user must mend."""
     check_model(config.model.path)
     prompts = check_training(config)
     held_out = check_held_out(config) if config.evaluate.enabled else None
     resources = resolve(config, cluster)
-    check_resources(config, resources, cluster)
+    check_resources(config, resources, cluster, nodes)
     run.check_writable()
     run.check_config(config)
     return Plan(config, run, resources, prompts, held_out, finished_stages(config, run))

@@ -48,12 +48,18 @@ def check_training(config: Config) -> PromptSummary:
 
 def check_held_out(config: Config) -> PromptSummary:
     """`check_prompts` of the held-out prompts: answers are compared across them, so there must be several."""
-    return check_prompts(
+    summary = check_prompts(
         config.evaluate.prompts,
         needs_context=STRATEGIES[config.conditioning.strategy].needs_context,
         needs_mismatch=True,
         section="evaluate.prompts",
     )
+    if config.evaluate.other_prompts >= summary.distinct_texts:
+        raise UserError(
+            f"evaluate.other_prompts: expected at most {summary.distinct_texts - 1}, one less than the different "
+            f"prompts of {config.evaluate.prompts.path}; found {config.evaluate.other_prompts}"
+        )
+    return summary
 
 
 def check_prompts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mipo_ray.config import Config
@@ -55,6 +55,12 @@ def resolve(config: Config, cluster: Mapping[str, float]) -> Resources:
     )
 
 
+def total(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The resources of a whole cluster: the sums over its nodes."""
+    kinds = {kind for node in nodes for kind in node}
+    return {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in kinds}
+
+
 def phases(config: Config, resources: Resources) -> dict[str, dict[str, float]]:
     """The least that each phase reserves: phase -> {"CPU": ..., "GPU": ...}."""
     pool, train = config.generation.pool, config.train
@@ -71,8 +77,16 @@ def phases(config: Config, resources: Resources) -> dict[str, dict[str, float]]:
     }
 
 
-def check_resources(config: Config, resources: Resources, cluster: Mapping[str, float]) -> None:
-    """Raises ResourceError when a phase needs more than the whole cluster has, unless the cluster grows on demand."""
+def check_resources(
+    config: Config,
+    resources: Resources,
+    cluster: Mapping[str, float],
+    nodes: Sequence[Mapping[str, float]] | None = None,
+) -> None:
+    """Raises ResourceError when a phase needs more than the cluster has, unless the cluster grows on demand.
+
+    `cluster` are the totals; with `nodes` (what each one has) every engine and worker must also fit on one node.
+    """
     if config.ray.autoscaling:
         return
     keys = {
@@ -86,3 +100,20 @@ def check_resources(config: Config, resources: Resources, cluster: Mapping[str, 
                     f"{phase} needs {amount:g} {kind}s and the cluster has {cluster.get(kind, 0.0):g}: lower "
                     f"{keys[phase]}, add nodes, or set ray.autoscaling=true where the cluster adds them itself"
                 )
+    if nodes is None:
+        return
+    pool, train = config.generation.pool, config.train
+    engine = {"CPU": pool.cpus_per_engine, "GPU": resources.gpus_per_engine}
+    worker = {"CPU": train.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    for phase, count, needs in (("generation", pool.min_size, engine), ("training", train.num_workers, worker)):
+        room = sum(_places(node, needs) for node in nodes)
+        if room < count:
+            raise ResourceError(
+                f"{phase}: the nodes have room for {room} of the {count} that {keys[phase]} asks for, with "
+                f"{needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs on one node each"
+            )
+
+
+def _places(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """How many actors with these needs one node can hold."""
+    return min(int(node.get(kind, 0.0) / amount) for kind, amount in needs.items() if amount)

@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mipo_ray import run_lock
@@ -24,7 +24,7 @@ from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.plan import Plan, describe, make_plan
 from mipo_ray.recipe import fields, load_config
-from mipo_ray.resources import ResourceError, local_cpus
+from mipo_ray.resources import ResourceError, local_cpus, total
 from mipo_ray.storage import open_run
 
 DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
@@ -43,11 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: Config) -> int:
     run = open_run(config.run_dir)
-    if _address(config) is None:
-        cluster: Mapping[str, float] = {"CPU": local_cpus(config), "GPU": _local_gpus()}
-    else:
-        cluster = _connect(config)
-    plan = make_plan(config, run, cluster)
+    here = [{"CPU": float(local_cpus(config)), "GPU": _local_gpus()}]
+    nodes = here if _address(config) is None else _connect(config)
+    plan = make_plan(config, run, total(nodes), nodes)
     print(describe(plan))
     print("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
     return 0
@@ -63,7 +61,8 @@ def _run(config: Config) -> int:
         plan = make_plan(config, run, {"CPU": cpus, "GPU": float("inf")})
         if plan.is_finished:
             return _finished(plan)
-        plan = make_plan(config, run, _connect(config))
+        nodes = _connect(config)
+        plan = make_plan(config, run, total(nodes), nodes)
         run.record_config(config)
         print(describe(plan), flush=True)
 
@@ -94,8 +93,8 @@ def _finished(plan: Plan) -> int:
     return 0
 
 
-def _connect(config: Config) -> dict[str, float]:
-    """Joins or starts a Ray cluster; returns its total resources."""
+def _connect(config: Config) -> list[dict[str, float]]:
+    """Joins or starts a Ray cluster; returns the resources of each of its nodes."""
     import ray
     import ray.data
 
@@ -121,7 +120,7 @@ def _connect(config: Config) -> dict[str, float]:
     # A UserError in a task must reach `_user_error` as what it is, and not wrapped as a failed transformation.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    return {kind: float(amount) for kind, amount in ray.cluster_resources().items()}
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def _address(config: Config) -> str | None:

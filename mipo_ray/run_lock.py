@@ -51,9 +51,12 @@ def hold(run: RunDirectory) -> Iterator[None]:
 def _acquire(run: RunDirectory, owner: dict[str, Any]) -> None:
     content = json.dumps({**owner, "heartbeat": time.time()})
     # Exclusive creation decides between two processes that start at the same moment.
-    with contextlib.suppress(FileExistsError):
+    try:
         _create_lock(run, content)
         return
+    except OSError:  # "exists", which not every object store's client says with FileExistsError
+        if run.read_text("lock.json") is None:
+            raise
     held = _read_lock(run)
     # Another process creates the file a moment before it fills it; a killed one never fills it.
     deadline = time.monotonic() + UNREADABLE_LOCK_SECONDS

@@ -54,12 +54,15 @@ class Scorer:
         self._models: dict[str, Any] = {}
         for name, path in settings.models.items():
             directory = local_model_directory(path, trust_remote_code=settings.trust_remote_code)
-            self._models[name] = AutoModelForCausalLM.from_pretrained(
+            # A model that needs several GPUs for its engine is spread over as many here, layer by layer.
+            several = settings.on_gpu and torch.cuda.device_count() > 1
+            model = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=getattr(torch, settings.dtype),
-                device_map="auto" if settings.on_gpu else None,
+                device_map="auto" if several else None,
                 trust_remote_code=settings.trust_remote_code,
             ).eval()
+            self._models[name] = model.to("cuda") if settings.on_gpu and not several else model
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Adds the `logprobs_<name>` columns; drops the token ids, which are large."""

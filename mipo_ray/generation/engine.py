@@ -15,6 +15,9 @@ from mipo_ray.config import SamplingConfig
 from mipo_ray.monitoring import Events
 from mipo_ray.pairs import TOKEN_IDS
 
+# Ray restarts an actor without end: a block that kills every engine must not look like a hang.
+MOST_ENGINE_DEATHS = 5
+
 REQUESTS = pa.list_(pa.struct([("prompt_token_ids", TOKEN_IDS), ("seed", pa.int64())]))
 RESPONSES = pa.list_(
     pa.struct(
@@ -45,6 +48,11 @@ class Sampler:
     """
 
     def __init__(self, settings: EngineSettings, events: Events):
+        if (deaths := events.total("engine_deaths")) >= MOST_ENGINE_DEATHS:
+            raise RuntimeError(
+                f"vLLM engines died {deaths:.0f} times in this stage; metrics.jsonl holds each error (engine_death), "
+                "the logs of the Ray session what vLLM said"
+            )
         _set_environment(settings)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -94,6 +102,7 @@ class Sampler:
         except Exception as error:
             if _is_dead_engine(error):
                 # Ray restarts an actor elsewhere only after a system error: an exception would fail the whole stage.
+                self._events.emit_and_wait({"event": "engine_death", "engine_deaths": 1, "error": str(error)})
                 os._exit(1)
             raise
         tokens = sum(len(response["token_ids"]) for row in responses for response in row)

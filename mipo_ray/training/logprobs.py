@@ -43,8 +43,8 @@ def response_logprobs(model: Any, batch: SequenceBatch) -> Tensor:
     # Position t predicts token t + 1.
     predicting = torch.zeros_like(batch.response_mask)
     predicting[:, :-1] = batch.response_mask[:, 1:]
-    targets = batch.input_ids[batch.response_mask]
     logits = _logits_at(model, batch, predicting)
+    targets = batch.input_ids[batch.response_mask].to(logits.device)  # a model may end on another device
     token_logprobs = torch.cat(
         [
             _chunk_logprobs(chunk, chunk_targets)
@@ -53,7 +53,7 @@ def response_logprobs(model: Any, batch: SequenceBatch) -> Tensor:
             )
         ]
     )
-    sequence_of_token = batch.response_mask.nonzero()[:, 0]
+    sequence_of_token = batch.response_mask.nonzero()[:, 0].to(logits.device)
     sums = torch.zeros(batch.input_ids.shape[0], dtype=torch.float32, device=token_logprobs.device)
     return sums.index_add(0, sequence_of_token, token_logprobs)
 
@@ -74,7 +74,7 @@ def _logits_at(model: Any, batch: SequenceBatch, positions: Tensor) -> Tensor:
                 f"{type(model).__name__}: expected its output head to see hidden states of {tuple(positions.shape)} "
                 f"[sequences, tokens], found {tuple(hidden.shape[:2])}"
             )
-        return (hidden[positions].unsqueeze(0), *others)
+        return (hidden[positions.to(hidden.device)].unsqueeze(0), *others)
 
     handle = head.register_forward_pre_hook(keep_selected)
     try:

@@ -234,7 +234,7 @@ def test_bad_prompts_stop_before_any_engine_and_leave_nothing_finished(ray_addre
     long.write_text("".join(json.dumps(row) + "\n" for row in rows))
     process = start(
         ray_address,
-        *arguments(tmp_path / "run", tiny_model, prompts, f"prompts.path={long}", "evaluate.enabled=false"),
+        *arguments(tmp_path / "run", tiny_model, prompts, f"prompts.path={long}"),
     )
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output

@@ -22,6 +22,7 @@ from mipo_ray.config import Config
 from mipo_ray.plan import make_plan
 from mipo_ray.recipe import fields, load_config
 from mipo_ray.run import DEMO_RECIPE, main
+from mipo_ray.run_lock import hold
 from mipo_ray.storage import RunDirectory, open_run
 
 CPU_ONLY = {"CPU": 6.0, "GPU": 0.0}
@@ -570,6 +571,6 @@ def test_a_damaged_stage_is_named(
 def test_a_run_directory_in_use_is_refused(
     finished_run: RunDirectory, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with finished_run.lock():
+    with hold(finished_run):
         assert main(options) == 2
     assert f"error: {finished_run.url}: in use by process {os.getpid()} on " in capsys.readouterr().err

@@ -49,8 +49,16 @@ def row(prompt_id: str, responses: list[dict[str, Any]], *, partner: int = -1, d
     }
 
 
+def block_of(rows: list[dict[str, Any]]) -> pa.Table:
+    """The rows as a conditioned block, in which `mismatched_prompt_id` names the partner."""
+    for row_ in rows:
+        if row_["partner_index"] >= 0:
+            row_["mismatched_prompt_id"] = rows[row_["partner_index"]]["prompt_id"]
+    return pa.Table.from_pylist(rows)
+
+
 def assemble(rows: list[dict[str, Any]], filters: FiltersConfig | None = None) -> list[dict[str, Any]]:
-    pairs = assemble_pairs(pa.Table.from_pylist(rows), seed=0, round_index=2, filters=filters or FiltersConfig())
+    pairs = assemble_pairs(block_of(rows), seed=0, round_index=2, filters=filters or FiltersConfig())
     assert pairs.schema.equals(PAIR_SCHEMA, check_metadata=True)
     return pairs.to_pylist()
 
@@ -198,7 +206,7 @@ def statistics_rows() -> pa.Table:
         row("p6", [response("six", 6)], partner=5),
         row("p7", [response("seven", 9), response("no", 3)]),
     ]
-    return assemble_pairs(pa.Table.from_pylist(rows), seed=0, round_index=0, filters=filters)
+    return assemble_pairs(block_of(rows), seed=0, round_index=0, filters=filters)
 
 
 def test_statistics_count_rows_reasons_and_tokens() -> None:
@@ -258,3 +266,11 @@ def test_the_drop_table_names_the_most_frequent_reason_first() -> None:
         ["dropped:", "empty", "1,200", "60.0%"],
         ["dropped:", "identical", "300", "15.0%"],
     ]
+
+
+def test_a_block_that_was_cut_is_refused_and_not_paired_with_other_rows() -> None:
+    rows = [row("a", [response("one", 4)], partner=1), row("b", [response("two", 3)], partner=0)]
+    whole = block_of([*rows, row("c", [response("three", 2)], partner=0)])
+    for piece in (whole.slice(1), whole.slice(0, 1)):
+        with pytest.raises(RuntimeError, match="the block was cut or merged"):
+            assemble_pairs(piece, seed=0, round_index=0, filters=FiltersConfig())

@@ -30,6 +30,7 @@ EXECUTION_ONLY = {
     "generation.pool.cpus_per_engine",
     "generation.pool.batches_in_flight",
     "generation.pool.engine_args",
+    "filters.max_dropped_share",
     "train.micro_batch_size",
     "train.gpus_per_worker",
     "train.cpus_per_worker",

@@ -10,7 +10,7 @@ import os
 import pytest
 
 from mipo_ray.recipe import load_config
-from mipo_ray.resources import ResourceError, Resources, check_resources, local_cpus, phases, resolve
+from mipo_ray.resources import ResourceError, Resources, check_resources, local_cpus, phases, resolve, total
 
 CPU_ONLY = {"CPU": 6.0}
 GPUS = {"CPU": 64.0, "GPU": 8.0}
@@ -86,3 +86,13 @@ def test_exactly_what_the_cluster_has_is_enough() -> None:
 def test_a_local_cluster_has_room_for_an_engine_and_the_tasks_beside_it() -> None:
     assert local_cpus(load_config()) == max(6, os.cpu_count() or 1)
     assert local_cpus(load_config(overrides=["ray.num_cpus=2"])) == 2
+
+
+def test_an_engine_must_fit_on_one_node():
+    config = load_config(None, ["generation.pool.tensor_parallel_size=8"])
+    halves = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
+    assert total(halves) == {"CPU": 32.0, "GPU": 8.0}
+    with pytest.raises(ResourceError, match=r"room for 0 of the 1 that generation\.pool\.min_size asks for"):
+        check_resources(config, resolve(config, total(halves)), total(halves), halves)
+    whole = [{"CPU": 16.0, "GPU": 8.0}]
+    check_resources(config, resolve(config, total(whole)), total(whole), whole)
