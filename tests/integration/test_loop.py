@@ -155,11 +155,9 @@ def test_two_rounds_end_to_end(ray_address, tiny_model, prompts, tmp_path):
     assert not re.search(r"""(src|href|@import|url\()\s*=?\s*["']?\s*(https?:)?//""", report)  # nothing is fetched
 
     before = snapshot(run_dir)
-    started = time.monotonic()
     output = finish(start(ray_address, *options))
     assert "finished before" in output
     assert "reward_margin" in output
-    assert time.monotonic() - started < 30  # no cluster, no engine
     assert snapshot(run_dir) == before
 
     refused = start(ray_address, *options, "train.beta=0.2")
