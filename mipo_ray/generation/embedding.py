@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,30 +21,11 @@ from mipo_ray.blocks import engine_pool
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.generation.rendering import load_tokenizer, render_prompts
-from mipo_ray.generation.vllm_arguments import engine_arguments, set_environment
+from mipo_ray.generation.vllm_arguments import EngineSettings, engine_arguments, engine_settings, set_environment
 from mipo_ray.models import embedding_model, local_model_directory
 from mipo_ray.resources import Resources
 
 EMBEDDING = pa.list_(pa.float32())
-
-
-@dataclass(frozen=True)
-class EmbedderSettings:
-    """What an embedding actor needs to know; sent to every actor of a pool.
-
-    max_model_len: longest prompt in tokens; an embedding model with a smaller window keeps its own.
-    is_policy: whether `model_path` is a chat model of this run, or a model made for embeddings.
-    engine_args: raw vLLM engine arguments; what pooling needs (see `_pooling_arguments`) goes before them.
-    """
-
-    model_path: str
-    dtype: str
-    max_model_len: int
-    trust_remote_code: bool
-    tensor_parallel_size: int
-    on_gpu: bool
-    is_policy: bool
-    engine_args: dict[str, Any] = field(default_factory=dict)
 
 
 class Embedder:
@@ -59,24 +40,25 @@ class Embedder:
     when its length is checked together with the answer's. One longer than an embedding model's is a UserError.
     """
 
-    def __init__(self, settings: EmbedderSettings):
+    def __init__(self, settings: EngineSettings, is_policy: bool):
         set_environment(settings.on_gpu)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         model = (
             local_model_directory(settings.model_path, trust_remote_code=settings.trust_remote_code)
-            if settings.is_policy
+            if is_policy
             else embedding_model(settings.model_path)
         )
         self._settings = settings
+        self._is_policy = is_policy
         self._tokenizer = (
             load_tokenizer(settings.model_path, settings.trust_remote_code)
-            if settings.is_policy
+            if is_policy
             else _plain_tokenizer(model, settings.trust_remote_code)
         )
         self._request_count = 0
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**_pooling_arguments(model, settings)))
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**_pooling_arguments(model, settings, is_policy)))
         self._window = int(self._engine.model_config.max_model_len)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
@@ -90,7 +72,7 @@ class Embedder:
 
     def _tokenise(self, block: pa.Table) -> list[list[int]]:
         conversations = block["messages"].to_pylist()
-        if self._settings.is_policy:
+        if self._is_policy:
             return [token_ids[: self._window] for token_ids in render_prompts(self._tokenizer, conversations)]
         prompts = plain_prompts(self._tokenizer, conversations)
         for prompt_id, token_ids in zip(block["prompt_id"].to_pylist(), prompts, strict=True):
@@ -125,20 +107,13 @@ def embed_rows(rows: ray.data.Dataset, config: Config, *, policy: str, resources
     pool = config.generation.pool
     own = config.conditioning.similar.model
     shards = pool.tensor_parallel_size if own is None else 1
-    settings = EmbedderSettings(
-        model_path=policy if own is None else own,
-        dtype=resources.dtype,
-        max_model_len=config.model.max_model_len,
-        trust_remote_code=config.model.trust_remote_code,
-        tensor_parallel_size=shards,
-        on_gpu=resources.on_gpu,
-        is_policy=own is None,
-        engine_args=pool.engine_args,
-    )
+    settings = engine_settings(config, policy if own is None else own, resources)
+    if own is not None:
+        settings = replace(settings, tensor_parallel_size=1)
     rows.context.execution_options.preserve_order = True
     return rows.map_batches(
         Embedder,
-        fn_constructor_args=(settings,),
+        fn_constructor_args=(settings, own is None),
         batch_format="pyarrow",
         batch_size=None,
         compute=engine_pool(pool),
@@ -163,7 +138,7 @@ def check_window(prompt_id: str, token_ids: Sequence[int], window: int, model: s
         )
 
 
-def _pooling_arguments(model: str, settings: EmbedderSettings) -> dict[str, Any]:
+def _pooling_arguments(model: str, settings: EngineSettings, is_policy: bool) -> dict[str, Any]:
     from vllm.config import PoolerConfig
 
     arguments = engine_arguments(model, settings) | settings.engine_args
@@ -174,7 +149,7 @@ def _pooling_arguments(model: str, settings: EmbedderSettings) -> dict[str, Any]
         "enable_chunked_prefill": False,
         "enable_prefix_caching": False,
     }
-    if settings.is_policy:
+    if is_policy:
         arguments |= {"convert": "embed", "pooler_config": PoolerConfig(seq_pooling_type="MEAN")}
     else:
         arguments["max_model_len"] = min(settings.max_model_len, _own_window(model, settings))
@@ -183,7 +158,7 @@ def _pooling_arguments(model: str, settings: EmbedderSettings) -> dict[str, Any]
     return arguments
 
 
-def _own_window(model: str, settings: EmbedderSettings) -> int:
+def _own_window(model: str, settings: EngineSettings) -> int:
     """The longest prompt that an embedding model was made for, as vLLM reads it from its files, in tokens."""
     from vllm.engine.arg_utils import EngineArgs
 

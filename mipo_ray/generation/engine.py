@@ -6,13 +6,12 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from mipo_ray.config_pairs import SamplingConfig
-from mipo_ray.generation.vllm_arguments import engine_arguments, is_dead_engine, set_environment
+from mipo_ray.generation.vllm_arguments import EngineSettings, engine_arguments, is_dead_engine, set_environment
 from mipo_ray.monitoring import Events
 from mipo_ray.pairs import RESPONSES, SCORES, TOKEN_IDS
 
@@ -25,20 +24,6 @@ REQUESTS = pa.list_(pa.struct([("prompt_token_ids", TOKEN_IDS), ("seed", pa.int6
 ToScore = Callable[[pa.Table], list[list[dict[str, Any]]]]
 
 
-@dataclass(frozen=True)
-class EngineSettings:
-    """What an engine actor needs to know; sent to every actor of a pool."""
-
-    model_path: str
-    dtype: str
-    max_model_len: int
-    trust_remote_code: bool
-    tensor_parallel_size: int
-    on_gpu: bool
-    sampling: SamplingConfig
-    engine_args: dict[str, Any] = field(default_factory=dict)
-
-
 class Sampler:
     """A Ray Data actor: adds `responses` to blocks that hold `requests` (see REQUESTS, pairs.RESPONSES).
 
@@ -47,7 +32,9 @@ class Sampler:
     (pairs.SCORES): the log-probs, in the same sense, of sampled responses under other prompts.
     """
 
-    def __init__(self, settings: EngineSettings, events: Events, to_score: ToScore | None = None):
+    def __init__(
+        self, settings: EngineSettings, sampling: SamplingConfig, events: Events, to_score: ToScore | None = None
+    ):
         if (deaths := events.total("engine_deaths")) >= MOST_ENGINE_DEATHS:
             raise RuntimeError(
                 f"vLLM engines died {deaths:.0f} times in this stage; metrics.jsonl holds each error (engine_death), "
@@ -66,7 +53,7 @@ class Sampler:
         }
         started = time.monotonic()
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**arguments, **settings.engine_args}))
-        self._sampling = settings.sampling
+        self._sampling = sampling
         self._max_model_len = settings.max_model_len
         self._events = events
         self._to_score = to_score

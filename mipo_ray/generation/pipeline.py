@@ -22,8 +22,9 @@ from mipo_ray.conditioning_blocks import condition_block
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.generation.embedding import embed_rows
-from mipo_ray.generation.engine import REQUESTS, EngineSettings, Sampler, ToScore
+from mipo_ray.generation.engine import REQUESTS, Sampler, ToScore
 from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
+from mipo_ray.generation.vllm_arguments import engine_settings
 from mipo_ray.monitoring import Events, progress
 from mipo_ray.pair_statistics import drop_table, merge_statistics, pair_statistics, prompt_fingerprint
 from mipo_ray.pairs import TOKEN_IDS, assemble_pairs, to_score
@@ -213,19 +214,10 @@ def sample_responses(
     With `to_score` also `scores`: log-probs of these responses under other prompts.
     """
     pool = config.generation.pool
-    settings = EngineSettings(
-        model_path=policy,
-        dtype=resources.dtype,
-        max_model_len=config.model.max_model_len,
-        trust_remote_code=config.model.trust_remote_code,
-        tensor_parallel_size=pool.tensor_parallel_size,
-        on_gpu=resources.on_gpu,
-        sampling=config.generation.sampling,
-        engine_args=pool.engine_args,
-    )
+    settings = engine_settings(config, policy, resources)
     return rows.map_batches(
         Sampler,
-        fn_constructor_args=(settings, events, to_score),
+        fn_constructor_args=(settings, config.generation.sampling, events, to_score),
         batch_format="pyarrow",
         batch_size=None,
         compute=engine_pool(pool),

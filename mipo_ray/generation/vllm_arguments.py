@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
+
+from mipo_ray.config import Config
+from mipo_ray.resources import Resources
 
 
-class ModelSettings(Protocol):
-    """What an engine's settings say about its model and where it runs; `max_model_len` is in tokens."""
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the actors of a pool need to know of their model and of where they run; `max_model_len` is in tokens.
 
-    @property
-    def dtype(self) -> str: ...
+    engine_args: raw vLLM engine arguments of the configuration.
+    """
 
-    @property
-    def max_model_len(self) -> int: ...
+    model_path: str
+    dtype: str
+    max_model_len: int
+    trust_remote_code: bool
+    tensor_parallel_size: int
+    on_gpu: bool
+    engine_args: dict[str, Any]
 
-    @property
-    def trust_remote_code(self) -> bool: ...
 
-    @property
-    def tensor_parallel_size(self) -> int: ...
-
-    @property
-    def on_gpu(self) -> bool: ...
+def engine_settings(config: Config, model_path: str, resources: Resources) -> EngineSettings:
+    """The settings of a pool of engines for one model."""
+    return EngineSettings(
+        model_path=model_path,
+        dtype=resources.dtype,
+        max_model_len=config.model.max_model_len,
+        trust_remote_code=config.model.trust_remote_code,
+        tensor_parallel_size=config.generation.pool.tensor_parallel_size,
+        on_gpu=resources.on_gpu,
+        engine_args=config.generation.pool.engine_args,
+    )
 
 
 def set_environment(on_gpu: bool) -> None:
@@ -36,7 +50,7 @@ def set_environment(on_gpu: bool) -> None:
         os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())  # Ray set it from the actor's logical CPUs
 
 
-def engine_arguments(model: str, settings: ModelSettings) -> dict[str, Any]:
+def engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
     """The keyword arguments of `AsyncEngineArgs` that sampling and embedding engines share.
 
     `model` is what vLLM loads: a directory on this machine or a Hugging Face id.

@@ -1,0 +1,177 @@
+"""A model directory on any filesystem, and whether it holds what a model needs: read without loading its weights.
+
+Nothing here imports torch, transformers, ray or vllm.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from mipo_ray.errors import UserError
+
+_SINGLE_FILE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_VOCABULARIES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A model directory on any filesystem."""
+
+    shown: str
+    """Its name in messages."""
+    filesystem: Any
+    root: str
+    details: dict[str, dict[str, Any]]
+    """By file name relative to the root: what the filesystem knows of it."""
+
+    def size(self, name: str) -> int:
+        """Size of a file in bytes."""
+        return int(self.details[name]["size"])
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Bytes `start` to `end` of a file; all of it without them."""
+        return self.filesystem.cat_file(f"{self.root}/{name}", start=start, end=end)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A file that must hold a JSON object."""
+        try:
+            content = json.loads(self.read(name))
+        except ValueError as error:
+            raise UserError(f"{self.shown}/{name}: expected JSON, found: {error}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.shown}/{name}: expected a JSON object, found {type(content).__name__}")
+        return content
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path and not path.startswith("file://")
+
+
+def local_path(path: str) -> Path:
+    return Path(path.removeprefix("file://")).expanduser().absolute()
+
+
+def open_directory(path: str) -> ModelDirectory:
+    """List a model directory, local or remote."""
+    shown = path.rstrip("/")
+    try:
+        filesystem, root = fsspec.url_to_fs(path if is_remote(path) else str(local_path(path)))
+        filesystem.invalidate_cache()  # a long-lived worker must see what other machines wrote since its last call
+        root = root.rstrip("/")
+        found = filesystem.find(root, maxdepth=1, detail=True)
+    except FileNotFoundError:
+        found = {}
+    except ImportError as error:
+        raise UserError(
+            f"model.path {path!r}: {error}; for s3:// install mipo-ray[s3], for gs:// mipo-ray[gcs]"
+        ) from error
+    except Exception as error:  # every object store has exceptions of its own
+        raise UserError(f"model.path {path!r}: cannot be listed: {type(error).__name__}: {error}") from error
+    if not found:
+        raise UserError(f"model.path {path!r}: expected a directory with a model, found none or an empty one")
+    details = {name.removeprefix(f"{root}/"): info for name, info in found.items()}
+    return ModelDirectory(shown, filesystem, root, details)
+
+
+def _check_safetensors(directory: ModelDirectory, name: str) -> None:
+    """Compare a file's size with what its header promises.
+
+    Layout: 8 bytes, little-endian length of the header; the header, a JSON object of tensors with their
+    `data_offsets`; the data.
+    """
+    size = directory.size(name)
+    shown = f"{directory.shown}/{name}"
+    header_size = int.from_bytes(directory.read(name, 0, 8), "little") if size >= 8 else 0
+    if size < 8 or 8 + header_size > size:
+        raise UserError(
+            f"{shown}: expected at least {8 + header_size} bytes of safetensors header, found {size}: truncated or no "
+            f"safetensors file"
+        )
+    try:
+        header = json.loads(directory.read(name, 8, 8 + header_size))
+        data_size = max(
+            (tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"), default=0
+        )
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"{shown}: expected a safetensors header, found something else ({error!r})") from error
+    expected = 8 + header_size + data_size
+    if size != expected:
+        raise UserError(f"{shown}: expected {expected} bytes as its header says, found {size}")
+
+
+def _weight_files(directory: ModelDirectory) -> list[str]:
+    """The names of the files with the weights."""
+    if _INDEX in directory.details:
+        shards = directory.read_json(_INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise UserError(
+                f"{directory.shown}/{_INDEX}: field weight_map: expected file names by tensor, found {shards!r}"
+            )
+        names = sorted(set(shards.values()))
+        if missing := [name for name in names if name not in directory.details]:
+            raise UserError(
+                f"{directory.shown}: expected the {len(names)} weight files that {_INDEX} names, missing "
+                f"{', '.join(missing)}"
+            )
+        return names
+    if _SINGLE_FILE in directory.details:
+        return [_SINGLE_FILE]
+    others = sorted(
+        name for name in directory.details if name.endswith((".bin", ".pt", ".pth", ".gguf", ".safetensors"))
+    )
+    raise UserError(
+        f"{directory.shown}: expected weights in {_SINGLE_FILE} or {_INDEX}, found {', '.join(others) or 'no weights'}"
+        + ("; only safetensors are read" if others else "")
+    )
+
+
+def _check_tokenizer(directory: ModelDirectory) -> None:
+    names = directory.details.keys()
+    has_vocabulary = any(name in _VOCABULARIES or name.endswith(".tiktoken") for name in names)
+    if "tokenizer.json" not in names and not ("tokenizer_config.json" in names and has_vocabulary):
+        raise UserError(
+            f"{directory.shown}: expected a tokenizer (tokenizer.json, or tokenizer_config.json with a vocabulary), "
+            f"found {', '.join(sorted(names))}"
+        )
+    if "chat_template.jinja" in names:
+        return
+    template = None
+    if "tokenizer_config.json" in names:
+        template = directory.read_json("tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # several named ones
+        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+    if not template:
+        raise UserError(
+            f"{directory.shown}: tokenizer without chat template: expected chat_template.jinja, or chat_template in "
+            f"tokenizer_config.json; an instruct model brings one, a base model does not"
+        )
+
+
+def check_directory(directory: ModelDirectory) -> list[str]:
+    """Check a directory's files; return the names of those with the weights."""
+    if "config.json" not in directory.details:
+        raise UserError(f"{directory.shown}: expected config.json, found {', '.join(sorted(directory.details))}")
+    if not isinstance(model_type := directory.read_json("config.json").get("model_type"), str):
+        raise UserError(f"{directory.shown}/config.json: field model_type: expected a name, found {model_type!r}")
+    weights = _weight_files(directory)
+    for name in weights:
+        _check_safetensors(directory, name)
+    _check_tokenizer(directory)
+    return weights
+
+
+def check_model_directory(path: str) -> None:
+    """Check a model directory, local or remote, without reading its weights.
+
+    It must hold config.json with a model_type, complete safetensors, a tokenizer and a chat template.
+
+    Raises:
+        UserError: naming the file, what was expected and what was found.
+    """
+    check_directory(open_directory(path))
