@@ -6,21 +6,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from mipo_ray.config_pairs import ConditioningConfig, FiltersConfig, GenerationConfig, PromptsConfig
-from mipo_ray.config_types import (
-    EXECUTION_ONLY,
-    Dtype,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    Share,
-)
+from mipo_ray.config_train import TrainConfig
+from mipo_ray.config_types import EXECUTION_ONLY, Dtype, NonNegativeInt, PositiveInt, Section
 
 
 class ModelConfig(Section):
@@ -36,51 +28,6 @@ class ModelConfig(Section):
         1024, description="context window in tokens, prompt and response together"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-
-
-class TrainConfig(Section):
-    """DPO on the round's pairs (Rafailov et al. 2023, equation 7)."""
-
-    beta: PositiveFloat = Field(0.1, description="strength of the KL tie to the reference")
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.0, description="assumed share of pairs with swapped labels (conservative DPO)"
-    )
-    learning_rate: PositiveFloat = Field(5e-7, description="peak learning rate of AdamW")
-    batch_size: PositiveInt = Field(4, description="pairs per optimizer step over all workers")
-    micro_batch_size: PositiveInt = Field(
-        4, description="pairs per forward pass of one worker", json_schema_extra=EXECUTION_ONLY
-    )
-    epochs: PositiveInt = Field(1, description="passes over the round's pairs")
-    warmup_ratio: Share = Field(0.03, description="share of the steps with a linearly rising learning rate")
-    min_learning_rate_ratio: Share = Field(0.1, description="floor of the cosine schedule, as a share of the peak")
-    max_grad_norm: PositiveFloat = Field(1.0, description="gradient clipping, L2 norm over all parameters")
-    adam_betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW betas", strict=False)
-    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW weight decay")
-    num_workers: PositiveInt = Field(1, description="data-parallel training workers")
-    gpus_per_worker: NonNegativeFloat | None = Field(
-        None,
-        description="GPUs of a worker; null: 1 where the cluster has GPUs, else 0",
-        json_schema_extra=EXECUTION_ONLY,
-    )
-    cpus_per_worker: PositiveFloat = Field(
-        1.0, description="logical CPUs reserved by a worker", json_schema_extra=EXECUTION_ONLY
-    )
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage", json_schema_extra=EXECUTION_ONLY)
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in backward", json_schema_extra=EXECUTION_ONLY
-    )
-    deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="raw DeepSpeed configuration keys, merged over the generated ones"
-    )
-    max_failures: NonNegativeInt = Field(
-        1, description="restarts of the worker group after a worker dies", json_schema_extra=EXECUTION_ONLY
-    )
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> TrainConfig:
-        if self.batch_size % self.num_workers:
-            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of num_workers ({self.num_workers})")
-        return self
 
 
 class EvaluateConfig(Section):
@@ -144,7 +91,7 @@ class Config(Section):
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig, description="mismatched prompts")
     generation: GenerationConfig = Field(default_factory=GenerationConfig, description="sampling")
     filters: FiltersConfig = Field(default_factory=FiltersConfig, description="pair filters")
-    train: TrainConfig = Field(default_factory=TrainConfig, description="DPO training")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="training")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="held-out measurement")
     ray: RayConfig = Field(default_factory=RayConfig, description="the cluster")
 

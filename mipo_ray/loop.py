@@ -10,17 +10,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.parquet
 import ray.data
 
 from mipo_ray import monitoring
 from mipo_ray.blocks import map_blocks, ordered_context
 from mipo_ray.config import Config
+from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out import measure_policy
 from mipo_ray.evaluation.measured import measured_rows
 from mipo_ray.evaluation.results import final_table, measure
 from mipo_ray.generation.pipeline import condition_prompts, generate_pairs
 from mipo_ray.monitoring import Events, progress
-from mipo_ray.pairs import one_rejected_per_row
+from mipo_ray.pairs import as_version_2
 from mipo_ray.resources import Resources
 from mipo_ray.run_report import read_results, write_report
 from mipo_ray.storage import RunDirectory
@@ -75,8 +77,8 @@ def train(
         with progress(stage_events, "train_step", "step", f"round {round_index}  train"):
             summary = train_policy(
                 config,
-                _training_pairs(run, pairs),
-                pairs["statistics"]["kept"] * config.generation.rejected_per_pair,
+                _training_pairs(config, run, pairs),
+                pairs["statistics"]["kept"],
                 policy=policy,
                 reference=policy,
                 run=run,
@@ -163,20 +165,30 @@ def _summary(stage_name: str, manifest: dict[str, Any]) -> str:
     return f": {manifest['responses']} held-out responses"
 
 
-def _training_pairs(run: RunDirectory, pairs: dict[str, Any]) -> ray.data.Dataset:
-    """The round's kept pairs in training order (by pair_id, which is a seeded shuffle)."""
-    with ordered_context():
-        dataset = ray.data.read_parquet(
-            [run.path(pairs["stage"], name) for name in pairs["pairs"]],
-            filesystem=run.arrow_filesystem(),
-            columns=["pair_id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "dropped"],
+def _training_pairs(config: Config, run: RunDirectory, pairs: dict[str, Any]) -> ray.data.Dataset:
+    """The round's kept pairs in training order (by pair_id, which is a seeded shuffle), in the form of version 2.
+
+    Raises UserError where the objective reads a column that the pairs were written without.
+    """
+    files = [run.path(pairs["stage"], name) for name in pairs["pairs"]]
+    columns = ["pair_id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "dropped"]
+    if config.train.objective == "sami":
+        columns.append("mismatched_prompt_token_ids")
+    # Ray Data leaves out what a file does not have, without a word.
+    found = pyarrow.parquet.read_schema(files[0], filesystem=run.arrow_filesystem()).names
+    if missing := set(columns) - set(found):
+        raise UserError(
+            f"{files[0]}: train.objective {config.train.objective}: expected the columns "
+            f"{', '.join(sorted(missing))} too, found {', '.join(found)}; generate these pairs again"
         )
+    with ordered_context():
+        dataset = ray.data.read_parquet(files, filesystem=run.arrow_filesystem(), columns=columns)
         return map_blocks(dataset, _kept_only).sort("pair_id")
 
 
 def _kept_only(block: pa.Table) -> pa.Table:
     kept = block.filter(pyarrow.compute.equal(block["dropped"], "")).drop_columns(["dropped"])
-    return one_rejected_per_row(kept)
+    return as_version_2(kept)
 
 
 def _numbers(facts: dict[str, Any]) -> dict[str, float]:

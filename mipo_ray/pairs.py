@@ -9,6 +9,7 @@ import hashlib
 import math
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from mipo_ray.config_pairs import FiltersConfig, GenerationConfig
@@ -36,6 +37,7 @@ SCORES = pa.list_(pa.struct([("sample", pa.int32()), ("negative", pa.int32()), (
 _REJECTED = {
     "mismatched_messages": MESSAGES,
     "mismatched_prompt_id": pa.string(),
+    "mismatched_prompt_token_ids": TOKEN_IDS,
     "rejected_token_ids": TOKEN_IDS,
     "rejected": pa.string(),
     "rejected_finish_reason": pa.string(),
@@ -54,6 +56,7 @@ PAIR_SCHEMA = pa.schema(
         ("strategy", pa.string()),
         ("mismatched_prompt_id", pa.string()),
         ("prompt_token_ids", TOKEN_IDS),
+        ("mismatched_prompt_token_ids", TOKEN_IDS),  # empty for rows that were dropped before they were sampled
         ("chosen_token_ids", TOKEN_IDS),
         ("rejected_token_ids", TOKEN_IDS),
         ("chosen", pa.string()),
@@ -182,33 +185,20 @@ def pointwise_mutual_information(matched: float, mismatched: list[float | None])
 
 
 def as_version_2(table: pa.Table) -> pa.Table:
-    """Pairs of either version with every column of the rejected side as lists; other columns as they are."""
+    """Pairs of either version with every column of the rejected side as lists; other columns as they are.
+
+    Nothing is copied: a list of one value each is the values themselves and a list of offsets.
+    """
     for name, value_type in _REJECTED.items():
         index = table.schema.get_field_index(name)
         if index >= 0 and table.schema.field(index).type == value_type:
-            values = pa.array([[value] for value in table[name].to_pylist()], pa.list_(value_type))
-            table = table.set_column(index, name, values)
+            list_type = pa.list_(value_type)
+            chunks = [
+                pa.ListArray.from_arrays(np.arange(len(chunk) + 1, dtype=np.int32), chunk, type=list_type)
+                for chunk in table.column(index).chunks
+            ]
+            table = table.set_column(index, name, pa.chunked_array(chunks, list_type))
     return table
-
-
-def one_rejected_per_row(table: pa.Table) -> pa.Table:
-    """Pairs of either version as rows with one rejected response each, for objectives that compare two responses.
-
-    A row with K rejected responses becomes K rows that share its other columns but pair_id: theirs are hashes of it and
-    the number of the response, so that sorting by them does not put all of a prompt's comparisons into one batch.
-    """
-    table = as_version_2(table)
-    lists = [name for name in table.schema.names if name in _REJECTED]
-    rows = []
-    for row in table.to_pylist():
-        several = len(row[lists[0]]) > 1
-        for index in range(len(row[lists[0]])):
-            single = {**row, **{name: row[name][index] for name in lists}}
-            if several and "pair_id" in row:
-                single["pair_id"] = hashlib.sha256(f"{row['pair_id']}/{index}".encode()).hexdigest()[:16]
-            rows.append(single)
-    schema = pa.schema([pa.field(f.name, f.type.value_type) if f.name in lists else f for f in table.schema])
-    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _pair(rows: list[dict[str, Any]], row: dict[str, Any], sample: int, generation: GenerationConfig) -> dict[str, Any]:
@@ -220,6 +210,8 @@ def _pair(rows: list[dict[str, Any]], row: dict[str, Any], sample: int, generati
     pair = {name: row[name] for name in PAIR_SCHEMA.names if name in row}
     for name in ("mismatched_messages", "mismatched_prompt_id"):
         pair[name] = [row[name][negative] for negative in negatives] if row[name] else []
+    mismatched = row["mismatched_token_ids"]
+    pair["mismatched_prompt_token_ids"] = [] if row["dropped"] else [mismatched[negative] for negative in negatives]
     first = responses if sample == 0 else []
     return pair | {
         "sample": sample,
@@ -266,5 +258,5 @@ def _first_equal(prompts: list[list[int]]) -> list[int]:
 
 
 def _version_1(pair: dict[str, Any]) -> dict[str, Any]:
-    empty: dict[str, Any] = {"mismatched_messages": [], "mismatched_prompt_id": ""}
+    empty: dict[str, Any] = {"mismatched_messages": [], "mismatched_prompt_id": "", "mismatched_prompt_token_ids": []}
     return pair | {name: pair[name][0] if pair[name] else empty[name] for name in _REJECTED}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mipo_ray.config import Config
+from mipo_ray.config_train import TrainConfig
 from mipo_ray.models import check_model, embedding_model
 from mipo_ray.prompt_check import PromptSummary, check_held_out, check_training
 from mipo_ray.resources import Resources, check_resources, phases, resolve
@@ -82,13 +83,7 @@ def describe(plan: Plan) -> str:
     pool, sampling = config.generation.pool, config.generation.sampling
     samples, negatives = config.generation.samples_per_prompt, config.generation.negatives_per_prompt
     responses = plan.prompts.rows * samples + round(plan.prompts.rows * negatives * _share_sampled_afresh(config))
-    pairs = plan.prompts.rows * samples
-    compared = pairs * config.generation.rejected_per_pair
-    per_worker = compared // train.num_workers
-    steps = train.epochs * math.ceil(per_worker / (train.batch_size // train.num_workers))
-    micro = min(train.micro_batch_size, train.batch_size // train.num_workers)
-    accumulation = math.ceil(train.batch_size / train.num_workers / micro)
-    at_most = "" if micro * accumulation * train.num_workers == train.batch_size else "at most "
+    pairs, rejected = plan.prompts.rows * samples, config.generation.rejected_per_pair
     device = "GPU" if plan.resources.on_gpu else "CPU"
     lines = [
         f"run directory   {plan.run.url}",
@@ -99,10 +94,8 @@ def describe(plan: Plan) -> str:
         f"conditioning    {_strategy(config)}, blocks of {config.conditioning.block_size}",
         f"generate        {responses:,} responses of up to {sampling.max_tokens} tokens, temperature "
         f"{sampling.temperature:g}; for each prompt {samples} matched, {negatives} mismatched: {pairs:,} pairs before "
-        f"filters" + (f", each with {config.generation.rejected_per_pair} rejected" if compared > pairs else ""),
-        f"train           {steps:,} steps at most: {train.batch_size} pairs per step = {train.num_workers} workers x "
-        f"{accumulation} micro-batches x {at_most}{micro} pairs, {train.epochs} epoch(s), beta {train.beta:g}, "
-        f"learning rate {train.learning_rate:g}, ZeRO {train.zero_stage}",
+        f"filters" + (f", each with {rejected} rejected" if rejected > 1 else ""),
+        *_training(train, pairs),
     ]
     if plan.held_out is not None:
         evaluate = config.evaluate
@@ -114,13 +107,39 @@ def describe(plan: Plan) -> str:
         what = (
             f"{pool.min_size} to {pool.max_size} engines, tensor parallel {pool.tensor_parallel_size}"
             if phase == "generation"
-            else f"{train.num_workers} workers"
+            else f"{_workers(train)} workers"
         )
         lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
     lines.append("stages")
     for stage in plan.stages:
         lines.append(f"  {stage:<24}{'finished' if stage in plan.finished else 'to do'}")
     return "\n".join(lines)
+
+
+def _training(train: TrainConfig, pairs: int) -> list[str]:
+    """How long training takes, what it optimises, and how it executes; `pairs` are those before filters."""
+    steps = train.epochs * math.ceil(pairs / train.batch_size)
+    objective: str = train.objective
+    if train.needs_reference:
+        objective += f", beta {train.beta:g}, reference {train.reference} ({train.reference_mode})"
+    trained = f"LoRA of rank {train.lora.rank}" if train.lora.rank else "all weights"
+    return [
+        f"train           {steps:,} steps at most: {train.batch_size} pairs per step, {train.epochs} epoch(s), "
+        f"learning rate {train.learning_rate:g}, {_checkpoints(train)}",
+        f"objective       {objective}; trains {trained}",
+        f"layout          {train.layout}, attention {train.attention}, micro-batches of up to "
+        f"{train.micro_batch_tokens:,} tokens, ZeRO {train.zero_stage}",
+    ]
+
+
+def _checkpoints(train: TrainConfig) -> str:
+    grains = [f"{train.checkpoint_steps:,} steps"] if train.checkpoint_steps is not None else []
+    grains += [f"{train.checkpoint_minutes:g} minutes"] if train.checkpoint_minutes is not None else []
+    return f"checkpoints every {' or '.join(grains)}" if grains else "no checkpoints inside a round"
+
+
+def _workers(train: TrainConfig) -> str:
+    return str(train.num_workers) if train.min_workers is None else f"{train.min_workers} to {train.num_workers}"
 
 
 def _strategy(config: Config) -> str:

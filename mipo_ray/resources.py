@@ -13,6 +13,12 @@ from mipo_ray.errors import UserError
 MINIMUM_LOCAL_CPUS = 6
 TASK_CPUS = 1.0
 
+# Backends of train.attention, and what of them does not run on CPUs.
+TRAINS_ON_GPUS_ONLY = {
+    "flex_attention": "on CPUs it has no backward pass",
+    "flash_attention_2": "its kernels do not run on CPUs",
+}
+
 
 class ResourceError(UserError):
     """The cluster cannot hold what the configuration asks for."""
@@ -71,8 +77,8 @@ def phases(config: Config, resources: Resources) -> dict[str, dict[str, float]]:
         },
         # Ray Train's own controller takes no CPU; the pairs are read by a task beside the workers.
         "training": {
-            "CPU": train.num_workers * train.cpus_per_worker + TASK_CPUS,
-            "GPU": train.num_workers * resources.gpus_per_worker,
+            "CPU": train.fewest_workers * train.cpus_per_worker + TASK_CPUS,
+            "GPU": train.fewest_workers * resources.gpus_per_worker,
         },
     }
 
@@ -86,12 +92,14 @@ def check_resources(
     """Raises ResourceError when a phase needs more than the cluster has, unless the cluster grows on demand.
 
     `cluster` are the totals; with `nodes` (what each one has) every engine and worker must also fit on one node.
+    An attention backend that cannot train on CPUs is refused for training without GPUs in any case.
     """
+    _check_attention(config, resources)
     if config.ray.autoscaling:
         return
     keys = {
         "generation": "generation.pool.min_size",
-        "training": "train.num_workers",
+        "training": "train.num_workers" if config.train.min_workers is None else "train.min_workers",
     }
     for phase, needs in phases(config, resources).items():
         for kind, amount in needs.items():
@@ -105,13 +113,22 @@ def check_resources(
     pool, train = config.generation.pool, config.train
     engine = {"CPU": pool.cpus_per_engine, "GPU": resources.gpus_per_engine}
     worker = {"CPU": train.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    for phase, count, needs in (("generation", pool.min_size, engine), ("training", train.num_workers, worker)):
+    for phase, count, needs in (("generation", pool.min_size, engine), ("training", train.fewest_workers, worker)):
         room = sum(_places(node, needs) for node in nodes)
         if room < count:
             raise ResourceError(
                 f"{phase}: the nodes have room for {room} of the {count} that {keys[phase]} asks for, with "
                 f"{needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs on one node each"
             )
+
+
+def _check_attention(config: Config, resources: Resources) -> None:
+    attention = config.train.attention
+    if attention in TRAINS_ON_GPUS_ONLY and not resources.gpus_per_worker:
+        raise ResourceError(
+            f"train.attention: {attention} trains on GPUs only ({TRAINS_ON_GPUS_ONLY[attention]}), and training has "
+            "none: choose attention sdpa, or give each worker a GPU (train.gpus_per_worker)"
+        )
 
 
 def _places(node: Mapping[str, float], needs: Mapping[str, float]) -> int:

@@ -77,7 +77,7 @@ class Scorer:
     def _score(self, name: str, rows: list[dict[str, Any]]) -> list[list[float]]:
         import torch
 
-        from mipo_ray.training.layout import pad_sequences
+        from mipo_ray.training.layout import lay_out, sequence_trees
         from mipo_ray.training.logprobs import response_logprobs
 
         model = self._models[name]
@@ -90,7 +90,9 @@ class Scorer:
         scores = [[0.0] * len(row["conditionings"]) for row in rows]
         for start in range(0, len(sequences), self._settings.batch_size):
             chunk = sequences[start : start + self._settings.batch_size]
-            batch = pad_sequences([(conditioning, response) for _, _, conditioning, response in chunk], pad_token_id=0)
+            batch = lay_out(
+                sequence_trees([(conditioning, response) for _, _, conditioning, response in chunk]), "padded"
+            )
             with torch.inference_mode():
                 logprobs = response_logprobs(model, batch.to(model.device))
             for (row_index, position, _, _), value in zip(chunk, logprobs.tolist(), strict=True):

@@ -11,20 +11,18 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 
-from mipo_ray.config import TrainConfig
+from mipo_ray.config_train import TrainConfig
 from mipo_ray.errors import UserError
-from mipo_ray.training.layout import SequenceBatch
-from mipo_ray.training.logprobs import ResponseLogprobs
+from mipo_ray.training.adapters import with_adapters
+from mipo_ray.training.attention import use_attention
+from mipo_ray.training.logprobs import ResponseLogprobs, check_logprobs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-Logprobs = Callable[[SequenceBatch], Tensor]
 
 
 def quiet_libraries(device: str) -> None:
@@ -51,23 +49,28 @@ def join_process_group(device: str) -> None:
     distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
 
 
-def deepspeed_config(train: TrainConfig, dtype: str, num_workers: int) -> dict[str, Any]:
+def deepspeed_config(train: TrainConfig, dtype: str) -> dict[str, Any]:
     """The DeepSpeed configuration of the policy: the generated keys with `train.deepspeed` merged over them.
 
-    The worker sets the learning rate and closes every accumulation window itself, so that `lr` and
-    `gradient_accumulation_steps` here are the first value and the largest window.
+    The worker sets the learning rate and closes every accumulation window itself, so that `lr` here is the first value
+    only, and the batch sizes are placeholders that DeepSpeed demands.
 
     Raises UserError for a dtype that is neither float32 nor bfloat16: float16 needs loss scaling, which skips steps.
     """
     if dtype not in DTYPES:
         raise UserError(f"model.dtype: expected one of {', '.join(DTYPES)} for training, found {dtype!r}")
-    pairs_per_step = train.batch_size // num_workers
-    micro_batch_size = min(train.micro_batch_size, pairs_per_step)
+    zero: dict[str, Any] = {"stage": train.zero_stage}
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if train.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
     generated: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": -(-pairs_per_step // micro_batch_size),
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": {"stage": train.zero_stage},
+        "zero_optimization": zero,
+        # DeepSpeed's own Adam for offloaded states is compiled at start; torch's runs on the CPU too.
+        "zero_force_ds_cpu_optimizer": False,
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -75,8 +78,10 @@ def deepspeed_config(train: TrainConfig, dtype: str, num_workers: int) -> dict[s
                 "betas": list(train.adam_betas),
                 "eps": 1e-8,
                 "weight_decay": train.weight_decay,
-                # torch's own AdamW: DeepSpeed's compiles itself at start, which needs a CUDA toolkit on every node.
+                # torch's own fused AdamW: DeepSpeed's compiles itself at start, which needs a CUDA toolkit on every
+                # node.
                 "torch_adam": True,
+                "fused": True,
             },
         },
         "steps_per_print": None,
@@ -86,58 +91,63 @@ def deepspeed_config(train: TrainConfig, dtype: str, num_workers: int) -> dict[s
         # float32; stage 1 can and computes the same otherwise.
         generated["bf16"] = {"enabled": True}
         generated["data_types"] = {"grad_accum_dtype": "fp32"}
-        generated["zero_optimization"] = {"stage": max(train.zero_stage, 1)}
+        zero["stage"] = max(train.zero_stage, 1)
     return _merged(generated, train.deepspeed)
 
 
-def policy_engine(model_dir: str, config: dict[str, Any], dtype: str, device: str, **options: bool) -> Any:
+def policy_engine(model_dir: str, train: TrainConfig, dtype: str, device: str, *, trust_remote_code: bool) -> Any:
     """The DeepSpeed engine around `ResponseLogprobs` of the model in `model_dir`, ready to train.
 
-    Options: `gradient_checkpointing`, `trust_remote_code`. The torch process group must be initialised.
+    With `train.lora.rank` only adapters are trained. The torch process group must be initialised.
+
+    Raises UserError when the model cannot honour `train.layout` and `train.attention`, which a few tokens find out.
     """
     import deepspeed
 
-    model = _load(model_dir, dtype, options["trust_remote_code"])
-    if options["gradient_checkpointing"]:
+    config = deepspeed_config(train, dtype)
+    model = _load(model_dir, train, dtype, trust_remote_code)
+    if train.lora.rank:
+        model = with_adapters(model, train.lora)
+    if train.gradient_checkpointing:
         _checkpoint_gradients(model)
     module = _placed(ResponseLogprobs(model), config, dtype, device)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its memory use whatever its log level
         engine, *_ = deepspeed.initialize(model=module, model_parameters=trained, config=config)
+    check_logprobs(model, train.layout, device)
     return engine
 
 
-def reference_logprobs(
-    model_dir: str, config: dict[str, Any], dtype: str, device: str, *, trust_remote_code: bool
-) -> Logprobs:
-    """A function from a batch to the frozen reference's response log-probs: [sequences], float32, nats, no gradient.
+def reference_module(model_dir: str, train: TrainConfig, dtype: str, device: str, *, trust_remote_code: bool) -> Any:
+    """A frozen `ResponseLogprobs` of the model in `model_dir`, or a DeepSpeed engine around one.
 
-    `config` is the policy's: at ZeRO stage 3 the reference is sharded over the workers as the policy is, and every
-    worker must call the function equally often; below stage 3 every worker has the whole reference.
+    At ZeRO stage 3, and with `train.offload_reference`, it is sharded over the workers, and every worker must call it
+    equally often; else every worker has the whole model.
     """
-    module: Any = ResponseLogprobs(_load(model_dir, dtype, trust_remote_code)).requires_grad_(False)
+    config = deepspeed_config(train, dtype)
+    zero = {key: value for key, value in config["zero_optimization"].items() if key != "offload_optimizer"}
+    if train.offload_reference:
+        zero |= {"stage": 3, "offload_param": {"device": "cpu"}}
+    config = {key: value for key, value in config.items() if key != "optimizer"} | {"zero_optimization": zero}
+    module: Any = ResponseLogprobs(_load(model_dir, train, dtype, trust_remote_code)).requires_grad_(False)
     module = _placed(module, config, dtype, device)
-    if config["zero_optimization"]["stage"] == 3:
+    if zero["stage"] == 3:
         import deepspeed
 
-        without_optimizer = {key: value for key, value in config.items() if key != "optimizer"}
-        zero = {key: value for key, value in config["zero_optimization"].items() if key != "offload_optimizer"}
-        module, *_ = deepspeed.initialize(model=module, config={**without_optimizer, "zero_optimization": zero})
-
-    def logprobs(batch: SequenceBatch) -> Tensor:
-        with torch.no_grad():
-            return module(batch.input_ids, batch.attention_mask, batch.response_mask)
-
-    return logprobs
+        with contextlib.redirect_stdout(io.StringIO()):
+            module, *_ = deepspeed.initialize(model=module, config=config)
+    return module
 
 
-def _load(model_dir: str, dtype: str, trust_remote_code: bool) -> Any:
+def _load(model_dir: str, train: TrainConfig, dtype: str, trust_remote_code: bool) -> Any:
     """The model on the CPU, in evaluation mode, so that no dropout blurs the ratio of policy and reference."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
     ).eval()
+    use_attention(model, train.attention, train.layout)
+    return model
 
 
 def _placed(module: nn.Module, config: dict[str, Any], dtype: str, device: str) -> nn.Module:

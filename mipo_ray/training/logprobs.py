@@ -1,18 +1,32 @@
-"""Log-probabilities of responses under a causal language model, without logits for the prompt."""
+"""Log-probabilities of responses under a causal language model; logits exist for a chunk of response tokens only."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from mipo_ray.training.layout import SequenceBatch
+from mipo_ray.config_train import Layout
+from mipo_ray.errors import UserError
+from mipo_ray.training.attention import attention_inputs
+from mipo_ray.training.layout import TokenBatch, Tree, lay_out
 
-# Positions whose logits are turned into float32 log-probs at a time: bounds the float32 copy to
-# POSITIONS_PER_CHUNK x vocabulary x 4 bytes (0.6 GiB for 150k entries) whatever the batch.
-POSITIONS_PER_CHUNK = 1024
+# Bytes of one chunk's float32 logits; backward holds one more buffer of this size. Peak memory does not grow with the
+# prompt or the response: more tokens are more chunks.
+CHUNK_BYTES = 128 * 1024**2
+
+
+@dataclass(frozen=True)
+class LogitTreatment:
+    """What a family does to the output of its head: logits = softcap * tanh(scale * output / softcap)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
 
 
 class ResponseLogprobs(nn.Module):
@@ -26,76 +40,172 @@ class ResponseLogprobs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
-        """[sequences] float32; see `response_logprobs`. The three inputs are the fields of a `SequenceBatch`."""
-        return response_logprobs(self.model, SequenceBatch(input_ids, attention_mask, response_mask))
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """[responses] float32; see `response_logprobs`."""
+        return response_logprobs(self.model, batch)
 
 
-def response_logprobs(model: Any, batch: SequenceBatch) -> Tensor:
-    """Sum over the response tokens of log p(token | everything before it): [sequences], float32, nats.
+def response_logprobs(model: Any, batch: TokenBatch) -> Tensor:
+    """Sum over the response tokens of log p(token | everything before it): [responses], float32, nats.
 
-    `model` is a transformers causal language model on the device of `batch`. The model's own forward runs, so that
-    whatever it does to its logits (soft-capping, scaling) is kept; only the rows of hidden states that predict a
-    response token are let through to its output head, so that the prompt and the padding cost no logits.
+    `model` is a transformers causal language model on the device of `batch`; for packed layouts it must have been set
+    up by `attention.use_attention`. Its backbone runs over all tokens, its output head over the response tokens only,
+    chunk by chunk; backward computes each chunk's logits again.
 
-    Raises ValueError for a model whose forward does not apply its output head exactly once, position by position.
+    Raises ValueError for a model without a linear output head.
     """
-    # Position t predicts token t + 1.
-    predicting = torch.zeros_like(batch.response_mask)
-    predicting[:, :-1] = batch.response_mask[:, 1:]
-    logits = _logits_at(model, batch, predicting)
-    targets = batch.input_ids[batch.response_mask].to(logits.device)  # a model may end on another device
-    token_logprobs = torch.cat(
-        [
-            _chunk_logprobs(chunk, chunk_targets)
-            for chunk, chunk_targets in zip(
-                logits.split(POSITIONS_PER_CHUNK), targets.split(POSITIONS_PER_CHUNK), strict=True
-            )
-        ]
-    )
-    sequence_of_token = batch.response_mask.nonzero()[:, 0].to(logits.device)
-    sums = torch.zeros(batch.input_ids.shape[0], dtype=torch.float32, device=token_logprobs.device)
-    return sums.index_add(0, sequence_of_token, token_logprobs)
-
-
-def _logits_at(model: Any, batch: SequenceBatch, positions: Tensor) -> Tensor:
-    """[selected positions, vocabulary]: the model's logits where `positions` ([sequences, tokens], bool) is true."""
     head = model.get_output_embeddings()
-    if head is None:
-        raise ValueError(f"{type(model).__name__} has no output embeddings: expected a causal language model")
-    applications = 0
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"{type(model).__name__}: expected a linear output head, found {type(head).__name__}")
+    outputs = model.base_model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **attention_inputs(model, batch)
+    )
+    states = outputs.last_hidden_state.flatten(0, 1)[batch.predicting.to(outputs.last_hidden_state.device)]
+    states = states.to(head.weight.device)  # a model spread over several devices may have its head on another one
+    with _scoring(head, logit_treatment(model.config)):
+        token_logprobs = head(states, batch.targets.to(states.device))
+    sums = torch.zeros(batch.response_count, dtype=torch.float32, device=states.device)
+    return sums.index_add(0, batch.response_index.to(states.device), token_logprobs)
 
-    def keep_selected(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        nonlocal applications
-        applications += 1
-        hidden, *others = inputs
-        if hidden.shape[:2] != positions.shape:
-            raise ValueError(
-                f"{type(model).__name__}: expected its output head to see hidden states of {tuple(positions.shape)} "
-                f"[sequences, tokens], found {tuple(hidden.shape[:2])}"
-            )
-        return (hidden[positions.to(hidden.device)].unsqueeze(0), *others)
 
-    handle = head.register_forward_pre_hook(keep_selected)
+def logit_treatment(config: Any) -> LogitTreatment:
+    """How the family of a transformers configuration turns the head's output into logits, by its published fields."""
+    text = config.get_text_config()
+    scale = 1.0
+    if getattr(text, "logit_scale", None) is not None:  # Cohere
+        scale = float(text.logit_scale)
+    elif getattr(text, "logits_scaling", None) is not None:  # Granite
+        scale = 1.0 / float(text.logits_scaling)
+    return LogitTreatment(scale=scale, softcap=getattr(text, "final_logit_softcapping", None))  # Gemma 2 and 3
+
+
+def check_logprobs(model: Any, layout: Layout, device: torch.device | str) -> None:
+    """Tries `response_logprobs` on a few tokens in this layout, against the model's own logits of single sequences.
+
+    Families differ in what they do between hidden states and logits, in how they take positions, and in what reaches
+    their attention. This finds out before anything is trained.
+
+    Raises UserError, naming the model and the layout, when the two differ.
+    """
+    ids = np.arange(24) % min(24, model.config.get_text_config().vocab_size)
+    trees = [Tree(ids[:5], (ids[5:8], ids[8:9])), Tree(ids[9:11], (ids[11:15], ids[15:24]))]
+    # bfloat16 keeps 8 bits: sums over up to 9 tokens differ by some hundredths. Wrong masks differ by more.
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.25  # nats
     try:
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    finally:
-        handle.remove()
-    if applications != 1 or logits.dim() != 3 or logits.shape[:2] != (1, int(positions.sum())):
-        raise ValueError(
-            f"{type(model).__name__}: expected a forward that applies its output head once and returns one row of "
-            f"logits for each position, found {applications} applications and logits of shape {tuple(logits.shape)}"
+        with torch.no_grad():
+            found = response_logprobs(model, lay_out(trees, layout).to(device))
+            expected = torch.cat(
+                [_own_logprob(model, Tree(t.prompt, (r,)), layout, device) for t in trees for r in t.responses]
+            )
+    except ValueError as error:
+        raise UserError(f"train.layout: {layout} does not fit {type(model).__name__}: {error}") from error
+    worst = (found - expected.to(found.device)).abs().max().item()
+    if not worst <= tolerance:  # also for nan
+        raise UserError(
+            f"train.layout: {type(model).__name__} cannot honour {layout}: log-probs of single sequences differ by "
+            f"{worst:.3g} nats from those of the layout (expected at most {tolerance:g}); choose layout padded"
         )
-    return logits[0]
 
 
-def _chunk_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """[positions] float32 log-softmax of `logits` ([positions, vocabulary]) at `targets` ([positions])."""
-    if torch.is_grad_enabled() and logits.requires_grad:
-        # Recomputing the float32 softmax in backward is cheaper than keeping it for the whole batch.
-        return checkpoint(_target_logprobs, logits, targets, use_reentrant=False, preserve_rng_state=False)
-    return _target_logprobs(logits, targets)
+def _own_logprob(model: Any, tree: Tree, layout: Layout, device: torch.device | str) -> Tensor:
+    """[1] float32: the log-prob of a tree's only response by the model's own forward and its full logits."""
+    batch = lay_out([tree], layout).to(device)
+    logits = model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **attention_inputs(model, batch)
+    ).logits
+    logprobs = logits.flatten(0, 1)[batch.predicting].float().log_softmax(dim=-1)
+    return logprobs.gather(1, batch.targets.to(logprobs.device)[:, None]).sum(dim=0)
 
 
-def _target_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    return -nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+@contextmanager
+def _scoring(head: nn.Linear, treatment: LogitTreatment) -> Iterator[None]:
+    """Inside it, calling `head` with (states, targets) gives token log-probs.
+
+    The head itself is called, and not a function of its weight, so that DeepSpeed's ZeRO-3 hooks on it gather the
+    weight for forward and backward.
+    """
+
+    def forward(states: Tensor, targets: Tensor) -> Tensor:
+        return _TokenLogprobs.apply(states, head.weight, head.bias, targets, treatment)
+
+    before = vars(head).get("forward")
+    head.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        if before is None:
+            del head.forward
+        else:
+            head.forward = before  # type: ignore[method-assign]
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """[positions] float32 log-probs of `targets` [positions] under softmax(treated(states @ weight.T + bias)).
+
+    states: [positions, hidden]; weight: [vocabulary, hidden]. Logits exist for one chunk of positions at a time, in
+    float32; backward computes them again from the states, so that nothing of size [positions, vocabulary] is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, treatment: LogitTreatment
+    ) -> Tensor:
+        logprobs = torch.empty(states.shape[0], dtype=torch.float32, device=states.device)
+        normalizers = torch.empty_like(logprobs)
+        for chunk in _chunks(states, weight):
+            logits = _logits(states[chunk], weight, bias, treatment)
+            normalizers[chunk] = logits.logsumexp(dim=-1)
+            logprobs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - normalizers[chunk]
+        ctx.save_for_backward(states, weight, bias, targets, normalizers)
+        ctx.treatment = treatment
+        return logprobs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, bias, targets, normalizers = ctx.saved_tensors
+        treatment: LogitTreatment = ctx.treatment
+        for_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        # In float32 whatever the weight's dtype: a sum over many chunks would lose bits in bfloat16.
+        for_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
+        for chunk in _chunks(states, weight):
+            logits = _logits(states[chunk], weight, bias, treatment)
+            # d log p(target) / d logits = onehot(target) - softmax
+            slope = None
+            if treatment.softcap is not None:
+                slope = 1 - (logits / treatment.softcap).square()
+            probabilities = logits.sub_(normalizers[chunk, None]).exp_()
+            for_logits = probabilities.mul_(-gradient[chunk, None])
+            for_logits.scatter_add_(1, targets[chunk, None], gradient[chunk, None])
+            if slope is not None:
+                for_logits.mul_(slope)
+            if treatment.scale != 1.0:
+                for_logits.mul_(treatment.scale)
+            for_logits = for_logits.to(weight.dtype)
+            if for_states is not None:
+                for_states[chunk] = for_logits @ weight
+            if for_weight is not None:
+                if weight.dtype == torch.float32:
+                    for_weight.addmm_(for_logits.T, states[chunk])
+                else:
+                    for_weight.add_(for_logits.T @ states[chunk])
+            if for_bias is not None:
+                for_bias += for_logits.sum(dim=0)
+        if for_weight is not None:
+            for_weight = for_weight.to(weight.dtype)
+        return for_states, for_weight, for_bias, None, None
+
+
+def _chunks(states: Tensor, weight: Tensor) -> list[slice]:
+    size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    return [slice(start, start + size) for start in range(0, states.shape[0], size)]
+
+
+def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, treatment: LogitTreatment) -> Tensor:
+    """[positions, vocabulary] float32, a new tensor."""
+    logits = nn.functional.linear(states, weight, bias).float()
+    if treatment.scale != 1.0:
+        logits.mul_(treatment.scale)
+    if treatment.softcap is not None:
+        logits.div_(treatment.softcap).tanh_().mul_(treatment.softcap)
+    return logits

@@ -139,7 +139,6 @@ def test_the_plan_says_its_numbers(options: list[str], capsys: pytest.CaptureFix
             "seed=9",
             "train.batch_size=4",
             "train.num_workers=2",
-            "train.micro_batch_size=1",
             "train.epochs=2",
             "generation.pool.max_size=3",
             "evaluate.samples_per_prompt=5",
@@ -156,10 +155,12 @@ def test_the_plan_says_its_numbers(options: list[str], capsys: pytest.CaptureFix
     assert lines["prompts"].endswith("(21 with a context)")
     assert lines["generate"].startswith("generate 42 responses of up to 40 tokens, temperature 0.7; ")
     assert lines["generate"].endswith("1 matched, 1 mismatched: 21 pairs before filters")
-    # 21 pairs over 2 workers: 10 each (1 is left over), 2 of them per step, so 5 steps, twice.
-    assert (
-        "train 10 steps at most: 4 pairs per step = 2 workers x 2 micro-batches x 1 pairs, 2 epoch(s)" in lines["train"]
+    # 21 pairs: five steps of 4 and one of 1, twice.
+    assert lines["train"] == (
+        "train 12 steps at most: 4 pairs per step, 2 epoch(s), learning rate 5e-07, checkpoints every 30 minutes"
     )
+    assert lines["objective"] == "objective dpo, beta 0.1, reference round_start (colocated); trains all weights"
+    assert lines["layout"] == "layout shared, attention sdpa, micro-batches of up to 4,096 tokens, ZeRO 2"
     assert lines["evaluate"].startswith(
         "evaluate 6 held-out prompts x 5 answers, each scored under its own and 4 other"
     )
@@ -193,13 +194,59 @@ def test_the_plan_of_a_mixture_with_several_samples(options: list[str], capsys: 
     # 21 x 2 matched ones, and two thirds of 21 x 4 mismatched ones.
     assert "98 responses of up to 48 tokens" in plan
     assert "2 matched, 4 mismatched: 42 pairs before filters, each with 2 rejected" in plan
+    assert "train 11 steps at most: 4 pairs per step" in plan  # a pair counts once, whatever it is compared with
 
 
-def test_a_micro_batch_that_does_not_divide_the_batch_is_an_upper_bound(
-    options: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("overrides", "label", "expected"),
+    [
+        (
+            ["train.objective=ipo", "train.beta=0.2", "train.reference=initial", "train.reference_mode=cached"],
+            "objective",
+            "ipo, beta 0.2, reference initial (cached); trains all weights",
+        ),
+        (
+            ["train.reference_mode=adapter", "train.lora.rank=16"],
+            "objective",
+            "dpo, beta 0.1, reference round_start (adapter); trains LoRA of rank 16",
+        ),
+        # These two look at the policy alone.
+        (["train.objective=sami"], "objective", "sami; trains all weights"),
+        (["train.objective=sft", "train.lora.rank=8"], "objective", "sft; trains LoRA of rank 8"),
+        (
+            ["train.layout=padded", "train.micro_batch_tokens=16384", "train.zero_stage=3"],
+            "layout",
+            "padded, attention sdpa, micro-batches of up to 16,384 tokens, ZeRO 3",
+        ),
+        (
+            ["train.min_workers=2", "train.num_workers=9"],
+            "training",
+            "2 to 9 workers; reserves 3 CPUs and 0 GPUs at least (CPU)",
+        ),
+    ],
+)
+def test_the_plan_says_how_it_trains(
+    overrides: list[str], label: str, expected: str, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = dry_run([*options, "train.batch_size=6", "train.micro_batch_size=4"], capsys)
-    assert "6 pairs per step = 1 workers x 2 micro-batches x at most 4 pairs" in plan
+    plan = dry_run([*options, "ray.num_cpus=6", *overrides], capsys)
+    assert {line[:16].strip(): line[16:] for line in plan.splitlines()}[label] == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "minutes", "expected"),
+    [
+        ("null", "7.5", "checkpoints every 7.5 minutes"),
+        ("1000", "null", "checkpoints every 1,000 steps"),
+        ("20", "30", "checkpoints every 20 steps or 30 minutes"),
+        ("null", "null", "no checkpoints inside a round"),
+    ],
+)
+def test_the_plan_says_when_training_is_saved(
+    steps: str, minutes: str, expected: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = dry_run([*options, f"train.checkpoint_steps={steps}", f"train.checkpoint_minutes={minutes}"], capsys)
+    (line,) = [line for line in plan.splitlines() if line.startswith("train  ")]
+    assert line.endswith(f", {expected}")
 
 
 def test_without_evaluation_there_are_no_evaluation_stages(
@@ -387,13 +434,32 @@ def beta_negative(directory: Path) -> tuple[list[str], str]:
 
 
 def too_many_workers(directory: Path) -> tuple[list[str], str]:
-    overrides = ["ray.num_cpus=6", "train.num_workers=6", "train.batch_size=6"]
+    overrides = ["ray.num_cpus=6", "train.num_workers=6"]
     return overrides, r"training needs 7 CPUs and the cluster has 6: lower train\.num_workers"
 
 
 def too_many_engines(directory: Path) -> tuple[list[str], str]:
     overrides = ["ray.num_cpus=6", "generation.pool.min_size=6", "generation.pool.max_size=9"]
     return overrides, r"generation needs 7 CPUs and the cluster has 6: lower generation\.pool\.min_size"
+
+
+def too_many_workers_to_start_with(directory: Path) -> tuple[list[str], str]:
+    overrides = ["ray.num_cpus=6", "train.min_workers=6", "train.num_workers=9"]
+    return overrides, r"training needs 7 CPUs and the cluster has 6: lower train\.min_workers"
+
+
+def flex_attention_without_gpus(directory: Path) -> tuple[list[str], str]:
+    overrides = ["train.attention=flex_attention", "train.gpus_per_worker=0"]
+    return overrides, r"train\.attention: flex_attention trains on GPUs only .*choose attention sdpa"
+
+
+def flash_attention_without_gpus(directory: Path) -> tuple[list[str], str]:
+    overrides = ["train.attention=flash_attention_2", "train.layout=packed", "train.gpus_per_worker=0"]
+    return overrides, r"train\.attention: flash_attention_2 trains on GPUs only .*choose attention sdpa"
+
+
+def flash_attention_with_shared_prompts(directory: Path) -> tuple[list[str], str]:
+    return ["train.attention=flash_attention_2"], r"train: attention flash_attention_2 cannot honour layout shared"
 
 
 def unknown_key(directory: Path) -> tuple[list[str], str]:
@@ -440,6 +506,10 @@ BAD_INPUT = [
     beta_negative,
     too_many_workers,
     too_many_engines,
+    too_many_workers_to_start_with,
+    flex_attention_without_gpus,
+    flash_attention_without_gpus,
+    flash_attention_with_shared_prompts,
     unknown_key,
     missing_recipe,
     broken_template,
@@ -468,7 +538,7 @@ def test_bad_input_is_told_before_anything_starts(
 
 
 def test_a_cluster_that_grows_may_be_too_small(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = ["ray.num_cpus=6", "train.num_workers=6", "train.batch_size=6", "ray.autoscaling=true"]
+    overrides = ["ray.num_cpus=6", "train.num_workers=6", "ray.autoscaling=true"]
     assert "6 workers; reserves 7 CPUs" in dry_run([*options, *overrides], capsys)
 
 

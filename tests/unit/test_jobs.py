@@ -353,7 +353,7 @@ MODEL_FIELDS = (
     "model.path",
     "generation.pool.",
     "train.num_workers",
-    "train.micro_batch_size",
+    "train.micro_batch_tokens",
     "train.gradient_checkpointing",
     "train.zero_stage",
     "evaluate.scor",
@@ -385,6 +385,8 @@ def test_training_is_the_papers(name: str) -> None:
     assert (train.beta, train.learning_rate, train.batch_size, train.epochs) == (0.1, 5e-7, 4, 1)
     assert (train.warmup_ratio, train.min_learning_rate_ratio, train.adam_betas) == (0.03, 0.1, (0.9, 0.95))
     assert (train.weight_decay, train.max_grad_norm, train.label_smoothing) == (0.0, 1.0, 0.0)
+    assert (train.objective, train.length_normalized, train.nll_coefficient) == ("dpo", False, 0.0)
+    assert (train.reference, train.lora.rank) == ("round_start", 0)
     assert config.model.dtype == "bfloat16"
     assert train.zero_stage == (3 if name.endswith(("8b", "7b")) else 2)
     # Nothing else that decides what training computes was touched.

@@ -5,6 +5,7 @@ python -m pytest tests/unit/test_pairs.py
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from fractions import Fraction
@@ -27,7 +28,6 @@ from mipo_ray.pairs import (
     TOKEN_IDS,
     as_version_2,
     assemble_pairs,
-    one_rejected_per_row,
     pair_id,
     pointwise_mutual_information,
     to_score,
@@ -117,6 +117,7 @@ def test_a_fresh_mismatched_response_is_the_second_one() -> None:
     assert (pair["chosen_logprob"], pair["rejected_logprob"]) == (-0.5, -4.0)
     assert (pair["round"], pair["sample"], pair["dropped"], pair["pmi"]) == (2, 0, "", None)
     assert (pair["prompt_token_ids"], pair["mismatched_prompt_id"]) == ([7, 8, 9], "other-0")
+    assert pair["mismatched_prompt_token_ids"] == [50]
     assert pair["mismatched_messages"] == [{"role": "user", "content": "other question 0"}]
     assert json.loads(pair["extra"]) == {"topic": "tea"}
     assert pair["pair_id"] == pair_id(0, 2, "a", 0)
@@ -155,6 +156,7 @@ def test_rows_without_responses_stay_as_dropped_rows() -> None:
     assert [pair["prompt_id"] for pair in pairs] == ["no-context", "kept", "partner-was-dropped"]
     assert [pair["dropped"] for pair in pairs] == ["no_context", "", "no_partner_response"]
     assert pairs[0]["chosen_token_ids"] == pairs[0]["rejected_token_ids"] == pairs[0]["mismatched_messages"] == []
+    assert [pair["mismatched_prompt_token_ids"] for pair in pairs] == [[], [50], [50]]
     assert math.isnan(pairs[0]["chosen_logprob"])
     assert (pairs[0]["pmi"], pairs[0]["generated_tokens"]) == (None, 0)
 
@@ -216,6 +218,7 @@ def test_every_rejected_response_keeps_its_own_prompt_ids_and_log_prob() -> None
     _, pair = assemble(block_of([row("a", sampled(2, 4), others=4)]), generation)
     assert pair["rejected"] == ["x2", "x3"]
     assert pair["mismatched_prompt_id"] == ["other-2", "other-3"]
+    assert pair["mismatched_prompt_token_ids"] == [[52], [53]]
     assert [messages[0]["content"] for messages in pair["mismatched_messages"]] == [
         "other question 2",
         "other question 3",
@@ -238,7 +241,8 @@ def version_2(k: int = 2) -> pa.Table:
 
 @pytest.mark.parametrize("former_release", [False, True])
 def test_both_versions_are_read_from_parquet_beside_each_other(tmp_path: Path, former_release: bool) -> None:
-    new = ["pmi", "generated_tokens", "engine_prompt_tokens", "cached_prompt_tokens"] if former_release else []
+    new = ["mismatched_prompt_token_ids", "pmi", "generated_tokens", "engine_prompt_tokens", "cached_prompt_tokens"]
+    new = new if former_release else []
     tables = []
     for name, table in (("1", version_1().drop_columns(new)), ("2", version_2())):
         pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
@@ -248,6 +252,8 @@ def test_both_versions_are_read_from_parquet_beside_each_other(tmp_path: Path, f
     assert both["rejected_token_ids"].to_pylist()[0] == [list(range(20))]
     assert both["mismatched_messages"].to_pylist()[0] == [[{"role": "user", "content": "other question 0"}]]
     assert both["chosen"].to_pylist() == ["m0", "", "m0", ""]
+    mismatched = [None, None] if former_release else [[[50]], [[]]]
+    assert both["mismatched_prompt_token_ids"].to_pylist() == [*mismatched, [[50], [51]], []]
     assert set(both.schema.names) == set(PAIR_SCHEMA_2.names)
     assert tables[0].schema.names == [name for name in PAIR_SCHEMA.names if name not in new]
 
@@ -260,19 +266,27 @@ def test_version_2_stays_as_it_is_and_version_1_keeps_its_other_columns() -> Non
     assert as_version_2(kept).select(others).equals(kept.select(others))
 
 
-def test_one_rejected_response_per_row() -> None:
-    table = version_2(3).slice(0, 1)
-    rows = one_rejected_per_row(table)
-    assert rows["rejected"].to_pylist() == ["x0", "x1", "x2"]
-    assert [len(ids) for ids in rows["rejected_token_ids"].to_pylist()] == [20, 21, 22]
-    assert rows["mismatched_prompt_id"].to_pylist() == ["other-0", "other-1", "other-2"]
-    assert len({*rows["pair_id"].to_pylist(), *table["pair_id"].to_pylist()}) == 4  # a place of its own in the order
-    assert one_rejected_per_row(table).equals(rows)
-    assert rows.schema.equals(PAIR_SCHEMA)
-    kept = version_1().slice(0, 1)
-    assert one_rejected_per_row(kept).equals(kept)
-    some = ["pair_id", "chosen_token_ids", "rejected_token_ids"]  # what training reads
-    assert one_rejected_per_row(table.select(some)).num_rows == 3
+@given(st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=8), st.lists(st.integers(0, 8), max_size=3))
+def test_a_column_of_version_1_becomes_lists_of_one(token_ids: list[list[int]], cuts: list[int]) -> None:
+    """In tables of several chunks too, each a slice of something larger."""
+    bounds = [*sorted(min(cut, len(token_ids)) for cut in cuts), len(token_ids)]
+    rest = token_ids[bounds[0] :]
+    whole = pa.array(token_ids, TOKEN_IDS)
+    chunks = [whole.slice(start, end - start) for start, end in itertools.pairwise(bounds)]
+    ids = pa.array([str(index) for index in range(len(rest))], pa.string())
+    table = as_version_2(pa.table({"rejected_token_ids": pa.chunked_array(chunks, TOKEN_IDS), "pair_id": ids}))
+    table.validate(full=True)
+    assert table.schema.types == [pa.list_(TOKEN_IDS), pa.string()]
+    assert table.to_pylist() == [{"rejected_token_ids": [ids], "pair_id": str(row)} for row, ids in enumerate(rest)]
+
+
+def test_large_columns_are_not_copied() -> None:
+    table = version_1()
+    for name in ("rejected_token_ids", "mismatched_prompt_token_ids", "rejected", "mismatched_messages"):
+        (before,), (after,) = table[name].chunks, as_version_2(table)[name].chunks
+        addresses = [buffer.address for buffer in before.buffers() if buffer]
+        assert addresses
+        assert set(addresses) <= {buffer.address for buffer in after.buffers() if buffer}
 
 
 def wanted(block: pa.Table, generation: GenerationConfig = ONE, **filters: Any) -> list[list[tuple[Any, ...]]]:

@@ -77,6 +77,36 @@ def test_more_than_the_cluster_has_is_refused(overrides: list[str], cluster: dic
     check_resources(growing, resolve(growing, cluster), cluster)
 
 
+def test_training_that_may_start_small_asks_for_its_fewest_workers_only() -> None:
+    overrides = ["train.num_workers=8", "train.gpus_per_worker=1", "generation.pool.gpus_per_engine=1"]
+    config = load_config(overrides=[*overrides, "train.min_workers=2"])
+    nodes = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]
+    resources = resolve(config, total(nodes))
+    assert phases(config, resources)["training"] == {"CPU": 3.0, "GPU": 2.0}
+    check_resources(config, resources, total(nodes), nodes)
+    with pytest.raises(ResourceError, match=r"^training needs 3 CPUs and the cluster has 2: lower train\.min_workers"):
+        check_resources(config, resources, total(nodes[:1]), nodes[:1])
+    uneven = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 0.0, "GPU": 1.0}]  # the GPU of the second node has no CPU beside it
+    with pytest.raises(ResourceError, match=r"room for 1 of the 2 that train\.min_workers asks for"):
+        check_resources(config, resources, total(uneven), uneven)
+    fixed = load_config(overrides=overrides)
+    with pytest.raises(ResourceError, match=r"^training needs 9 CPUs and the cluster has 4: lower train\.num_workers"):
+        check_resources(fixed, resources, total(nodes), nodes)
+
+
+@pytest.mark.parametrize("autoscaling", ["true", "false"])
+@pytest.mark.parametrize("attention", ["flex_attention", "flash_attention_2"])
+def test_attention_that_cannot_train_on_cpus_needs_gpus_for_training(attention: str, autoscaling: str) -> None:
+    overrides = [f"train.attention={attention}", "train.layout=packed", f"ray.autoscaling={autoscaling}"]
+    config = load_config(overrides=overrides)
+    check_resources(config, resolve(config, GPUS), GPUS)
+    with pytest.raises(ResourceError, match=rf"^train\.attention: {attention} trains on GPUs only"):
+        check_resources(config, resolve(config, CPU_ONLY), CPU_ONLY)
+    engines_only = load_config(overrides=[*overrides, "train.gpus_per_worker=0"])
+    with pytest.raises(ResourceError, match=rf"^train\.attention: {attention} trains on GPUs only"):
+        check_resources(engines_only, resolve(engines_only, GPUS), GPUS)
+
+
 def test_exactly_what_the_cluster_has_is_enough() -> None:
     config = load_config(overrides=["train.num_workers=4", "generation.pool.max_size=100"])
     cluster = {"CPU": 5.0}

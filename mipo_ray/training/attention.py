@@ -1,0 +1,188 @@
+"""Attention over packed rows, through the attention interface of transformers.
+
+A packed row holds many sequences, or trees of them (`layout.Segment`). Every backend must keep them apart:
+
+    sdpa                torch's scaled_dot_product_attention, one call for each segment: a prompt or whole sequence is
+                        plain causal attention, a response sees its prompt through an explicit mask. Nothing is
+                        computed across segments.
+    flex_attention      one kernel over the row with a block mask, which skips blocks that are masked whole.
+    flash_attention_2   varlen kernels, told where sequences begin; knows no shared prompts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from mipo_ray.config_train import Attention, Layout
+from mipo_ray.errors import UserError
+from mipo_ray.training.layout import Segment, TokenBatch
+
+SEGMENTED = "mipo_ray_segmented"  # the name under which transformers finds `segmented_attention`
+
+
+def use_attention(model: Any, attention: Attention, layout: Layout) -> None:
+    """Makes a transformers model attend as `layout` needs it, by the backend `attention`.
+
+    Raises UserError, naming both, when the model or this machine does not have the backend.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(SEGMENTED, segmented_attention)
+    if attention == "sdpa" and layout == "padded":
+        return  # what transformers chose for the model: sdpa, or what stands in for it in a model that has none
+    if attention == "flex_attention" and "sliding_attention" in _layer_types(model):
+        raise UserError(
+            f"train.attention: flex_attention cannot honour the sliding windows of {type(model).__name__} in layout "
+            f"{layout}; choose attention sdpa"
+        )
+    name = SEGMENTED if attention == "sdpa" else attention
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"train.attention: {attention} cannot run {type(model).__name__} here: {error}") from error
+    if model.config._attn_implementation != name:
+        raise UserError(
+            f"train.attention: {type(model).__name__} did not accept {attention} for layout {layout}; choose padded"
+        )
+
+
+def attention_inputs(model: Any, batch: TokenBatch) -> dict[str, Any]:
+    """The keyword arguments of the model's forward that tell its backend who may see whom."""
+    if batch.attention_mask is not None:
+        return {"attention_mask": batch.attention_mask}
+    name = model.config._attn_implementation
+    if name == "flex_attention":
+        return {"attention_mask": block_mask(batch)}
+    if name == "flash_attention_2":
+        return _varlen(batch)
+    if name == SEGMENTED:
+        # The masks are made once for all layers.
+        masks = tuple(
+            segment_mask(segment, None, dtype=model.dtype, device=batch.input_ids.device) for segment in batch.segments
+        )
+        return {"segments": batch.segments, "segment_masks": masks}
+    raise ValueError(f"expected a model set up by use_attention for packed rows, found attention {name!r}")
+
+
+def segmented_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    segments: tuple[Segment, ...] = (),
+    segment_masks: tuple[Tensor | None, ...] = (),
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one packed row, segment by segment; the signature is that of transformers' attention functions.
+
+    query: [1, heads, tokens, head size]; key and value: [1, key-value heads, tokens, head size]. The segments cover the
+    row in its order, each prefix is one of them, and `segment_masks` are their masks without a sliding window. Returns
+    [1, tokens, heads, head size], and None for the attention weights.
+
+    Raises ValueError for what scaled dot product attention cannot express (soft-capped scores, attention sinks,
+    position biases), and where the segments did not arrive.
+    """
+    if not segments:
+        raise ValueError(f"{type(module).__name__} does not hand the segments of a packed row to its attention")
+    for name in ("softcap", "s_aux", "position_bias"):
+        if options.get(name) is not None:
+            raise ValueError(f"{type(module).__name__} uses {name}, which attention sdpa does not have")
+    if (window := options.get("sliding_window")) is not None:
+        segment_masks = tuple(
+            segment_mask(segment, window, dtype=query.dtype, device=query.device) for segment in segments
+        )
+    groups = query.shape[1] // key.shape[1]
+    # Split once, and not sliced for each segment: the backward of a slice is a tensor of zeros as long as the row.
+    lengths = [segment.end - segment.start for segment in segments]
+    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
+    number = {segment.start: index for index, segment in enumerate(segments)}
+    outputs = []
+    for index, (segment, mask) in enumerate(zip(segments, segment_masks, strict=True)):
+        own_keys, own_values = keys[index], values[index]
+        if segment.prefix_end > segment.prefix_start:
+            prefix = number[segment.prefix_start]
+            own_keys = torch.cat([keys[prefix], own_keys], dim=2)
+            own_values = torch.cat([values[prefix], own_values], dim=2)
+        use_groups = groups > 1
+        if use_groups and mask is not None and query.is_cuda:  # grouped heads with a mask have no fast kernel there
+            own_keys, own_values = (states.repeat_interleave(groups, dim=1) for states in (own_keys, own_values))
+            use_groups = False
+        outputs.append(
+            scaled_dot_product_attention(
+                queries[index],
+                own_keys,
+                own_values,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=use_groups,
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def segment_mask(segment: Segment, window: int | None, *, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """[segment tokens, prefix + segment tokens]: 0 where the former may see the latter, else minus infinity.
+
+    None where the segment is plainly causal.
+
+    `window` is that of sliding attention, in tokens. A prefix lies right before its segment in positions, whatever lies
+    between them in the row.
+    """
+    prefix = segment.prefix_end - segment.prefix_start
+    length = segment.end - segment.start
+    is_short = window is None or prefix + length <= window
+    if not prefix and is_short:
+        return None
+    hidden = torch.full((length, prefix + length), float("-inf"), dtype=dtype, device=device)
+    after = hidden.triu(prefix + 1)
+    return after if is_short else after + hidden.tril(prefix - window)  # type: ignore[operator]
+
+
+def block_mask(batch: TokenBatch) -> Any:
+    """FlexAttention's block mask of a packed row: who may see whom, worked out from the batch's segments."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    tokens = batch.input_ids.shape[1]
+    device = batch.input_ids.device
+    # A token sees the tokens of its own segment before it, and all that lie in its segment's prefix.
+    own = torch.full((tokens,), -1, dtype=torch.int32)
+    prefix_start = torch.zeros(tokens, dtype=torch.int32)
+    prefix_end = torch.zeros(tokens, dtype=torch.int32)
+    for number, segment in enumerate(batch.segments):
+        own[segment.start : segment.end] = number
+        prefix_start[segment.start : segment.end] = segment.prefix_start
+        prefix_end[segment.start : segment.end] = segment.prefix_end
+    own, prefix_start, prefix_end = own.to(device), prefix_start.to(device), prefix_end.to(device)
+
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        in_segment = (own[query] == own[key]) & (query >= key)
+        in_prefix = (key >= prefix_start[query]) & (key < prefix_end[query])
+        return in_segment | in_prefix
+
+    return create_block_mask(visible, B=1, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device)
+
+
+def _layer_types(model: Any) -> list[str]:
+    return getattr(model.config.get_text_config(), "layer_types", None) or []
+
+
+def _varlen(batch: TokenBatch) -> dict[str, Any]:
+    if any(segment.prefix_end > segment.prefix_start for segment in batch.segments):
+        raise ValueError("flash_attention_2 cannot honour layout shared: its masks are causal sequences only")
+    starts = [segment.start for segment in batch.segments] + [batch.segments[-1].end]
+    boundaries = torch.tensor(starts, dtype=torch.int32, device=batch.input_ids.device)
+    longest = max(segment.end - segment.start for segment in batch.segments)
+    return {
+        "attention_mask": None,
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }

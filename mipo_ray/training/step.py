@@ -1,0 +1,164 @@
+"""One optimizer step of one worker: its pairs in micro-batches, their gradient, and what is said about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from mipo_ray.config_train import TrainConfig
+from mipo_ray.training.batching import in_groups, micro_batches
+from mipo_ray.training.layout import Pair, TokenBatch, Tree, lay_out, pair_trees, token_count
+from mipo_ray.training.loss import PairLogprobs, pair_losses, ranked_correctly, rewards
+from mipo_ray.training.reference import Reference
+
+# Metrics of a step that are sums over its micro-batches; the others are means over its pairs.
+COUNTS = ("pairs", "tokens", "forward_tokens", "padding")
+
+# What a worker runs that has no pairs left while others have: all take part in the same collective operations.
+_PLACEHOLDER = Tree(np.zeros(1, dtype=np.int64), (np.zeros(1, dtype=np.int64),))
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient is no longer a finite number. Training the same pairs again would end the same way."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Pairs and their laid-out trees. `pairs` is empty for one that only keeps a worker in step with the others."""
+
+    pairs: list[Pair]
+    trees: list[Tree]
+    batch: TokenBatch
+
+
+def plan_micro_batches(pairs: Sequence[Pair], train: TrainConfig, device: torch.device | str) -> list[MicroBatch]:
+    """This worker's pairs of one step as micro-batches, equally many on every worker; all workers must call it."""
+    groups = micro_batches(pairs, objective=train.objective, layout=train.layout, most_tokens=train.micro_batch_tokens)
+    count = torch.tensor(len(groups), device=device)
+    distributed.all_reduce(count, distributed.ReduceOp.MAX)
+    planned = []
+    for group in in_groups(groups, int(count)):
+        trees = [tree for pair in group for tree in pair_trees(pair, train.objective)]
+        planned.append(MicroBatch(group, trees, lay_out(trees or [_PLACEHOLDER], train.layout).to(device)))
+    return planned
+
+
+def optimizer_step(
+    engine: Any, reference: Reference | None, pairs: Sequence[Pair], train: TrainConfig, learning_rate: float, step: int
+) -> dict[str, float]:
+    """One AdamW step on this worker's `pairs` of the step; returns the step's metrics over all workers.
+
+    The gradient is that of the mean loss over the pairs of all workers. Metrics: pairs, tokens (of all sequences,
+    without padding), forward_tokens (that went through the policy, prompts shared or not), padding_share, loss, and
+    those of `_describe`.
+
+    Raises TrainingDiverged, on every worker alike, naming `step`.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    workers = distributed.get_world_size()
+    pair_count = torch.tensor(len(pairs), device=engine.device)
+    distributed.all_reduce(pair_count)
+    planned = plan_micro_batches(pairs, train, engine.device)
+    sums = torch.zeros(len(_metric_names(train)), dtype=torch.float64, device=engine.device)
+    for index, micro_batch in enumerate(planned):
+        # The window is closed here and not by DeepSpeed's counter, so that steps may have any number of micro-batches.
+        engine.set_gradient_accumulation_boundary(index == len(planned) - 1)
+        policy = engine(micro_batch.batch)
+        frozen = None if reference is None else reference(micro_batch.pairs, micro_batch.batch)
+        if not micro_batch.pairs:
+            engine.backward(0.0 * policy.sum(), scale_wrt_gas=False)
+            continue
+        logprobs = _pair_logprobs(policy, frozen, micro_batch)
+        losses = pair_losses(logprobs, train)
+        # DeepSpeed averages the gradients of the workers.
+        engine.backward(losses.sum() * (workers / pair_count), scale_wrt_gas=False)
+        found = _describe(micro_batch, logprobs, losses.detach(), train)
+        sums += torch.stack([found[name] for name in _metric_names(train)])
+    distributed.all_reduce(sums)
+    metrics = dict(zip(_metric_names(train), sums.tolist(), strict=True))
+    counts = {name: int(metrics.pop(name)) for name in COUNTS}
+    metrics = {name: value / counts["pairs"] for name, value in metrics.items()}
+    _check_finite("loss", metrics["loss"], step)
+    gradient_norm = _local_gradient_norm(engine)
+    engine.step()
+    if gradient_norm is None:
+        gradient_norm = float(engine.get_global_grad_norm())
+        if gradient_norm < 0:  # DeepSpeed's sign for gradients that are not finite
+            gradient_norm = math.nan
+    _check_finite("gradient norm", gradient_norm, step)
+    padding_share = counts.pop("padding") / counts["forward_tokens"]
+    return {**counts, "padding_share": padding_share, **metrics, "gradient_norm": gradient_norm}
+
+
+def _pair_logprobs(policy: Tensor, reference: Tensor | None, micro_batch: MicroBatch) -> PairLogprobs:
+    """The log-probs of responses, [responses] in the order of the trees, as [pairs, prompts, responses]."""
+    pairs, trees = micro_batch.pairs, micro_batch.trees
+    prompts = len(trees) // len(pairs)
+    lengths = [[len(response) for response in tree.responses] for tree in trees[::prompts]]
+    if len({len(row) for row in lengths}) > 1:
+        raise ValueError(
+            f"pair {pairs[0]['pair_id']!r} and others: expected equally many rejected responses in every pair, found "
+            f"{sorted({len(row) - 1 for row in lengths})}"
+        )
+    shape = (len(pairs), prompts, len(lengths[0]))
+    return PairLogprobs(
+        policy=policy.view(shape),
+        reference=None if reference is None else reference.view(shape),
+        tokens=torch.tensor(lengths, device=policy.device),
+    )
+
+
+def _metric_names(train: TrainConfig) -> list[str]:
+    names = [*COUNTS, "loss", "chosen_logprob"]
+    names += ["rejected_logprob"] if train.objective != "sft" else []
+    names += ["chosen_reward", "rejected_reward", "reward_margin", "reward_accuracy"] if train.needs_reference else []
+    return names
+
+
+def _describe(micro_batch: MicroBatch, logprobs: PairLogprobs, losses: Tensor, train: TrainConfig) -> dict[str, Tensor]:
+    """Sums over a micro-batch's pairs, float64: COUNTS, the loss, and of policy and reference
+
+    chosen_logprob, rejected_logprob (nats, of the whole response; the mean of the K rejected ones) and, where there is
+    a reference, chosen_reward, rejected_reward, reward_margin (nats) and reward_accuracy, the share of rejected ones
+    below the chosen one; ties count half.
+    """
+    own = logprobs.policy[:, 0].detach()
+    mask = micro_batch.batch.attention_mask
+    forward_tokens = micro_batch.batch.input_ids.numel()
+    counts = {
+        "pairs": len(micro_batch.pairs),
+        "tokens": token_count(micro_batch.trees),
+        "forward_tokens": forward_tokens,
+        "padding": 0 if mask is None else forward_tokens - int(mask.sum()),
+    }
+    per_pair = {"loss": losses, "chosen_logprob": own[:, 0], "rejected_logprob": own[:, 1:].mean(dim=1)}
+    if train.needs_reference:
+        reward = rewards(logprobs, train.beta)
+        chosen, rejected = reward[:, :1], reward[:, 1:]
+        per_pair["chosen_reward"] = chosen[:, 0]
+        per_pair["rejected_reward"] = rejected.mean(dim=1)
+        per_pair["reward_margin"] = (chosen - rejected).mean(dim=1)
+        per_pair["reward_accuracy"] = ranked_correctly(chosen.expand_as(rejected), rejected).mean(dim=1)
+    sums = {name: value.double().sum() for name, value in per_pair.items()}
+    return sums | {name: torch.tensor(value, dtype=torch.float64, device=own.device) for name, value in counts.items()}
+
+
+def _local_gradient_norm(engine: Any) -> float | None:
+    """The norm where DeepSpeed reports none (float32 without ZeRO, where every worker has all gradients), else None."""
+    if engine.zero_optimization():
+        return None
+    return float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+
+
+def _check_finite(name: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            f"step {step}: the {name} is {value}; lower train.learning_rate or train.beta, or train in float32"
+        )
