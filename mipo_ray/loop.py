@@ -26,7 +26,7 @@ from mipo_ray.pairs import as_version_2
 from mipo_ray.resources import Resources
 from mipo_ray.run_report import read_results, write_report
 from mipo_ray.storage import RunDirectory
-from mipo_ray.training.trainer import train_policy
+from mipo_ray.training.trainer import CHECKPOINTS, train_policy
 
 
 def run_rounds(config: Config, run: RunDirectory, resources: Resources) -> dict[str, Any]:
@@ -69,25 +69,32 @@ def train(
     resources: Resources,
     events: Events,
 ) -> str:
-    """The train stage: DPO on the round's pairs, from and against `policy`. Returns the new policy's path."""
+    """The train stage: preference optimisation of `policy` on the round's pairs. Returns the new policy's path.
+
+    A stage that was interrupted goes on from its newest checkpoint, unless its pairs were generated again since.
+    """
     stage = run.stage(round_index, "train")
+    reference = policy if config.train.reference == "round_start" else config.model.path
 
     def work(stage_events: Events) -> dict[str, Any]:
-        run.remove(stage)
+        if run.read_text(f"{stage}/pairs") != pairs["finished"]:
+            run.remove(stage)
+            run.write_text(f"{stage}/pairs", pairs["finished"])
+        run.remove(f"{stage}/policy")
         with progress(stage_events, "train_step", "step", f"round {round_index}  train"):
             summary = train_policy(
                 config,
                 _training_pairs(config, run, pairs),
                 pairs["statistics"]["kept"],
                 policy=policy,
-                reference=policy,
+                reference=reference,
                 run=run,
                 stage=stage,
                 resources=resources,
                 events=stage_events,
             )
-        run.remove(f"{stage}/ray_train")
-        return {"summary": asdict(summary), "reference": policy}
+        run.remove(f"{stage}/{CHECKPOINTS}")
+        return {"summary": asdict(summary), "reference": reference if config.train.needs_reference else None}
 
     _once(config, run, round_index, "train", events, work)
     return run.model_path(f"{stage}/policy")

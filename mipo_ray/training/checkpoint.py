@@ -1,23 +1,31 @@
 """Checkpoints inside a round: DeepSpeed's sharded files, and how far training had come.
 
 Every worker writes its own shard to a local directory; who calls this brings the shards of all workers together (Ray
-Train uploads them to the run directory's filesystem) and hands them back when training starts again.
+Train uploads them to the run directory's filesystem) and hands them back when training starts again, perhaps with
+another number of workers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+import json
+import logging
+import socket
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import distributed
 
 _TAG = "state"
 _UNIVERSAL = "universal"
+_PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -49,18 +57,132 @@ def no_checkpoints() -> Checkpoints:
 
 def save_checkpoint(engine: Any, directory: Path, progress: Progress) -> None:
     """Writes this worker's shard of a DeepSpeed engine to `directory`; every worker must call it."""
-    state = {"progress": asdict(progress), "workers": distributed.get_world_size()}
-    with contextlib.redirect_stdout(io.StringIO()):
-        engine.save_checkpoint(str(directory), tag=_TAG, client_state=state, exclude_frozen_parameters=True)
+    with _quiet():
+        engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
+    if distributed.get_rank() == 0:
+        facts = {"workers": distributed.get_world_size(), "engine": _kind(engine), "progress": asdict(progress)}
+        (directory / _PROGRESS).write_text(json.dumps(facts))
 
 
 def load_checkpoint(engine: Any, directory: Path) -> Progress:
     """Restores weights and optimizer of a DeepSpeed engine from all shards; every worker must call it.
 
-    A checkpoint of another number of workers is first converted to DeepSpeed's universal format, on local disk.
+    A checkpoint of another number of workers is first converted to DeepSpeed's universal format, by one process of
+    each node, on its local disk (for a while 24 bytes for each parameter that is trained). Without ZeRO there are no
+    shards, and nothing is to be converted.
+
+    Raises RuntimeError for a checkpoint of another ZeRO stage or dtype, which DeepSpeed cannot load, and for a
+    directory without one.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        path, state = engine.load_checkpoint(str(directory), tag=_TAG, load_module_strict=False)
+    if not (directory / _PROGRESS).is_file():
+        raise RuntimeError(f"{directory}: expected a checkpoint with {_PROGRESS}, found none")
+    facts = json.loads((directory / _PROGRESS).read_text())
+    if facts["engine"] != _kind(engine):
+        raise RuntimeError(
+            f"{directory}: this checkpoint was written with {facts['engine']}, and training now runs with "
+            f"{_kind(engine)}; set train.zero_stage and model.dtype back, or remove the checkpoints"
+        )
+    if facts["workers"] == distributed.get_world_size() or not engine.zero_optimization():
+        _load(engine, directory, _TAG)
+    else:
+        with _universal(directory) as converted, _universal_loading(engine):
+            _load(engine, converted, _UNIVERSAL)
+        _own_step_counters(engine)
+    return Progress(**facts["progress"])
+
+
+def _kind(engine: Any) -> str:
+    """What a checkpoint cannot be loaded without, in words."""
+    dtype = "bfloat16" if engine.bfloat16_enabled() else "float32"
+    return f"ZeRO stage {engine.zero_optimization_stage()} in {dtype}"
+
+
+def _load(engine: Any, directory: Path, tag: str) -> None:
+    with _quiet():
+        # Frozen weights are not in the checkpoint.
+        path, _ = engine.load_checkpoint(str(directory), tag=tag, load_module_strict=False)
     if path is None:
-        raise RuntimeError(f"{directory}: expected a DeepSpeed checkpoint {_TAG!r}, found none")
-    return Progress(**state["progress"])
+        raise RuntimeError(f"{directory}: expected a DeepSpeed checkpoint {tag!r}, found none")
+
+
+@contextlib.contextmanager
+def _universal(directory: Path) -> Iterator[Path]:
+    """A directory of this node that holds the checkpoint in the universal format while all workers are inside."""
+    with tempfile.TemporaryDirectory(prefix="mipo-ray-universal-") as scratch:
+        node = socket.gethostname()
+        first_of_node = _gathered(node).index(node) == distributed.get_rank()
+        problem = None
+        if first_of_node:
+            try:
+                _convert(directory / _TAG, Path(scratch) / _UNIVERSAL)
+            except Exception as error:  # told to all, who would else wait for this process
+                problem = f"{type(error).__name__}: {error}"
+        # This also makes the others wait for the conversion.
+        found = _gathered((node, scratch, first_of_node, problem))
+        for other_node, _, _, reason in found:
+            if reason is not None:
+                raise RuntimeError(
+                    f"{directory}: cannot be converted on {other_node} to {distributed.get_world_size()} workers: "
+                    f"{reason}"
+                )
+        yield next(Path(path) for where, path, is_first, _ in found if where == node and is_first)
+        distributed.barrier()
+
+
+def _convert(source: Path, target: Path) -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    arguments = Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        # In this process: Ray's workers and CUDA do not survive a fork.
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        # What it misses in ZeRO 1 and 2 is a list of exceptions, of which data parallelism has none.
+        inject_missing_state=True,
+    )
+    with _quiet():
+        ds_to_universal.main(arguments)
+
+
+@contextlib.contextmanager
+def _universal_loading(engine: Any) -> Iterator[None]:
+    """The engine as if its configuration had said checkpoint.load_universal, which only this one load needs."""
+    engine.load_universal_checkpoint = lambda: True
+    try:
+        yield
+    finally:
+        del engine.load_universal_checkpoint
+
+
+def _own_step_counters(engine: Any) -> None:
+    """Gives each tensor of the optimizer a step counter of its own, on its device.
+
+    After a universal load ZeRO 3 has one counter for all, which each tensor's update would raise, and all are on the
+    CPU, which the fused AdamW refuses on a GPU.
+    """
+    for parameter, state in engine.optimizer.optimizer.state.items():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone().to(parameter.device)
+
+
+def _gathered(value: Any) -> list[Any]:
+    """The value of every worker, by rank."""
+    values = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what DeepSpeed prints; its errors remain."""
+    logger = logging.getLogger("DeepSpeed")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mipo_ray.training.adapters import PlainWeight, merged_weight, plain_weights
+
 # Weights, in any format a model directory may hold them: replaced by the export, never copied.
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".onnx"}
 
@@ -18,8 +20,9 @@ def export_policy(engine: Any, source_dir: str | Path, output_dir: str | Path) -
 
     `engine` is a DeepSpeed engine (or plain module) around `ResponseLogprobs`, or a transformers model itself. Every
     worker must call this together, since ZeRO stage 3 gathers the parameters one by one; rank 0 alone keeps them (on
-    its CPU) and writes. Tokenizer, chat template and every other file that is not weights come from `source_dir`, the
-    directory the policy was loaded from; config.json is written anew, with the dtype of the weights.
+    its CPU) and writes. Adapters are merged into what is written, which is a plain model; the engine's own weights stay
+    as they are. Tokenizer, chat template and every other file that is not weights come from `source_dir`, the directory
+    the policy was loaded from; config.json is written anew, with the dtype of the weights.
     """
     model = _transformers_model(engine)
     weights = _gathered_weights(model)
@@ -37,27 +40,32 @@ def _transformers_model(engine: Any) -> Any:
 
 
 def _gathered_weights(model: Any) -> dict[str, Tensor]:
-    """Name -> whole tensor on the CPU; empty on every rank but 0. Tied weights share one tensor."""
+    """Name -> whole tensor on the CPU, adapters merged; empty on every rank but 0. Tied weights share one tensor."""
     weights: dict[str, Tensor] = {}
     copies: dict[int, Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in copies:
-            copies[id(tensor)] = _gathered(tensor)
-        weights[name] = copies[id(tensor)]
+    for weight in plain_weights(model):
+        if id(weight.tensor) not in copies:
+            copies[id(weight.tensor)] = _gathered(weight)
+        weights[weight.name] = copies[id(weight.tensor)]
     return weights if _rank() == 0 else {}
 
 
-def _gathered(tensor: Tensor) -> Tensor:
-    if hasattr(tensor, "ds_id"):
+def _gathered(weight: PlainWeight) -> Tensor:
+    parts = [weight.tensor] if weight.adapter is None else [weight.tensor, weight.adapter.a, weight.adapter.b]
+    sharded = [part for part in parts if hasattr(part, "ds_id")]
+    if sharded:
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters([tensor]):
-            return _on_rank_0(tensor)
-    return _on_rank_0(tensor)
+        with deepspeed.zero.GatheredParameters(sharded):
+            return _on_rank_0(weight)
+    return _on_rank_0(weight)
 
 
-def _on_rank_0(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous() if _rank() == 0 else torch.empty(0)
+def _on_rank_0(weight: PlainWeight) -> Tensor:
+    if _rank() != 0:
+        return torch.empty(0)
+    tensor = weight.tensor if weight.adapter is None else merged_weight(weight.tensor, weight.adapter)
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _copy_other_files(source: Path, output: Path) -> None:

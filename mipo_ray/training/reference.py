@@ -55,6 +55,8 @@ def cached_reference(logprobs_of: Mapping[str, np.ndarray]) -> Reference:
     """
 
     def logprobs(pairs: Sequence[Pair], batch: TokenBatch) -> Tensor:
+        if not pairs:  # a micro-batch that only keeps a worker in step with the others
+            return torch.zeros(batch.response_count, device=batch.input_ids.device)
         values = np.concatenate([logprobs_of[pair["pair_id"]] for pair in pairs])
         return torch.from_numpy(values).to(batch.input_ids.device)
 

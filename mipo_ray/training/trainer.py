@@ -1,17 +1,22 @@
-"""DPO training on a Ray cluster: Ray Train starts the workers, and Ray Data streams each its share of the pairs."""
+"""Preference optimisation on a Ray cluster: Ray Train starts the workers, restarts them, and keeps their checkpoints."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from torch import distributed
 
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
@@ -19,9 +24,18 @@ from mipo_ray.models import local_model_directory
 from mipo_ray.monitoring import Events
 from mipo_ray.resources import Resources
 from mipo_ray.storage import RunDirectory
+from mipo_ray.training.checkpoint import Checkpoints
 from mipo_ray.training.engine import deepspeed_config
-from mipo_ray.training.layout import PAIR_COLUMNS
-from mipo_ray.training.worker import TrainingDiverged, TrainSummary, WorkerSettings, train_round
+from mipo_ray.training.ingest import StepShares, own_steps
+from mipo_ray.training.step import TrainingDiverged
+from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
+
+# Below a stage: Ray Train's own books and the checkpoints, and the log-probs of reference_mode cached.
+CHECKPOINTS = "ray_train"
+REFERENCE_CACHE = "reference_logprobs"
+
+# The newest, and the one before it for the time in which the newest is not complete.
+_CHECKPOINTS_KEPT = 2
 
 
 def train_policy(
@@ -39,94 +53,94 @@ def train_policy(
     """Trains `policy` (any model path) on the round's pairs; rank 0 writes the result to `stage`/policy of the run.
 
     `pairs` are `pair_count` rows in their final order: step k trains on rows k * batch_size to (k + 1) * batch_size,
-    however many workers share them. Workers must have equally many pairs, so that up to num_workers - 1 pairs at the
-    end are left out (`TrainSummary.pairs_unused`). A run directory that is a path must be seen by every
-    worker (local on one machine, shared on a cluster). Each step is a `train_step` event with the keys of
-    `worker.train_round`; Ray Train keeps its own books in `stage`/ray_train.
+    however many workers share them. `reference` is the model that train.reference names. A run directory that is a
+    path must be seen by every worker (local on one machine, shared on a cluster). Each step is a `train_step` event
+    with the keys of `worker.train_round`; a step that is done again after a restart is a second one.
 
-    A worker group that loses a worker starts this training again from its first step, `train.max_failures` times.
-    Raises UserError for fewer pairs than workers and for a dtype that cannot be trained, TrainingDiverged when
-    training diverges (which is not tried again), and RuntimeError with the worker's message first for any other
-    failure.
+    A worker group that loses a worker goes on after its newest checkpoint, `train.max_failures` times, with
+    train.min_workers at least. So does another call for the same stage after this one failed or was killed: Ray Train
+    keeps the checkpoints in `stage`/ray_train, which is for the caller to remove.
+
+    Raises UserError for no pairs, a dtype that cannot be trained, and checkpoints that cannot be gone on from;
+    TrainingDiverged when training diverges (which is not tried again); and for any other failure RuntimeError, or
+    UserError where the worker raised one, with the worker's message first.
     """
     train = config.train
-    workers = train.num_workers
-    if pair_count < workers:
-        raise UserError(f"train.num_workers: {workers} workers need a pair each at least, found {pair_count} pairs")
+    if not pair_count:
+        raise UserError(f"{run.path(stage)}: expected at least one pair to train on, found none")
     use_gpu = resources.gpus_per_worker > 0
-    deepspeed_config(train, resources.dtype, workers)  # refuses here, and not in every worker, what cannot be trained
+    deepspeed_config(train, resources.dtype)  # refuses here, and not in every worker, what cannot be trained
     settings = WorkerSettings(
         policy_dir=policy,
         reference_dir=reference,
         output_dir="",
+        reference_cache=run.model_path(f"{stage}/{REFERENCE_CACHE}"),
         train=train,
         dtype=resources.dtype,
         device="cuda" if use_gpu else "cpu",
         seed=config.seed,
-        pairs_per_worker=pair_count // workers,
+        pair_count=pair_count,
         trust_remote_code=config.model.trust_remote_code,
     )
-    options = ray.data.ExecutionOptions(preserve_order=True)
     trainer = TorchTrainer(
         _worker_loop,  # type: ignore[arg-type]  # its return value comes back, whatever the annotation says
         train_loop_config={"settings": settings, "run": run, "stage": stage, "events": events},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker=_worker_resources(config, resources)
+            num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
+            use_gpu=use_gpu,
+            resources_per_worker=_worker_resources(config, resources),
         ),
         run_config=ray.train.RunConfig(
-            storage_path=run.path(stage, "ray_train"),
+            # Under a name of its own every call would start from the beginning.
+            name=CHECKPOINTS,
+            storage_path=run.path(stage),
             storage_filesystem=run.arrow_filesystem(),
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
         ),
-        datasets={"pairs": _in_step_blocks(pairs, pair_count, train.batch_size // workers, workers)},
-        dataset_config=ray.train.DataConfig(execution_options=options),
+        datasets={"pairs": pairs},
+        dataset_config=StepShares(train),
     )
-    outcome = _fit(trainer)
+    outcome = _fit(trainer, run.path(stage, CHECKPOINTS))
     if isinstance(outcome, TrainingDiverged):
         raise outcome
-    return replace(outcome, pairs_unused=pair_count % workers)
+    return outcome
 
 
-def _fit(trainer: TorchTrainer) -> TrainSummary | TrainingDiverged:
+def _fit(trainer: TorchTrainer, checkpoints: str) -> TrainSummary | TrainingDiverged:
     """What rank 0 returned."""
     interrupt_handler = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit().return_value  # type: ignore[attr-defined]
     except ray.train.TrainingFailedError as error:
-        raise RuntimeError(_worker_message(error)) from error
+        raise _worker_error(error) from error
+    except ray.exceptions.ActorDiedError as error:
+        # Ray Train's controller reads the books of an earlier call when it is made, and dies of what it cannot read.
+        if "CheckpointManagerInitializationError" not in str(error):
+            raise
+        raise UserError(
+            f"{checkpoints}: the checkpoints of an interrupted training cannot be gone on from: "
+            f"{str(error).strip().splitlines()[-1]}\nRemove {checkpoints} to train this round from its beginning."
+        ) from error
     finally:
         # Ray Train leaves its own handler behind, which would go on to catch Ctrl-C for a training that is over.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt_handler)
 
 
-def _in_step_blocks(
-    pairs: ray.data.Dataset, pair_count: int, pairs_per_worker_step: int, workers: int
-) -> ray.data.Dataset:
-    """Blocks of one worker's share of a step.
-
-    With the order preserved, the split deals blocks to the workers in turn, so that a step's blocks, one for each
-    worker, are neighbours in the dataset, and the steps hold the same pairs whatever the number of workers.
-    """
-    pairs = pairs.select_columns(PAIR_COLUMNS)
-    if pair_count % workers:
-        # The split itself would drop some pair of the last step, which one depends on how it cuts blocks.
-        pairs = pairs.limit(pair_count - pair_count % workers)
-    return pairs.repartition(target_num_rows_per_block=pairs_per_worker_step, strict=True)
-
-
 def _worker_loop(loop_config: dict[str, Any]) -> TrainSummary | TrainingDiverged:
     # Ray sets OMP_NUM_THREADS from the logical CPUs of the worker; on a CPU the cores themselves are what counts.
-    threads = max(1, len(os.sched_getaffinity(0)) // ray.train.get_context().get_local_world_size())
+    context = ray.train.get_context()
+    threads = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
     settings: WorkerSettings = loop_config["settings"]
     run: RunDirectory = loop_config["run"]
     events: Events = loop_config["events"]
     shard = ray.train.get_dataset_shard("pairs")
     assert shard is not None
 
-    def pairs_in_epoch(epoch: int) -> Any:
-        return shard.iter_batches(batch_size=settings.train.micro_batch_size, prefetch_batches=1)
+    def steps_in_epoch(epoch: int) -> Any:
+        return own_steps(shard, settings.train, context.get_world_size())
 
     def report(metrics: dict[str, float]) -> None:
         events.emit({"event": "train_step", **metrics})
@@ -140,10 +154,36 @@ def _worker_loop(loop_config: dict[str, Any]) -> TrainSummary | TrainingDiverged
                 output_dir=output,
                 threads=threads,
             )
-            return train_round(settings, pairs_in_epoch, report)
+            checkpoints = Checkpoints(functools.partial(_publish, run, f"{loop_config['stage']}/{CHECKPOINTS}"), _latest)
+            return train_round(settings, steps_in_epoch, report, checkpoints)
     except TrainingDiverged as error:
         # All workers diverge together. Returned and not raised: a worker that fails is started again.
         return error
+
+
+def _publish(run: RunDirectory, directory: str, shard: Path, steps: int) -> None:
+    """Brings the shards of all workers together in a directory below `directory`, and makes it the newest checkpoint."""
+
+    def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        run.upload(checkpoint.path, f"{directory}/{name}")
+        # Ray Train would take note of a checkpoint without the shard of a worker whose node is being taken away.
+        distributed.barrier()
+        return ray.train.Checkpoint(run.path(directory, name), run.arrow_filesystem())
+
+    checkpoint = ray.train.Checkpoint.from_directory(shard)
+    ray.train.report({"steps": steps}, checkpoint=checkpoint, checkpoint_upload_fn=upload)
+    # Ray Train takes note of a checkpoint some time after the report. A worker lost in between would cost it.
+    ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
+
+
+@contextlib.contextmanager
+def _latest() -> Iterator[Path | None]:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as directory:
+        yield Path(directory)
 
 
 def _worker_resources(config: Config, resources: Resources) -> dict[str, float]:
@@ -153,8 +193,10 @@ def _worker_resources(config: Config, resources: Resources) -> dict[str, float]:
     return worker
 
 
-def _worker_message(error: ray.train.TrainingFailedError) -> str:
+def _worker_error(error: ray.train.TrainingFailedError) -> RuntimeError | UserError:
     for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
         # The text of Ray's own wrapper is the whole traceback, which `error` holds anyhow.
-        return f"training worker {rank}: {getattr(failure, '_base_exc', failure)}"
-    return str(error)
+        reason = getattr(failure, "_base_exc", failure)
+        message = f"training worker {rank}: {reason}"
+        return UserError(message) if isinstance(reason, UserError) else RuntimeError(message)
+    return RuntimeError(str(error))

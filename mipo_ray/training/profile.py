@@ -1,0 +1,199 @@
+"""Where the time of an optimizer step goes, in one plain process: phases, operators, FLOPs and peak memory.
+
+    python -m mipo_ray.training.profile [--model embedded|DIR] [--prompt 256 --response 64 --pairs 4] [train.KEY=VALUE]
+
+profiles one step on pairs of random token ids, on the GPU where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mipo_ray.config import Config
+from mipo_ray.config_train import TrainConfig
+from mipo_ray.training.engine import join_process_group, policy_engine, quiet_libraries, reference_module
+from mipo_ray.training.layout import Pair
+from mipo_ray.training.reference import (
+    Reference,
+    adapter_reference,
+    cached_reference,
+    colocated_reference,
+    compute_logprobs,
+    free_memory,
+)
+from mipo_ray.training.step import optimizer_step, plan_micro_batches
+
+OPERATORS = 15  # lines of the table of operators
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a warm-up step, whose FLOPs are counted, and a profiled one, and prints what they took."""
+    from mipo_ray.models import local_model_directory
+    from mipo_ray.recipe import load_config
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded", help="embedded, or a model directory: policy and reference")
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
+    parser.add_argument("--response", type=int, default=64, help="tokens of a response")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs of the step")
+    parser.add_argument("overrides", nargs="*", help="dotted configuration overrides, for example train.layout=packed")
+    options = parser.parse_args(arguments)
+    config = load_config(None, options.overrides)
+    on_gpu = torch.cuda.is_available()
+    print(
+        profile_step(
+            local_model_directory(options.model, config.model.trust_remote_code),
+            config,
+            random_pairs(options.pairs, options.prompt, options.response),
+            dtype=config.model.dtype if config.model.dtype != "auto" else ("bfloat16" if on_gpu else "float32"),
+            device="cuda" if on_gpu else "cpu",
+        )
+    )
+
+
+def random_pairs(count: int, prompt: int, response: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Pairs of `prompt` and `response` tokens each, with one rejected response, of ids that small vocabularies have."""
+    generator = np.random.default_rng(seed)
+    return [
+        {
+            "pair_id": f"{index:016x}",
+            "prompt_token_ids": generator.integers(0, 100, prompt),
+            "chosen_token_ids": generator.integers(0, 100, response),
+            "rejected_token_ids": [generator.integers(0, 100, response)],
+        }
+        for index in range(count)
+    ]
+
+
+def profile_step(model_dir: str, config: Config, pairs: Sequence[Pair], *, dtype: str, device: str) -> str:
+    """The text that says where the time of a step on `pairs` goes; joins or makes a torch process group."""
+    train, trust = config.train, config.model.trust_remote_code
+    quiet_libraries(device)
+    join_process_group(device)
+    engine, reference = engine_and_reference(model_dir, train, dtype, device, [pairs], trust_remote_code=trust)
+    flops = count_flops(lambda: optimizer_step(engine, reference, pairs, train, train.learning_rate, 0))
+    phases = _Phases(device)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else []
+    with torch.profiler.profile(activities=activities) as profiler:
+        started = phases.clock()
+        timed_reference = None if reference is None else phases.timed("reference", reference)
+        metrics = optimizer_step(_TimedEngine(engine, phases), timed_reference, pairs, train, train.learning_rate, 1)
+        seconds = phases.clock() - started
+    place = "cuda" if device == "cuda" else "cpu"
+    operators = profiler.key_averages().table(sort_by=f"self_{place}_time_total", row_limit=OPERATORS)
+    return "\n".join(
+        [
+            operators,
+            *(f"{name:<12} {taken:8.3f} s  {taken / seconds:6.1%}" for name, taken in phases.seconds.items()),
+            f"{'other':<12} {seconds - sum(phases.seconds.values()):8.3f} s",
+            f"{'step':<12} {seconds:8.3f} s  (with the profiler on)",
+            f"FLOPs {flops / 1e12:.3f} T, {flops / seconds / 1e12:.3f} TFLOP/s",
+            f"tokens {metrics['tokens']} of all sequences, {metrics['forward_tokens']} through the policy, "
+            f"padding {metrics['padding_share']:.1%}",
+            f"peak memory {peak_memory(device) / 2**30:.2f} GiB, loss {metrics['loss']:.4f}",
+        ]
+    )
+
+
+def engine_and_reference(
+    model_dir: str,
+    train: TrainConfig,
+    dtype: str,
+    device: str,
+    steps: Sequence[Sequence[Pair]],
+    *,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Reference | None]:
+    """The policy's engine and its reference, as a round of training has them, in this process alone.
+
+    The reference is the model itself; in reference mode cached its log-probs are those of the pairs of `steps`.
+    """
+
+    def frozen_copy() -> Reference:
+        return colocated_reference(reference_module(model_dir, train, dtype, device, trust_remote_code=trust_remote_code))
+
+    reference = None
+    if train.needs_reference and train.reference_mode == "cached":
+        planned = (micro_batch for pairs in steps for micro_batch in plan_micro_batches(pairs, train, device))
+        reference = cached_reference(
+            compute_logprobs(frozen_copy(), ((micro_batch.pairs, micro_batch.batch) for micro_batch in planned))
+        )
+        free_memory()
+    engine = policy_engine(model_dir, train, dtype, device, trust_remote_code=trust_remote_code)
+    if train.needs_reference and reference is None:
+        reference = adapter_reference(engine) if train.reference_mode == "adapter" else frozen_copy()
+    return engine, reference
+
+
+def count_flops(step: Callable[[], Any]) -> int:
+    """FLOPs of the matrix products and attention in `step`, run once; attention counts what its mask hides, too."""
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+
+    aten = torch.ops.aten
+    # torch's own table lacks the kernels that a CPU uses.
+    on_cpu = {
+        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    }
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: the most that this process had, resident on the CPU, or allocated by torch on the GPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class _Phases:
+    """Seconds by the name of a phase, summed over calls."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.seconds: Counter[str] = Counter()
+
+    def clock(self) -> float:
+        if self.device == "cuda":  # kernels run on after the call that started them
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*values: Any, **options: Any) -> Any:
+            started = self.clock()
+            try:
+                return function(*values, **options)
+            finally:
+                self.seconds[name] += self.clock() - started
+
+        return run
+
+
+class _TimedEngine:
+    """A DeepSpeed engine whose forward, backward and step are timed."""
+
+    def __init__(self, engine: Any, phases: _Phases) -> None:
+        self._engine = engine
+        self._forward = phases.timed("policy", engine)
+        self.backward = phases.timed("backward", engine.backward)
+        self.step = phases.timed("optimizer", engine.step)
+
+    def __call__(self, batch: Any) -> Any:
+        return self._forward(batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Training on a Ray cluster: shares of steps, lost workers, and drivers that come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray.data
+import torch
+
+from mipo_ray import monitoring
+from mipo_ray.config import Config
+from mipo_ray.errors import UserError
+from mipo_ray.pairs import TOKEN_IDS
+from mipo_ray.resources import Resources
+from mipo_ray.storage import RunDirectory, open_run
+from mipo_ray.training.ingest import share_out
+from mipo_ray.training.layout import laid_out_tokens, pair_trees
+from mipo_ray.training.trainer import train_policy
+from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
+from tests.tiny_training import KillsItsWorker, ragged_pairs, save_tied_llama
+
+# 11 pairs in steps of 4: 3 steps in each of 2 epochs, the last of which has 3 pairs. A checkpoint after every other.
+PAIRS = ragged_pairs(11)
+TRAIN: dict[str, Any] = {
+    "batch_size": 4,
+    "epochs": 2,
+    "learning_rate": 1e-3,
+    "beta": 0.5,
+    "max_grad_norm": 0.5,
+    "weight_decay": 0.1,
+    "warmup_ratio": 0.3,
+    "micro_batch_tokens": 64,
+    "zero_stage": 2,
+    "num_workers": 2,
+    "checkpoint_steps": 2,
+    "max_failures": 0,
+}
+# The worker dies in the last of 6 steps, so that step 4, after the second checkpoint, is done twice.
+KILLED_STEP = 5
+STEPS_WITH_A_KILL = [0, 1, 2, 3, 4, 4, 5]
+ON_CPU = Resources(on_gpu=False, dtype="float32", gpus_per_engine=0.0, gpus_per_worker=0.0)
+SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("prompt_token_ids", TOKEN_IDS),
+        ("chosen_token_ids", TOKEN_IDS),
+        ("rejected_token_ids", pa.list_(TOKEN_IDS)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    summary: TrainSummary
+    steps: list[dict[str, float]]  # one for each time that a step was done
+    weights: dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    return save_tied_llama(tmp_path_factory.mktemp("model") / "initial")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ray_cluster, model_dir, tmp_path_factory) -> Outcome:
+    run = open_run(str(tmp_path_factory.mktemp("uninterrupted")))
+    return on_ray(model_dir, run, monitoring.start(run).at(0, "train"))
+
+
+def on_ray(model_dir: Path, run: RunDirectory, events: Any, pair_count: int = len(PAIRS), **train: Any) -> Outcome:
+    """Trains on the cluster; what it did is read from the run directory."""
+    dataset = ray.data.from_arrow(pa.Table.from_pylist(PAIRS, SCHEMA)).repartition(3)
+    summary = train_policy(
+        Config.model_validate({"train": TRAIN | train}),
+        dataset,
+        pair_count,
+        policy=str(model_dir),
+        reference=str(model_dir),
+        run=run,
+        stage="train",
+        resources=ON_CPU,
+        events=events,
+    )
+    return Outcome(summary, steps_done(run, events), load(Path(run.root) / "train" / "policy"))
+
+
+def steps_done(run: RunDirectory, events: Any) -> list[dict[str, float]]:
+    getattr(events, "events", events).flush()
+    return [event for event in monitoring.read_events(run) if event["event"] == "train_step"]
+
+
+def load(directory: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+def assert_equal_outcomes(found: Outcome, expected: Outcome, tolerance: float) -> None:
+    newest = {step["step"]: step for step in found.steps}
+    assert list(newest) == [step["step"] for step in expected.steps] == [0, 1, 2, 3, 4, 5]
+    for key in ("pairs", "tokens", "loss", "gradient_norm", "reward_accuracy", "chosen_logprob", "learning_rate"):
+        values = [step[key] for step in expected.steps]
+        assert [step[key] for step in newest.values()] == pytest.approx(values, abs=tolerance), key
+    assert (found.summary.steps, found.summary.pairs) == (6, 11)
+    assert found.summary.tokens == expected.summary.tokens
+    assert found.summary.first_loss == pytest.approx(expected.summary.first_loss, abs=tolerance)
+    assert found.summary.last_loss == pytest.approx(expected.summary.last_loss, abs=tolerance)
+    assert list(found.weights) == list(expected.weights)
+    print("WEIGHTS", max((found.weights[n] - w).abs().max().item() for n, w in expected.weights.items()),
+      "LOSS", max(abs(newest[s["step"]]["loss"] - s["loss"]) for s in expected.steps))
+    for name, weight in expected.weights.items():
+        torch.testing.assert_close(found.weights[name], weight, atol=tolerance, rtol=0, msg=name)
+
+
+def test_two_ray_workers_equal_one_plain_process(uninterrupted, model_dir, tmp_path):
+    settings = WorkerSettings(
+        policy_dir=str(model_dir),
+        reference_dir=str(model_dir),
+        output_dir=str(tmp_path / "policy"),
+        reference_cache=str(tmp_path / "cache"),
+        train=Config.model_validate({"train": TRAIN}).train,
+        dtype="float32",
+        device="cpu",
+        seed=0,
+        pair_count=len(PAIRS),
+        threads=1,
+    )
+    steps: list[dict[str, float]] = []
+    summary = train_round(settings, lambda epoch: steps_of(PAIRS, TRAIN["batch_size"]), steps.append)
+    assert [step["pairs"] for step in steps] == [4, 4, 3, 4, 4, 3]
+    assert_equal_outcomes(uninterrupted, Outcome(summary, steps, load(tmp_path / "policy")), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("reference_mode", ["colocated", "cached"])
+def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_only(
+    uninterrupted, model_dir, tmp_path, reference_mode
+):
+    run = open_run(str(tmp_path / "run"))
+    events = KillsItsWorker(monitoring.start(run).at(0, "train"), KILLED_STEP, tmp_path / "killed")
+    outcome = on_ray(model_dir, run, events, reference_mode=reference_mode, max_failures=1)
+    assert [step["step"] for step in outcome.steps] == STEPS_WITH_A_KILL
+    assert_equal_outcomes(outcome, uninterrupted, tolerance=1e-6)
+    cache = sorted((tmp_path / "run" / "train" / "reference_logprobs").glob("*"))
+    assert len(cache) == (2 if reference_mode == "cached" else 0)
+    for file in cache:
+        assert file.stat().st_mtime_ns < (tmp_path / "killed").stat().st_mtime_ns
+
+
+def test_the_same_call_goes_on_after_a_failure_with_the_workers_that_fit_then(uninterrupted, model_dir, tmp_path):
+    run = open_run(str(tmp_path / "run"))
+    events = KillsItsWorker(monitoring.start(run).at(0, "train"), KILLED_STEP, tmp_path / "killed")
+    with pytest.raises(RuntimeError, match="training worker"):
+        on_ray(model_dir, run, events)
+    assert [step["step"] for step in steps_done(run, events)] == STEPS_WITH_A_KILL[:5]
+    # Of two workers with 4 CPUs each, one fits into the cluster's 6: it takes over the shards of both.
+    outcome = on_ray(model_dir, run, events, min_workers=1, cpus_per_worker=4)
+    assert [step["step"] for step in outcome.steps] == STEPS_WITH_A_KILL
+    assert_equal_outcomes(outcome, uninterrupted, tolerance=1e-5)
+
+
+def test_checkpoints_that_cannot_be_gone_on_from_are_named(ray_cluster, model_dir, tmp_path):
+    books = tmp_path / "train" / "ray_train" / "checkpoint_manager_snapshot.json"
+    books.parent.mkdir(parents=True)
+    books.write_text('{"checkpoint_resul')
+    run = open_run(str(tmp_path))
+    with pytest.raises(UserError, match=rf"Remove {books.parent} to train this round from its beginning"):
+        on_ray(model_dir, run, monitoring.start(run))
+
+
+def test_a_failed_worker_is_reported_with_its_own_message_first(ray_cluster, model_dir, tmp_path):
+    run = open_run(str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"^training worker 0: epoch 0, step 2: expected 4 pairs .*, found 3"):
+        on_ray(model_dir, run, monitoring.start(run), pair_count=12, num_workers=1)
+
+
+def test_no_pairs_are_refused(ray_cluster, model_dir, tmp_path):
+    run = open_run(str(tmp_path))
+    with pytest.raises(UserError, match="expected at least one pair"):
+        on_ray(model_dir, run, monitoring.start(run), pair_count=0)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_a_step_is_shared_out_whole_and_evenly(workers):
+    train = Config.model_validate({"train": TRAIN | {"layout": "padded"}}).train
+    step = pa.Table.from_pylist(PAIRS[:4], SCHEMA)
+    shared = share_out(step, train=train, workers=workers)
+    rows = -(-4 // workers)
+    assert shared.num_rows == rows * workers
+    shares = [[row for row in shared.slice(worker * rows, rows).to_pylist()] for worker in range(workers)]
+    kept = [[row for row in share if row["pair_id"]] for share in shares]
+    assert sorted(row["pair_id"] for share in kept for row in share) == [pair["pair_id"] for pair in PAIRS[:4]]
+    assert all(rows - 1 <= len(share) <= rows for share in kept)
+    assert {row["pair_id"]: row for share in kept for row in share} == {row["pair_id"]: row for row in step.to_pylist()}
