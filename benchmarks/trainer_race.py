@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.trainer_contestants import Specification
@@ -27,23 +28,24 @@ class ContestantProcess:
     """A contestant in a process of its own, which waits idly until it is asked something."""
 
     def __init__(self, specification: Specification) -> None:
-        self._log = tempfile.TemporaryFile("w+")
         # What torch, DeepSpeed and datasets leave in temporary directories goes away with this one.
         self._scratch = tempfile.TemporaryDirectory(prefix="contestant-")
+        self._log = Path(self._scratch.name, "log")
         environment = os.environ | {
             "OMP_NUM_THREADS": str(specification.threads),
             "TMPDIR": self._scratch.name,
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.trainer_contestants"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=environment,
-        )
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.trainer_contestants"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
         self._say(asdict(specification))
 
     def __enter__(self) -> ContestantProcess:
@@ -53,7 +55,6 @@ class ContestantProcess:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
-        self._log.close()
         self._scratch.cleanup()
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
@@ -70,8 +71,7 @@ class ContestantProcess:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            self._log.seek(0)
-            raise ContestantFailed(f"exit status {self._process.wait()}:\n{self._log.read()[-4000:]}")
+            raise ContestantFailed(f"exit status {self._process.wait()}:\n{self._log.read_text()[-4000:]}")
         return json.loads(answer)
 
 

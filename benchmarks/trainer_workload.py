@@ -1,4 +1,4 @@
-"""What the trainer benchmark trains on: shapes of pairs, and configurations of models that are initialised at random."""
+"""What the trainer benchmark trains on: shapes of pairs, and configurations of models with random weights."""
 
 from __future__ import annotations
 

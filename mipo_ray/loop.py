@@ -77,9 +77,9 @@ def train(
     reference = policy if config.train.reference == "round_start" else config.model.path
 
     def work(stage_events: Events) -> dict[str, Any]:
-        if run.read_text(f"{stage}/pairs") != pairs["finished"]:
+        if run.read_text(f"{stage}/pairs.txt") != pairs["finished"]:
             run.remove(stage)
-            run.write_text(f"{stage}/pairs", pairs["finished"])
+            run.write_text(f"{stage}/pairs.txt", pairs["finished"])
         run.remove(f"{stage}/policy")
         with progress(stage_events, "train_step", "step", f"round {round_index}  train"):
             summary = train_policy(

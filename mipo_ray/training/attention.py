@@ -34,7 +34,7 @@ def use_attention(model: Any, attention: Attention, layout: Layout) -> None:
     AttentionInterface.register(SEGMENTED, segmented_attention)
     if attention == "sdpa" and layout == "padded":
         return  # what transformers chose for the model: sdpa, or what stands in for it in a model that has none
-    if attention == "flex_attention" and "sliding_attention" in _layer_types(model):
+    if attention == "flex_attention" and _has_windows(model):
         raise UserError(
             f"train.attention: flex_attention cannot honour the sliding windows of {type(model).__name__} in layout "
             f"{layout}; choose attention sdpa"
@@ -169,8 +169,11 @@ def block_mask(batch: TokenBatch) -> Any:
     return create_block_mask(visible, B=1, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device)
 
 
-def _layer_types(model: Any) -> list[str]:
-    return getattr(model.config.get_text_config(), "layer_types", None) or []
+def _has_windows(model: Any) -> bool:
+    """Whether any layer has sliding attention; configurations without `layer_types` mean all layers or none."""
+    config = model.config.get_text_config()
+    layer_types = getattr(config, "layer_types", None)
+    return "sliding_attention" in layer_types if layer_types else getattr(config, "sliding_window", None) is not None
 
 
 def _varlen(batch: TokenBatch) -> dict[str, Any]:

@@ -52,11 +52,13 @@ def response_logprobs(model: Any, batch: TokenBatch) -> Tensor:
     up by `attention.use_attention`. Its backbone runs over all tokens, its output head over the response tokens only,
     chunk by chunk; backward computes each chunk's logits again.
 
-    Raises ValueError for a model without a linear output head.
+    Raises ValueError for a model without a linear output head, or without a backbone that runs alone.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"{type(model).__name__}: expected a linear output head, found {type(head).__name__}")
+    if model.base_model is model:  # how transformers says that there is none under the family's usual name
+        raise ValueError(f"{type(model).__name__}: expected a backbone {model.base_model_prefix!r}, found none")
     outputs = model.base_model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **attention_inputs(model, batch)
     )

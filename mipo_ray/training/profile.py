@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -119,7 +119,9 @@ def engine_and_reference(
     """
 
     def frozen_copy() -> Reference:
-        return colocated_reference(reference_module(model_dir, train, dtype, device, trust_remote_code=trust_remote_code))
+        return colocated_reference(
+            reference_module(model_dir, train, dtype, device, trust_remote_code=trust_remote_code)
+        )
 
     reference = None
     if train.needs_reference and train.reference_mode == "cached":
@@ -136,13 +138,20 @@ def engine_and_reference(
 
 def count_flops(step: Callable[[], Any]) -> int:
     """FLOPs of the matrix products and attention in `step`, run once; attention counts what its mask hides, too."""
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+    # By the shapes of a kernel's arguments.
+    def attention(query: Any, key: Any, value: Any, *others: Any, **options: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def attention_backward(gradient: Any, query: Any, key: Any, value: Any, *others: Any, **options: Any) -> int:
+        return sdpa_backward_flop_count(gradient, query, key, value)
 
     aten = torch.ops.aten
     # torch's own table lacks the kernels that a CPU uses.
     on_cpu = {
-        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     }
     with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         step()
@@ -161,7 +170,7 @@ class _Phases:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def clock(self) -> float:
         if self.device == "cuda":  # kernels run on after the call that started them

@@ -1,9 +1,8 @@
-"""Preference optimisation on a Ray cluster: Ray Train starts the workers, restarts them, and keeps their checkpoints."""
+"""Training on a Ray cluster: Ray Train starts the workers, starts them again, and keeps their checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import threading
@@ -66,6 +65,7 @@ def train_policy(
     UserError where the worker raised one, with the worker's message first.
     """
     train = config.train
+    workers: Any = train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers)
     if not pair_count:
         raise UserError(f"{run.path(stage)}: expected at least one pair to train on, found none")
     use_gpu = resources.gpus_per_worker > 0
@@ -87,7 +87,7 @@ def train_policy(
         train_loop_config={"settings": settings, "run": run, "stage": stage, "events": events},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
+            num_workers=workers,  # as a tuple: at least, at most
             use_gpu=use_gpu,
             resources_per_worker=_worker_resources(config, resources),
         ),
@@ -135,6 +135,7 @@ def _worker_loop(loop_config: dict[str, Any]) -> TrainSummary | TrainingDiverged
     threads = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
     settings: WorkerSettings = loop_config["settings"]
     run: RunDirectory = loop_config["run"]
+    stage: str = loop_config["stage"]
     events: Events = loop_config["events"]
     shard = ray.train.get_dataset_shard("pairs")
     assert shard is not None
@@ -145,8 +146,11 @@ def _worker_loop(loop_config: dict[str, Any]) -> TrainSummary | TrainingDiverged
     def report(metrics: dict[str, float]) -> None:
         events.emit({"event": "train_step", **metrics})
 
+    def publish(directory: Path, steps: int) -> None:
+        _publish(run, f"{stage}/{CHECKPOINTS}", directory, steps)
+
     try:
-        with run.local_output(f"{loop_config['stage']}/policy") as output:
+        with run.local_output(f"{stage}/policy") as output:
             settings = replace(
                 settings,
                 policy_dir=local_model_directory(settings.policy_dir, settings.trust_remote_code),
@@ -154,25 +158,24 @@ def _worker_loop(loop_config: dict[str, Any]) -> TrainSummary | TrainingDiverged
                 output_dir=output,
                 threads=threads,
             )
-            checkpoints = Checkpoints(functools.partial(_publish, run, f"{loop_config['stage']}/{CHECKPOINTS}"), _latest)
-            return train_round(settings, steps_in_epoch, report, checkpoints)
+            return train_round(settings, steps_in_epoch, report, Checkpoints(publish, _latest))
     except TrainingDiverged as error:
         # All workers diverge together. Returned and not raised: a worker that fails is started again.
         return error
 
 
-def _publish(run: RunDirectory, directory: str, shard: Path, steps: int) -> None:
-    """Brings the shards of all workers together in a directory below `directory`, and makes it the newest checkpoint."""
+def _publish(run: RunDirectory, checkpoints: str, shard: Path, steps: int) -> None:
+    """Brings the shards of all workers together below `checkpoints` of the run; returns when Ray Train knows of it."""
 
     def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        run.upload(checkpoint.path, f"{directory}/{name}")
+        run.upload(checkpoint.path, f"{checkpoints}/{name}")
         # Ray Train would take note of a checkpoint without the shard of a worker whose node is being taken away.
         distributed.barrier()
-        return ray.train.Checkpoint(run.path(directory, name), run.arrow_filesystem())
+        return ray.train.Checkpoint(run.path(checkpoints, name), run.arrow_filesystem())
 
     checkpoint = ray.train.Checkpoint.from_directory(shard)
     ray.train.report({"steps": steps}, checkpoint=checkpoint, checkpoint_upload_fn=upload)
-    # Ray Train takes note of a checkpoint some time after the report. A worker lost in between would cost it.
+    # It does so some time after the report, and a worker that is lost before would cost the checkpoint.
     ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
 
 

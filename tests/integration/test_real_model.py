@@ -88,7 +88,7 @@ def test_the_samplers_logprobs_are_the_trainers(finished_run):
     from transformers import AutoModelForCausalLM
 
     from mipo_ray.models import local_model_directory
-    from mipo_ray.training.layout import pad_sequences
+    from mipo_ray.training.layout import lay_out, sequence_trees
     from mipo_ray.training.logprobs import response_logprobs
 
     model = AutoModelForCausalLM.from_pretrained(local_model_directory("embedded"), dtype=torch.float32)
@@ -97,6 +97,6 @@ def test_the_samplers_logprobs_are_the_trainers(finished_run):
         with torch.inference_mode():
             logprobs = model(torch.tensor([prompt + chosen])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             plain = float(logprobs.gather(1, torch.tensor(chosen)[:, None]).sum())
-            ours = float(response_logprobs(model, pad_sequences([(prompt, chosen)], pad_token_id=0))[0])
+            ours = float(response_logprobs(model, lay_out(sequence_trees([(prompt, chosen)]), "padded"))[0])
         assert pair["chosen_logprob"] == pytest.approx(plain, abs=1e-2)
         assert ours == pytest.approx(plain, abs=1e-3)

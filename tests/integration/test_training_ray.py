@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ import pytest
 import ray.data
 import torch
 
-from mipo_ray import monitoring
+from mipo_ray import loop, monitoring
+from mipo_ray.blocks import ordered_context
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.pairs import TOKEN_IDS
 from mipo_ray.resources import Resources
 from mipo_ray.storage import RunDirectory, open_run
-from mipo_ray.training.ingest import share_out
-from mipo_ray.training.layout import laid_out_tokens, pair_trees
+from mipo_ray.training.ingest import StepShares, own_steps
 from mipo_ray.training.trainer import train_policy
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
 from tests.tiny_training import KillsItsWorker, ragged_pairs, save_tied_llama
@@ -110,8 +111,6 @@ def assert_equal_outcomes(found: Outcome, expected: Outcome, tolerance: float) -
     assert found.summary.first_loss == pytest.approx(expected.summary.first_loss, abs=tolerance)
     assert found.summary.last_loss == pytest.approx(expected.summary.last_loss, abs=tolerance)
     assert list(found.weights) == list(expected.weights)
-    print("WEIGHTS", max((found.weights[n] - w).abs().max().item() for n, w in expected.weights.items()),
-      "LOSS", max(abs(newest[s["step"]]["loss"] - s["loss"]) for s in expected.steps))
     for name, weight in expected.weights.items():
         torch.testing.assert_close(found.weights[name], weight, atol=tolerance, rtol=0, msg=name)
 
@@ -184,14 +183,51 @@ def test_no_pairs_are_refused(ray_cluster, model_dir, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
-def test_a_step_is_shared_out_whole_and_evenly(workers):
-    train = Config.model_validate({"train": TRAIN | {"layout": "padded"}}).train
-    step = pa.Table.from_pylist(PAIRS[:4], SCHEMA)
-    shared = share_out(step, train=train, workers=workers)
-    rows = -(-4 // workers)
-    assert shared.num_rows == rows * workers
-    shares = [[row for row in shared.slice(worker * rows, rows).to_pylist()] for worker in range(workers)]
-    kept = [[row for row in share if row["pair_id"]] for share in shares]
-    assert sorted(row["pair_id"] for share in kept for row in share) == [pair["pair_id"] for pair in PAIRS[:4]]
-    assert all(rows - 1 <= len(share) <= rows for share in kept)
-    assert {row["pair_id"]: row for share in kept for row in share} == {row["pair_id"]: row for row in step.to_pylist()}
+def test_workers_stream_every_step_whole_and_in_order(ray_cluster, workers):
+    train = Config.model_validate({"train": TRAIN}).train
+    with ordered_context() as context:
+        context.target_max_block_size = 64  # bytes: every row would be a block of its own
+        dataset = ray.data.from_arrow(pa.Table.from_pylist(PAIRS, SCHEMA)).repartition(3)
+    shards = [shard["pairs"] for shard in StepShares(train).configure({"pairs": dataset}, workers, None, None)]
+    with ThreadPoolExecutor(workers) as pool:  # each waits for all the others
+        for _ in range(2):
+            own = list(pool.map(lambda shard: list(own_steps(shard, train, workers)), shards))
+            assert [len(steps) for steps in own] == [3] * workers
+            for index, expected in enumerate([PAIRS[:4], PAIRS[4:8], PAIRS[8:]]):
+                shares = [steps[index] for steps in own]
+                sizes = {len(share) for share in shares}
+                assert max(sizes) - min(sizes) <= 1
+                found = {pair["pair_id"]: pair for share in shares for pair in share}
+                assert sum(map(len, shares)) == len(found) == len(expected)
+                for pair in expected:
+                    same = found[pair["pair_id"]]
+                    for column in ("prompt_token_ids", "chosen_token_ids"):
+                        assert same[column].tolist() == pair[column].tolist()
+                    assert [ids.tolist() for ids in same["rejected_token_ids"]] == [
+                        ids.tolist() for ids in pair["rejected_token_ids"]
+                    ]
+
+
+@pytest.mark.parametrize(
+    ("generated", "kept"),
+    [("monday", ["pairs.txt", "ray_train/books", "reference_logprobs/worker"]), ("tuesday", ["pairs.txt"])],
+)
+def test_a_stage_keeps_what_an_interruption_left_as_long_as_its_pairs_are_the_same(
+    ray_cluster, monkeypatch, tmp_path, generated, kept
+):
+    run, stage = open_run(str(tmp_path)), "rounds/000/train"
+    run.write_text(f"{stage}/pairs.txt", "monday")
+    for name in ("policy/config.json", "ray_train/books", "reference_logprobs/worker"):
+        run.write_text(f"{stage}/{name}", "from before")
+    found: list[str] = []
+
+    def fails(*_: Any, **__: Any) -> None:
+        found.extend(run.list_files(stage))
+        raise RuntimeError("as before")
+
+    monkeypatch.setattr(loop, "train_policy", fails)
+    monkeypatch.setattr(loop, "_training_pairs", lambda *_: None)
+    pairs = {"finished": generated, "statistics": {"kept": 1}}
+    with pytest.raises(RuntimeError, match="as before"):
+        loop.train(Config(), run, 0, "policy", pairs, ON_CPU, monitoring.start(run))
+    assert found == kept

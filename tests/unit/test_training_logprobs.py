@@ -33,6 +33,7 @@ from tests.tiny_families import (
 )
 
 LAYOUTS = ("padded", "packed", "shared")
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # of log-probs of some tens of nats, in float32
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 # Prompts and responses of 1 token, 1 to 3 rejected responses, equal and different prompts.
@@ -73,7 +74,7 @@ def test_layouts_agree_with_full_logits_in_logprobs_and_in_every_gradient(llamas
     for layout in LAYOUTS:
         found = response_logprobs(llamas[layout], lay_out(trees, layout))
         assert found.dtype == torch.float32
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=lambda text, name=layout: f"{name} {text}")
+        torch.testing.assert_close(found, expected, **CLOSE, msg=lambda text, name=layout: f"{name} {text}")
         assert_gradients_agree(gradients(llamas[layout], found), expected_gradients)
 
 
@@ -93,17 +94,18 @@ def test_a_token_changes_what_follows_it_and_no_other_response(llamas, layout, t
         changed = replace(tree, prompt=ids)
     else:
         changed = replace(tree, responses=(*tree.responses[:part], ids, *tree.responses[part + 1 :]))
-    touched, index = [], 0
-    for other, one in enumerate(trees):
-        for response in range(len(one.responses)):
-            touched.append(other == number and part in (None, response))
-            index += 1
+    is_touched = torch.tensor(
+        [
+            other == number and part in (None, response)
+            for other, one in enumerate(trees)
+            for response in range(len(one.responses))
+        ]
+    )
     with torch.no_grad():
         before, after = (
             response_logprobs(model, lay_out(given, layout))
             for given in (trees, [*trees[:number], changed, *trees[number + 1 :]])
         )
-    is_touched = torch.tensor(touched)
     torch.testing.assert_close(before[~is_touched], after[~is_touched], rtol=1e-6, atol=1e-6)
     assert (before[is_touched] != after[is_touched]).all()
 
@@ -286,6 +288,12 @@ def test_targets_outside_the_vocabulary_fail_and_leave_the_head_as_it_was(llamas
 def test_a_model_without_an_output_head_is_refused(llamas):
     with pytest.raises(ValueError, match="LlamaModel: expected a linear output head, found NoneType"):
         response_logprobs(llamas["padded"].model, lay_out(TREES, "padded"))
+
+
+def test_a_model_without_a_backbone_of_its_own_is_refused(llamas, monkeypatch):
+    monkeypatch.setattr(type(llamas["padded"]), "base_model_prefix", "language_model")
+    with pytest.raises(ValueError, match="LlamaForCausalLM: expected a backbone 'language_model', found none"):
+        response_logprobs(llamas["padded"], lay_out(TREES, "padded"))
 
 
 def test_the_module_is_the_function(llamas):
