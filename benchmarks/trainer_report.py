@@ -65,7 +65,7 @@ def _trl(name: str, table: dict[str, Any]) -> str:
             "",
             f"SmolLM2-135M-Instruct, float32, {table['threads']} threads, one optimizer step in one forward pass, "
             f"fused AdamW, gradients clipped at 1.0, no gradient checkpointing; medians of {repeats} steps, the "
-            "trainers in turns, each in a process of its own. Ratios are ours to TRL; in brackets the slowest and fastest round. "
+            "trainers in turns, each in a process of its own. Ratios are ours to TRL; in brackets the extreme rounds. "
             "Tokens are those of all sequences, the prompt counted for each response, without padding. Peak: resident "
             "memory of the process; growth: above what it held with its models loaded. Reference cached: "
             "its log-probs were computed before (TRL: precompute_ref_log_probs). TRL's padding_free turns itself off "

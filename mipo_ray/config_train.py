@@ -116,7 +116,11 @@ class TrainConfig(Section):
     cpus_per_worker: PositiveFloat = Field(
         1.0, description="logical CPUs reserved by a worker", json_schema_extra=EXECUTION_ONLY
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage", json_schema_extra=EXECUTION_ONLY)
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2,
+        description="DeepSpeed ZeRO stage; the same until a round that has checkpoints is done",
+        json_schema_extra=EXECUTION_ONLY,
+    )
     offload_optimizer: bool = Field(
         False, description="keep optimizer states in CPU memory (ZeRO 1, 2, 3)", json_schema_extra=EXECUTION_ONLY
     )

@@ -127,7 +127,7 @@ def progress(events: Events, event: str, count: str, description: str, total: in
     """A progress bar on the driver over one stage, fed by its events of one kind.
 
     `count` names the field to follow: one of COUNTERS is summed up; `step` is taken as it is, with the event's
-    `total_steps` and its loss, reward margin and reward accuracy beside the bar.
+    `total_steps` and, where the objective has them, its loss, reward margin and reward accuracy beside the bar.
     """
     from tqdm import tqdm
 
@@ -143,7 +143,8 @@ def progress(events: Events, event: str, count: str, description: str, total: in
                 newest = state["latest"].get(event, {})
                 if "total_steps" in newest:
                     bar.total = newest["total_steps"]
-                    shown = {name: f"{newest[name]:.4g}" for name in ("loss", "reward_margin", "reward_accuracy")}
+                    names = [name for name in ("loss", "reward_margin", "reward_accuracy") if name in newest]
+                    shown = {name: f"{newest[name]:.4g}" for name in names}
                     bar.set_postfix(shown, refresh=False)
                 done = newest.get(count, 0) if "total_steps" in newest else state["sums"].get(count, 0)
                 bar.update(done - bar.n)
