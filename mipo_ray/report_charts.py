@@ -68,7 +68,7 @@ def training_charts(steps: Sequence[dict[str, Any]]) -> list[Chart]:
         return []
     charts = []
     for name, title, level in (
-        ("loss", "DPO loss, nats", (math.log(2), "ln 2")),
+        ("loss", "training loss, nats", (math.log(2), "ln 2, where DPO starts")),
         ("reward_margin", "reward margin, nats", (0.0, "0")),
         ("reward_accuracy", "reward accuracy, share", (0.5, "chance")),
         ("gradient_norm", "gradient norm", None),

@@ -27,7 +27,7 @@ BATCH_SIZE = 9
 MOST_TOKENS = 24
 TRAIN: dict[str, Any] = {
     "batch_size": BATCH_SIZE,
-    "epochs": 2,
+    "epochs": 1,
     "learning_rate": 1e-3,
     "beta": 0.5,
     "max_grad_norm": 0.5,
@@ -36,16 +36,11 @@ TRAIN: dict[str, Any] = {
 }
 CASES: dict[str, dict[str, Any]] = {
     "ZeRO 0 packed": {"zero_stage": 0, "layout": "packed"},
-    "ZeRO 1 padded": {"zero_stage": 1, "layout": "padded"},
     "ZeRO 2 shared": {"zero_stage": 2, "layout": "shared"},
-    "ZeRO 3 shared": {"zero_stage": 3, "layout": "shared"},
     "ZeRO 2 cached": {"zero_stage": 2, "reference_mode": "cached"},
     "ZeRO 3 cached": {"zero_stage": 3, "reference_mode": "cached", "layout": "padded"},
-    "ZeRO 2 offloaded reference": {"zero_stage": 2, "offload_reference": True},
     "ZeRO 3 checkpointing": {"zero_stage": 3, "gradient_checkpointing": True},
     "ZeRO 2 adapters": {"zero_stage": 2, "reference_mode": "adapter", "lora": {"rank": 4}},
-    "ZeRO 3 adapters": {"zero_stage": 3, "reference_mode": "adapter", "lora": {"rank": 4}},
-    "sft": {"zero_stage": 2, "objective": "sft"},
 }
 
 
@@ -134,7 +129,7 @@ def test_the_cases_are_the_hard_ones():
 @pytest.mark.parametrize("name", CASES)
 def test_workers_together_train_as_one(trained, name, workers):
     alone, together = outcome(trained, name, 1), outcome(trained, name, workers)
-    assert [step["pairs"] for step in together.steps] == [9, 9, 1, 9, 9, 1]
+    assert [step["pairs"] for step in together.steps] == [9, 9, 1]
     for key in ("step", "pairs", "tokens", "learning_rate"):
         assert [step[key] for step in together.steps] == [step[key] for step in alone.steps], key
     metrics = set(alone.steps[0]) - {"forward_tokens", "padding_share", "tokens_per_second"}
@@ -147,12 +142,12 @@ def test_workers_together_train_as_one(trained, name, workers):
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize("name", [name for name in CASES if name != "sft"])
+@pytest.mark.parametrize("name", CASES)
 def test_first_loss_is_ln_2(trained, name, workers):
     assert outcome(trained, name, workers).steps[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "adapters" not in name and name != "sft"])
+@pytest.mark.parametrize("name", [name for name in CASES if "adapters" not in name])
 def test_all_cases_of_one_objective_train_the_same(trained, name):
     """Whatever the ZeRO stage, layout and reference mode."""
     first, other = outcome(trained, "ZeRO 2 shared", 1), outcome(trained, name, 4)
