@@ -5,6 +5,7 @@ python -m pytest tests/integration/test_training_workers.py
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def train_all_cases(rank: int, workers: int, directory: Path) -> None:
     rendezvous = f"file://{directory}/rendezvous-{workers}"
     distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=workers)
     for name, options in CASES.items():
+        gc.freeze()  # DeepSpeed collects garbage often, which takes longer the more objects it looks at
         output = directory / f"{name} by {workers}"
         settings = WorkerSettings(
             policy_dir=str(directory / "model"),
