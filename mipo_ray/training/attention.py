@@ -34,6 +34,11 @@ def use_attention(model: Any, attention: Attention, layout: Layout) -> None:
     AttentionInterface.register(SEGMENTED, segmented_attention)
     if attention == "sdpa" and layout == "padded":
         return  # what transformers chose for the model: sdpa, or what stands in for it in a model that has none
+    if layout != "padded" and (others := sorted(set(_layer_types(model)) - {"full_attention", "sliding_attention"})):
+        raise UserError(
+            f"train.layout: {type(model).__name__} cannot honour {layout}: it has layers with {', '.join(others)}; "
+            "choose layout padded"
+        )
     if attention == "flex_attention" and _has_windows(model):
         raise UserError(
             f"train.attention: flex_attention cannot honour the sliding windows of {type(model).__name__} in layout "
@@ -171,9 +176,13 @@ def block_mask(batch: TokenBatch) -> Any:
 
 def _has_windows(model: Any) -> bool:
     """Whether any layer has sliding attention; configurations without `layer_types` mean all layers or none."""
-    config = model.config.get_text_config()
-    layer_types = getattr(config, "layer_types", None)
-    return "sliding_attention" in layer_types if layer_types else getattr(config, "sliding_window", None) is not None
+    if layer_types := _layer_types(model):
+        return "sliding_attention" in layer_types
+    return getattr(model.config.get_text_config(), "sliding_window", None) is not None
+
+
+def _layer_types(model: Any) -> list[str]:
+    return getattr(model.config.get_text_config(), "layer_types", None) or []
 
 
 def _varlen(batch: TokenBatch) -> dict[str, Any]:

@@ -221,6 +221,15 @@ def test_flex_attention_takes_families_whose_windows_are_off():
         use_attention(tiny_model(family, **options), "flex_attention", "shared")
 
 
+@packed_layouts
+def test_layers_with_another_kind_of_attention_are_refused_in_packed_layouts(layout):
+    model = tiny_model("Llama")
+    model.config.layer_types = ["full_attention", "chunked_attention"]
+    with pytest.raises(UserError, match=f"cannot honour {layout}: it has layers with chunked_attention; choose"):
+        use_attention(model, "sdpa", layout)
+    use_attention(model, "sdpa", "padded")
+
+
 def test_a_backend_that_is_not_installed_is_refused_by_name():
     with pytest.raises(UserError, match=r"train\.attention: flash_attention_2 cannot run LlamaForCausalLM here"):
         use_attention(tiny_model(), "flash_attention_2", "packed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.training.batching import deal, in_groups, micro_batches
@@ -65,6 +65,7 @@ def names(groups: list[list[dict]]) -> list[str]:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+@settings(max_examples=50)
 @given(pairs=drawn_pairs(), objective=objectives, most_tokens=st.integers(1, 300))
 def test_micro_batches_hold_every_pair_once_within_the_budget(layout, pairs, objective, most_tokens):
     groups = micro_batches(pairs, objective=objective, layout=layout, most_tokens=most_tokens)
@@ -80,6 +81,7 @@ def test_micro_batches_hold_every_pair_once_within_the_budget(layout, pairs, obj
             assert lay_out(more, layout).input_ids.numel() > most_tokens
 
 
+@settings(max_examples=50)
 @given(pairs=drawn_pairs(), objective=objectives)
 def test_pairs_of_like_length_are_put_together(pairs, objective):
     """In layout padded, where it matters: rows grow from group to group."""

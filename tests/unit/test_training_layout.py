@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.training.layout import (
@@ -30,6 +30,7 @@ def sequences_of(trees: list[Tree]) -> list[tuple[list[int], list[int]]]:
 
 
 @every_layout
+@settings(max_examples=50)
 @given(trees=drawn_trees(most_pairs=3))
 def test_each_response_token_is_predicted_from_the_one_before_it(layout, trees):
     batch = lay_out(trees, layout)
@@ -44,6 +45,7 @@ def test_each_response_token_is_predicted_from_the_one_before_it(layout, trees):
 
 
 @every_layout
+@settings(max_examples=50)
 @given(trees=drawn_trees(most_pairs=3))
 def test_tensors_have_the_shapes_and_types_that_were_said(layout, trees):
     batch = lay_out(trees, layout)
@@ -56,6 +58,7 @@ def test_tensors_have_the_shapes_and_types_that_were_said(layout, trees):
     assert batch.input_ids.numel() == laid_out_tokens(trees, layout)
 
 
+@settings(max_examples=50)
 @given(trees=drawn_trees(most_pairs=3))
 def test_padded_rows_are_the_sequences_filled_up_on_the_right(trees):
     batch = lay_out(trees, "padded")
@@ -71,6 +74,7 @@ def test_padded_rows_are_the_sequences_filled_up_on_the_right(trees):
 
 
 @packed_layouts
+@settings(max_examples=50)
 @given(trees=drawn_trees(most_pairs=3))
 def test_packed_rows_hold_each_token_once_at_its_own_position(layout, trees):
     batch = lay_out(trees, layout)
@@ -80,6 +84,7 @@ def test_packed_rows_hold_each_token_once_at_its_own_position(layout, trees):
 
 
 @packed_layouts
+@settings(max_examples=50)
 @given(trees=drawn_trees(most_pairs=3))
 def test_segments_cover_the_row_in_order_and_say_who_sees_whom(layout, trees):
     batch = lay_out(trees, layout)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.training import reference
@@ -37,6 +37,7 @@ def assert_equal(found: dict[str, np.ndarray] | None, expected: dict[str, np.nda
 float32 = st.floats(-1e4, 0, width=32)
 
 
+@settings(max_examples=25)
 @given(
     shares=st.lists(st.lists(st.lists(float32, min_size=1, max_size=9), max_size=4), min_size=1, max_size=4),
     scheme=st.sampled_from(["", "memory://"]),
