@@ -114,21 +114,19 @@ def segmented_attention(
             prefix = number[segment.prefix_start]
             own_keys = torch.cat([keys[prefix], own_keys], dim=2)
             own_values = torch.cat([values[prefix], own_values], dim=2)
-        use_groups = groups > 1
-        if use_groups and mask is not None and query.is_cuda:  # grouped heads with a mask have no fast kernel there
-            own_keys, own_values = (states.repeat_interleave(groups, dim=1) for states in (own_keys, own_values))
-            use_groups = False
-        outputs.append(
-            scaled_dot_product_attention(
-                queries[index],
-                own_keys,
-                own_values,
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=use_groups,
+        if mask is None:
+            attended = scaled_dot_product_attention(
+                queries[index], own_keys, own_values, is_causal=True, scale=scaling, enable_gqa=groups > 1
             )
-        )
+        else:
+            # The query heads that share keys become queries of one head: no copies of the keys and values are made for
+            # them, and masked attention with grouped heads has no fast kernel on a GPU.
+            heads, length = key.shape[1], lengths[index]
+            folded = queries[index].reshape(1, heads, groups * length, -1)
+            attended = scaled_dot_product_attention(
+                folded, own_keys, own_values, attn_mask=mask.repeat(groups, 1), scale=scaling
+            ).reshape(1, heads * groups, length, -1)
+        outputs.append(attended)
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 

@@ -147,13 +147,17 @@ def count_flops(step: Callable[[], Any]) -> int:
     def attention_backward(gradient: Any, query: Any, key: Any, value: Any, *others: Any, **options: Any) -> int:
         return sdpa_backward_flop_count(gradient, query, key, value)
 
+    def in_place_product(total: Any, left: Any, right: Any, **options: Any) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
     aten = torch.ops.aten
-    # torch's own table lacks the kernels that a CPU uses.
-    on_cpu = {
+    # torch's own table lacks the attention kernels of a CPU, and products that are added up in place.
+    others = {
+        aten.addmm_: in_place_product,
         aten._scaled_dot_product_flash_attention_for_cpu: attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     }
-    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+    with FlopCounterMode(display=False, custom_mapping=others) as counter:
         step()
     return counter.get_total_flops()
 

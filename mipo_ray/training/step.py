@@ -70,8 +70,9 @@ def optimizer_step(
     for index, micro_batch in enumerate(planned):
         # The window is closed here and not by DeepSpeed's counter, so that steps may have any number of micro-batches.
         engine.set_gradient_accumulation_boundary(index == len(planned) - 1)
-        policy = engine(micro_batch.batch)
+        # The reference first: what its forward pass needs is gone before the policy's activations are there.
         frozen = None if reference is None else reference(micro_batch.pairs, micro_batch.batch)
+        policy = engine(micro_batch.batch)
         if not micro_batch.pairs:
             engine.backward(0.0 * policy.sum(), scale_wrt_gas=False)
             continue

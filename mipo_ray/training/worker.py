@@ -1,6 +1,6 @@
 """One data-parallel worker of training: the DeepSpeed loop over a round's pairs, without Ray.
 
-python -m mipo_ray.training.worker --pairs PAIRS.parquet --model DIR [--output DIR] [train.batch_size=8 ...]
+python -m mipo_ray.training.worker --pairs PAIRS.parquet --model embedded|DIR [--output DIR] [train.batch_size=8 ...]
 
 trains in one plain process and prints one line per optimizer step.
 """
@@ -254,12 +254,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import pyarrow.compute
     import pyarrow.parquet
 
+    from mipo_ray.models import local_model_directory
     from mipo_ray.pairs import as_version_2
     from mipo_ray.recipe import load_config
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, help="Parquet file with " + ", ".join(PAIR_COLUMNS))
-    parser.add_argument("--model", required=True, help="local model directory: policy and reference")
+    parser.add_argument("--model", required=True, help="embedded, or a model directory: policy and reference")
     parser.add_argument("--output", help="where the trained policy goes; default: a temporary directory")
     parser.add_argument("overrides", nargs="*", help="dotted configuration overrides, for example train.batch_size=8")
     options = parser.parse_args(arguments)
@@ -269,12 +270,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = table.filter(pyarrow.compute.equal(table["dropped"], ""))
     columns = [*PAIR_COLUMNS, *([MISMATCHED_PROMPTS] if config.train.objective == "sami" else [])]
     pairs = as_version_2(table.select(columns)).to_pylist()
+    model = local_model_directory(options.model, config.model.trust_remote_code)
     on_gpu = torch.cuda.is_available()
     dtype = config.model.dtype if config.model.dtype != "auto" else ("bfloat16" if on_gpu else "float32")
     with tempfile.TemporaryDirectory() as scratch:
         settings = WorkerSettings(
-            policy_dir=options.model,
-            reference_dir=options.model,
+            policy_dir=model,
+            reference_dir=model,
             output_dir=options.output or scratch,
             reference_cache=f"{scratch}/reference_logprobs",
             train=config.train,

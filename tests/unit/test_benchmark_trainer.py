@@ -77,3 +77,11 @@ def test_flops_of_attention_on_a_cpu_are_counted() -> None:
         torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).sum().backward()
 
     assert count_flops(attend) == 7 * 2 * heads * tokens * tokens * size
+
+
+def test_flops_of_products_are_counted_in_place_and_into_a_buffer() -> None:
+    """The forms in which the two trainers' output heads multiply."""
+    left, right, total = torch.randn(3, 5), torch.randn(5, 7), torch.zeros(3, 7)
+    assert count_flops(lambda: left @ right) == 2 * 3 * 5 * 7
+    assert count_flops(lambda: total.addmm_(left, right)) == 2 * 3 * 5 * 7
+    assert count_flops(lambda: torch.mm(left, right, out=total)) == 2 * 3 * 5 * 7
