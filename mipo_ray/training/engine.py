@@ -114,6 +114,8 @@ def policy_engine(model_dir: str, train: TrainConfig, dtype: str, device: str, *
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its memory use whatever its log level
         engine, *_ = deepspeed.initialize(model=module, model_parameters=trained, config=config)
+    if distributed.get_world_size() == 1 and not engine.zero_optimization():
+        engine.enable_backward_allreduce = False  # it would copy all gradients twice to sum them over one worker
     check_logprobs(model, train.layout, device)
     return engine
 
