@@ -169,7 +169,9 @@ def block_mask(batch: TokenBatch) -> Any:
         in_prefix = (key >= prefix_start[query]) & (key < prefix_end[query])
         return in_segment | in_prefix
 
-    return create_block_mask(visible, B=1, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device)
+    # Compiled, the mask of all tokens by all tokens, which the block mask is made of, is never in memory.
+    is_cuda = batch.input_ids.is_cuda
+    return create_block_mask(visible, B=1, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device, _compile=is_cuda)
 
 
 def _has_windows(model: Any) -> bool:
