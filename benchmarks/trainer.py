@@ -47,7 +47,7 @@ TRL_SHAPES = (fixed(256, 256, 1), fixed(64, 256, 2), mixed(4), fixed(1024, 64, 1
 OWN_SHAPES = (mixed(2),)
 # Prompt and response tokens of the points; the first three give the bytes for each token.
 SMALL = [(64, 64), (128, 64), (64, 128)]
-MEMORY_POINTS = [*SMALL, (64, 256), (64, 512), (64, 1024), (256, 64), (512, 64), (1024, 64), (2048, 64)]
+MEMORY_POINTS = [*SMALL, (64, 512), (64, 1024), (512, 64), (2048, 64)]
 GPU_PAIRS = {"tiny": 2, "llama-3.2-1b": 8, "qwen2.5-3b": 4}
 
 
