@@ -65,10 +65,14 @@ def attention_inputs(model: Any, batch: TokenBatch) -> dict[str, Any]:
     if name == "flash_attention_2":
         return _varlen(batch)
     if name == SEGMENTED:
-        # The masks are made once for all layers.
-        masks = tuple(
-            segment_mask(segment, None, dtype=model.dtype, device=batch.input_ids.device) for segment in batch.segments
+        # The masks are made once for all layers, which would else each keep their own for backward: for all query heads
+        # that share a key head, one below the other, as `segmented_attention` folds them.
+        config = model.config.get_text_config()
+        groups = config.num_attention_heads // (
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         )
+        found = [segment_mask(s, None, dtype=model.dtype, device=batch.input_ids.device) for s in batch.segments]
+        masks = tuple(None if mask is None else mask.repeat(groups, 1) for mask in found)
         return {"segments": batch.segments, "segment_masks": masks}
     raise ValueError(f"expected a model set up by use_attention for packed rows, found attention {name!r}")
 
@@ -87,7 +91,8 @@ def segmented_attention(
     """Attention of one packed row, segment by segment; the signature is that of transformers' attention functions.
 
     query: [1, heads, tokens, head size]; key and value: [1, key-value heads, tokens, head size]. The segments cover the
-    row in its order, each prefix is one of them, and `segment_masks` are their masks without a sliding window. Returns
+    row in its order, each prefix is one of them, and `segment_masks` are their masks without a sliding window, of one
+    query head or of all that share a key head, one below the other. Returns
     [1, tokens, heads, head size], and None for the attention weights.
 
     Raises ValueError for what scaled dot product attention cannot express (soft-capped scores, attention sinks,
@@ -123,8 +128,10 @@ def segmented_attention(
             # them, and masked attention with grouped heads has no fast kernel on a GPU.
             heads, length = key.shape[1], lengths[index]
             folded = queries[index].reshape(1, heads, groups * length, -1)
+            if mask.shape[0] != groups * length:
+                mask = mask[:length].repeat(groups, 1)
             attended = scaled_dot_product_attention(
-                folded, own_keys, own_values, attn_mask=mask.repeat(groups, 1), scale=scaling
+                folded, own_keys, own_values, attn_mask=mask, scale=scaling
             ).reshape(1, heads * groups, length, -1)
         outputs.append(attended)
     return torch.cat(outputs, dim=2).transpose(1, 2), None
