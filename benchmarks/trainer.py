@@ -4,7 +4,7 @@
     python -m benchmarks.trainer --device cuda --model-shape llama-3.2-1b [--pairs 8] [--peak-tflops 989]
 
 check   losses of 20 steps of both, with the reference live and computed beforehand; stops when they differ
-trl     both trainers, in turns, on four shapes of pairs
+trl     both trainers, in turns, on four shapes of pairs, some with gradient checkpointing or a cached reference
 own     our layouts, reference modes and gradient checkpointing
 memory  the peak of one forward and backward pass by the length of prompt and response
 
@@ -43,7 +43,15 @@ LN_2 = 0.693147
 # Short, since it is the agreement that counts; ragged, so that padding is in it.
 CHECK_SHAPE = Shape("check", (12, 24), (4, 12), 2)
 # Few pairs, so that a step takes less than a minute on two cores.
-TRL_SHAPES = (fixed(256, 256, 1), fixed(64, 256, 2), mixed(4), fixed(1024, 64, 1))
+LONG_PROMPT = fixed(1024, 64, 1)
+SHAPES = (fixed(256, 256, 1), fixed(64, 256, 2), mixed(4), LONG_PROMPT)
+# Shape, reference mode, and which trainers compute activations again in backward.
+TRL_RACES: tuple[tuple[Shape, str, tuple[str, ...]], ...] = (
+    *((shape, "colocated", ()) for shape in SHAPES),
+    (LONG_PROMPT, "colocated", ("ours",)),
+    (LONG_PROMPT, "colocated", ("trl", "ours")),
+    *((shape, "cached", ()) for shape in (mixed(4), LONG_PROMPT)),
+)
 OWN_SHAPES = (mixed(2),)
 # Prompt and response tokens of the points; the first three give the bytes for each token.
 SMALL = [(64, 64), (128, 64), (64, 128)]
@@ -111,16 +119,21 @@ def check_losses(base: Specification, vocabulary: int, options: argparse.Namespa
 
 
 def measure_trl(base: Specification, vocabulary: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Both trainers, in turns, on every shape; with a live reference, and with one that was computed beforehand."""
+    """Both trainers, in turns, in every one of TRL_RACES."""
     rows = []
-    for mode, shape in itertools.product(("colocated", "cached"), TRL_SHAPES):
+    for shape, mode, checkpointing in TRL_RACES:
         pairs = random_pairs(shape, vocabulary=vocabulary, seed=SEED)
-        contestants = {name: replace(base, trainer=name, reference_mode=mode) for name in ("trl", "ours")}
+        contestants = {
+            name: replace(
+                base, trainer=name, reference_mode=mode, options={"gradient_checkpointing": name in checkpointing}
+            )
+            for name in ("trl", "ours")
+        }
         found = race(contestants, pairs, repeats=options.repeats)
-        row = {"shape": shape.name, "pairs": shape.pairs, "reference": mode, **found}
+        row = {"shape": shape.name, "pairs": shape.pairs, "reference": mode, "checkpointing": checkpointing, **found}
         row["ratio"] = compare(found["trl"], found["ours"])
         rows.append(row)
-        print(f"trl: {shape.name} {mode}: {json.dumps(row['ratio'])}", flush=True)
+        print(f"trl: {shape.name} {mode} {checkpointing}: {json.dumps(row['ratio'])}", flush=True)
         yield {"threads": base.threads, "rows": rows}
 
 

@@ -37,7 +37,7 @@ class Specification:
     dtype: str  # of computations: "float32" or "bfloat16"
     threads: int
     reference_mode: str  # "colocated", "cached", or, of ours, "adapter"
-    options: dict[str, Any] = field(default_factory=dict)  # ours: of TrainConfig; TRL: weights_dtype
+    options: dict[str, Any] = field(default_factory=dict)  # of TrainConfig; TRL: weights_dtype, gradient_checkpointing
     known: list[list[dict[str, Any]]] = field(default_factory=list)  # cached: the steps' pairs to compute first
 
 
@@ -212,7 +212,7 @@ def _trl_trainer(specification: Specification) -> Any:
             # With bf16, weights in float32 are cast as they are used; weights in bfloat16 are what they are.
             bf16=specification.dtype == "bfloat16" and weights_dtype == torch.float32,
             max_length=None,
-            gradient_checkpointing=False,
+            gradient_checkpointing=specification.options.get("gradient_checkpointing", False),
             report_to=[],
             disable_tqdm=True,
         ),

@@ -31,10 +31,10 @@ def _check(name: str, table: dict[str, Any]) -> str:
 
 def _trl(name: str, table: dict[str, Any]) -> str:
     lines = [
-        "| prompt/response | pairs | reference | pairs/s, TRL | pairs/s, ours | speed (rounds) | by FLOPs "
-        "| tokens/s, TRL | tokens/s, ours | peak GiB, TRL | peak GiB, ours | peak | growth "
+        "| prompt/response | pairs | reference | checkpointing | pairs/s, TRL | pairs/s, ours | speed (rounds) "
+        "| by FLOPs | tokens/s, TRL | tokens/s, ours | peak GiB, TRL | peak GiB, ours | peak | growth "
         "| TFLOP, TRL | TFLOP, ours |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table["rows"]:
         trl, ours, ratio = row["trl"], row["ours"], row["ratio"]
@@ -43,6 +43,7 @@ def _trl(name: str, table: dict[str, Any]) -> str:
             row["shape"],
             row["pairs"],
             row["reference"],
+            {0: "no", 1: "ours", 2: "both"}[len(row["checkpointing"])],
             f"{trl['pairs_per_second']:.3f}",
             f"{ours['pairs_per_second']:.3f}",
             f"**{ratio['speed']:.2f}x** ({low:.2f} - {high:.2f})",
@@ -64,11 +65,12 @@ def _trl(name: str, table: dict[str, Any]) -> str:
             *lines,
             "",
             f"SmolLM2-135M-Instruct, float32, {table['threads']} threads, one optimizer step in one forward pass, "
-            f"fused AdamW, gradients clipped at 1.0, no gradient checkpointing; medians of {repeats} steps, the "
+            f"fused AdamW, gradients clipped at 1.0; medians of {repeats} steps, the "
             "trainers in turns, each in a process of its own. Ratios are ours to TRL; in brackets the extreme rounds. "
             "Tokens are those of all sequences, the prompt counted for each response, without padding. Peak: resident "
             "memory of the process; growth: above what it held with its models loaded. Reference cached: "
-            "its log-probs were computed before (TRL: precompute_ref_log_probs). TRL's padding_free turns itself off "
+            "its log-probs were computed before (TRL: precompute_ref_log_probs). Checkpointing: who computes activations "
+            "again in backward. TRL's padding_free turns itself off "
             "in this version; its fused LM head, which is on, scores every position on a CPU. FLOPs are counted by "
             "torch, of matrix products and attention, masked or not.",
         ]

@@ -146,10 +146,15 @@ def test_pmi_is_that_of_the_model_itself(pairs: list[dict[str, Any]], tiny_model
 def test_training_compared_every_rejected_response(
     run_dir: Path, pairs: list[dict[str, Any]], manifest: dict[str, Any]
 ) -> None:
-    kept = sum(not pair["dropped"] for pair in pairs)
+    kept = [pair for pair in pairs if not pair["dropped"]]
     summary = json.loads((run_dir / "rounds/000/train/manifest.json").read_text())["summary"]
-    assert manifest["statistics"]["kept"] == kept
-    assert summary["pairs"] == kept * NEGATIVES
+    assert manifest["statistics"]["kept"] == summary["pairs"] == len(kept)
+    # A pair with K rejected responses is trained on as one pair, whose every response counts with its prompt.
+    assert summary["tokens"] == sum(
+        len(pair["prompt_token_ids"]) + len(response)
+        for pair in kept
+        for response in (pair["chosen_token_ids"], *pair["rejected_token_ids"])
+    )
     assert summary["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
 
 
