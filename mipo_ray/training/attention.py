@@ -39,7 +39,7 @@ def use_attention(model: Any, attention: Attention, layout: Layout) -> None:
             f"train.layout: {type(model).__name__} cannot honour {layout}: it has layers with {', '.join(others)}; "
             "choose layout padded"
         )
-    if attention == "flex_attention" and _has_windows(model):
+    if attention == "flex_attention" and layout != "padded" and _has_windows(model):
         raise UserError(
             f"train.attention: flex_attention cannot honour the sliding windows of {type(model).__name__} in layout "
             f"{layout}; choose attention sdpa"
@@ -55,6 +55,29 @@ def use_attention(model: Any, attention: Attention, layout: Layout) -> None:
         )
 
 
+class SegmentMasks:
+    """The segments of a packed row, and their masks, which all layers of one kind share.
+
+    Masks are made at their first use and kept with the row: every layer would else keep its own for backward.
+    """
+
+    def __init__(self, segments: tuple[Segment, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self.segments = segments
+        self._dtype, self._device = dtype, device
+        self._made: dict[tuple[int | None, int], list[Tensor | None]] = {}
+
+    def of(self, window: int | None, groups: int) -> list[Tensor | None]:
+        """The mask of each segment under a sliding window (tokens), or None where it is plainly causal.
+
+        [groups * segment tokens, prefix + segment tokens]: that of one query head for each of the `groups` that share a
+        key head, one below the other, as `segmented_attention` folds them.
+        """
+        if (window, groups) not in self._made:
+            found = [segment_mask(s, window, dtype=self._dtype, device=self._device) for s in self.segments]
+            self._made[window, groups] = [None if mask is None else mask.repeat(groups, 1) for mask in found]
+        return self._made[window, groups]
+
+
 def attention_inputs(model: Any, batch: TokenBatch) -> dict[str, Any]:
     """The keyword arguments of the model's forward that tell its backend who may see whom."""
     if batch.attention_mask is not None:
@@ -65,15 +88,7 @@ def attention_inputs(model: Any, batch: TokenBatch) -> dict[str, Any]:
     if name == "flash_attention_2":
         return _varlen(batch)
     if name == SEGMENTED:
-        # The masks are made once for all layers, which would else each keep their own for backward: for all query heads
-        # that share a key head, one below the other, as `segmented_attention` folds them.
-        config = model.config.get_text_config()
-        groups = config.num_attention_heads // (
-            getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        )
-        found = [segment_mask(s, None, dtype=model.dtype, device=batch.input_ids.device) for s in batch.segments]
-        masks = tuple(None if mask is None else mask.repeat(groups, 1) for mask in found)
-        return {"segments": batch.segments, "segment_masks": masks}
+        return {"segment_masks": SegmentMasks(batch.segments, model.dtype, batch.input_ids.device)}
     raise ValueError(f"expected a model set up by use_attention for packed rows, found attention {name!r}")
 
 
@@ -84,36 +99,31 @@ def segmented_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    segments: tuple[Segment, ...] = (),
-    segment_masks: tuple[Tensor | None, ...] = (),
+    segment_masks: SegmentMasks | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one packed row, segment by segment; the signature is that of transformers' attention functions.
 
     query: [1, heads, tokens, head size]; key and value: [1, key-value heads, tokens, head size]. The segments cover the
-    row in its order, each prefix is one of them, and `segment_masks` are their masks without a sliding window, of one
-    query head or of all that share a key head, one below the other. Returns
-    [1, tokens, heads, head size], and None for the attention weights.
+    row in its order, and each prefix is one of them. Returns [1, tokens, heads, head size], and None for the attention
+    weights.
 
     Raises ValueError for what scaled dot product attention cannot express (soft-capped scores, attention sinks,
     position biases), and where the segments did not arrive.
     """
-    if not segments:
+    if segment_masks is None:
         raise ValueError(f"{type(module).__name__} does not hand the segments of a packed row to its attention")
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise ValueError(f"{type(module).__name__} uses {name}, which attention sdpa does not have")
-    if (window := options.get("sliding_window")) is not None:
-        segment_masks = tuple(
-            segment_mask(segment, window, dtype=query.dtype, device=query.device) for segment in segments
-        )
     groups = query.shape[1] // key.shape[1]
+    segments, masks = segment_masks.segments, segment_masks.of(options.get("sliding_window"), groups)
     # Split once, and not sliced for each segment: the backward of a slice is a tensor of zeros as long as the row.
     lengths = [segment.end - segment.start for segment in segments]
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     number = {segment.start: index for index, segment in enumerate(segments)}
     outputs = []
-    for index, (segment, mask) in enumerate(zip(segments, segment_masks, strict=True)):
+    for index, (segment, mask) in enumerate(zip(segments, masks, strict=True)):
         own_keys, own_values = keys[index], values[index]
         if segment.prefix_end > segment.prefix_start:
             prefix = number[segment.prefix_start]
@@ -128,8 +138,6 @@ def segmented_attention(
             # them, and masked attention with grouped heads has no fast kernel on a GPU.
             heads, length = key.shape[1], lengths[index]
             folded = queries[index].reshape(1, heads, groups * length, -1)
-            if mask.shape[0] != groups * length:
-                mask = mask[:length].repeat(groups, 1)
             attended = scaled_dot_product_attention(
                 folded, own_keys, own_values, attn_mask=mask, scale=scaling
             ).reshape(1, heads * groups, length, -1)

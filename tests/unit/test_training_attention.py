@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mipo_ray.errors import UserError
 from mipo_ray.training.attention import (
+    SegmentMasks,
     attention_inputs,
     block_mask,
     segment_mask,
@@ -48,6 +49,10 @@ def for_layout(model: Any, layout: str, attention: str = "sdpa") -> Any:
     model = copy.deepcopy(model)
     use_attention(model, attention, layout)
     return model
+
+
+def masks_of(*segments: Segment) -> SegmentMasks:
+    return SegmentMasks(segments, torch.float32, torch.device("cpu"))
 
 
 def logprobs_by_dense_mask(model: Any, trees: list, layout: str, window: int | None) -> Tensor:
@@ -95,6 +100,35 @@ def test_segments_with_a_window_attend_as_a_dense_mask_says(family, layout):
         without = logprobs_by_dense_mask(model, TREES, layout, None)
     torch.testing.assert_close(found, expected, **CLOSE)
     assert (expected - without).abs().max() > 0.1  # the window does matter
+
+
+def test_layers_share_the_masks_of_their_window():
+    masks = masks_of(Segment(0, 6), Segment(6, 9, 0, 6))
+    assert masks.of(None, 2)[0] is None
+    assert masks.of(WINDOW, 2)[0].shape == (12, 6)
+    assert masks.of(None, 2)[1].shape == masks.of(WINDOW, 2)[1].shape == (6, 9)
+    assert not torch.equal(masks.of(None, 2)[1], masks.of(WINDOW, 2)[1])
+
+
+def test_masks_of_one_window_are_in_memory_once():
+    """What backward keeps of a row grows with layers by no mask, with and without a window."""
+    for options in ({}, {"sliding_window": WINDOW}):
+        masks = []
+        for layers in (1, 3):
+            model = for_layout(tiny_model("Mistral", num_hidden_layers=layers, **options), "shared")
+            made = attention_inputs(model, lay_out(TREES, "shared"))
+            kept: set[int] = set()
+
+            def see(tensor: Tensor, kept: set[int] = kept) -> Tensor:
+                if (tensor == float("-inf")).any():
+                    kept.add(tensor.untyped_storage().data_ptr())
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+                batch = lay_out(TREES, "shared")
+                model.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **made)
+            masks.append(len(kept))
+        assert masks[0] == masks[1] > 0
 
 
 @packed_layouts
@@ -256,7 +290,7 @@ def test_flash_attention_is_told_where_sequences_begin(llama):
 @pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])
 def test_what_scaled_dot_product_attention_cannot_express_is_refused(name):
     states = torch.zeros(1, 2, 3, 4)
-    segments = {"segments": (Segment(0, 3),), "segment_masks": (None,)}
+    segments = {"segment_masks": masks_of(Segment(0, 3))}
     segmented_attention(torch.nn.Module(), states, states, states, None, **segments, **{name: None})
     with pytest.raises(ValueError, match=f"Module uses {name}"):
         segmented_attention(torch.nn.Module(), states, states, states, None, **segments, **{name: 1.0})
@@ -337,13 +371,24 @@ def test_a_mask_that_crosses_a_boundary_is_found(layout, monkeypatch):
     from mipo_ray.training import logprobs
 
     def one_segment(model: Any, batch: Any) -> dict[str, Any]:
-        tokens = batch.input_ids.shape[1]
-        return {"segments": (Segment(0, tokens),), "segment_masks": (None,)}
+        return {"segment_masks": masks_of(Segment(0, batch.input_ids.shape[1]))}
 
     model = for_layout(tiny_model(), layout)
     monkeypatch.setattr(logprobs, "attention_inputs", one_segment)
     with pytest.raises(UserError, match=f"cannot honour {layout}"):
         check_logprobs(model, layout, "cpu")
+
+
+def test_branches_that_do_not_see_their_prompt_are_found(monkeypatch):
+    from mipo_ray.training import logprobs
+
+    def without_prefixes(model: Any, batch: Any) -> dict[str, Any]:
+        return {"segment_masks": masks_of(*(Segment(segment.start, segment.end) for segment in batch.segments))}
+
+    model = for_layout(tiny_model(), "shared")
+    monkeypatch.setattr(logprobs, "attention_inputs", without_prefixes)
+    with pytest.raises(UserError, match="cannot honour shared"):
+        check_logprobs(model, "shared", "cpu")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
