@@ -116,7 +116,7 @@ class Contestant:
 def _ours(specification: Specification) -> tuple[Step, Any]:
     from mipo_ray.config_train import TrainConfig
     from mipo_ray.training.engine import join_process_group, quiet_libraries
-    from mipo_ray.training.profile import engine_and_reference
+    from mipo_ray.training.prepare import policy_and_reference
     from mipo_ray.training.step import optimizer_step
 
     train = TrainConfig.model_validate(
@@ -133,8 +133,17 @@ def _ours(specification: Specification) -> tuple[Step, Any]:
     )
     quiet_libraries(specification.device)
     join_process_group(specification.device)
-    engine, reference = engine_and_reference(
-        specification.model, train, specification.dtype, specification.device, specification.known
+    known = specification.known
+    engine, reference = policy_and_reference(
+        specification.model,
+        specification.model,
+        train,
+        specification.dtype,
+        specification.device,
+        trust_remote_code=False,
+        steps=lambda: known,
+        pair_count=sum(map(len, known)),
+        cache=None,
     )
 
     def step(pairs: list[dict[str, Any]]) -> dict[str, float]:

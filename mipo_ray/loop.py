@@ -26,14 +26,15 @@ from mipo_ray.pairs import as_version_2
 from mipo_ray.resources import Resources
 from mipo_ray.run_report import read_results, write_report
 from mipo_ray.storage import RunDirectory
-from mipo_ray.training.trainer import CHECKPOINTS, train_policy
+from mipo_ray.training.trainer import CHECKPOINTS, check_training, train_policy
 
 
 def run_rounds(config: Config, run: RunDirectory, resources: Resources) -> dict[str, Any]:
     """Runs every unfinished stage of every round; returns the results (`results.json`), policy by policy."""
     events = monitoring.start(run)
     policy = initial = config.model.path
-    # Prompts that cannot be used are told before any engine samples or trains.
+    # A model that cannot be trained so, and prompts that cannot be used, are told before any engine samples or trains.
+    check_training(config)
     condition_prompts(config, run, 0, policy=initial, resources=resources)
     if config.evaluate.enabled:
         evaluate(config, run, None, policy, initial, resources, events)

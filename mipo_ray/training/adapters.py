@@ -55,7 +55,7 @@ def with_adapters(model: Any, lora: LoraConfig) -> Any:
     from peft import inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
-    names = _targeted_layers(model, lora.target_modules)
+    names = targeted_layers(model, lora.target_modules)
     # peft gets the model in a box, and names of single layers. Shown a model of experts, it would read "gate_proj" of a
     # dense or shared layer as an old name for the tensor of all experts, and adapt that one.
     box = nn.ModuleDict({"model": model})
@@ -127,8 +127,8 @@ def merged_weight(weight: Tensor, adapter: Adapter) -> Tensor:
     return addmm(weight.detach().float(), left, right, alpha=adapter.scaling).to(weight.dtype)
 
 
-def _targeted_layers(model: Any, targets: tuple[str, ...]) -> list[str]:
-    """Full names of the layers that get adapters, in the model's order."""
+def targeted_layers(model: Any, targets: tuple[str, ...]) -> list[str]:
+    """Full names of the layers that get adapters, in the model's order; raises UserError as `with_adapters` does."""
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()

@@ -39,6 +39,11 @@ def use_attention(model: Any, attention: Attention, layout: Layout) -> None:
             f"train.layout: {type(model).__name__} cannot honour {layout}: it has layers with {', '.join(others)}; "
             "choose layout padded"
         )
+    if attention == "sdpa" and getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        raise UserError(
+            f"train.attention: sdpa cannot soft-cap attention scores, as {type(model).__name__} does, in layout "
+            f"{layout}; choose layout padded"
+        )
     if attention == "flex_attention" and layout != "padded" and _has_windows(model):
         raise UserError(
             f"train.attention: flex_attention cannot honour the sliding windows of {type(model).__name__} in layout "

@@ -23,9 +23,15 @@ from typing import Any
 import torch
 from torch import distributed
 
+from mipo_ray.errors import UserError
+
 _TAG = "state"
 _UNIVERSAL = "universal"
 _PROGRESS = "progress.json"
+
+
+class CheckpointRefused(UserError):
+    """A checkpoint that this training cannot go on from. All workers find it together, and would again."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,6 @@ class Checkpoints:
     latest: Callable[[], AbstractContextManager[Path | None]]
 
 
-def no_checkpoints() -> Checkpoints:
-    """For training that starts from the beginning and saves nothing on its way."""
-    return Checkpoints(publish=lambda directory, steps: None, latest=contextlib.nullcontext)
-
-
 def save_checkpoint(engine: Any, directory: Path, progress: Progress) -> None:
     """Writes this worker's shard of a DeepSpeed engine to `directory`; every worker must call it."""
     with _quiet():
@@ -71,14 +72,14 @@ def load_checkpoint(engine: Any, directory: Path) -> Progress:
     each node, on its local disk (for a while 24 bytes for each parameter that is trained). Without ZeRO there are no
     shards, and nothing is to be converted.
 
-    Raises RuntimeError for a checkpoint of another ZeRO stage or dtype, which DeepSpeed cannot load, and for a
-    directory without one.
+    Raises CheckpointRefused for a checkpoint of another ZeRO stage or dtype, which DeepSpeed cannot load, and
+    RuntimeError for a directory without one.
     """
     if not (directory / _PROGRESS).is_file():
         raise RuntimeError(f"{directory}: expected a checkpoint with {_PROGRESS}, found none")
     facts = json.loads((directory / _PROGRESS).read_text())
     if facts["engine"] != _kind(engine):
-        raise RuntimeError(
+        raise CheckpointRefused(
             f"{directory}: this checkpoint was written with {facts['engine']}, and training now runs with "
             f"{_kind(engine)}; set train.zero_stage and model.dtype back, or remove the checkpoints"
         )

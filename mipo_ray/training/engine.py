@@ -18,7 +18,8 @@ from torch import distributed, nn
 
 from mipo_ray.config_train import TrainConfig
 from mipo_ray.errors import UserError
-from mipo_ray.training.adapters import with_adapters
+from mipo_ray.resources import TRAINS_ON_GPUS_ONLY
+from mipo_ray.training.adapters import targeted_layers, with_adapters
 from mipo_ray.training.attention import use_attention
 from mipo_ray.training.logprobs import ResponseLogprobs, check_logprobs
 
@@ -95,13 +96,36 @@ def deepspeed_config(train: TrainConfig, dtype: str) -> dict[str, Any]:
     return _merged(generated, train.deepspeed)
 
 
+def check_trainable(model_dir: str, train: TrainConfig, *, trust_remote_code: bool) -> None:
+    """Finds out without weights, before anything is sampled, what of `train` the model in `model_dir` cannot honour.
+
+    Reads config.json only. Whether flash-attn is installed, and what shows only when tokens go through the model, is
+    for `policy_engine` to find. Raises UserError as that does, for the layout, the attention and LoRA's target layers.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    if train.attention != "flash_attention_2":
+        use_attention(model, train.attention, train.layout)
+    if train.lora.rank:
+        targeted_layers(model, train.lora.target_modules)
+
+
 def policy_engine(model_dir: str, train: TrainConfig, dtype: str, device: str, *, trust_remote_code: bool) -> Any:
     """The DeepSpeed engine around `ResponseLogprobs` of the model in `model_dir`, ready to train.
 
     With `train.lora.rank` only adapters are trained. The torch process group must be initialised.
 
-    Raises UserError when the model cannot honour `train.layout` and `train.attention`, which a few tokens find out.
+    Raises UserError when the model or the device cannot honour `train.layout` and `train.attention`; a few tokens find
+    the former out.
     """
+    if device == "cpu" and train.attention in TRAINS_ON_GPUS_ONLY:
+        raise UserError(
+            f"train.attention: {train.attention} trains on GPUs only ({TRAINS_ON_GPUS_ONLY[train.attention]}); choose "
+            "attention sdpa"
+        )
     import deepspeed
 
     config = deepspeed_config(train, dtype)

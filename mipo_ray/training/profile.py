@@ -18,18 +18,10 @@ import numpy as np
 import torch
 
 from mipo_ray.config import Config
-from mipo_ray.config_train import TrainConfig
-from mipo_ray.training.engine import join_process_group, policy_engine, quiet_libraries, reference_module
-from mipo_ray.training.layout import Pair
-from mipo_ray.training.reference import (
-    Reference,
-    adapter_reference,
-    cached_reference,
-    colocated_reference,
-    compute_logprobs,
-    free_memory,
-)
-from mipo_ray.training.step import optimizer_step, plan_micro_batches
+from mipo_ray.training.engine import join_process_group, quiet_libraries
+from mipo_ray.training.layout import MISMATCHED_PROMPTS, Pair
+from mipo_ray.training.prepare import policy_and_reference
+from mipo_ray.training.step import optimizer_step
 
 OPERATORS = 15  # lines of the table of operators
 
@@ -60,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def random_pairs(count: int, prompt: int, response: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Pairs of `prompt` and `response` tokens each, with one rejected response, of ids that small vocabularies have."""
+    """Pairs of `prompt` and `response` tokens each, of ids that small vocabularies have; one rejected response each."""
     generator = np.random.default_rng(seed)
     return [
         {
@@ -68,6 +60,7 @@ def random_pairs(count: int, prompt: int, response: int, *, seed: int = 0) -> li
             "prompt_token_ids": generator.integers(0, 100, prompt),
             "chosen_token_ids": generator.integers(0, 100, response),
             "rejected_token_ids": [generator.integers(0, 100, response)],
+            MISMATCHED_PROMPTS: [generator.integers(0, 100, prompt)],
         }
         for index in range(count)
     ]
@@ -78,7 +71,17 @@ def profile_step(model_dir: str, config: Config, pairs: Sequence[Pair], *, dtype
     train, trust = config.train, config.model.trust_remote_code
     quiet_libraries(device)
     join_process_group(device)
-    engine, reference = engine_and_reference(model_dir, train, dtype, device, [pairs], trust_remote_code=trust)
+    engine, reference = policy_and_reference(
+        model_dir,
+        model_dir,
+        train,
+        dtype,
+        device,
+        trust_remote_code=trust,
+        steps=lambda: [pairs],
+        pair_count=len(pairs),
+        cache=None,
+    )
     flops = count_flops(lambda: optimizer_step(engine, reference, pairs, train, train.learning_rate, 0))
     phases = _Phases(device)
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -102,38 +105,6 @@ def profile_step(model_dir: str, config: Config, pairs: Sequence[Pair], *, dtype
             f"peak memory {peak_memory(device) / 2**30:.2f} GiB, loss {metrics['loss']:.4f}",
         ]
     )
-
-
-def engine_and_reference(
-    model_dir: str,
-    train: TrainConfig,
-    dtype: str,
-    device: str,
-    steps: Sequence[Sequence[Pair]],
-    *,
-    trust_remote_code: bool = False,
-) -> tuple[Any, Reference | None]:
-    """The policy's engine and its reference, as a round of training has them, in this process alone.
-
-    The reference is the model itself; in reference mode cached its log-probs are those of the pairs of `steps`.
-    """
-
-    def frozen_copy() -> Reference:
-        return colocated_reference(
-            reference_module(model_dir, train, dtype, device, trust_remote_code=trust_remote_code)
-        )
-
-    reference = None
-    if train.needs_reference and train.reference_mode == "cached":
-        planned = (micro_batch for pairs in steps for micro_batch in plan_micro_batches(pairs, train, device))
-        reference = cached_reference(
-            compute_logprobs(frozen_copy(), ((micro_batch.pairs, micro_batch.batch) for micro_batch in planned))
-        )
-        free_memory()
-    engine = policy_engine(model_dir, train, dtype, device, trust_remote_code=trust_remote_code)
-    if train.needs_reference and reference is None:
-        reference = adapter_reference(engine) if train.reference_mode == "adapter" else frozen_copy()
-    return engine, reference
 
 
 def count_flops(step: Callable[[], Any]) -> int:

@@ -18,13 +18,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
 from mipo_ray.config import Config
+from mipo_ray.config_train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.models import local_model_directory
 from mipo_ray.monitoring import Events
 from mipo_ray.resources import Resources
 from mipo_ray.storage import RunDirectory
-from mipo_ray.training.checkpoint import Checkpoints
-from mipo_ray.training.engine import deepspeed_config
+from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints
+from mipo_ray.training.engine import check_trainable, deepspeed_config
 from mipo_ray.training.ingest import StepShares, own_steps
 from mipo_ray.training.step import TrainingDiverged
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
@@ -33,8 +34,24 @@ from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
 CHECKPOINTS = "ray_train"
 REFERENCE_CACHE = "reference_logprobs"
 
+Outcome = TrainSummary | TrainingDiverged | CheckpointRefused
+
 # The newest, and the one before it for the time in which the newest is not complete.
 _CHECKPOINTS_KEPT = 2
+
+
+def check_training(config: Config) -> None:
+    """Finds out, on a node of the cluster and from config.json alone, whether the initial model can be trained so.
+
+    Raises what `engine.check_trainable` raises, as the cause of a RayTaskError.
+    """
+
+    task = ray.remote(num_cpus=1)(_check_model).options(name="check_training")
+    ray.get(task.remote(config.model.path, config.train, config.model.trust_remote_code))
+
+
+def _check_model(path: str, train: TrainConfig, trust_remote_code: bool) -> None:
+    check_trainable(local_model_directory(path, trust_remote_code), train, trust_remote_code=trust_remote_code)
 
 
 def train_policy(
@@ -74,7 +91,8 @@ def train_policy(
         policy_dir=policy,
         reference_dir=reference,
         output_dir="",
-        reference_cache=run.model_path(f"{stage}/{REFERENCE_CACHE}"),
+        # By dtype: a round that was begun on CPUs may go on on GPUs.
+        reference_cache=run.model_path(f"{stage}/{REFERENCE_CACHE}/{resources.dtype}"),
         train=train,
         dtype=resources.dtype,
         device="cuda" if use_gpu else "cpu",
@@ -103,12 +121,12 @@ def train_policy(
         dataset_config=StepShares(train),
     )
     outcome = _fit(trainer, run.path(stage, CHECKPOINTS))
-    if isinstance(outcome, TrainingDiverged):
+    if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
-def _fit(trainer: TorchTrainer, checkpoints: str) -> TrainSummary | TrainingDiverged:
+def _fit(trainer: TorchTrainer, checkpoints: str) -> Outcome:
     """What rank 0 returned."""
     interrupt_handler = signal.getsignal(signal.SIGINT)
     try:
@@ -129,7 +147,7 @@ def _fit(trainer: TorchTrainer, checkpoints: str) -> TrainSummary | TrainingDive
             signal.signal(signal.SIGINT, interrupt_handler)
 
 
-def _worker_loop(loop_config: dict[str, Any]) -> TrainSummary | TrainingDiverged:
+def _worker_loop(loop_config: dict[str, Any]) -> Outcome:
     # Ray sets OMP_NUM_THREADS from the logical CPUs of the worker; on a CPU the cores themselves are what counts.
     context = ray.train.get_context()
     threads = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
@@ -159,8 +177,8 @@ def _worker_loop(loop_config: dict[str, Any]) -> TrainSummary | TrainingDiverged
                 threads=threads,
             )
             return train_round(settings, steps_in_epoch, report, Checkpoints(publish, _latest))
-    except TrainingDiverged as error:
-        # All workers diverge together. Returned and not raised: a worker that fails is started again.
+    except (TrainingDiverged, CheckpointRefused) as error:
+        # All workers meet it together. Returned and not raised: a worker that fails is started again.
         return error
 
 

@@ -2,13 +2,14 @@
 
 python -m mipo_ray.training.worker --pairs PAIRS.parquet --model embedded|DIR [--output DIR] [train.batch_size=8 ...]
 
-trains in one plain process and prints one line per optimizer step.
+trains in one plain process and prints one line per optimizer step. It is one worker, and writes no checkpoints.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,23 +20,17 @@ from typing import Any
 import torch
 from torch import distributed
 
+from mipo_ray.config import Config
 from mipo_ray.config_train import TrainConfig
-from mipo_ray.training.checkpoint import Checkpoints, Progress, load_checkpoint, no_checkpoints, save_checkpoint
-from mipo_ray.training.engine import join_process_group, policy_engine, quiet_libraries, reference_module
+from mipo_ray.errors import UserError
+from mipo_ray.training.checkpoint import Checkpoints, Progress, load_checkpoint, save_checkpoint
+from mipo_ray.training.engine import join_process_group, quiet_libraries
 from mipo_ray.training.export import export_policy
 from mipo_ray.training.layout import MISMATCHED_PROMPTS, PAIR_COLUMNS, Pair
-from mipo_ray.training.reference import (
-    Reference,
-    adapter_reference,
-    cached_reference,
-    colocated_reference,
-    compute_logprobs,
-    free_memory,
-    read_logprobs,
-    write_logprobs,
-)
+from mipo_ray.training.prepare import policy_and_reference
+from mipo_ray.training.reference import Reference
 from mipo_ray.training.schedule import learning_rate_at
-from mipo_ray.training.step import optimizer_step, plan_micro_batches
+from mipo_ray.training.step import optimizer_step
 
 # From an epoch to this worker's pairs of each of its optimizer steps, in order.
 Steps = Callable[[int], Iterable[Sequence[Pair]]]
@@ -48,7 +43,7 @@ class WorkerSettings:
     policy_dir: str  # local model directory (safetensors) that training starts from
     reference_dir: str  # local model directory of the frozen reference
     output_dir: str  # rank 0 writes the trained policy here
-    reference_cache: str  # directory, on any filesystem, of the reference's log-probs in reference mode cached
+    reference_cache: str | None  # mode cached: directory, on any filesystem, that keeps the log-probs; None: not kept
     train: TrainConfig
     dtype: str  # "float32" or "bfloat16"
     device: str  # "cpu" or "cuda"
@@ -96,20 +91,27 @@ def train_round(
     """
     started = time.perf_counter()
     train = settings.train
-    checkpoints = checkpoints or no_checkpoints()
     torch.manual_seed(settings.seed)
     if settings.device == "cpu" and settings.threads is not None:
         torch.set_num_threads(settings.threads)
     quiet_libraries(settings.device)
     join_process_group(settings.device)
 
-    reference = _stored_reference(settings, steps_in_epoch) if train.reference_mode == "cached" else None
-    place = (train, settings.dtype, settings.device)
-    engine = policy_engine(settings.policy_dir, *place, trust_remote_code=settings.trust_remote_code)
-    if train.needs_reference and reference is None:
-        reference = _live_reference(settings, engine)
-    with checkpoints.latest() as directory:
-        progress = Progress() if directory is None else load_checkpoint(engine, directory)
+    engine, reference = policy_and_reference(
+        settings.policy_dir,
+        settings.reference_dir,
+        train,
+        settings.dtype,
+        settings.device,
+        trust_remote_code=settings.trust_remote_code,
+        steps=lambda: _checked_steps(settings, steps_in_epoch, 0),
+        pair_count=settings.pair_count,
+        cache=settings.reference_cache,
+    )
+    progress = Progress()
+    if checkpoints is not None:
+        with checkpoints.latest() as directory:
+            progress = progress if directory is None else load_checkpoint(engine, directory)
 
     total_steps = train.epochs * settings.steps_per_epoch
     is_due = _checkpoint_clock(train)
@@ -128,7 +130,7 @@ def train_round(
             )
             if distributed.get_rank() == 0:
                 report(metrics)
-            if progress.steps < total_steps and is_due(progress.steps):
+            if checkpoints is not None and progress.steps < total_steps and is_due(progress.steps):
                 with tempfile.TemporaryDirectory(prefix="mipo-ray-checkpoint-") as shard:
                     save_checkpoint(engine, Path(shard), progress)
                     checkpoints.publish(Path(shard), progress.steps)
@@ -165,45 +167,6 @@ def _timed_step(
     rate = metrics["tokens"] / (time.perf_counter() - started)
     place = {"step": step, "total_steps": total_steps}
     return {**place, **metrics, "learning_rate": learning_rate, "tokens_per_second": rate}
-
-
-def _live_reference(settings: WorkerSettings, engine: Any) -> Reference:
-    if settings.train.reference_mode == "adapter":
-        return adapter_reference(engine)
-    return colocated_reference(_reference_module(settings))
-
-
-def _stored_reference(settings: WorkerSettings, steps_in_epoch: Steps) -> Reference | None:
-    """The reference's log-probs of every pair, from the cache or computed into it; None where none are needed.
-
-    They are computed in the same micro-batches as training, so that policy and reference agree to the bit at step 0.
-    """
-    train = settings.train
-    if not train.needs_reference:
-        return None
-    stored = read_logprobs(settings.reference_cache, settings.pair_count)
-    is_stored = torch.tensor(int(stored is not None), device=settings.device)
-    distributed.all_reduce(is_stored, distributed.ReduceOp.MIN)  # another worker may have looked a moment earlier
-    if stored is None or not is_stored:
-        reference = colocated_reference(_reference_module(settings))
-        stored = compute_logprobs(
-            reference,
-            (
-                (micro_batch.pairs, micro_batch.batch)
-                for pairs in _checked_steps(settings, steps_in_epoch, 0)
-                for micro_batch in plan_micro_batches(pairs, train, settings.device)
-            ),
-        )
-        write_logprobs(settings.reference_cache, stored)
-        del reference
-        free_memory()
-        distributed.barrier()
-    return cached_reference(stored)
-
-
-def _reference_module(settings: WorkerSettings) -> Any:
-    place = (settings.train, settings.dtype, settings.device)
-    return reference_module(settings.reference_dir, *place, trust_remote_code=settings.trust_remote_code)
 
 
 def _checkpoint_clock(train: TrainConfig) -> Callable[[int], bool]:
@@ -249,13 +212,8 @@ def steps_of(pairs: Sequence[Pair], batch_size: int) -> Iterator[Sequence[Pair]]
         yield pairs[start : start + batch_size]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains on a Parquet file of pairs in this process alone and prints one line per step."""
-    import pyarrow.compute
-    import pyarrow.parquet
-
-    from mipo_ray.models import local_model_directory
-    from mipo_ray.pairs import as_version_2
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains on a Parquet file of pairs in this process alone and prints one line per step; returns the exit code."""
     from mipo_ray.recipe import load_config
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -264,23 +222,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", help="where the trained policy goes; default: a temporary directory")
     parser.add_argument("overrides", nargs="*", help="dotted configuration overrides, for example train.batch_size=8")
     options = parser.parse_args(arguments)
-    config = load_config(None, options.overrides)
-    table = pyarrow.parquet.read_table(options.pairs)
-    if "dropped" in table.column_names:
-        table = table.filter(pyarrow.compute.equal(table["dropped"], ""))
-    columns = [*PAIR_COLUMNS, *([MISMATCHED_PROMPTS] if config.train.objective == "sami" else [])]
-    pairs = as_version_2(table.select(columns)).to_pylist()
+    try:
+        _train_on_file(options, load_config(None, options.overrides))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train_on_file(options: argparse.Namespace, config: Config) -> None:
+    from mipo_ray.models import local_model_directory
+
+    pairs = _read_pairs(options.pairs, config.train)
     model = local_model_directory(options.model, config.model.trust_remote_code)
     on_gpu = torch.cuda.is_available()
-    dtype = config.model.dtype if config.model.dtype != "auto" else ("bfloat16" if on_gpu else "float32")
     with tempfile.TemporaryDirectory() as scratch:
         settings = WorkerSettings(
             policy_dir=model,
             reference_dir=model,
             output_dir=options.output or scratch,
-            reference_cache=f"{scratch}/reference_logprobs",
+            reference_cache=None,
             train=config.train,
-            dtype=dtype,
+            dtype=config.model.dtype if config.model.dtype != "auto" else ("bfloat16" if on_gpu else "float32"),
             device="cuda" if on_gpu else "cpu",
             seed=config.seed,
             pair_count=len(pairs),
@@ -289,9 +252,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(train_round(settings, lambda epoch: steps_of(pairs, config.train.batch_size), _print_step))
 
 
+def _read_pairs(path: str, train: TrainConfig) -> list[Pair]:
+    """The pairs of a Parquet file that no filter dropped; raises UserError for a file that does not hold them."""
+    import pyarrow as pa
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    from mipo_ray.pairs import as_version_2
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"--pairs {path}: expected a Parquet file of pairs: {error}") from error
+    columns = [*PAIR_COLUMNS, *([MISMATCHED_PROMPTS] if train.objective == "sami" else [])]
+    if missing := set(columns) - set(table.column_names):
+        raise UserError(
+            f"--pairs {path}: train.objective {train.objective}: expected the columns {', '.join(sorted(missing))} "
+            f"too, found {', '.join(table.column_names)}"
+        )
+    if "dropped" in table.column_names:
+        table = table.filter(pyarrow.compute.equal(table["dropped"], ""))
+    if not table.num_rows:
+        raise UserError(f"--pairs {path}: expected at least one pair that was not dropped, found none")
+    return as_version_2(table.select(columns)).to_pylist()
+
+
 def _print_step(metrics: dict[str, float]) -> None:
     print("  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in metrics.items()), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import torch
+from safetensors.torch import load_file
 
 TOPICS = ["bread", "rivers", "stars", "maps", "tea", "trains", "moss", "chess", "rain", "clocks"]
 
@@ -180,6 +182,7 @@ def test_a_killed_run_continues_where_it_stopped(ray_address, tiny_model, prompt
         "prompts.limit=100",
         "generation.samples_per_prompt=2",
         "generation.negatives_per_prompt=2",
+        "train.lora.rank=4",  # merged, or round 1 could not sample from round 0's policy
     )
     every_pair = sorted((f"train-{row}", sample) for row in range(100) for sample in (0, 1))
     generate, train = run_dir / "rounds/000/generate", run_dir / "rounds/000/train"
@@ -204,6 +207,9 @@ def test_a_killed_run_continues_where_it_stopped(ray_address, tiny_model, prompt
     assert snapshot(train) == finished_train
     assert sorted((pair["prompt_id"], pair["sample"]) for pair in read_pairs(run_dir, 1)) == every_pair
     assert (run_dir / "rounds/001/train/manifest.json").exists()
+    weights = [load_file(place / "model.safetensors") for place in (tiny_model, train / "policy")]
+    assert weights[0].keys() == weights[1].keys()
+    assert any(not torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 
 def test_swapped_responses_are_sampled_once(ray_address, tiny_model, prompts, tmp_path):
@@ -213,6 +219,7 @@ def test_swapped_responses_are_sampled_once(ray_address, tiny_model, prompts, tm
             ray_address,
             *arguments(run_dir, tiny_model, prompts, "prompts.limit=24", "evaluate.enabled=false", "rounds=1"),
             "conditioning.strategy=swapped_response",
+            "train.objective=sami",  # which reads the mismatched prompts, too
         )
     )
     pairs = {pair["prompt_id"]: pair for pair in read_pairs(run_dir, 0)}
@@ -222,6 +229,16 @@ def test_swapped_responses_are_sampled_once(ray_address, tiny_model, prompts, tm
         assert other["prompt_id"] != pair["prompt_id"]
         assert pair["mismatched_messages"] == other["messages"]
         assert pair["rejected_token_ids"] == other["chosen_token_ids"]
+    trained = json.loads((run_dir / "rounds/000/train/manifest.json").read_text())
+    assert trained["reference"] is None
+    # Both responses are scored under both prompts.
+    kept = [pair for pair in pairs.values() if not pair["dropped"]]
+    assert trained["summary"]["tokens"] == sum(
+        len(prompt) + len(response)
+        for pair in kept
+        for prompt in (pair["prompt_token_ids"], pair["mismatched_prompt_token_ids"])
+        for response in (pair["chosen_token_ids"], pair["rejected_token_ids"])
+    )
     statistics = json.loads((run_dir / "rounds/000/generate/manifest.json").read_text())["statistics"]
     sampled = sum(len(pair["chosen_token_ids"]) for pair in pairs.values())
     assert statistics["generated_tokens"] == sampled
@@ -241,6 +258,17 @@ def test_bad_prompts_stop_before_any_engine_and_leave_nothing_finished(ray_addre
     assert process.returncode == 2, output
     assert "prompt '1'" in output
     assert "expected at most 240 prompt tokens" in output
+    assert not any(event["event"] == "engine_start" for event in events(tmp_path / "run"))
+    assert not list((tmp_path / "run").rglob("manifest.json"))
+
+
+def test_a_model_that_cannot_be_trained_so_stops_before_any_engine(ray_address, tiny_model, prompts, tmp_path):
+    options = ("train.lora.rank=4", "train.lora.target_modules=[q_porj]")
+    process = start(ray_address, *arguments(tmp_path / "run", tiny_model, prompts, *options))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert "error: train.lora.target_modules: expected all-linear or names of linear layers" in output
+    assert "found 'q_porj'" in output
     assert not any(event["event"] == "engine_start" for event in events(tmp_path / "run"))
     assert not list((tmp_path / "run").rglob("manifest.json"))
 

@@ -5,6 +5,7 @@ python -m pytest tests/integration/test_training.py
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
@@ -22,7 +23,8 @@ from torch.nn.functional import logsigmoid
 
 from mipo_ray.config_train import TrainConfig
 from mipo_ray.errors import UserError
-from mipo_ray.training import worker
+from mipo_ray.training import prepare, profile, worker
+from mipo_ray.training.checkpoint import Checkpoints
 from mipo_ray.training.engine import deepspeed_config
 from mipo_ray.training.layout import PAIR_COLUMNS
 from mipo_ray.training.reference import read_logprobs
@@ -106,6 +108,7 @@ def train_here(
     pairs: list[dict[str, Any]],
     dtype: str = "float32",
     reference_dir: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     **train: Any,
 ) -> tuple[TrainSummary, list[dict[str, float]]]:
     """Trains in this process alone; returns the summary and the metrics of every step."""
@@ -124,7 +127,8 @@ def train_here(
     steps: list[dict[str, float]] = []
     # DeepSpeed collects garbage whenever it shards a model, which takes longer the more objects it looks at.
     gc.freeze()
-    return train_round(settings, lambda epoch: steps_of(pairs, settings.train.batch_size), steps.append), steps
+    summary = train_round(settings, lambda epoch: steps_of(pairs, settings.train.batch_size), steps.append, checkpoints)
+    return summary, steps
 
 
 def load(directory: Path) -> Any:
@@ -285,7 +289,7 @@ def test_the_cache_holds_what_plain_torch_computes_and_is_used_again(model_dir, 
     def no_model(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the reference is loaded though its log-probs are stored")
 
-    monkeypatch.setattr(worker, "reference_module", no_model)
+    monkeypatch.setattr(prepare, "reference_module", no_model)
     _, again = train_here(model_dir, tmp_path / "a", pairs, reference_dir=other_dir, reference_mode="cached")
     assert losses_of(again) == losses_of(first)
 
@@ -316,7 +320,7 @@ def test_objectives_without_a_reference_load_none(model_dir, tmp_path, monkeypat
     def no_model(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a reference is loaded")
 
-    monkeypatch.setattr(worker, "reference_module", no_model)
+    monkeypatch.setattr(prepare, "reference_module", no_model)
     pairs = pairs_with(rejected=2, count=4)
     for reference_mode in ("colocated", "cached"):
         _, (first, last) = train_here(
@@ -517,7 +521,8 @@ def test_the_command_trains_a_parquet_file_and_prints_a_line_per_step(model_dir,
     pyarrow.parquet.write_table(table, tmp_path / "pairs.parquet")
     places = {"pairs": tmp_path / "pairs.parquet", "model": model_dir, "output": tmp_path / "policy"}
     overrides = ["train.batch_size=2", "model.dtype=float32", f"train.objective={objective}"]
-    worker.main([*itertools.chain(*((f"--{name}", str(path)) for name, path in places.items())), *overrides])
+    named = itertools.chain(*((f"--{name}", str(path)) for name, path in places.items()))
+    assert worker.main([*named, *overrides]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[:3] for line in lines[:-1]] == [
         [f"step {step}", "total_steps 3", f"pairs {pairs}"] for step, pairs in enumerate([2, 2, 1])
@@ -541,6 +546,68 @@ def test_raw_deepspeed_keys_are_merged_over_the_generated_ones():
         deepspeed_config(train, "float16")
 
 
-def test_attention_that_cannot_run_here_is_refused_before_training(model_dir, tmp_path):
-    with pytest.raises(UserError, match="flash_attention_2 cannot run LlamaForCausalLM"):
-        train_here(model_dir, tmp_path / "a", pairs_with(1), layout="packed", attention="flash_attention_2")
+@pytest.mark.parametrize(
+    ("train", "saved_after"),
+    [
+        ({"checkpoint_minutes": 1e-9, "checkpoint_steps": None}, [1, 2, 3, 4, 5]),
+        ({"checkpoint_minutes": 60, "checkpoint_steps": None}, []),
+        ({"checkpoint_minutes": None, "checkpoint_steps": 2}, [2, 4]),
+    ],
+    ids=["every moment", "every hour", "by steps"],
+)
+def test_checkpoints_come_by_minutes_and_by_steps_and_never_after_the_last(model_dir, tmp_path, train, saved_after):
+    saved: list[int] = []
+    checkpoints = Checkpoints(publish=lambda directory, steps: saved.append(steps), latest=contextlib.nullcontext)
+    train_here(model_dir, tmp_path / "policy", pairs_with(rejected=1), checkpoints=checkpoints, **train)
+    assert saved == saved_after
+
+
+@pytest.mark.parametrize("attention", ["flex_attention", "flash_attention_2"])
+def test_attention_that_cannot_train_here_is_refused_before_training(model_dir, tmp_path, attention):
+    with pytest.raises(UserError, match=f"{attention} trains on GPUs only"):
+        train_here(model_dir, tmp_path / "a", pairs_with(1), layout="packed", attention=attention)
+
+
+@pytest.mark.parametrize(
+    ("columns", "dropped", "overrides", "message"),
+    [
+        (PAIR_COLUMNS[:2], "", [], "expected the columns chosen_token_ids, rejected_token_ids too, found pair_id"),
+        (PAIR_COLUMNS, "", ["train.objective=sami"], "sami: expected the columns mismatched_prompt_token_ids too"),
+        (PAIR_COLUMNS, "truncated", [], "expected at least one pair that was not dropped, found none"),
+        (None, "", [], "pairs.parquet: expected a Parquet file of pairs"),
+    ],
+    ids=["columns", "sami", "dropped", "no Parquet"],
+)
+def test_the_command_refuses_files_that_it_cannot_train_on(
+    model_dir, tmp_path, capsys, columns, dropped, overrides, message
+):
+    path = tmp_path / "pairs.parquet"
+    if columns is None:
+        path.write_text("pairs")
+    else:
+        pairs = pairs_with(rejected=1, count=2)
+        table = {name: [as_lists(pair[name]) for pair in pairs] for name in columns}
+        pyarrow.parquet.write_table(pyarrow.table(table | {"dropped": [dropped] * 2}), path)
+    code = worker.main(["--pairs", str(path), "--model", str(model_dir), *overrides])
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["train.reference_mode=cached"],
+        ["train.objective=sami"],
+        ["train.lora.rank=2", "train.reference_mode=adapter"],
+    ],
+    ids=" ".join,
+)
+def test_a_step_is_profiled(model_dir, capsys, overrides):
+    sizes = ["--prompt", "12", "--response", "5", "--pairs", "2"]
+    profile.main(["--model", str(model_dir), *sizes, *overrides])
+    shown = capsys.readouterr().out
+    for name in ("policy", "backward", "optimizer", "FLOPs", "peak memory", "aten::"):
+        assert name in shown
+    trained_tokens = {"sami": 2 * 2 * 2 * 17}.get(overrides[0].rpartition("=")[2] if overrides else "", 2 * 2 * 17)
+    assert f"tokens {trained_tokens} of all sequences" in shown

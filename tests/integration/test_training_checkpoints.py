@@ -16,7 +16,7 @@ from torch import distributed
 
 from mipo_ray.config_train import TrainConfig
 from mipo_ray.training.batching import deal
-from mipo_ray.training.checkpoint import Checkpoints, Progress, load_checkpoint, save_checkpoint
+from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints, Progress, load_checkpoint, save_checkpoint
 from mipo_ray.training.engine import join_process_group, policy_engine, quiet_libraries
 from mipo_ray.training.step import optimizer_step
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
@@ -210,7 +210,9 @@ def test_conversion_changes_no_bit(trained, name, workers):
 
 def test_a_checkpoint_of_another_stage_is_refused_by_name(trained):
     engine, _ = make_engine(trained, "zero-2 bfloat16")
-    with pytest.raises(RuntimeError, match=r"ZeRO stage 1 in bfloat16, and training now runs with ZeRO stage 2 in bf"):
+    with pytest.raises(
+        CheckpointRefused, match=r"ZeRO stage 1 in bfloat16, and training now runs with ZeRO stage 2 in bf"
+    ):
         load_checkpoint(engine, trained / "zero-1 bfloat16 checkpoint")
 
 

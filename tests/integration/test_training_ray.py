@@ -1,7 +1,11 @@
-"""Training on a Ray cluster: shares of steps, lost workers, and drivers that come back."""
+"""Training on a Ray cluster: shares of steps, lost workers, and drivers that come back.
+
+python -m pytest tests/integration/test_training_ray.py
+"""
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +54,7 @@ SCHEMA = pa.schema(
         ("prompt_token_ids", TOKEN_IDS),
         ("chosen_token_ids", TOKEN_IDS),
         ("rejected_token_ids", pa.list_(TOKEN_IDS)),
+        ("mismatched_prompt_token_ids", pa.list_(TOKEN_IDS)),  # read by objective sami alone
     ]
 )
 
@@ -72,9 +77,16 @@ def uninterrupted(ray_cluster, model_dir, tmp_path_factory) -> Outcome:
     return on_ray(model_dir, run, monitoring.start(run).at(0, "train"))
 
 
-def on_ray(model_dir: Path, run: RunDirectory, events: Any, pair_count: int = len(PAIRS), **train: Any) -> Outcome:
+def on_ray(
+    model_dir: Path,
+    run: RunDirectory,
+    events: Any,
+    pair_count: int = len(PAIRS),
+    pairs: list[dict[str, Any]] = PAIRS,
+    **train: Any,
+) -> Outcome:
     """Trains on the cluster; what it did is read from the run directory."""
-    dataset = ray.data.from_arrow(pa.Table.from_pylist(PAIRS, SCHEMA)).repartition(3)
+    dataset = ray.data.from_arrow(pa.Table.from_pylist(pairs, SCHEMA)).repartition(3)
     summary = train_policy(
         Config.model_validate({"train": TRAIN | train}),
         dataset,
@@ -115,23 +127,53 @@ def assert_equal_outcomes(found: Outcome, expected: Outcome, tolerance: float) -
         torch.testing.assert_close(found.weights[name], weight, atol=tolerance, rtol=0, msg=name)
 
 
-def test_two_ray_workers_equal_one_plain_process(uninterrupted, model_dir, tmp_path):
+def in_this_process(model_dir: Path, directory: Path, pairs: list[dict[str, Any]], **train: Any) -> Outcome:
+    """Trains on the same pairs without Ray."""
     settings = WorkerSettings(
         policy_dir=str(model_dir),
         reference_dir=str(model_dir),
-        output_dir=str(tmp_path / "policy"),
-        reference_cache=str(tmp_path / "cache"),
-        train=Config.model_validate({"train": TRAIN}).train,
+        output_dir=str(directory / "policy"),
+        reference_cache=str(directory / "cache"),
+        train=Config.model_validate({"train": TRAIN | train}).train,
         dtype="float32",
         device="cpu",
         seed=0,
-        pair_count=len(PAIRS),
+        pair_count=len(pairs),
         threads=1,
     )
     steps: list[dict[str, float]] = []
-    summary = train_round(settings, lambda epoch: steps_of(PAIRS, TRAIN["batch_size"]), steps.append)
+    summary = train_round(settings, lambda epoch: steps_of(pairs, TRAIN["batch_size"]), steps.append)
     assert [step["pairs"] for step in steps] == [4, 4, 3, 4, 4, 3]
-    assert_equal_outcomes(uninterrupted, Outcome(summary, steps, load(tmp_path / "policy")), tolerance=1e-5)
+    return Outcome(summary, steps, load(directory / "policy"))
+
+
+def test_two_ray_workers_equal_one_plain_process(uninterrupted, model_dir, tmp_path):
+    assert_equal_outcomes(uninterrupted, in_this_process(model_dir, tmp_path, PAIRS), tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("objective", "first_loss"), [("infonce", math.log(3)), ("sami", None)])
+def test_several_rejected_responses_and_their_prompts_reach_the_workers(
+    ray_cluster, model_dir, tmp_path, objective, first_loss
+):
+    pairs = [
+        {
+            **pair,
+            "rejected_token_ids": [*pair["rejected_token_ids"], *other["rejected_token_ids"]],
+            "mismatched_prompt_token_ids": [other["prompt_token_ids"], pair["prompt_token_ids"][::-1]],
+        }
+        for pair, other in zip(PAIRS, ragged_pairs(11, seed=1), strict=True)
+    ]
+    run = open_run(str(tmp_path / "run"))
+    events = monitoring.start(run).at(0, "train")
+    found = on_ray(model_dir, run, events, pairs=pairs, objective=objective, checkpoint_steps=None)
+    expected = in_this_process(model_dir, tmp_path, pairs, objective=objective)
+    keys = ("pairs", "tokens", "loss", "gradient_norm", "chosen_logprob", "rejected_logprob")
+    for step, same in zip(found.steps, expected.steps, strict=True):
+        assert {key: step[key] for key in keys} == pytest.approx({key: same[key] for key in keys}, rel=1e-5, abs=1e-5)
+    if first_loss is not None:
+        assert found.summary.first_loss == pytest.approx(first_loss, abs=1e-5)
+    for name, weight in expected.weights.items():
+        torch.testing.assert_close(found.weights[name], weight, atol=1e-5, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("reference_mode", ["colocated", "cached"])
@@ -143,7 +185,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_only(
     outcome = on_ray(model_dir, run, events, reference_mode=reference_mode, max_failures=1)
     assert [step["step"] for step in outcome.steps] == STEPS_WITH_A_KILL
     assert_equal_outcomes(outcome, uninterrupted, tolerance=1e-6)
-    cache = sorted((tmp_path / "run" / "train" / "reference_logprobs").glob("*"))
+    cache = sorted((tmp_path / "run" / "train" / "reference_logprobs" / "float32").glob("*"))
     assert len(cache) == (2 if reference_mode == "cached" else 0)
     for file in cache:
         assert file.stat().st_mtime_ns < (tmp_path / "killed").stat().st_mtime_ns
@@ -206,6 +248,35 @@ def test_workers_stream_every_step_whole_and_in_order(ray_cluster, workers):
                     assert [ids.tolist() for ids in same["rejected_token_ids"]] == [
                         ids.tolist() for ids in pair["rejected_token_ids"]
                     ]
+
+
+def test_a_checkpoint_of_another_zero_stage_is_refused_once(ray_cluster, model_dir, tmp_path):
+    """And not tried again by restarts, which would meet it again."""
+    run = open_run(str(tmp_path / "run"))
+    events = KillsItsWorker(monitoring.start(run).at(0, "train"), KILLED_STEP, tmp_path / "killed")
+    with pytest.raises(RuntimeError, match="training worker"):
+        on_ray(model_dir, run, events)
+    with pytest.raises(UserError, match="ZeRO stage 2 in float32, and training now runs with ZeRO stage 1 in float32"):
+        on_ray(model_dir, run, events, zero_stage=1, max_failures=3)
+    assert [step["step"] for step in steps_done(run, events)] == STEPS_WITH_A_KILL[:5]
+
+
+@pytest.mark.parametrize("reference", ["round_start", "initial"])
+def test_the_reference_of_a_later_round_is_the_one_asked_for(ray_cluster, monkeypatch, tmp_path, reference):
+    used: dict[str, Any] = {}
+
+    def remember(*_: Any, **options: Any) -> TrainSummary:
+        used.update(options)
+        return TrainSummary(steps=1, pairs=1, tokens=1, first_loss=0.0, last_loss=0.0, seconds=0.0)
+
+    monkeypatch.setattr(loop, "train_policy", remember)
+    monkeypatch.setattr(loop, "_training_pairs", lambda *_: None)
+    config = Config.model_validate({"model": {"path": "initial"}, "train": {"reference": reference}})
+    run = open_run(str(tmp_path))
+    pairs = {"finished": "monday", "statistics": {"kept": 1}}
+    loop.train(config, run, 1, "policy of round 0", pairs, ON_CPU, monitoring.start(run))
+    assert used["policy"] == "policy of round 0"
+    assert used["reference"] == ("initial" if reference == "initial" else "policy of round 0")
 
 
 @pytest.mark.parametrize(

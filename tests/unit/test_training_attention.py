@@ -6,6 +6,7 @@ python -m pytest tests/unit/test_training_attention.py
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mipo_ray.config_train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.training.attention import (
     SegmentMasks,
@@ -23,6 +25,7 @@ from mipo_ray.training.attention import (
     segmented_attention,
     use_attention,
 )
+from mipo_ray.training.engine import check_trainable
 from mipo_ray.training.layout import Segment, lay_out
 from mipo_ray.training.logprobs import check_logprobs, response_logprobs
 from tests.packed_rows import drawn_trees, places, visible
@@ -300,6 +303,26 @@ def test_segments_that_do_not_arrive_are_missed():
     states = torch.zeros(1, 2, 3, 4)
     with pytest.raises(ValueError, match="Module does not hand the segments"):
         segmented_attention(torch.nn.Module(), states, states, states, None)
+
+
+# The check before anything is sampled, without weights.
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "train", "message"),
+    [
+        ("Gemma2", {}, {}, "sdpa cannot soft-cap attention scores, as Gemma2ForCausalLM does, in layout shared"),
+        ("Bloom", {}, {"layout": "packed"}, "BloomForCausalLM did not accept sdpa for layout packed"),
+        ("Mistral", {"sliding_window": WINDOW}, {"attention": "flex_attention"}, "cannot honour the sliding windows"),
+        ("Llama", {}, {"lora": {"rank": 2, "target_modules": ["q_porj"]}}, "found 'q_porj'"),
+    ],
+)
+def test_what_a_model_cannot_honour_is_found_in_its_configuration(tmp_path, family, options, train, message):
+    tiny_model(family, **options).config.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_trainable(str(tmp_path), TrainConfig(**train), trust_remote_code=False)
+    check_trainable(str(tmp_path), TrainConfig(layout="padded"), trust_remote_code=False)
 
 
 # The check before training.
