@@ -42,7 +42,7 @@ class Specification:
 
 
 class Contestant:
-    """A loaded trainer. Memory counts from here: what it took to load the models is forgotten."""
+    """A loaded trainer, which takes steps. Memory counts from its last `forget_memory`."""
 
     def __init__(self, specification: Specification) -> None:
         import torch

@@ -89,7 +89,7 @@ def race(
     They take turns (first, second, first, second, ...), so that a machine that slows down slows all of them, or else,
     not `together`, run one after the other, each alone on its device. `uncounted` are those whose FLOPs torch cannot
     count. Figures: seconds (of each step), median_seconds, pairs_per_second, tokens_per_second (without padding),
-    peak_bytes, grown_bytes (above what the loaded models hold), flops, and padding_share, where the trainer has one.
+    peak_bytes, grown_bytes (above what is held between two steps), flops, and padding_share, where the trainer has one.
     """
     if not together:
         options: dict[str, Any] = {"repeats": repeats, "warm_up": warm_up, "uncounted": uncounted}
@@ -101,8 +101,10 @@ def race(
             for name, specification in contestants.items()
         }
         steps: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
-        for _ in range(warm_up + repeats):
+        for number in range(warm_up + repeats):
             for name, contestant in running.items():
+                if number == warm_up:
+                    contestant.ask("forget_memory")  # by now it holds its optimizer states, and every weight it mapped
                 steps[name].append(contestant.ask("step", pairs=pairs))
         found = {}
         for name, contestant in running.items():

@@ -68,7 +68,7 @@ def _trl(name: str, table: dict[str, Any]) -> str:
             f"fused AdamW, gradients clipped at 1.0; medians of {repeats} steps, the trainers in turns, each in a "
             "process of its own. Ratios are ours to TRL; in brackets the extreme rounds. Tokens are those of all "
             "sequences, the prompt counted for each response, without padding. Peak: resident memory of the process; "
-            "growth: above what it held with its models loaded. Reference cached: its log-probs were computed before "
+            "growth: above what it held between two steps. Reference cached: its log-probs were computed before "
             "(TRL: precompute_ref_log_probs). Checkpointing: who computes activations again in backward. TRL's "
             "padding_free turns itself off in this version; its fused LM head, which is on, scores every position on "
             "a CPU. FLOPs are counted by torch, of matrix products and attention, masked or not.",

@@ -17,8 +17,8 @@ from mipo_ray.training.reference import (
     cached_reference,
     colocated_reference,
     compute_logprobs,
-    free_memory,
     read_logprobs,
+    release_weights,
     write_logprobs,
 )
 from mipo_ray.training.step import plan_micro_batches
@@ -45,20 +45,22 @@ def policy_and_reference(
     """
     place = (train, dtype, device)
 
-    def frozen_copy() -> Reference:
-        return colocated_reference(reference_module(reference_dir, *place, trust_remote_code=trust_remote_code))
+    def frozen_copy() -> Any:
+        return reference_module(reference_dir, *place, trust_remote_code=trust_remote_code)
 
     reference = None
     if train.needs_reference and train.reference_mode == "cached":
         reference = _cached_reference(frozen_copy, train, device, steps, pair_count, cache)
     engine = policy_engine(policy_dir, *place, trust_remote_code=trust_remote_code)
     if train.needs_reference and reference is None:
-        reference = adapter_reference(engine) if train.reference_mode == "adapter" else frozen_copy()
+        reference = (
+            adapter_reference(engine) if train.reference_mode == "adapter" else colocated_reference(frozen_copy())
+        )
     return engine, reference
 
 
 def _cached_reference(
-    frozen_copy: Callable[[], Reference],
+    frozen_copy: Callable[[], Any],
     train: TrainConfig,
     device: str,
     steps: Callable[[], Iterable[Sequence[Pair]]],
@@ -74,11 +76,12 @@ def _cached_reference(
     is_stored = torch.tensor(int(stored is not None), device=device)
     distributed.all_reduce(is_stored, distributed.ReduceOp.MIN)  # another worker may have looked a moment earlier
     if stored is None or not is_stored:
-        reference = frozen_copy()
+        module = frozen_copy()
         planned = (micro_batch for pairs in steps() for micro_batch in plan_micro_batches(pairs, train, device))
-        stored = compute_logprobs(reference, ((micro_batch.pairs, micro_batch.batch) for micro_batch in planned))
-        del reference
-        free_memory()
+        stored = compute_logprobs(
+            colocated_reference(module), ((micro_batch.pairs, micro_batch.batch) for micro_batch in planned)
+        )
+        release_weights(module)
         if cache is not None:
             write_logprobs(cache, stored)
             distributed.barrier()

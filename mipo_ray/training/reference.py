@@ -108,8 +108,15 @@ def read_logprobs(directory: str, pair_count: int) -> dict[str, np.ndarray] | No
     return found if len(found) == pair_count else None
 
 
-def free_memory() -> None:
-    """Gives back what a model held that is no longer referred to."""
+def release_weights(module: Any) -> None:
+    """Gives back the memory of a model that is not used any more, `ResponseLogprobs` or a DeepSpeed engine around it.
+
+    DeepSpeed keeps a sharded engine alive in closures of its own, so that to forget it would free nothing.
+    """
+    for parameter in module.parameters():
+        for tensor in (parameter, getattr(parameter, "ds_tensor", None)):
+            if tensor is not None:
+                tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -250,7 +250,7 @@ def test_workers_stream_every_step_whole_and_in_order(ray_cluster, workers):
                     ]
 
 
-def test_a_checkpoint_of_another_zero_stage_is_refused_once(ray_cluster, model_dir, tmp_path):
+def test_a_checkpoint_of_another_zero_stage_is_refused_once(uninterrupted, model_dir, tmp_path):
     """And not tried again by restarts, which would meet it again."""
     run = open_run(str(tmp_path / "run"))
     events = KillsItsWorker(monitoring.start(run).at(0, "train"), KILLED_STEP, tmp_path / "killed")
@@ -259,6 +259,7 @@ def test_a_checkpoint_of_another_zero_stage_is_refused_once(ray_cluster, model_d
     with pytest.raises(UserError, match="ZeRO stage 2 in float32, and training now runs with ZeRO stage 1 in float32"):
         on_ray(model_dir, run, events, zero_stage=1, max_failures=3)
     assert [step["step"] for step in steps_done(run, events)] == STEPS_WITH_A_KILL[:5]
+    assert_equal_outcomes(on_ray(model_dir, run, events), uninterrupted, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("reference", ["round_start", "initial"])
