@@ -1,4 +1,7 @@
-"""LoRA adapters under real DeepSpeed, in this process: what trains, the base behind it, and the exported model."""
+"""LoRA adapters under real DeepSpeed, in this process: what trains, the base behind it, and the exported model.
+
+python -m pytest tests/integration/test_training_adapters_deepspeed.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Checkpoints of another number of workers: plain processes with real DeepSpeed, no Ray."""
+"""Checkpoints of another number of workers: plain processes with real DeepSpeed, no Ray.
+
+python -m pytest tests/integration/test_training_checkpoints.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""LoRA adapters: where they go, what they train, the base behind them, and the plain model that is exported."""
+"""LoRA adapters: where they go, what they train, the base behind them, and the plain model that is exported.
+
+python -m pytest tests/unit/test_training_adapters.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How a step's pairs are shared out, and how a worker's share becomes micro-batches."""
+"""How a step's pairs are shared out, and how a worker's share becomes micro-batches.
+
+python -m pytest tests/unit/test_training_batching.py
+"""
 
 from __future__ import annotations
 

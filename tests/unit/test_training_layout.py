@@ -1,4 +1,7 @@
-"""Layouts: every token where it belongs, and nowhere else."""
+"""Layouts: every token where it belongs, and nowhere else.
+
+python -m pytest tests/unit/test_training_layout.py
+"""
 
 from __future__ import annotations
 

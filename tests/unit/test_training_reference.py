@@ -1,4 +1,7 @@
-"""The cache of the reference's log-probs: what is written comes back to the bit, and half a cache is no cache."""
+"""The cache of the reference's log-probs: what is written comes back to the bit, and half a cache is no cache.
+
+python -m pytest tests/unit/test_training_reference.py
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The learning-rate schedule's shape, for every length of training."""
+"""The learning-rate schedule's shape, for every length of training.
+
+python -m pytest tests/unit/test_training_schedule.py
+"""
 
 from __future__ import annotations
 
