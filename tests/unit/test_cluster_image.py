@@ -39,7 +39,7 @@ def test_hadolint_has_nothing_to_say() -> None:
 @pytest.mark.parametrize(
     ("line", "mistake", "rule"),
     [
-        (r"^FROM \$\{PYTHON_IMAGE\}\S+", "FROM docker.io/library/python:latest", "DL3007"),
+        (r"^FROM \$\{PYTHON_IMAGE\}\S+", "FROM python:latest", "DL3007"),
         (r"^USER .*", "USER root", "DL3002"),
         (r"^WORKDIR /", "WORKDIR ", "DL3000"),
         (r"^CMD \[.*", "CMD python -m mipo_ray.run", "DL3025"),

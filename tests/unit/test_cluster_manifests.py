@@ -7,12 +7,14 @@ python -m pytest tests/unit/test_cluster_manifests.py
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 from kubernetes_validate.utils import SchemaNotFoundError, ValidationError
 
 from mipo_ray.config import Config
@@ -20,15 +22,18 @@ from mipo_ray.recipe import load_config
 from mipo_ray.run import DEMO_RECIPE, main
 from tests.cluster_manifests import (
     ALL,
+    CLUSTER,
     RAY_CLUSTERS,
     RAY_JOBS,
     Manifest,
     as_pods,
     build,
     only,
+    pod_templates,
     ray_cluster_spec,
     ray_objects,
 )
+from tests.cluster_rules import broken_rules
 
 # The oldest Kubernetes that cluster/README.md names, and the newest whose schemas are at hand.
 KUBERNETES_VERSIONS = ("1.30", "1.37")
@@ -49,6 +54,18 @@ def test_objects_and_pod_templates_fit_the_kubernetes_schemas(overlay: str, vers
     assert {"Namespace", "ConfigMap", "PersistentVolumeClaim", "StatefulSet", "Service", "NetworkPolicy", "Pod"} == set(
         kinds
     )
+
+
+def test_the_pod_for_files_fits_too() -> None:
+    pod = yaml.safe_load((CLUSTER / "files-pod.yaml").read_text())
+    # A pod has no template of its own: as one of another object the rules see it.
+    holder = {"apiVersion": "v1", "kind": "Job", "metadata": pod["metadata"], "spec": {"template": pod}}
+    objects = [*build("overlays/cpu-demo"), holder]
+
+    kubernetes_validate.validate(pod, KUBERNETES_VERSIONS[0], strict=True)
+    assert broken_rules(objects, importlib.metadata.version("ray")) == []
+    images = {template["spec"]["containers"][0]["image"] for _, template in pod_templates(objects)}
+    assert pod["spec"]["containers"][0]["image"] in images
 
 
 def _misspelt(pod: Manifest) -> None:
