@@ -74,8 +74,8 @@ class RayConfig(Section):
     )
     wait_timeout_minutes: PositiveFloat = Field(
         30.0,
-        description="how long a stage waits for nodes for its first engine, or for all the workers that training starts "
-        "with, before the run stops with the reason",
+        description="how long a stage waits for nodes for its first engine, or for all the workers that training "
+        "starts with, before the run stops with the reason",
         json_schema_extra=EXECUTION_ONLY,
     )
 

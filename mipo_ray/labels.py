@@ -1,7 +1,7 @@
-"""Label selectors of Ray nodes: what a selector may look like, and whether a node's labels match it. Pure: no Ray import.
+"""Label selectors of Ray nodes: what a selector may look like, and whether a node's labels match it. No Ray import.
 
-A selector maps label keys to conditions, all of which must hold: `x` (the label is x), `!x` (it is not), `in(x, y)` (it is
-one of them) and `!in(x, y)` (it is none of them). A node without the label matches the conditions with `!` only.
+A selector maps label keys to conditions, all of which must hold: `x` (the label is x), `!x` (it is not), `in(x, y)`
+(it is one of them) and `!in(x, y)` (it is none of them). A node without the label matches conditions with `!` only.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from mipo_ray.config import Config
 from mipo_ray.config_train import TrainConfig
 from mipo_ray.models import check_model, embedding_model
 from mipo_ray.prompt_check import PromptSummary, check_held_out, check_training
-from mipo_ray.resources import Resources, check_resources, phases, resolve
+from mipo_ray.resources import Node, NodeType, Resources, check_resources, phases, resolve
 from mipo_ray.storage import RunDirectory
 
 
@@ -54,16 +54,20 @@ def make_plan(
     config: Config,
     run: RunDirectory,
     cluster: Mapping[str, float],
-    nodes: Sequence[Mapping[str, float]] | None = None,
+    nodes: Sequence[Node] | None = None,
+    types: Sequence[NodeType] | None = None,
 ) -> Plan:
-    """Checks everything that can be checked without an engine; raises UserError for what a user must mend."""
+    """Checks everything that can be checked without an engine; raises UserError for what a user must mend.
+
+    `cluster`, `nodes` and `types` are those of `resources.check_resources`.
+    """
     check_model(config.model.path)
     if "similar_prompt" in config.conditioning.strategies and config.conditioning.similar.model is not None:
         embedding_model(config.conditioning.similar.model)
     prompts = check_training(config)
     held_out = check_held_out(config) if config.evaluate.enabled else None
     resources = resolve(config, cluster)
-    check_resources(config, resources, cluster, nodes)
+    check_resources(config, resources, cluster, nodes, types)
     run.check_writable()
     run.check_config(config)
     return Plan(config, run, resources, prompts, held_out, finished_stages(config, run))
