@@ -253,4 +253,4 @@ def _check_attention(config: Config, resources: Resources) -> None:
 
 def _places(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
     """How many actors with these needs one node can hold."""
-    return min(int(node.get(kind, 0.0) / amount) for kind, amount in needs.items() if amount)
+    return int(min(node.get(kind, 0.0) / amount for kind, amount in needs.items() if amount))

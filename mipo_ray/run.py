@@ -59,8 +59,9 @@ def _run(config: Config) -> int:
     with run_lock.hold(run):
         started = time.monotonic()
         # A first plan from what this machine knows, so that most mistakes are told before Ray starts.
-        cpus = local_cpus(config) if _address(config) is None else float("inf")
-        plan = make_plan(config, run, {"CPU": cpus, "GPU": float("inf")})
+        is_local = _address(config) is None
+        here = Node({"CPU": float(local_cpus(config)) if is_local else float("inf"), "GPU": float("inf")})
+        plan = make_plan(config, run, here.resources, [here] if is_local else None)
         if plan.is_finished:
             return _finished(plan)
         nodes, types = _connect(config)
