@@ -10,13 +10,41 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
+from mipo_ray.cluster_waiting import watch_actors
 from mipo_ray.config_pairs import EnginePoolConfig
+from mipo_ray.resources import Request
 
 
 def map_blocks(dataset: ray.data.Dataset, function: Callable[..., pa.Table], **arguments: Any) -> ray.data.Dataset:
     """Applies `function(block, **arguments)` to every block; one block in, one block out."""
     callable_: Any = function  # Ray's own annotation does not know functions over Arrow tables alone
     return dataset.map_batches(callable_, batch_format="pyarrow", batch_size=None, fn_kwargs=arguments)
+
+
+def map_actors(
+    dataset: ray.data.Dataset,
+    actor_class: type,
+    arguments: tuple[Any, ...],
+    *,
+    request: Request,
+    pool: ActorPoolStrategy,
+    wait_minutes: float,
+) -> ray.data.Dataset:
+    """Sends every block through an actor of a pool, made with `arguments`, on the nodes that `request` names; lazy.
+
+    The execution raises WaitTimeoutError when no actor gets a node within `wait_minutes`.
+    """
+    watch_actors(dataset, request, wait_minutes)
+    return dataset.map_batches(
+        actor_class,
+        fn_constructor_args=arguments,
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=pool,
+        num_cpus=request.cpus,
+        num_gpus=request.gpus or None,
+        label_selector=dict(request.selector) or None,
+    )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from mipo_ray.config_pairs import ConditioningConfig, FiltersConfig, GenerationConfig, PromptsConfig
 from mipo_ray.config_train import TrainConfig
-from mipo_ray.config_types import EXECUTION_ONLY, Dtype, NonNegativeInt, PositiveInt, Section
+from mipo_ray.config_types import EXECUTION_ONLY, Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class ModelConfig(Section):
@@ -70,6 +70,12 @@ class RayConfig(Section):
         False,
         description="the joined cluster adds nodes on demand: do not refuse a request that its present nodes cannot "
         "hold",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    wait_timeout_minutes: PositiveFloat = Field(
+        30.0,
+        description="how long a stage waits for nodes for its first engine, or for all the workers that training "
+        "starts with, before the run stops with the reason",
         json_schema_extra=EXECUTION_ONLY,
     )
 

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mipo_ray.config_types import (
     EXECUTION_ONLY,
+    LabelSelector,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -162,6 +163,12 @@ class EnginePoolConfig(Section):
     )
     cpus_per_engine: PositiveFloat = Field(
         1.0, description="logical CPUs reserved by an engine", json_schema_extra=EXECUTION_ONLY
+    )
+    label_selector: LabelSelector = Field(
+        default_factory=dict,
+        description="labels of the Ray nodes that engines, those of the evaluation too, and scoring actors run on, for "
+        "example {mipo.io/role: generate}; conditions: value, !value, in(a, b), !in(a, b)",
+        json_schema_extra=EXECUTION_ONLY,
     )
     batches_in_flight: PositiveInt = Field(
         4,

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from mipo_ray.config_types import (
     EXECUTION_ONLY,
+    LabelSelector,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -22,6 +23,7 @@ from mipo_ray.config_types import (
 Layout = Literal["padded", "packed", "shared"]
 Attention = Literal["sdpa", "flex_attention", "flash_attention_2"]
 Objective = Literal["dpo", "ipo", "infonce", "sami", "sft"]
+PlacementStrategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 # Objectives that look at log policy / reference; the others need no reference.
 WITH_REFERENCE = ("dpo", "ipo", "infonce")
@@ -115,6 +117,18 @@ class TrainConfig(Section):
     )
     cpus_per_worker: PositiveFloat = Field(
         1.0, description="logical CPUs reserved by a worker", json_schema_extra=EXECUTION_ONLY
+    )
+    label_selector: LabelSelector = Field(
+        default_factory=dict,
+        description="labels of the Ray nodes that training workers run on, for example {mipo.io/role: train}; "
+        "conditions as in generation.pool.label_selector",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    placement_strategy: PlacementStrategy = Field(
+        "PACK",
+        description="how workers are spread over nodes. PACK: on as few as possible; SPREAD: on as many as possible; "
+        "STRICT_PACK: on one; STRICT_SPREAD: each on another",
+        json_schema_extra=EXECUTION_ONLY,
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         2,

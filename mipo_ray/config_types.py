@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from mipo_ray.labels import check_selector
 
 # Marks a field that says where or how fast a run executes but not what it computes: it may change between two
 # calls over the same run directory.
@@ -17,6 +19,8 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 # Not float16: it needs loss scaling, which the training does not do.
 Dtype = Literal["auto", "float32", "bfloat16"]
+# Conditions on the labels of Ray nodes; see mipo_ray/labels.py.
+LabelSelector = Annotated[dict[str, str], AfterValidator(check_selector)]
 
 
 class Section(BaseModel):

@@ -79,8 +79,8 @@ def open_directory(path: str) -> ModelDirectory:
     return ModelDirectory(shown, filesystem, root, details)
 
 
-def _check_safetensors(directory: ModelDirectory, name: str) -> None:
-    """Compare a file's size with what its header promises.
+def read_header(directory: ModelDirectory, name: str) -> dict[str, dict[str, Any]]:
+    """The tensors of a safetensors file, by name, with their `shape`; the file's size is compared with what they say.
 
     Layout: 8 bytes, little-endian length of the header; the header, a JSON object of tensors with their
     `data_offsets`; the data.
@@ -95,14 +95,14 @@ def _check_safetensors(directory: ModelDirectory, name: str) -> None:
         )
     try:
         header = json.loads(directory.read(name, 8, 8 + header_size))
-        data_size = max(
-            (tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"), default=0
-        )
+        tensors = {key: tensor for key, tensor in header.items() if key != "__metadata__"}
+        data_size = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f"{shown}: expected a safetensors header, found something else ({error!r})") from error
     expected = 8 + header_size + data_size
     if size != expected:
         raise UserError(f"{shown}: expected {expected} bytes as its header says, found {size}")
+    return tensors
 
 
 def _weight_files(directory: ModelDirectory) -> list[str]:
@@ -161,7 +161,7 @@ def check_directory(directory: ModelDirectory) -> list[str]:
         raise UserError(f"{directory.shown}/config.json: field model_type: expected a name, found {model_type!r}")
     weights = _weight_files(directory)
     for name in weights:
-        _check_safetensors(directory, name)
+        read_header(directory, name)
     _check_tokenizer(directory)
     return weights
 

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 
 from mipo_ray.config import Config
 from mipo_ray.config_train import TrainConfig
+from mipo_ray.estimates import describe_estimates
+from mipo_ray.labels import shown
+from mipo_ray.model_shape import model_shape
 from mipo_ray.models import check_model, embedding_model
 from mipo_ray.prompt_check import PromptSummary, check_held_out, check_training
-from mipo_ray.resources import Resources, check_resources, phases, resolve
+from mipo_ray.resources import Node, NodeType, Request, Resources, check_resources, phases, requests, resolve
 from mipo_ray.storage import RunDirectory
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked run. `finished` holds the names of the stages that are done already."""
+    """A checked run. `finished` holds the names of the stages that are done already; `nodes` and `types` are those of
+    `resources.check_resources`."""
 
     config: Config
     run: RunDirectory
@@ -25,6 +29,8 @@ class Plan:
     prompts: PromptSummary
     held_out: PromptSummary | None
     finished: tuple[str, ...]
+    nodes: Sequence[Node] | None = None
+    types: Sequence[NodeType] | None = None
 
     @property
     def stages(self) -> list[str]:
@@ -54,19 +60,23 @@ def make_plan(
     config: Config,
     run: RunDirectory,
     cluster: Mapping[str, float],
-    nodes: Sequence[Mapping[str, float]] | None = None,
+    nodes: Sequence[Node] | None = None,
+    types: Sequence[NodeType] | None = None,
 ) -> Plan:
-    """Checks everything that can be checked without an engine; raises UserError for what a user must mend."""
+    """Checks everything that can be checked without an engine; raises UserError for what a user must mend.
+
+    `cluster`, `nodes` and `types` are those of `resources.check_resources`.
+    """
     check_model(config.model.path)
     if "similar_prompt" in config.conditioning.strategies and config.conditioning.similar.model is not None:
         embedding_model(config.conditioning.similar.model)
     prompts = check_training(config)
     held_out = check_held_out(config) if config.evaluate.enabled else None
     resources = resolve(config, cluster)
-    check_resources(config, resources, cluster, nodes)
+    check_resources(config, resources, cluster, nodes, types)
     run.check_writable()
     run.check_config(config)
-    return Plan(config, run, resources, prompts, held_out, finished_stages(config, run))
+    return Plan(config, run, resources, prompts, held_out, finished_stages(config, run), nodes, types)
 
 
 def finished_stages(config: Config, run: RunDirectory) -> tuple[str, ...]:
@@ -110,10 +120,55 @@ def describe(plan: Plan) -> str:
             else f"{_workers(train)} workers"
         )
         lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
+    lines += [_request(request, plan) for request in requests(config, plan.resources)]
+    lines += _autoscaling_notes(plan)
+    lines += describe_estimates(
+        config, plan.resources, model_shape(config.model.path), plan.prompts.rows, plan.prompts.characters, responses
+    )
     lines.append("stages")
     for stage in plan.stages:
         lines.append(f"  {stage:<24}{'finished' if stage in plan.finished else 'to do'}")
     return "\n".join(lines)
+
+
+def _request(request: Request, plan: Plan) -> str:
+    """What each actor of a request reserves and where, what all of them reserve at most, and who has room for them."""
+    where = f" on nodes with labels {shown(request.selector)}" if request.selector else ""
+    strategy = f", {request.strategy}" if request.kind == "worker" and request.most > 1 else ""
+    line = (
+        f"{request.kind + 's':<16}{request.cpus:g} CPUs and {request.gpus:g} GPUs each{where}{strategy}; at most "
+        f"{request.most * request.cpus:g} CPUs and {request.most * request.gpus:g} GPUs"
+    )
+    if plan.nodes is None:
+        return line
+    line += f"; the nodes have room for {request.room(plan.nodes)}"
+    if not plan.config.ray.autoscaling:
+        return line
+    growth = (
+        ""
+        if plan.types is None
+        else f", those that the autoscaler can start for {request.room_after_growth(plan.types):g}"
+    )
+    return f"{line} now{growth}"
+
+
+def _autoscaling_notes(plan: Plan) -> list[str]:
+    """What a plan for a cluster that grows cannot know."""
+    config = plan.config
+    if not config.ray.autoscaling:
+        return []
+    notes = []
+    if plan.types is None:
+        notes.append(
+            "autoscaling     which nodes can be added is not known before they are asked for; a request that the "
+            f"autoscaler calls infeasible, or that waits for {config.ray.wait_timeout_minutes:g} minutes, stops the run"
+        )
+    if not plan.resources.on_gpu and config.generation.pool.gpus_per_engine is config.train.gpus_per_worker is None:
+        notes.append(
+            "CPUs            no node has a GPU now, so that the run will use CPUs; set generation.pool.gpus_per_engine "
+            "and train.gpus_per_worker where GPU nodes come on demand"
+        )
+    return notes
 
 
 def _training(train: TrainConfig, pairs: int) -> list[str]:

@@ -29,6 +29,7 @@ class PromptSummary:
     file_rows: rows used of each file (0 for a file after prompts.limit was reached). rows: their sum.
     rows_with_context: rows with a context. distinct_texts, distinct_contexts: different prompts and different
         contexts, equal ones (but for white space) counted once.
+    characters: those of all messages of all rows, the context included.
     format: "JSONL", "Parquet", "CSV", or several, joined by commas.
     """
 
@@ -38,6 +39,7 @@ class PromptSummary:
     rows_with_context: int
     distinct_texts: int
     distinct_contexts: int
+    characters: int
     format: str
 
     @property
@@ -100,6 +102,7 @@ def check_prompts(prompts: PromptsConfig, needs: PromptNeeds, section: str = "pr
         rows_with_context=len(tally.context_hashes),
         distinct_texts=_distinct(tally.text_hashes),
         distinct_contexts=_distinct(tally.context_hashes),
+        characters=tally.characters,
         format=", ".join(sorted({file.format for file in files})),
     )
     if summary.rows == 0:
@@ -121,6 +124,7 @@ class _Tally:
         self.id_hashes = array("Q")
         self.text_hashes = array("Q")
         self.context_hashes = array("Q")
+        self.characters = 0
         self.first_rows: list[str] = []
         self.first_without_context: list[str] = []
         self.columns: dict[str, None] = {}
@@ -131,6 +135,7 @@ class _Tally:
     def add(self, source: SourceRow, row: PromptRow) -> None:
         self.id_hashes.append(_hash(row["prompt_id"]))
         self.text_hashes.append(_hash(row["text"]))
+        self.characters += sum(len(message["content"]) for message in row["messages"])
         self.groups.add(row["group"])
         if row["context"]:
             self.context_hashes.append(_hash(" ".join(row["context"].split())))

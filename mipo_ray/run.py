@@ -24,7 +24,7 @@ from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.plan import Plan, describe, make_plan
 from mipo_ray.recipe import fields, load_config
-from mipo_ray.resources import ResourceError, local_cpus, total
+from mipo_ray.resources import Node, NodeType, ResourceError, local_cpus, total
 from mipo_ray.storage import open_run
 
 DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
@@ -43,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: Config) -> int:
     run = open_run(config.run_dir)
-    here = [{"CPU": float(local_cpus(config)), "GPU": _local_gpus()}]
-    nodes = here if _address(config) is None else _connect(config)
-    plan = make_plan(config, run, total(nodes), nodes)
+    if _address(config) is None:
+        nodes, types = [Node({"CPU": float(local_cpus(config)), "GPU": _local_gpus()})], None
+    else:
+        nodes, types = _connect(config)
+    plan = make_plan(config, run, total(nodes), nodes, types)
     print(describe(plan))
     print("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
     return 0
@@ -57,12 +59,13 @@ def _run(config: Config) -> int:
     with run_lock.hold(run):
         started = time.monotonic()
         # A first plan from what this machine knows, so that most mistakes are told before Ray starts.
-        cpus = local_cpus(config) if _address(config) is None else float("inf")
-        plan = make_plan(config, run, {"CPU": cpus, "GPU": float("inf")})
+        is_local = _address(config) is None
+        here = Node({"CPU": float(local_cpus(config)) if is_local else float("inf"), "GPU": float("inf")})
+        plan = make_plan(config, run, here.resources, [here] if is_local else None)
         if plan.is_finished:
             return _finished(plan)
-        nodes = _connect(config)
-        plan = make_plan(config, run, total(nodes), nodes)
+        nodes, types = _connect(config)
+        plan = make_plan(config, run, total(nodes), nodes, types)
         run.record_config(config)
         print(describe(plan), flush=True)
 
@@ -93,10 +96,12 @@ def _finished(plan: Plan) -> int:
     return 0
 
 
-def _connect(config: Config) -> list[dict[str, float]]:
-    """Joins or starts a Ray cluster; returns the resources of each of its nodes."""
+def _connect(config: Config) -> tuple[list[Node], list[NodeType] | None]:
+    """Joins or starts a Ray cluster; returns its nodes and, where they are known, its autoscaler's node types."""
     import ray
     import ray.data
+
+    from mipo_ray.cluster import node_types, present_nodes
 
     address = _address(config)
     quiet = ray.LoggingConfig(log_level="WARNING")
@@ -120,7 +125,7 @@ def _connect(config: Config) -> list[dict[str, float]]:
     # A UserError in a task must reach `_user_error` as what it is, and not wrapped as a failed transformation.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return present_nodes(), node_types()
 
 
 def _address(config: Config) -> str | None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from mipo_ray.blocks import map_blocks, ordered_context
+from mipo_ray.blocks import map_actors, map_blocks, ordered_context
 from mipo_ray.conditioning import STRATEGIES
 from mipo_ray.conditioning_blocks import condition_block
 from mipo_ray.config import Config
@@ -28,7 +28,7 @@ from mipo_ray.pair_filters import prompt_text
 from mipo_ray.pairs import TOKEN_IDS
 from mipo_ray.prompt_check import check_held_out
 from mipo_ray.prompts import blocks_of, read_prompts
-from mipo_ray.resources import Resources
+from mipo_ray.resources import Resources, scorer_request
 from mipo_ray.seeds import stable_seed
 from mipo_ray.storage import RunDirectory
 
@@ -92,23 +92,20 @@ def measure_policy(
             pairs = ray.data.read_parquet(run.path(base, "responses"), filesystem=filesystem)
             pairs = map_blocks(pairs, _pairs_only)
             answers = answers.union(pairs)
-        scores = answers.repartition(target_num_rows_per_block=16).map_batches(
+        settings = ScorerSettings(
+            models=models,
+            dtype=resources.dtype,
+            batch_size=config.evaluate.scoring_batch_size,
+            on_gpu=resources.on_gpu,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        scores = map_actors(
+            answers.repartition(target_num_rows_per_block=16),
             Scorer,
-            fn_constructor_args=(
-                ScorerSettings(
-                    models=models,
-                    dtype=resources.dtype,
-                    batch_size=config.evaluate.scoring_batch_size,
-                    on_gpu=resources.on_gpu,
-                    trust_remote_code=config.model.trust_remote_code,
-                ),
-                events,
-            ),
-            batch_format="pyarrow",
-            batch_size=None,
-            compute=ActorPoolStrategy(min_size=1, max_size=config.evaluate.scorers),
-            num_cpus=config.generation.pool.cpus_per_engine,
-            num_gpus=resources.gpus_per_engine or None,
+            (settings, events),
+            request=scorer_request(config, resources),
+            pool=ActorPoolStrategy(min_size=1, max_size=config.evaluate.scorers),
+            wait_minutes=config.ray.wait_timeout_minutes,
         )
         # An answer each, and the held-out pairs: rejected ones for the base, both sides for a round's policy.
         total = prompts * (config.evaluate.samples_per_prompt + (1 if round_index is None else 2))

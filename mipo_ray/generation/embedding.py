@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from mipo_ray.blocks import engine_pool
+from mipo_ray.blocks import engine_pool, map_actors
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.generation.rendering import load_tokenizer, render_prompts
 from mipo_ray.generation.vllm_arguments import EngineSettings, engine_arguments, engine_settings, set_environment
 from mipo_ray.models import embedding_model, local_model_directory
-from mipo_ray.resources import Resources
+from mipo_ray.resources import Resources, engine_request
 
 EMBEDDING = pa.list_(pa.float32())
 
@@ -111,14 +111,14 @@ def embed_rows(rows: ray.data.Dataset, config: Config, *, policy: str, resources
     if own is not None:
         settings = replace(settings, tensor_parallel_size=1)
     rows.context.execution_options.preserve_order = True
-    return rows.map_batches(
+    gpus = resources.gpus_per_engine * shards / pool.tensor_parallel_size
+    return map_actors(
+        rows,
         Embedder,
-        fn_constructor_args=(settings, own is None),
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=engine_pool(pool),
-        num_cpus=pool.cpus_per_engine,
-        num_gpus=resources.gpus_per_engine * shards / pool.tensor_parallel_size or None,
+        (settings, own is None),
+        request=replace(engine_request(config, resources), gpus=gpus),
+        pool=engine_pool(pool),
+        wait_minutes=config.ray.wait_timeout_minutes,
     )
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
-from mipo_ray.blocks import engine_pool, map_blocks, ordered_context
+from mipo_ray.blocks import engine_pool, map_actors, map_blocks, ordered_context
 from mipo_ray.conditioning_blocks import condition_block
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
@@ -30,7 +30,7 @@ from mipo_ray.pair_statistics import drop_table, merge_statistics, pair_statisti
 from mipo_ray.pairs import TOKEN_IDS, assemble_pairs, to_score
 from mipo_ray.prompt_check import check_training
 from mipo_ray.prompts import blocks_of, read_prompts, rows_per_block
-from mipo_ray.resources import Resources
+from mipo_ray.resources import Resources, engine_request
 from mipo_ray.seeds import stable_seed
 from mipo_ray.storage import RunDirectory
 
@@ -213,16 +213,14 @@ def sample_responses(
 
     With `to_score` also `scores`: log-probs of these responses under other prompts.
     """
-    pool = config.generation.pool
     settings = engine_settings(config, policy, resources)
-    return rows.map_batches(
+    return map_actors(
+        rows,
         Sampler,
-        fn_constructor_args=(settings, config.generation.sampling, events, to_score),
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=engine_pool(pool),
-        num_cpus=pool.cpus_per_engine,
-        num_gpus=resources.gpus_per_engine or None,
+        (settings, config.generation.sampling, events, to_score),
+        request=engine_request(config, resources),
+        pool=engine_pool(config.generation.pool),
+        wait_minutes=config.ray.wait_timeout_minutes,
     )
 
 

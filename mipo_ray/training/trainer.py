@@ -17,12 +17,13 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
+from mipo_ray.cluster_waiting import watch_workers
 from mipo_ray.config import Config
 from mipo_ray.config_train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.models import local_model_directory
 from mipo_ray.monitoring import Events
-from mipo_ray.resources import Resources
+from mipo_ray.resources import Request, Resources, worker_request
 from mipo_ray.storage import RunDirectory
 from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints
 from mipo_ray.training.engine import check_trainable, deepspeed_config
@@ -39,13 +40,15 @@ Outcome = TrainSummary | TrainingDiverged | CheckpointRefused
 # The newest, and the one before it for the time in which the newest is not complete.
 _CHECKPOINTS_KEPT = 2
 
+# How long Ray Train waits for a worker group's nodes before it asks for them anew, without end.
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+
 
 def check_training(config: Config) -> None:
     """Finds out, on a node of the cluster and from config.json alone, whether the initial model can be trained so.
 
     Raises what `engine.check_trainable` raises, as the cause of a RayTaskError.
     """
-
     task = ray.remote(num_cpus=1)(_check_model).options(name="check_training")
     ray.get(task.remote(config.model.path, config.train, config.model.trust_remote_code))
 
@@ -78,6 +81,7 @@ def train_policy(
     keeps the checkpoints in `stage`/ray_train, which is for the caller to remove.
 
     Raises UserError for no pairs, a dtype that cannot be trained, and checkpoints that cannot be gone on from;
+    WaitTimeoutError when the workers get no nodes within ray.wait_timeout_minutes;
     TrainingDiverged when training diverges (which is not tried again); and for any other failure RuntimeError, or
     UserError where the worker raised one, with the worker's message first.
     """
@@ -100,14 +104,17 @@ def train_policy(
         pair_count=pair_count,
         trust_remote_code=config.model.trust_remote_code,
     )
-    trainer = TorchTrainer(
+    request = worker_request(config, resources)
+    trainer = _Trainer(
         _worker_loop,  # type: ignore[arg-type]  # its return value comes back, whatever the annotation says
         train_loop_config={"settings": settings, "run": run, "stage": stage, "events": events},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,  # as a tuple: at least, at most
             use_gpu=use_gpu,
-            resources_per_worker=_worker_resources(config, resources),
+            resources_per_worker={kind: amount for kind, amount in request.each.items() if amount},
+            label_selector=dict(request.selector) or None,  # type: ignore[call-arg]  # mypy sees that of Train V1
+            placement_strategy=request.strategy,
         ),
         run_config=ray.train.RunConfig(
             # Under a name of its own every call would start from the beginning.
@@ -120,20 +127,41 @@ def train_policy(
         datasets={"pairs": pairs},
         dataset_config=StepShares(train),
     )
-    outcome = _fit(trainer, run.path(stage, CHECKPOINTS))
+    outcome = _fit(trainer, run.path(stage, CHECKPOINTS), request, config.ray.wait_timeout_minutes)
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
-def _fit(trainer: TorchTrainer, checkpoints: str) -> Outcome:
+class _Trainer(TorchTrainer):
+    """Can be ended from another thread, also while Ray Train's controller waits for nodes and hears nothing else."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
+        super()._register_sigint_handler(controller)  # type: ignore[misc]  # of Train V2
+
+    def end(self) -> None:
+        """Makes `fit`, where it runs in the main thread, raise ActorDiedError; the placement group goes as well."""
+        if self._controller is not None:
+            ray.kill(self._controller)
+
+
+def _fit(trainer: _Trainer, checkpoints: str, request: Request, wait_minutes: float) -> Outcome:
     """What rank 0 returned."""
     interrupt_handler = signal.getsignal(signal.SIGINT)
+    # Longer than the watch waits: asking anew would let the autoscaler forget the nodes that it is starting.
+    os.environ[_START_TIMEOUT] = str(60 * wait_minutes + 60)
+    watch = None
     try:
-        return trainer.fit().return_value  # type: ignore[attr-defined]
+        with watch_workers(request, wait_minutes, trainer.end) as watch:
+            return trainer.fit().return_value  # type: ignore[attr-defined]
     except ray.train.TrainingFailedError as error:
         raise _worker_error(error) from error
     except ray.exceptions.ActorDiedError as error:
+        if watch is not None and watch.failure is not None:
+            raise watch.failure from None
         # Ray Train's controller reads the books of an earlier call when it is made, and dies of what it cannot read.
         if "CheckpointManagerInitializationError" not in str(error):
             raise
@@ -205,13 +233,6 @@ def _latest() -> Iterator[Path | None]:
         return
     with checkpoint.as_directory() as directory:
         yield Path(directory)
-
-
-def _worker_resources(config: Config, resources: Resources) -> dict[str, float]:
-    worker = {"CPU": config.train.cpus_per_worker}
-    if resources.gpus_per_worker:
-        worker["GPU"] = resources.gpus_per_worker
-    return worker
 
 
 def _worker_error(error: ray.train.TrainingFailedError) -> RuntimeError | UserError:

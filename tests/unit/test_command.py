@@ -19,8 +19,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from mipo_ray.config import Config
-from mipo_ray.plan import make_plan
+from mipo_ray.errors import UserError
+from mipo_ray.plan import describe, make_plan
 from mipo_ray.recipe import fields, load_config
+from mipo_ray.resources import Node, NodeType
 from mipo_ray.run import DEMO_RECIPE, main
 from mipo_ray.run_lock import hold
 from mipo_ray.storage import RunDirectory, open_run
@@ -141,6 +143,7 @@ def test_the_plan_says_its_numbers(options: list[str], capsys: pytest.CaptureFix
             "train.num_workers=2",
             "train.epochs=2",
             "generation.pool.max_size=3",
+            "ray.num_cpus=6",
             "evaluate.samples_per_prompt=5",
             "evaluate.other_prompts=4",
             "model.max_model_len=256",
@@ -167,6 +170,14 @@ def test_the_plan_says_its_numbers(options: list[str], capsys: pytest.CaptureFix
     assert "1 to 3 engines" in lines["generation"]
     assert "reserves 2 CPUs and 0 GPUs" in lines["generation"]
     assert "2 workers; reserves 3 CPUs and 0 GPUs" in lines["training"]
+    assert lines["engines"] == "engines 1 CPUs and 0 GPUs each; at most 3 CPUs and 0 GPUs; the nodes have room for 6"
+    assert lines["workers"].startswith("workers 1 CPUs and 0 GPUs each, PACK; at most 2 CPUs and 0 GPUs; ")
+    assert lines["scorers"].startswith("scorers 1 CPUs and 0 GPUs each; at most 1 CPUs")
+    # "question 0" to "question 20" with "I am user 0." to "I am user 20.", and an empty line between.
+    assert "estimate per round, without evaluation: 263 prompt tokens, up to 1,680 generated" in lines["work"]
+    assert lines["memory"] == "memory no estimate: config.json does not say " + ", ".join(
+        ["num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"]
+    )
     stages = [line.split() for line in plan.splitlines() if line.startswith("  ")]
     assert [name for name, *_ in stages] == [
         "base/evaluate",
@@ -448,6 +459,16 @@ def too_many_workers_to_start_with(directory: Path) -> tuple[list[str], str]:
     return overrides, r"training needs 7 CPUs and the cluster has 6: lower train\.min_workers"
 
 
+def labels_that_no_node_has(directory: Path) -> tuple[list[str], str]:
+    overrides = ["generation.pool.label_selector={mipo.io/role: generate}"]
+    return overrides, r"generation: the 0 of 1 nodes that match the labels mipo\.io/role=generate have room for 0 of"
+
+
+def workers_apart_on_one_node(directory: Path) -> tuple[list[str], str]:
+    overrides = ["ray.num_cpus=6", "train.num_workers=2", "train.placement_strategy=STRICT_SPREAD"]
+    return overrides, r"training: the nodes have room for 1 of the 2 .* strategy STRICT_SPREAD"
+
+
 def flex_attention_without_gpus(directory: Path) -> tuple[list[str], str]:
     overrides = ["train.attention=flex_attention", "train.gpus_per_worker=0"]
     return overrides, r"train\.attention: flex_attention trains on GPUs only .*choose attention sdpa"
@@ -507,6 +528,8 @@ BAD_INPUT = [
     too_many_workers,
     too_many_engines,
     too_many_workers_to_start_with,
+    labels_that_no_node_has,
+    workers_apart_on_one_node,
     flex_attention_without_gpus,
     flash_attention_without_gpus,
     flash_attention_with_shared_prompts,
@@ -539,7 +562,29 @@ def test_bad_input_is_told_before_anything_starts(
 
 def test_a_cluster_that_grows_may_be_too_small(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["ray.num_cpus=6", "train.num_workers=6", "ray.autoscaling=true"]
-    assert "6 workers; reserves 7 CPUs" in dry_run([*options, *overrides], capsys)
+    plan = dry_run([*options, *overrides, "train.label_selector={mipo.io/role: train}"], capsys)
+    lines = {line[:16].strip(): line[16:] for line in plan.splitlines()}
+    assert "6 workers; reserves 7 CPUs" in lines["training"]
+    assert lines["workers"] == (
+        "1 CPUs and 0 GPUs each on nodes with labels mipo.io/role=train, PACK; at most 6 CPUs and 0 GPUs; the nodes "
+        "have room for 0 now"
+    )
+    assert lines["autoscaling"].startswith("which nodes can be added is not known before they are asked for; ")
+    assert lines["CPUs"].startswith("no node has a GPU now, so that the run will use CPUs; ")
+    plan = dry_run([*options, *overrides, "train.gpus_per_worker=0"], capsys)
+    assert "no node has a GPU now" not in plan
+
+
+def test_the_plan_says_what_an_autoscaler_can_start(options: list[str]) -> None:
+    config = load_config(options[0], [*options[1:], "ray.autoscaling=true", "generation.pool.gpus_per_engine=1"])
+    nodes = [Node({"CPU": 1.0})]
+    gpu = NodeType("gpu", {"CPU": 8.0, "GPU": 1.0}, 4)
+    plan = describe(make_plan(config, open_run(config.run_dir), nodes[0].resources, nodes, [gpu]))
+    assert "the nodes have room for 0 now, those that the autoscaler can start for 4\n" in plan
+    assert "autoscaling  " not in plan
+    cpu = NodeType("cpu", {"CPU": 8.0}, 4)
+    with pytest.raises(UserError, match=r"the autoscaler can make room for 0 of the 1 .*its node types: cpu: 8 CPUs"):
+        make_plan(config, open_run(config.run_dir), nodes[0].resources, nodes, [cpu])
 
 
 @pytest.mark.parametrize(("visible", "gpus"), [("0,1,2", 3), ("", 0), ("-1", 0)])

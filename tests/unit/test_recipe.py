@@ -30,6 +30,7 @@ EXECUTION_ONLY = {
     "generation.pool.cpus_per_engine",
     "generation.pool.batches_in_flight",
     "generation.pool.engine_args",
+    "generation.pool.label_selector",
     "filters.max_dropped_share",
     "train.offload_reference",
     "train.layout",
@@ -41,6 +42,8 @@ EXECUTION_ONLY = {
     "train.min_workers",
     "train.gpus_per_worker",
     "train.cpus_per_worker",
+    "train.label_selector",
+    "train.placement_strategy",
     "train.zero_stage",
     "train.offload_optimizer",
     "train.offload_parameters",
@@ -52,6 +55,7 @@ EXECUTION_ONLY = {
     "ray.address",
     "ray.num_cpus",
     "ray.autoscaling",
+    "ray.wait_timeout_minutes",
 }
 
 # Values that differ from the default, where adding to the default would be refused.
@@ -80,6 +84,7 @@ OTHER_VALUES: dict[str, Any] = {
     "filters.patterns": [{"name": "refusal", "regex": "cannot"}],
     "generation.sampling.top_p": 0.5,
     "generation.pool.gpus_per_engine": 1.0,
+    "generation.pool.label_selector": {"mipo.io/role": "generate"},
     "train.objective": "ipo",
     "train.reference": "initial",
     "train.reference_mode": "cached",
@@ -89,6 +94,8 @@ OTHER_VALUES: dict[str, Any] = {
     "train.attention": "flex_attention",
     "train.min_workers": 1,
     "train.gpus_per_worker": 1.0,
+    "train.label_selector": {"mipo.io/role": "train"},
+    "train.placement_strategy": "SPREAD",
     "train.zero_stage": 3,
     "train.checkpoint_steps": 50,
     "ray.address": "auto",

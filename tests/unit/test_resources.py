@@ -5,12 +5,28 @@ python -m pytest tests/unit/test_resources.py
 
 from __future__ import annotations
 
+import math
 import os
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mipo_ray.recipe import load_config
-from mipo_ray.resources import ResourceError, Resources, check_resources, local_cpus, phases, resolve, total
+from mipo_ray.resources import (
+    Node,
+    NodeType,
+    Request,
+    ResourceError,
+    Resources,
+    check_resources,
+    local_cpus,
+    phases,
+    requests,
+    resolve,
+    total,
+)
 
 CPU_ONLY = {"CPU": 6.0}
 GPUS = {"CPU": 64.0, "GPU": 8.0}
@@ -80,13 +96,16 @@ def test_more_than_the_cluster_has_is_refused(overrides: list[str], cluster: dic
 def test_training_that_may_start_small_asks_for_its_fewest_workers_only() -> None:
     overrides = ["train.num_workers=8", "train.gpus_per_worker=1", "generation.pool.gpus_per_engine=1"]
     config = load_config(overrides=[*overrides, "train.min_workers=2"])
-    nodes = [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]
+    nodes = [Node({"CPU": 2.0, "GPU": 1.0}), Node({"CPU": 2.0, "GPU": 1.0})]
     resources = resolve(config, total(nodes))
     assert phases(config, resources)["training"] == {"CPU": 3.0, "GPU": 2.0}
     check_resources(config, resources, total(nodes), nodes)
     with pytest.raises(ResourceError, match=r"^training needs 3 CPUs and the cluster has 2: lower train\.min_workers"):
         check_resources(config, resources, total(nodes[:1]), nodes[:1])
-    uneven = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 0.0, "GPU": 1.0}]  # the GPU of the second node has no CPU beside it
+    uneven = [
+        Node({"CPU": 4.0, "GPU": 1.0}),
+        Node({"CPU": 0.0, "GPU": 1.0}),
+    ]  # the GPU of the second node has no CPU beside it
     with pytest.raises(ResourceError, match=r"room for 1 of the 2 that train\.min_workers asks for"):
         check_resources(config, resources, total(uneven), uneven)
     fixed = load_config(overrides=overrides)
@@ -120,9 +139,152 @@ def test_a_local_cluster_has_room_for_an_engine_and_the_tasks_beside_it() -> Non
 
 def test_an_engine_must_fit_on_one_node():
     config = load_config(None, ["generation.pool.tensor_parallel_size=8"])
-    halves = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]
+    halves = [Node({"CPU": 16.0, "GPU": 4.0}), Node({"CPU": 16.0, "GPU": 4.0})]
     assert total(halves) == {"CPU": 32.0, "GPU": 8.0}
     with pytest.raises(ResourceError, match=r"room for 0 of the 1 that generation\.pool\.min_size asks for"):
         check_resources(config, resolve(config, total(halves)), total(halves), halves)
-    whole = [{"CPU": 16.0, "GPU": 8.0}]
+    whole = [Node({"CPU": 16.0, "GPU": 8.0})]
     check_resources(config, resolve(config, total(whole)), total(whole), whole)
+
+
+# Labels and strategies.
+
+GROUPS = [
+    Node({"CPU": 1.0}, {"mipo.io/role": "head"}),
+    Node({"CPU": 4.0}, {"mipo.io/role": "generate"}),
+    Node({"CPU": 4.0}, {"mipo.io/role": "train"}),
+    Node({"CPU": 2.0}, {"mipo.io/role": "train"}),
+]
+ON_GROUPS = ["generation.pool.label_selector={mipo.io/role: generate}", "train.label_selector={mipo.io/role: train}"]
+
+
+def request(**changes: Any) -> Request:
+    values: dict[str, Any] = {"fewest": 1, "most": 1, "cpus": 2.0, "gpus": 0.0, "selector": {}, **changes}
+    return Request(phase="training", kind="worker", key="train.num_workers", **values)
+
+
+def test_the_requests_of_a_run() -> None:
+    overrides = [*ON_GROUPS, "train.placement_strategy=SPREAD", "train.min_workers=1", "train.num_workers=3"]
+    overrides += ["generation.pool.max_size=4", "evaluate.scorers=2", "train.cpus_per_worker=2"]
+    config = load_config(overrides=overrides)
+    engines, workers, scorers = requests(config, resolve(config, GPUS))
+    generate, train = {"mipo.io/role": "generate"}, {"mipo.io/role": "train"}
+    assert engines == Request("generation", "engine", "generation.pool.min_size", 1, 4, 1.0, 1.0, generate)
+    assert workers == Request("training", "worker", "train.min_workers", 1, 3, 2.0, 1.0, train, "SPREAD")
+    # The evaluation's actors run where the engines do.
+    assert scorers == Request("evaluation", "scorer", "evaluate.scorers", 1, 2, 1.0, 1.0, generate)
+    without = load_config(overrides=["evaluate.enabled=false"])
+    assert [asked.phase for asked in requests(without, resolve(without, GPUS))] == ["generation", "training"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "room"),
+    [
+        ({}, 5),
+        ({"selector": {"mipo.io/role": "train"}}, 3),
+        ({"selector": {"mipo.io/role": "!train"}}, 2),
+        ({"selector": {"mipo.io/role": "in(train, generate)"}, "cpus": 4.0}, 2),
+        ({"selector": {"mipo.io/role": "nowhere"}}, 0),
+        ({"selector": {"mipo.io/role": "train"}, "strategy": "SPREAD"}, 3),
+        ({"selector": {"mipo.io/role": "train"}, "strategy": "STRICT_PACK"}, 2),
+        ({"selector": {"mipo.io/role": "train"}, "strategy": "STRICT_SPREAD"}, 2),
+        ({"selector": {"mipo.io/role": "train"}, "strategy": "STRICT_SPREAD", "cpus": 3.0}, 1),
+        ({"gpus": 1.0}, 0),
+    ],
+)
+def test_room_is_what_matching_nodes_hold(changes: dict[str, Any], room: int) -> None:
+    assert request(**changes).room(GROUPS) == room
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.sampled_from(["a", "b"])), max_size=5),
+    st.integers(1, 4),
+    st.sampled_from(["a", "b", "!a", "in(a, b)"]),
+)
+def test_a_strict_strategy_never_has_more_room(nodes: list[tuple[int, str]], cpus: int, condition: str) -> None:
+    cluster = [Node({"CPU": float(size)}, {"zone": zone}) for size, zone in nodes]
+    loose, packed, apart = (
+        request(cpus=float(cpus), selector={"zone": condition}, strategy=strategy).room(cluster)
+        for strategy in ("PACK", "STRICT_PACK", "STRICT_SPREAD")
+    )
+    assert max(packed, apart) <= loose <= packed * apart if loose else packed == apart == 0
+    # A node more never takes room away, and one that does not match gives none.
+    more = [*cluster, Node({"CPU": 8.0}, {"zone": "c"})]
+    grown = request(cpus=float(cpus), selector={"zone": condition}).room(more)
+    assert grown == loose + (8 // cpus if condition == "!a" else 0)
+
+
+def test_each_phase_must_fit_on_the_nodes_that_its_labels_name() -> None:
+    def check(*overrides: str) -> None:
+        config = load_config(overrides=[*ON_GROUPS, *overrides])
+        check_resources(config, resolve(config, total(GROUPS)), total(GROUPS), GROUPS)
+
+    check("generation.pool.min_size=4", "generation.pool.max_size=9", "train.num_workers=6")
+    with pytest.raises(ResourceError) as caught:
+        check("generation.pool.min_size=5", "generation.pool.max_size=9")
+    assert str(caught.value) == (
+        "generation: the 1 of 4 nodes that match the labels mipo.io/role=generate have room for 4 of the 5 that "
+        "generation.pool.min_size asks for, with 1 CPUs and 0 GPUs on one node each"
+    )
+    with pytest.raises(ResourceError, match=r"^training: the 2 of 4 nodes .*role=train have room for 6 of the 7"):
+        check("train.num_workers=7")
+    with pytest.raises(ResourceError, match=r"room for 2 of the 3 .* on one node each and strategy STRICT_SPREAD$"):
+        check("train.num_workers=3", "train.placement_strategy=STRICT_SPREAD")
+    with pytest.raises(ResourceError, match=r"the 0 of 4 nodes that match the labels mipo\.io/role=nowhere have room"):
+        check("train.label_selector={mipo.io/role: nowhere}")
+
+
+# What an autoscaler could start.
+
+TYPES = [
+    NodeType("head", {"CPU": 1.0}, 1, {}),
+    NodeType("generate", {"CPU": 8.0, "GPU": 1.0}, 4, {"mipo.io/role": "generate"}),
+    NodeType("train", {"CPU": 64.0, "GPU": 8.0}, 2, {"mipo.io/role": "train"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "room"),
+    [
+        ({"gpus": 1.0}, 20),
+        ({"gpus": 1.0, "selector": {"mipo.io/role": "generate"}}, 4),
+        ({"gpus": 2.0, "selector": {"mipo.io/role": "generate"}}, 0),
+        ({"gpus": 4.0, "selector": {"mipo.io/role": "train"}}, 4),
+        ({"gpus": 4.0, "strategy": "STRICT_PACK"}, 2),
+        ({"gpus": 1.0, "strategy": "STRICT_SPREAD"}, 6),
+        ({"gpus": 9.0}, 0),
+    ],
+)
+def test_room_after_growth_is_what_the_node_types_allow(changes: dict[str, Any], room: int) -> None:
+    assert request(**changes).room_after_growth(TYPES) == room
+    unlimited = [NodeType(kind.name, kind.resources, math.inf, kind.labels) for kind in TYPES]
+    grown = request(**changes).room_after_growth(unlimited)
+    assert grown == (room if changes.get("strategy") == "STRICT_PACK" or not room else math.inf)
+
+
+def test_what_no_node_type_fits_is_refused_where_the_types_are_known() -> None:
+    def check(*overrides: str, types: list[NodeType] | None = TYPES) -> None:
+        config = load_config(overrides=["ray.autoscaling=true", *ON_GROUPS, *overrides])
+        check_resources(config, resolve(config, GPUS), {"CPU": 1.0}, [Node({"CPU": 1.0})], types)
+
+    check("generation.pool.min_size=4", "generation.pool.max_size=9", "train.num_workers=16")
+    with pytest.raises(
+        ResourceError, match=r"^training: the autoscaler can make room for 16 of the 17 that train\.num"
+    ):
+        check("train.num_workers=17")
+    with pytest.raises(ResourceError) as caught:
+        check("generation.pool.tensor_parallel_size=2")
+    assert str(caught.value) == (
+        "generation: the autoscaler can make room for 0 of the 1 that generation.pool.min_size asks for, with 1 CPUs "
+        "and 2 GPUs on one node each and the labels mipo.io/role=generate; its node types: head: 1 CPUs, 0 GPUs, at "
+        "most 1 nodes; generate: 8 CPUs, 1 GPUs, at most 4 nodes, labels mipo.io/role=generate; train: 64 CPUs, 8 "
+        "GPUs, at most 2 nodes, labels mipo.io/role=train"
+    )
+    with pytest.raises(ResourceError, match=r"labels mipo\.io/role=other"):
+        check("train.label_selector={mipo.io/role: other}")
+    # A type whose labels nobody told may be the right one, and unknown types may be anything.
+    nameless = [NodeType(kind.name, kind.resources, kind.most) for kind in TYPES]
+    check("train.label_selector={mipo.io/role: other}", types=nameless)
+    with pytest.raises(ResourceError, match="can make room for 0 of the 1"):
+        check("generation.pool.tensor_parallel_size=9", types=nameless)
+    check("generation.pool.tensor_parallel_size=9", types=None)

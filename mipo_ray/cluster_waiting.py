@@ -1,0 +1,87 @@
+"""Waiting for nodes in a Ray cluster: the watch over a Ray Data execution's engines, and that over training workers.
+
+Both print what mipo_ray.waiting says, and end the stage with its error: the first inside Ray Data's own loop, the
+second from a thread beside Ray Train's blocking call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+from mipo_ray.cluster import autoscaling, placed_actors
+from mipo_ray.resources import Request
+from mipo_ray.waiting import Wait, WaitTimeoutError
+
+LOOK_SECONDS = 5.0
+TRAINING_WORKER = "RayTrainWorker"
+
+
+class WatchActors(ExecutionCallback):
+    """Watches the actor pool of a Ray Data execution; `on_execution_step` raises WaitTimeoutError, which ends it."""
+
+    def __init__(self, request: Request, limit_minutes: float) -> None:
+        self._wait = Wait(request, limit_minutes)
+        self._next_look = 0.0
+
+    def on_execution_step(self, executor: Any) -> None:
+        if (now := time.monotonic()) < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        pools = [pool for operator in executor._topology for pool in operator.get_autoscaling_actor_pools()]
+        names = {pool.map_worker_cls_name for pool in pools}
+        # A pool that has done its work gets smaller and waits for nothing. Of those that it has not yet, some have a
+        # node and load their weights.
+        waits = any(pool.num_pending_actors() or pool.num_restarting_actors() for pool in pools)
+        _say(self._wait, placed_actors(names.__contains__) if waits else self._wait.request.fewest, now)
+
+
+def watch_actors(dataset: ray.data.Dataset, request: Request, limit_minutes: float) -> None:
+    """Makes the execution of `dataset`, whose actor pool is `request`, tell of waits and end when one is too long."""
+    watch: Any = partial(WatchActors, request, limit_minutes)  # Ray Data makes one for each execution
+    dataset.context.custom_execution_callback_classes.append(watch)
+
+
+class WorkerWatch:
+    """The watch over the workers of one training; `failure` is why it ended the training."""
+
+    failure: WaitTimeoutError | None = None
+
+
+@contextlib.contextmanager
+def watch_workers(request: Request, limit_minutes: float, end: Callable[[], None]) -> Iterator[WorkerWatch]:
+    """Watches this job's training workers while the block runs; calls `end` when they waited too long."""
+    watch, stop = WorkerWatch(), threading.Event()
+    wait = Wait(request, limit_minutes)
+
+    def follow() -> None:
+        while not stop.wait(LOOK_SECONDS):
+            try:
+                _say(wait, placed_actors(TRAINING_WORKER.__eq__), time.monotonic())
+            except WaitTimeoutError as error:
+                watch.failure = error
+                end()
+                return
+
+    thread = threading.Thread(target=follow, name="watch-workers", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _say(wait: Wait, placed: int | None, now: float) -> None:
+    if placed is None:
+        return
+    is_missing = placed < wait.request.fewest
+    if line := wait.observe(placed, autoscaling(wait.request) if is_missing else None, now):
+        print(line, flush=True)

@@ -1,0 +1,47 @@
+"""Label selectors of Ray nodes: what a selector may look like, and whether a node's labels match it. No Ray import.
+
+A selector maps label keys to conditions, all of which must hold: `x` (the label is x), `!x` (it is not), `in(x, y)`
+(it is one of them) and `!in(x, y)` (it is none of them). A node without the label matches conditions with `!` only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+_NAME = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+_PREFIX = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]*[a-zA-Z0-9])?")
+_LONGEST_PREFIX = 253
+_CONDITION = re.compile(rf"(?P<negated>!?)(?:in\((?P<several>{_NAME}(?:, ?{_NAME})*)\)|(?P<single>{_NAME}))")
+
+
+def check_selector(selector: dict[str, str]) -> dict[str, str]:
+    """Returns the selector; raises ValueError for a key or condition that Ray would refuse."""
+    for key, condition in selector.items():
+        prefix, separator, name = key.rpartition("/")
+        if not re.fullmatch(_NAME, name) or (
+            separator and (len(prefix) > _LONGEST_PREFIX or not _PREFIX.fullmatch(prefix))
+        ):
+            raise ValueError(f"expected label keys like mipo.io/role, found {key!r}")
+        if not _CONDITION.fullmatch(condition):
+            raise ValueError(
+                f"expected for {key} a value, !value, in(value, value) or !in(value, value), found {condition!r}"
+            )
+    return selector
+
+
+def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether a node with these labels satisfies every condition of a checked selector."""
+    return all(_holds(labels.get(key), condition) for key, condition in selector.items())
+
+
+def shown(selector: Mapping[str, str]) -> str:
+    """The selector, or a node's labels, in one line."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(selector.items()))
+
+
+def _holds(label: str | None, condition: str) -> bool:
+    found = _CONDITION.fullmatch(condition)
+    assert found is not None, condition
+    values = re.split(r", ?", found["several"]) if found["several"] else [found["single"]]
+    return (label in values) != bool(found["negated"])
