@@ -19,6 +19,12 @@ def map_blocks(dataset: ray.data.Dataset, function: Callable[..., pa.Table], **a
     return dataset.map_batches(callable_, batch_format="pyarrow", batch_size=None, fn_kwargs=arguments)
 
 
+def named(dataset: ray.data.Dataset, name: str) -> ray.data.Dataset:
+    """The dataset under a name: what the Ray dashboard's Data page and Ray Data's own metrics call it."""
+    dataset.set_name(name)
+    return dataset
+
+
 @contextmanager
 def ordered_context() -> Iterator[DataContext]:
     """A Ray Data context of its own in which rows keep their order, whatever the parallelism."""

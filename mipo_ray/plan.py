@@ -13,6 +13,7 @@ from mipo_ray.models import check_model, embedding_model
 from mipo_ray.prompt_check import PromptSummary, check_held_out, check_training
 from mipo_ray.resources import Resources, check_resources, phases, resolve
 from mipo_ray.storage import RunDirectory
+from mipo_ray.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def make_plan(
     nodes: Sequence[Mapping[str, float]] | None = None,
 ) -> Plan:
     """Checks everything that can be checked without an engine; raises UserError for what a user must mend."""
+    check_trackers(config.trackers)
     check_model(config.model.path)
     if "similar_prompt" in config.conditioning.strategies and config.conditioning.similar.model is not None:
         embedding_model(config.conditioning.similar.model)
