@@ -79,6 +79,11 @@ class Trackers:
         self._open: dict[str, Tracker] = {}
         self._steps: Counter[str] = Counter()
 
+    @property
+    def open_names(self) -> tuple[str, ...]:
+        """Those that get numbers now."""
+        return tuple(self._open)
+
     def open(self, names: Sequence[str], run: RunDirectory, environment: Mapping[str, str]) -> None:
         """Starts the trackers in this process, with the driver's environment; raises TrackerError."""
         for variable, value in environment.items():
@@ -87,6 +92,8 @@ class Trackers:
         for name in names:
             try:
                 self._open[name] = _STARTERS[name](run)
+            except TrackerError:
+                raise
             except Exception as error:  # each has its own exceptions, for a wrong key as for a server that is away
                 raise TrackerError(f"trackers: {name} does not start: {type(error).__name__}: {error}") from None
 
@@ -143,7 +150,8 @@ class TensorBoard:
         self._run = run
         self._name = f"{DIRECTORY}/tensorboard"
         self._directory = run.path(self._name) if run.is_local else tempfile.mkdtemp(prefix="mipo-ray-tensorboard-")
-        self._writer = SummaryWriter(self._directory)
+        # Files are named by second and host alone, and a run that goes on must not overwrite what it wrote before.
+        self._writer = SummaryWriter(self._directory, filename_suffix=f".{time.time_ns()}")
 
     def log(self, prefix: str, numbers: Mapping[str, float], step: int, seconds: float) -> None:
         """Records the numbers of one event."""
