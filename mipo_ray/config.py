@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -80,6 +80,9 @@ class RayConfig(Section):
     )
 
 
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
 class Config(Section):
     """Everything that defines a run."""
 
@@ -100,6 +103,13 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig, description="training")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="held-out measurement")
     ray: RayConfig = Field(default_factory=RayConfig, description="the cluster")
+    trackers: tuple[Tracker, ...] = Field(
+        (),
+        strict=False,
+        description="who gets the numbers of metrics.jsonl too: tensorboard, mlflow, wandb; their addresses and keys "
+        "come from the environment (MLFLOW_TRACKING_URI, WANDB_API_KEY, WANDB_MODE=offline, ...)",
+        json_schema_extra=EXECUTION_ONLY,
+    )
 
     @model_validator(mode="after")
     def _fits_the_window(self) -> Config:

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import ray.data
 
 from mipo_ray import monitoring
-from mipo_ray.blocks import map_blocks, ordered_context
+from mipo_ray.blocks import map_blocks, named, ordered_context
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out import measure_policy
@@ -31,19 +31,19 @@ from mipo_ray.training.trainer import CHECKPOINTS, check_training, train_policy
 
 def run_rounds(config: Config, run: RunDirectory, resources: Resources) -> dict[str, Any]:
     """Runs every unfinished stage of every round; returns the results (`results.json`), policy by policy."""
-    events = monitoring.start(run)
     policy = initial = config.model.path
-    # A model that cannot be trained so, and prompts that cannot be used, are told before any engine samples or trains.
-    check_training(config)
-    condition_prompts(config, run, 0, policy=initial, resources=resources)
-    if config.evaluate.enabled:
-        evaluate(config, run, None, policy, initial, resources, events)
-    for round_index in range(config.rounds):
-        pairs = generate(config, run, round_index, policy, resources, events)
-        policy = train(config, run, round_index, policy, pairs, resources, events)
+    with monitoring.recording(run, config.trackers) as events:
+        # A model that cannot be trained so, and prompts that cannot be used, are told before any engine samples.
+        check_training(config)
+        condition_prompts(config, run, 0, policy=initial, resources=resources)
         if config.evaluate.enabled:
-            evaluate(config, run, round_index, policy, initial, resources, events)
-            print(f"\n{final_table(read_results(run))}\n", flush=True)
+            evaluate(config, run, None, policy, initial, resources, events)
+        for round_index in range(config.rounds):
+            pairs = generate(config, run, round_index, policy, resources, events)
+            policy = train(config, run, round_index, policy, pairs, resources, events)
+            if config.evaluate.enabled:
+                evaluate(config, run, round_index, policy, initial, resources, events)
+                print(f"\n{final_table(read_results(run))}\n", flush=True)
     write_report(config, run)
     return read_results(run)
 
@@ -55,6 +55,8 @@ def generate(
 
     def work(stage_events: Events) -> dict[str, Any]:
         facts = generate_pairs(config, run, round_index, policy=policy, resources=resources, events=stage_events)
+        for reason, rows in facts["statistics"]["dropped"].items():
+            stage_events.emit({"event": "dropped", "reason": reason, "dropped_pairs": rows})
         stage_events.emit({"event": "pairs", **_numbers(facts["statistics"])})
         return facts
 
@@ -153,10 +155,12 @@ def _once(
     stage_events = events.at(round_index, stage_name)
     started = time.monotonic()
     print(f"{label}  started", flush=True)
+    stage_events.emit({"event": "stage_start"})
     facts = work(stage_events)
     seconds = time.monotonic() - started
     manifest = run.commit(stage, config, {"round": round_index, "seconds": seconds, **facts}, files=facts.get("pairs"))
-    stage_events.emit({"event": "stage", "stage_seconds": seconds})
+    written = sum(manifest["files"].values())
+    stage_events.emit({"event": "stage", "stage_seconds": seconds, "written_bytes": written})
     events.flush()
     print(f"{label}  done in {seconds:.0f} s{_summary(stage_name, manifest)}", flush=True)
     return manifest
@@ -191,7 +195,7 @@ def _training_pairs(config: Config, run: RunDirectory, pairs: dict[str, Any]) ->
         )
     with ordered_context():
         dataset = ray.data.read_parquet(files, filesystem=run.arrow_filesystem(), columns=columns)
-        return map_blocks(dataset, _kept_only).sort("pair_id")
+        return named(map_blocks(dataset, _kept_only).sort("pair_id"), f"round_{pairs['round']}_training_pairs")
 
 
 def _kept_only(block: pa.Table) -> pa.Table:

@@ -16,6 +16,7 @@ from mipo_ray.models import check_model, embedding_model
 from mipo_ray.prompt_check import PromptSummary, check_held_out, check_training
 from mipo_ray.resources import Node, NodeType, Request, Resources, check_resources, phases, requests, resolve
 from mipo_ray.storage import RunDirectory
+from mipo_ray.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def make_plan(
 
     `cluster`, `nodes` and `types` are those of `resources.check_resources`.
     """
+    check_trackers(config.trackers)
     check_model(config.model.path)
     if "similar_prompt" in config.conditioning.strategies and config.conditioning.similar.model is not None:
         embedding_model(config.conditioning.similar.model)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from mipo_ray.blocks import map_actors, map_blocks, ordered_context
+from mipo_ray.blocks import map_actors, map_blocks, named, ordered_context
 from mipo_ray.conditioning import STRATEGIES
 from mipo_ray.conditioning_blocks import condition_block
 from mipo_ray.config import Config
@@ -73,6 +73,7 @@ def measure_policy(
 
     models = {"initial": initial} if round_index is None else {"initial": initial, "policy": policy}
     label = "base   " if round_index is None else f"round {round_index}"
+    policy_name = "base" if round_index is None else f"round_{round_index}"
     rows = ray.data.read_parquet(run.path(base, "prompts"), filesystem=filesystem)
     prompts = rows.count()
     with ordered_context():
@@ -83,7 +84,7 @@ def measure_policy(
             sampled, _one_row_per_response, samples=config.evaluate.samples_per_prompt, models=list(models)
         )
         with progress(events, "generated", "rows", f"{label}  answer", total=prompts):
-            answers.write_parquet(run.path(stage, "responses"), filesystem=filesystem)
+            named(answers, f"{policy_name}_answers").write_parquet(run.path(stage, "responses"), filesystem=filesystem)
 
     with ordered_context():
         answers = ray.data.read_parquet(run.path(stage, "responses"), filesystem=filesystem)
@@ -102,7 +103,7 @@ def measure_policy(
         scores = map_actors(
             answers.repartition(target_num_rows_per_block=16),
             Scorer,
-            (settings, events),
+            (settings, events, resources.gpus_per_engine),
             request=scorer_request(config, resources),
             pool=ActorPoolStrategy(min_size=1, max_size=config.evaluate.scorers),
             wait_minutes=config.ray.wait_timeout_minutes,
@@ -110,7 +111,7 @@ def measure_policy(
         # An answer each, and the held-out pairs: rejected ones for the base, both sides for a round's policy.
         total = prompts * (config.evaluate.samples_per_prompt + (1 if round_index is None else 2))
         with progress(events, "scored", "scored_responses", f"{label}  score", total=total):
-            scores.write_parquet(run.path(stage, "scores"), filesystem=filesystem)
+            named(scores, f"{policy_name}_scores").write_parquet(run.path(stage, "scores"), filesystem=filesystem)
     return {"policy": policy, "responses": len(measured_rows(run, round_index).prompt_ids)}
 
 
@@ -127,7 +128,7 @@ def prepare_held_out(config: Config, run: RunDirectory, *, initial: str) -> None
             seed=config.seed,
             round_index=-1,
         )
-        rows = map_blocks(rows, _add_conditionings, config=config, initial=initial)
+        rows = named(map_blocks(rows, _add_conditionings, config=config, initial=initial), "held_out_prompts")
         rows.write_parquet(
             run.path(run.stage(None, "evaluate"), "prompts"), filesystem=run.arrow_filesystem(), min_rows_per_file=4096
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mipo_ray.idle import IdleClock
 from mipo_ray.monitoring import Events
 from mipo_ray.pairs import TOKEN_IDS
 
@@ -37,9 +38,10 @@ class ScorerSettings:
 
 
 class Scorer:
-    """A Ray Data actor that scores blocks of rows (SCORING_COLUMNS)."""
+    """A Ray Data actor that scores blocks of rows (SCORING_COLUMNS); `gpus` are those that it reserves."""
 
-    def __init__(self, settings: ScorerSettings, events: Events):
+    def __init__(self, settings: ScorerSettings, events: Events, gpus: float = 0.0):
+        self._idle = IdleClock(gpus)
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -66,12 +68,14 @@ class Scorer:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Adds the `logprobs_<name>` columns; drops the token ids, which are large."""
+        self._idle.work_begins()
         rows = block.select([name for name, _ in SCORING_COLUMNS]).to_pylist()
         for name in self._models:
             scored = [row if name in row["models"] else {**row, "conditionings": []} for row in rows]
             values = self._score(name, scored)
             block = block.append_column(f"logprobs_{name}", pa.array(values, pa.list_(pa.float64())))
-        self._events.emit({"event": "scored", "scored_responses": len(rows)})
+        self._idle.work_ends()
+        self._events.emit({"event": "scored", "scored_responses": len(rows), **self._idle.take()})
         return block.drop_columns([name for name, _ in SCORING_COLUMNS])
 
     def _score(self, name: str, rows: list[dict[str, Any]]) -> list[list[float]]:

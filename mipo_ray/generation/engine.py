@@ -9,9 +9,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from mipo_ray.config_pairs import SamplingConfig
-from mipo_ray.generation.vllm_arguments import EngineSettings, engine_arguments, is_dead_engine, set_environment
+from mipo_ray.generation.vllm_arguments import (
+    EngineSettings,
+    engine_arguments,
+    is_dead_engine,
+    set_environment,
+    stat_loggers,
+)
+from mipo_ray.idle import IdleClock
 from mipo_ray.monitoring import Events
 from mipo_ray.pairs import RESPONSES, SCORES, TOKEN_IDS
 
@@ -29,12 +37,19 @@ class Sampler:
 
     The log-prob of a response is the model's own (temperature 1, before top-p), summed over its tokens, in nats. A
     response that stopped keeps its end token; one cut at the limit has none. With `to_score` it also adds `scores`
-    (pairs.SCORES): the log-probs, in the same sense, of sampled responses under other prompts.
+    (pairs.SCORES): the log-probs, in the same sense, of sampled responses under other prompts. `gpus` are those that
+    the actor reserves.
     """
 
     def __init__(
-        self, settings: EngineSettings, sampling: SamplingConfig, events: Events, to_score: ToScore | None = None
+        self,
+        settings: EngineSettings,
+        sampling: SamplingConfig,
+        events: Events,
+        to_score: ToScore | None = None,
+        gpus: float = 0.0,
     ):
+        self._idle = IdleClock(gpus)
         if (deaths := events.total("engine_deaths")) >= MOST_ENGINE_DEATHS:
             raise RuntimeError(
                 f"vLLM engines died {deaths:.0f} times in this stage; metrics.jsonl holds each error (engine_death), "
@@ -52,18 +67,26 @@ class Sampler:
             "generation_config": "vllm",  # sampling comes from the run's configuration alone
         }
         started = time.monotonic()
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**arguments, **settings.engine_args}))
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**{**arguments, **settings.engine_args}), stat_loggers=stat_loggers()
+        )
         self._sampling = sampling
         self._max_model_len = settings.max_model_len
         self._events = events
         self._to_score = to_score
         self._request_count = 0
-        self._events.emit({"event": "engine_start", "engine_start_seconds": time.monotonic() - started})
+        self._blocks_in_flight = 0
+        # The beginning of the actor's id, by which the Ray dashboard finds it.
+        self._name = str(ray.get_runtime_context().get_actor_id())[:8]
+        seconds = time.monotonic() - started
+        self._emit({"event": "engine_start", "engine_starts": 1, "engine_start_seconds": seconds})
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         """Samples every request of the block; yields the block once, with its `responses`."""
         started = time.monotonic()
         requests = block["requests"].to_pylist()
+        self._blocks_in_flight += 1
+        self._idle.work_begins()
         try:
             responses = await _gather_rows(self._sample, requests)
             block = block.drop_columns(["requests"]).append_column("responses", pa.array(responses, type=RESPONSES))
@@ -75,19 +98,28 @@ class Sampler:
         except Exception as error:
             if is_dead_engine(error):
                 # Ray restarts an actor elsewhere only after a system error: an exception would fail the whole stage.
-                self._events.emit_and_wait({"event": "engine_death", "engine_deaths": 1, "error": str(error)})
+                death = {"event": "engine_death", "engine": self._name, "engine_deaths": 1, "error": str(error)}
+                self._events.emit_and_wait(death)
                 os._exit(1)
             raise
+        finally:
+            self._idle.work_ends()
+            self._blocks_in_flight -= 1
         tokens = sum(len(response["token_ids"]) for row in responses for response in row)
-        self._events.emit(
+        self._emit(
             {
                 "event": "generated",
                 "rows": block.num_rows,
                 "generated_tokens": tokens,
                 "block_seconds": time.monotonic() - started,
+                "blocks_in_flight": self._blocks_in_flight,
+                **self._idle.take(),
             }
         )
         yield block
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        self._events.emit({**event, "engine": self._name})
 
     async def _sample(self, request: dict[str, Any]) -> dict[str, Any]:
         from vllm import SamplingParams

@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
-from mipo_ray.blocks import engine_pool, map_actors, map_blocks, ordered_context
+from mipo_ray.blocks import engine_pool, map_actors, map_blocks, named, ordered_context
 from mipo_ray.conditioning_blocks import condition_block
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
@@ -78,7 +78,7 @@ def generate_pairs(
             filters=config.filters,
         )
         with progress(events, "generated", "rows", f"round {round_index}  generate", total=conditioned["rows"]):
-            pairs.write_parquet(run.path(stage), filesystem=filesystem)
+            named(pairs, f"round_{round_index}_pairs").write_parquet(run.path(stage), filesystem=filesystem)
 
     files = [name for name in run.list_files(stage) if name.endswith(".parquet") and "/" not in name]
     statistics = _statistics(run, stage, files)
@@ -120,7 +120,9 @@ def condition_prompts(
             negatives=config.generation.negatives_per_prompt,
         )
         rows = map_blocks(rows, add_requests, config=config, policy=policy, round_index=round_index)
-        rows.write_parquet(run.path(stage, "conditioned"), filesystem=run.arrow_filesystem())
+        named(rows, f"round_{round_index}_conditioned").write_parquet(
+            run.path(stage, "conditioned"), filesystem=run.arrow_filesystem()
+        )
     written = ray.data.read_parquet(
         run.path(stage, "conditioned"), filesystem=run.arrow_filesystem(), columns=["prompt_id", "dropped"]
     )
@@ -217,7 +219,7 @@ def sample_responses(
     return map_actors(
         rows,
         Sampler,
-        (settings, config.generation.sampling, events, to_score),
+        (settings, config.generation.sampling, events, to_score, resources.gpus_per_engine),
         request=engine_request(config, resources),
         pool=engine_pool(config.generation.pool),
         wait_minutes=config.ray.wait_timeout_minutes,
@@ -227,6 +229,7 @@ def sample_responses(
 def _statistics(run: RunDirectory, stage: str, files: list[str]) -> dict[str, Any]:
     pairs = ray.data.read_parquet([run.path(stage, name) for name in files], filesystem=run.arrow_filesystem())
     parts = pairs.map_batches(_statistics_row, batch_format="pyarrow", batch_size=1024)
+    named(parts, f"{stage.replace('/', '_')}_statistics")
     return merge_statistics(json.loads(row["statistics"]) for row in parts.iter_rows())
 
 

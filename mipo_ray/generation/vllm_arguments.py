@@ -81,6 +81,19 @@ def engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
     return arguments
 
 
+def stat_loggers() -> list[Any]:
+    """vLLM's own metrics as Ray metrics, for `AsyncLLM.from_engine_args`: `ray_vllm_...` at Ray's endpoint.
+
+    Given alone, they do not turn on vLLM's log lines (`disable_log_stats` stays true).
+    """
+    import ray.util.metrics
+    from vllm.v1.metrics import ray_wrappers
+
+    # vLLM takes Ray's metrics for missing where Ray Serve cannot be imported, of which it needs nothing here.
+    ray_wrappers.ray_metrics = ray.util.metrics
+    return [ray_wrappers.RayPrometheusStatLogger]
+
+
 def is_dead_engine(error: BaseException) -> bool:
     """Whether `error` says that the engine's process is gone, so that its actor is of no use any more."""
     from vllm.v1.engine.exceptions import EngineDeadError

@@ -21,6 +21,7 @@ from mipo_ray.cluster_waiting import watch_workers
 from mipo_ray.config import Config
 from mipo_ray.config_train import TrainConfig
 from mipo_ray.errors import UserError
+from mipo_ray.idle import IdleClock
 from mipo_ray.models import local_model_directory
 from mipo_ray.monitoring import Events
 from mipo_ray.resources import Request, Resources, worker_request
@@ -104,10 +105,17 @@ def train_policy(
         pair_count=pair_count,
         trust_remote_code=config.model.trust_remote_code,
     )
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # what the dashboard's Train page reads
     request = worker_request(config, resources)
     trainer = _Trainer(
         _worker_loop,  # type: ignore[arg-type]  # its return value comes back, whatever the annotation says
-        train_loop_config={"settings": settings, "run": run, "stage": stage, "events": events},
+        train_loop_config={
+            "settings": settings,
+            "run": run,
+            "stage": stage,
+            "events": events,
+            "gpus_per_worker": resources.gpus_per_worker,
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,  # as a tuple: at least, at most
@@ -189,8 +197,12 @@ def _worker_loop(loop_config: dict[str, Any]) -> Outcome:
     def steps_in_epoch(epoch: int) -> Any:
         return own_steps(shard, settings.train, context.get_world_size())
 
+    # The workers move in step: what rank 0 waits, all of them wait.
+    idle = IdleClock(context.get_world_size() * loop_config["gpus_per_worker"])
+
     def report(metrics: dict[str, float]) -> None:
-        events.emit({"event": "train_step", **metrics})
+        idle.work_was(metrics["step_seconds"])
+        events.emit({"event": "train_step", **metrics, **idle.take()})
 
     def publish(directory: Path, steps: int) -> None:
         _publish(run, f"{stage}/{CHECKPOINTS}", directory, steps)

@@ -80,8 +80,8 @@ def train_round(
     `steps_in_epoch(epoch)` streams this worker's pairs of every optimizer step of that epoch; the workers' pairs of a
     step are together `train.batch_size` pairs, in the last step of an epoch perhaps fewer. `report` is called on rank 0
     after each optimizer step with its metrics over all workers: step, total_steps, those of `step.optimizer_step`,
-    learning_rate and tokens_per_second (of all sequences, without padding). Joins the torch process group that is
-    there, or else makes one of this process alone.
+    learning_rate, step_seconds and tokens_per_second (of all sequences, without padding). Joins the torch process group
+    that is there, or else makes one of this process alone.
 
     With `checkpoints`, training goes on after the newest one, with the pairs of the steps that were not done, and
     publishes new ones as `train.checkpoint_steps` and `train.checkpoint_minutes` say.
@@ -164,9 +164,10 @@ def _timed_step(
         floor_ratio=train.min_learning_rate_ratio,
     )
     metrics = optimizer_step(engine, reference, pairs, train, learning_rate, step)
-    rate = metrics["tokens"] / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
     place = {"step": step, "total_steps": total_steps}
-    return {**place, **metrics, "learning_rate": learning_rate, "tokens_per_second": rate}
+    speed = {"step_seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+    return {**place, **metrics, "learning_rate": learning_rate, **speed}
 
 
 def _checkpoint_clock(train: TrainConfig) -> Callable[[int], bool]:
