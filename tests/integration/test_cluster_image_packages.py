@@ -1,0 +1,52 @@
+"""The project imports without the packages that cluster/not-in-image.txt keeps out of the images.
+
+python -m pytest tests/integration/test_cluster_image_packages.py
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+LEFT_OUT = Path(__file__).parents[2] / "cluster" / "not-in-image.txt"
+
+# Imports every module as it would where some top-level modules are not installed.
+PROGRAM = """
+import importlib, pkgutil, sys
+from importlib.machinery import PathFinder
+
+hidden = set(sys.argv[1:])
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in hidden else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+
+import mipo_ray
+
+names = [module.name for module in pkgutil.walk_packages(mipo_ray.__path__, "mipo_ray.")]
+for name in [*names, "vllm.v1.engine.async_llm", "deepspeed", "ray.data", "ray.train.torch", "ray.dashboard.dashboard"]:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+assert not hidden & {name.split(".")[0] for name in sys.modules}
+print(len(names))
+"""
+
+
+def test_every_module_imports_without_the_packages_of_the_tests() -> None:
+    left_out = {line.removeprefix("^").removesuffix("==") for line in LEFT_OUT.read_text().split()}
+    modules = {
+        module
+        for module, distributions in importlib.metadata.packages_distributions().items()
+        if {distribution.lower().replace("_", "-") for distribution in distributions} <= left_out
+    }
+    assert {"pytest", "hypothesis", "trl", "mypy"} <= modules
+
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *modules], capture_output=True, text=True, timeout=600)
+
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 60
