@@ -49,6 +49,11 @@ def autoscaling(request: Request) -> Autoscaling | None:
         status.ParseFromString(client.get_cluster_status(timeout_s=_SECONDS_TO_ANSWER))
     except Exception:  # of several kinds, while the head restarts: looked at again in a moment
         return None
+    return read_status(status, request)
+
+
+def read_status(status: Any, request: Request) -> Autoscaling | None:
+    """What a `GetClusterStatusReply` of Ray's autoscaler v2 says; see `autoscaling`."""
     state = status.autoscaling_state
     if not status.HasField("autoscaling_state") or not state.autoscaler_state_version:
         return None
@@ -81,9 +86,9 @@ def placed_actors(is_wanted: Callable[[str], bool]) -> int | None:
 
 
 def _has_node(actor: Mapping[str, Any]) -> bool:
-    # While an actor waits for a place its node's id is empty; a restarting one still names the node that it lost.
-    node = actor["Address"]["NodeID"]
-    return actor["State"] in ("PENDING_CREATION", "ALIVE") and bool(node.strip("f"))
+    # The node's id is there from the beginning, of the node that looks for a place; the worker's own address comes with
+    # the place. A restarting actor still names the one that it lost.
+    return actor["State"] in ("PENDING_CREATION", "ALIVE") and bool(actor["Address"]["IPAddress"])
 
 
 def _bundles(gang: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data.exceptions import ExecutionTimeoutError
 
 from mipo_ray.cluster import autoscaling, placed_actors
 from mipo_ray.resources import Request
@@ -22,6 +23,10 @@ from mipo_ray.waiting import Wait, WaitTimeoutError
 
 LOOK_SECONDS = 5.0
 TRAINING_WORKER = "RayTrainWorker"
+
+
+class PoolWaitTimeoutError(WaitTimeoutError, ExecutionTimeoutError):
+    """No actor of a pool got a node in time; Ray Data does not print a traceback of it, as of a fault of its own."""
 
 
 class WatchActors(ExecutionCallback):
@@ -40,7 +45,10 @@ class WatchActors(ExecutionCallback):
         # A pool that has done its work gets smaller and waits for nothing. Of those that it has not yet, some have a
         # node and load their weights.
         waits = any(pool.num_pending_actors() or pool.num_restarting_actors() for pool in pools)
-        _say(self._wait, placed_actors(names.__contains__) if waits else self._wait.request.fewest, now)
+        try:
+            _say(self._wait, placed_actors(names.__contains__) if waits else self._wait.request.fewest, now)
+        except WaitTimeoutError as error:
+            raise PoolWaitTimeoutError(str(error)) from None
 
 
 def watch_actors(dataset: ray.data.Dataset, request: Request, limit_minutes: float) -> None:

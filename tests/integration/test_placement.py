@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from mipo_ray.labels import check_selector
+from mipo_ray.resources import Request
+from mipo_ray.waiting import Autoscaling
 from tests.labelled_cluster import LabelledCluster, labelled_cluster
 from tests.watched_run import is_clear
 
@@ -61,7 +64,7 @@ def run(cluster: LabelledCluster, module: str, *arguments: str) -> subprocess.Co
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=240,
         env=cluster.environment,
     )
 
@@ -72,10 +75,86 @@ def actors_by_role(cluster: LabelledCluster) -> dict[str, set[str]]:
 
     roles = {node.node_id: node.labels[ROLE] for node in list_nodes(address=cluster.dashboard, detail=True)}
     found: dict[str, set[str]] = {}
-    for actor in list_actors(address=cluster.dashboard, limit=1000):
+    for actor in list_actors(address=cluster.dashboard, limit=10_000):
         if actor.node_id in roles:
             found.setdefault(actor.class_name, set()).add(roles[actor.node_id])
     return found
+
+
+def test_what_is_read_of_an_autoscalers_status():
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    from mipo_ray.cluster import read_status
+
+    request = Request("training", "worker", "train.num_workers", 2, 2, 1.0, 1.0, {ROLE: "train"})
+    status = GetClusterStatusReply()
+    assert read_status(status, request) is None  # no autoscaler
+    state = status.autoscaling_state
+    state.autoscaler_state_version = 7
+    assert read_status(status, request) == Autoscaling()
+    state.pending_instance_requests.add(ray_node_type_name="train", count=2)
+    state.pending_instances.add(ray_node_type_name="train")
+    state.failed_instance_requests.add(ray_node_type_name="spot", reason="no capacity", failed_ts=9)
+    state.failed_instance_requests.add(ray_node_type_name="spot", reason="quota", failed_ts=3)
+    found = read_status(status, request)
+    assert found == Autoscaling({"train": 3}, ("spot: quota", "spot: no capacity"))
+
+    # The demand of a placement group, as the autoscaler gives it back; that of others is not this request's.
+    bundle = state.infeasible_gang_resource_requests.add().requests.add()
+    bundle.resources_bundle.update({"CPU": 1.0, "GPU": 2.0})
+    bundle.label_selectors.add().label_constraints.add(label_key=ROLE, label_values=["train"])
+    assert not read_status(status, request).infeasible
+    bundle.resources_bundle["GPU"] = 1.0
+    assert read_status(status, request).infeasible
+    bundle.label_selectors[0].label_constraints.add(label_key="zone", label_values=["a"])
+    assert not read_status(status, request).infeasible
+    actor = state.infeasible_resource_requests.add()
+    actor.resources_bundle.update({"CPU": 1.0, "GPU": 1.0, "memory": 1e9})
+    actor.label_selectors.add().label_constraints.add(label_key=ROLE, label_values=["train"])
+    assert read_status(status, request).infeasible
+
+
+def test_ray_takes_the_selectors_that_the_configuration_takes():
+    from ray._private.label_utils import validate_label_selector
+
+    for condition in ("a", "!a", "in(a,b)", "in(a, b-1.c_d)", "!in(a, b)"):
+        selector = check_selector({ROLE: condition, "zone": "a", "ray.io/market-type": "spot"})
+        assert validate_label_selector(selector) is None, condition
+
+
+CLUSTER_CONFIG = """
+import sys, ray
+from ray.core.generated.autoscaler_pb2 import ClusterConfig
+
+config = ClusterConfig()
+group = config.node_group_configs.add(name="cpu", max_count=3)
+group.resources["CPU"] = 4
+client = ray._raylet.GcsClient(address=sys.argv[1])
+place = (ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE.encode())
+if sys.argv[2] == "set":
+    client.internal_kv_put(place[0], config.SerializeToString(), True, place[1])
+else:
+    client.internal_kv_del(place[0], False, place[1])
+"""
+
+
+def test_a_request_that_no_known_node_type_fits_is_an_error_at_once_where_the_cluster_grows(cluster, options):
+    def cluster_config(what: str) -> None:
+        command = [sys.executable, "-c", CLUSTER_CONFIG, cluster.address, what]
+        subprocess.run(command, check=True, timeout=60, env=cluster.environment)
+
+    cluster_config("set")
+    try:
+        growing = ["--dry-run", *options, "ray.autoscaling=true"]
+        planned = run(cluster, "mipo_ray.run", *growing, "train.num_workers=9")
+        refused = run(cluster, "mipo_ray.run", *growing, "train.num_workers=9", "train.cpus_per_worker=5")
+    finally:
+        cluster_config("remove")
+    assert planned.returncode == 0, planned.stdout
+    assert "the nodes have room for 6 now, those that the autoscaler can start for 12" in planned.stdout
+    assert refused.returncode == 2, refused.stdout
+    assert "training: the autoscaler can make room for 0 of the 9 that train.num_workers asks for" in refused.stdout
+    assert "its node types: cpu: 4 CPUs, 0 GPUs, at most 3 nodes" in refused.stdout
 
 
 def test_a_request_that_no_node_fits_is_an_error_at_once_where_the_cluster_does_not_grow(cluster, options):
@@ -116,6 +195,7 @@ def test_phases_run_on_their_groups_and_give_everything_back(cluster, options, t
     done = run(cluster, "tests.watched_run", str(seen_after), *options, *ON_GROUPS)
     assert done.returncode == 0, done.stdout
     assert "round 0  generate  finished before" in done.stdout
+    assert "waiting for" not in done.stdout
 
     roles = actors_by_role(cluster)
     engines = {name: where for name, where in roles.items() if name.endswith(("(Sampler))", "(Scorer))"))}
