@@ -142,6 +142,26 @@ def test_a_stage_is_active_until_it_is_committed_and_a_death_is_no_progress(reco
     assert recorders["mipo_engine_deaths_total"].seen == [("inc", 1.0, where)]
 
 
+def test_gauges_are_repeated_those_of_a_committed_stage_only_where_they_are_its_outcome(
+    recorders: dict[str, FakeRecorder],
+) -> None:
+    metrics = RayMetrics("/run")
+    step = {"event": "train_step", "stage": "train", "loss": 0.5}
+    metrics.record({**step, "time": 1.0, "round": 0})
+    metrics.record({"event": "stage", "time": 2.0, "round": 0, "stage": "train", "stage_seconds": 3.0})
+    metrics.record({**step, "time": 4.0, "round": 1})
+    for recorder in recorders.values():
+        recorder.seen.clear()
+    metrics.repeat()
+    first, second = ({"run": "/run", "round": index, "stage": "train"} for index in "01")
+    assert seen(recorders) == {
+        ACTIVE: [("set", 0.0, first)],
+        LAST_PROGRESS: [("set", 2.0, first), ("set", 4.0, second)],
+        "mipo_stage_duration_seconds": [("set", 3.0, first)],
+        "mipo_train_loss_nats": [("set", 0.5, second)],
+    }
+
+
 def test_a_run_that_goes_on_shows_what_was_measured_before_and_nothing_else(
     recorders: dict[str, FakeRecorder],
 ) -> None:
