@@ -44,6 +44,7 @@ class EventWriter:
         if before and not before.endswith("\n"):  # a kill cut the last line off; the next event gets a line of its own
             self._pending.append("")
         self._metrics = RayMetrics(run.url)
+        self._metrics.keep_repeating()
         self._trackers = Trackers()
         for event in parse_events(before):
             self._metrics.restore(event)

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mipo_ray import ray_metrics
 from mipo_ray.evaluation.results import UNITS
 from mipo_ray.idle import IdleClock
 from mipo_ray.metric_table import LABELS, METRICS, MOST_LABEL_CHARACTERS, Metric, round_label, run_label
 from mipo_ray.pair_statistics import merge_statistics
-from mipo_ray.pairs import PAIR_SCHEMA
+from mipo_ray.ray_metrics import ACTIVE, LAST_PROGRESS, RayMetrics
 
 WITHOUT_UNIT = {"mipo_stage_active", "mipo_train_gradient_norm", "mipo_train_learning_rate"}
 
@@ -45,7 +46,6 @@ def test_everything_that_is_measured_has_a_metric() -> None:
     statistics = merge_statistics([])
     nested = {name for name, value in statistics.items() if isinstance(value, dict | str)}
     assert {metric.key for metric in METRICS if metric.event == "pairs"} == set(statistics) - nested
-    assert PAIR_SCHEMA.empty_table().num_rows == 0
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,94 @@ def test_long_paths_are_told_apart_by_their_end() -> None:
 
 def test_rounds_are_labelled() -> None:
     assert [round_label(index) for index in (None, 0, 12)] == ["base", "0", "12"]
+
+
+class FakeRecorder:
+    """Stands in for Ray's metric classes, which cannot be read back without a cluster."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, float, dict[str, str]]] = []
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        self.seen.append(("set", value, tags))
+
+    def observe(self, value: float, tags: dict[str, str]) -> None:
+        self.seen.append(("observe", value, tags))
+
+    def inc(self, value: float, tags: dict[str, str]) -> None:
+        assert value > 0, "Ray's counters refuse this"
+        self.seen.append(("inc", value, tags))
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeRecorder]:
+    made: dict[str, FakeRecorder] = {}
+    monkeypatch.setattr(ray_metrics, "_ray_metric", lambda metric: made.setdefault(metric.name, FakeRecorder()))
+    return made
+
+
+def seen(recorders: dict[str, FakeRecorder]) -> dict[str, list[tuple[str, float, dict[str, str]]]]:
+    return {name: recorder.seen for name, recorder in recorders.items() if recorder.seen}
+
+
+def test_an_event_is_recorded_under_the_names_of_the_table(recorders: dict[str, FakeRecorder]) -> None:
+    metrics = RayMetrics("s3://key:secret@bucket/run")
+    where = {"run": "s3://bucket/run", "round": "1", "stage": "generate"}
+    event = {
+        "event": "generated",
+        "time": 50.0,
+        "round": 1,
+        "stage": "generate",
+        "engine": "a1b2",
+        "blocks_in_flight": 0,
+    }
+    metrics.record({**event, "rows": 8, "generated_tokens": 0, "block_seconds": 2.5, "unknown": 7})
+    assert seen(recorders) == {
+        LAST_PROGRESS: [("set", 50.0, where)],
+        "mipo_generated_rows_total": [("inc", 8.0, {**where, "engine": "a1b2"})],
+        "mipo_generated_block_duration_seconds": [("observe", 2.5, where)],
+        "mipo_engine_queued_blocks": [("set", 0.0, {**where, "engine": "a1b2"})],
+    }
+
+
+def test_a_stage_is_active_until_it_is_committed_and_a_death_is_no_progress(recorders: dict[str, FakeRecorder]) -> None:
+    metrics = RayMetrics("/run")
+    for second, kind in enumerate(("stage_start", "engine_death", "stage")):
+        metrics.record({"event": kind, "time": second, "round": None, "stage": "evaluate", "engine_deaths": 1})
+    where = {"run": "/run", "round": "base", "stage": "evaluate"}
+    assert recorders[ACTIVE].seen == [("set", 1.0, where), ("set", 0.0, where)]
+    assert recorders[LAST_PROGRESS].seen == [("set", 0, where), ("set", 2, where)]
+    assert recorders["mipo_engine_deaths_total"].seen == [("inc", 1.0, where)]
+
+
+def test_gauges_are_repeated_those_of_a_committed_stage_only_where_they_are_its_outcome(
+    recorders: dict[str, FakeRecorder],
+) -> None:
+    metrics = RayMetrics("/run")
+    step = {"event": "train_step", "stage": "train", "loss": 0.5}
+    metrics.record({**step, "time": 1.0, "round": 0})
+    metrics.record({"event": "stage", "time": 2.0, "round": 0, "stage": "train", "stage_seconds": 3.0})
+    metrics.record({**step, "time": 4.0, "round": 1})
+    for recorder in recorders.values():
+        recorder.seen.clear()
+    metrics.repeat()
+    first, second = ({"run": "/run", "round": index, "stage": "train"} for index in "01")
+    assert seen(recorders) == {
+        ACTIVE: [("set", 0.0, first)],
+        LAST_PROGRESS: [("set", 2.0, first), ("set", 4.0, second)],
+        "mipo_stage_duration_seconds": [("set", 3.0, first)],
+        "mipo_train_loss_nats": [("set", 0.5, second)],
+    }
+
+
+def test_a_run_that_goes_on_shows_what_was_measured_before_and_nothing_else(
+    recorders: dict[str, FakeRecorder],
+) -> None:
+    metrics = RayMetrics("/run")
+    metrics.restore({"event": "results", "time": 1.0, "round": None, "stage": "evaluate", "response_tokens": 40.0})
+    metrics.restore({"event": "generated", "time": 2.0, "round": 0, "stage": "generate", "engine": "a", "rows": 8})
+    where = {"run": "/run", "round": "base", "stage": "evaluate"}
+    assert seen(recorders) == {"mipo_held_out_response_tokens": [("set", 40.0, where)]}
 
 
 class FakeTime:

@@ -23,6 +23,7 @@ from mipo_ray.recipe import ConfigError, config_hash, fields, load_config, to_ya
 EXECUTION_ONLY = {
     "run_dir",
     "rounds",
+    "trackers",
     "generation.pool.min_size",
     "generation.pool.max_size",
     "generation.pool.tensor_parallel_size",
@@ -79,6 +80,7 @@ OTHER_VALUES: dict[str, Any] = {
     "conditioning.similar.model": "org/name",
     "generation.pairing": "all",
     "filters.equal_answers": "number",
+    "trackers": ["tensorboard"],
     "filters.max_length_ratio": 3.0,
     "filters.min_pmi": 1.0,
     "filters.patterns": [{"name": "refusal", "regex": "cannot"}],

@@ -24,6 +24,7 @@ import pytest
 from mipo_ray import trackers
 from mipo_ray.errors import UserError
 from mipo_ray.recipe import load_config, to_yaml
+from mipo_ray.run import main as run_command
 from mipo_ray.storage import RunDirectory, open_run
 from mipo_ray.trackers import Trackers, check_trackers, run_parameters
 
@@ -161,6 +162,16 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(trackers.PACKAGES, "wandb", ("no_such_module", "wandb"))
     with pytest.raises(UserError, match=r"trackers: wandb needs the package wandb.*pip install wandb"):
         check_trackers(["tensorboard", "wandb"])
+
+
+def test_the_command_refuses_it_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(trackers.PACKAGES, "mlflow", ("no_such_module", "mlflow"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert run_command([f"run_dir={tmp_path / 'run'}", "trackers=[mlflow]"]) == 2
+    assert "trackers: mlflow needs the package mlflow" in capsys.readouterr().err
+    assert not any(Path(tmp_path).glob("run/*"))
 
 
 def test_the_configuration_names_the_trackers_it_knows() -> None:
