@@ -145,7 +145,8 @@ def _user_error(error: BaseException | None) -> UserError | None:
     """The UserError that a Ray task or actor failed with, if that is what happened."""
     while error is not None:
         cause = getattr(error, "cause", None) or error.__cause__
-        if isinstance(error, UserError):
+        # Ray raises a task's UserError as a class of its own, too, whose text is the whole traceback.
+        if isinstance(error, UserError) and not isinstance(cause, UserError):
             return type(error)(str(error.args[0])) if error.args else error
         error = cause
     return None
