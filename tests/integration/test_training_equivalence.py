@@ -23,9 +23,9 @@ from mipo_ray.training.logprobs import response_logprobs
 from mipo_ray.training.loss import PairLogprobs, pair_losses
 from tests.tiny_families import VOCABULARY, assert_gradients_agree, tiny_model
 from tests.tiny_training import ragged_pairs
+from tests.trl_trainer import trl_dpo_trainer
 
 BETA = 0.3
-END_TOKEN = VOCABULARY - 2
 LAYOUTS = ("padded", "packed", "shared")
 
 
@@ -60,30 +60,8 @@ def policy(reference: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def trl_trainer(policy: Any, reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """TRL's DPOTrainer around copies of both models, since it patches the models that it is given."""
-    from datasets import Dataset
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-    from trl import DPOConfig, DPOTrainer
-
-    words = {f"w{index}": index for index in range(END_TOKEN)} | {"<end>": END_TOKEN, "<unknown>": END_TOKEN + 1}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return DPOTrainer(
-        model=copy.deepcopy(policy),
-        ref_model=copy.deepcopy(reference),
-        args=DPOConfig(
-            output_dir=str(tmp_path_factory.mktemp("trl")),
-            beta=BETA,
-            use_cpu=True,
-            bf16=False,
-            report_to=[],
-            max_length=None,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-        ),
-        train_dataset=Dataset.from_list([{"prompt": "w1 w2", "chosen": " w3", "rejected": " w4"}]),
-        processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<unknown>"),
+    return trl_dpo_trainer(
+        policy, reference, vocabulary=VOCABULARY, beta=BETA, directory=tmp_path_factory.mktemp("trl")
     )
 
 
