@@ -89,7 +89,7 @@ def race(
     They take turns (first, second, first, second, ...), so that a machine that slows down slows all of them, or else,
     not `together`, run one after the other, each alone on its device. `uncounted` are those whose FLOPs torch cannot
     count. Figures: seconds (of each step), median_seconds, pairs_per_second, tokens_per_second (without padding),
-    peak_bytes, grown_bytes (above what is held between two steps), flops, and padding_share, where the trainer has one.
+    peak_bytes (of resident memory on a CPU), flops, and padding_share, where the trainer has one.
     """
     if not together:
         options: dict[str, Any] = {"repeats": repeats, "warm_up": warm_up, "uncounted": uncounted}
@@ -104,7 +104,7 @@ def race(
         for number in range(warm_up + repeats):
             for name, contestant in running.items():
                 if number == warm_up:
-                    contestant.ask("forget_memory")  # by now it holds its optimizer states, and every weight it mapped
+                    contestant.ask("forget_memory")  # the peak is one of steps, and not of loading
                 steps[name].append(contestant.ask("step", pairs=pairs))
         found = {}
         for name, contestant in running.items():
@@ -115,7 +115,7 @@ def race(
                 "median_seconds": median,
                 "pairs_per_second": len(pairs) / median,
                 "tokens_per_second": useful_tokens(pairs) / median,
-                **contestant.ask("memory"),
+                "peak_bytes": contestant.ask("memory")["peak_bytes"],
                 **{key: value for key, value in steps[name][-1].items() if key == "padding_share"},
                 # Last, since counting takes time and memory of its own.
                 **({} if name in uncounted else contestant.ask("count_flops", pairs=pairs)),
@@ -132,14 +132,13 @@ def losses(specification: Specification, steps: list[Pairs]) -> list[float]:
 def compare(baseline: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """Ratios to `baseline` of what `race` found: above 1 is faster, of memory below 1 is leaner.
 
-    speed: of the medians; speed_range: the smallest and the largest of single rounds; peak and grown memory; and
-    flops, the speed that the counted FLOPs alone would give.
+    speed: of the medians; speed_range: the smallest and the largest of single rounds; peak memory; and flops, the speed
+    that the counted FLOPs alone would give.
     """
     rounds = [theirs / own for theirs, own in zip(baseline["seconds"], ours["seconds"], strict=True)]
     ratios = {
         "speed": baseline["median_seconds"] / ours["median_seconds"],
         "speed_range": [min(rounds), max(rounds)],
         "peak_bytes": ours["peak_bytes"] / baseline["peak_bytes"],
-        "grown_bytes": ours["grown_bytes"] / baseline["grown_bytes"],
     }
     return ratios | ({"flops": baseline["flops"] / ours["flops"]} if "flops" in baseline and "flops" in ours else {})

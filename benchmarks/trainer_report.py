@@ -32,9 +32,9 @@ def _check(name: str, table: dict[str, Any]) -> str:
 def _trl(name: str, table: dict[str, Any]) -> str:
     lines = [
         "| prompt/response | pairs | reference | checkpointing | pairs/s, TRL | pairs/s, ours | speed (rounds) "
-        "| by FLOPs | tokens/s, TRL | tokens/s, ours | peak GiB, TRL | peak GiB, ours | peak | growth "
+        "| by FLOPs | tokens/s, TRL | tokens/s, ours | peak GiB, TRL | peak GiB, ours | peak "
         "| TFLOP, TRL | TFLOP, ours |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table["rows"]:
         trl, ours, ratio = row["trl"], row["ours"], row["ratio"]
@@ -53,7 +53,6 @@ def _trl(name: str, table: dict[str, Any]) -> str:
             f"{trl['peak_bytes'] / GIB:.2f}",
             f"{ours['peak_bytes'] / GIB:.2f}",
             f"**{ratio['peak_bytes']:.2f}x**",
-            f"{ratio['grown_bytes']:.2f}x",
             f"{trl['flops'] / 1e12:.2f}",
             f"{ours['flops'] / 1e12:.2f}",
         ]
@@ -67,11 +66,11 @@ def _trl(name: str, table: dict[str, Any]) -> str:
             f"SmolLM2-135M-Instruct, float32, {table['threads']} threads, one optimizer step in one forward pass, "
             f"fused AdamW, gradients clipped at 1.0; medians of {repeats} steps, the trainers in turns, each in a "
             "process of its own. Ratios are ours to TRL; in brackets the extreme rounds. Tokens are those of all "
-            "sequences, the prompt counted for each response, without padding. Peak: resident memory of the process; "
-            "growth: above what it held between two steps. Reference cached: its log-probs were computed before "
-            "(TRL: precompute_ref_log_probs). Checkpointing: who computes activations again in backward. TRL's "
-            "padding_free turns itself off in this version; its fused LM head, which is on, scores every position on "
-            "a CPU. FLOPs are counted by torch, of matrix products and attention, masked or not.",
+            "sequences, the prompt counted for each response, without padding. Peak: resident memory of the process. "
+            "Reference cached: its log-probs were computed before (TRL: precompute_ref_log_probs). Checkpointing: who "
+            "computes activations again in backward. TRL's padding_free turns itself off in this version; its fused LM "
+            "head, which is on, scores every position on a CPU. FLOPs are counted by torch, of matrix products and "
+            "attention, masked or not.",
         ]
     )
 
@@ -79,8 +78,8 @@ def _trl(name: str, table: dict[str, Any]) -> str:
 def _own(name: str, table: dict[str, Any]) -> str:
     lines = [
         "| prompt/response | pairs | reference | checkpointing | layout | pairs/s | tokens/s | padding | peak GiB "
-        "| growth GiB | TFLOP |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| TFLOP |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table["rows"]:
         cells = [
@@ -93,7 +92,6 @@ def _own(name: str, table: dict[str, Any]) -> str:
             f"{row['tokens_per_second']:.0f}",
             f"{row['padding_share']:.1%}",
             f"{row['peak_bytes'] / GIB:.2f}",
-            f"{row['grown_bytes'] / GIB:.2f}",
             f"{row['flops'] / 1e12:.2f}",
         ]
         lines.append(_line(cells))

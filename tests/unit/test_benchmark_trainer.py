@@ -22,7 +22,6 @@ def figures(seconds: list[float], peak: int, flops: int) -> dict:
         "pairs_per_second": 2 / median,
         "tokens_per_second": 2000 / median,
         "peak_bytes": peak,
-        "grown_bytes": peak // 2,
         "flops": flops,
     }
 
@@ -36,7 +35,6 @@ def test_ratios_are_those_of_medians_and_of_single_rounds() -> None:
         "speed": 2.5,
         "speed_range": [1.25, 3.0],
         "peak_bytes": 0.25,
-        "grown_bytes": 0.25,
         "flops": 3.0,
     }
 
