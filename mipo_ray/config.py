@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mipo_ray.config_evaluate import EvaluateConfig
 from mipo_ray.config_pairs import ConditioningConfig, FiltersConfig, GenerationConfig, PromptsConfig
 from mipo_ray.config_train import TrainConfig
 from mipo_ray.config_types import EXECUTION_ONLY, Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Section
@@ -28,27 +29,6 @@ class ModelConfig(Section):
         1024, description="context window in tokens, prompt and response together"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-
-
-class EvaluateConfig(Section):
-    """Held-out measurement before round 0 and after every round."""
-
-    enabled: bool = Field(True, description="measure the base and every round's policy")
-    prompts: PromptsConfig = Field(
-        default_factory=lambda: PromptsConfig(path="bundled:personalization_heldout"),
-        description="held-out prompts, never trained on",
-    )
-    samples_per_prompt: PositiveInt = Field(2, description="responses sampled for each held-out prompt")
-    other_prompts: PositiveInt = Field(
-        3, description="K: other held-out conditionings that each response is scored under"
-    )
-    scoring_batch_size: PositiveInt = Field(
-        8, description="sequences per forward pass when scoring", json_schema_extra=EXECUTION_ONLY
-    )
-    scorers: PositiveInt = Field(1, description="scoring actors at most", json_schema_extra=EXECUTION_ONLY)
-    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
-        2000, description="bootstrap resamples behind each 95 % interval"
-    )
 
 
 class RayConfig(Section):

@@ -1,0 +1,34 @@
+"""The section of the configuration that says what is measured of each policy.
+
+Nothing here imports torch, ray or vllm.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from mipo_ray.config_pairs import PromptsConfig
+from mipo_ray.config_types import EXECUTION_ONLY, PositiveInt, Section
+
+
+class EvaluateConfig(Section):
+    """Held-out measurement before round 0 and after every round."""
+
+    enabled: bool = Field(True, description="measure the base and every round's policy")
+    prompts: PromptsConfig = Field(
+        default_factory=lambda: PromptsConfig(path="bundled:personalization_heldout"),
+        description="held-out prompts, never trained on",
+    )
+    samples_per_prompt: PositiveInt = Field(2, description="responses sampled for each held-out prompt")
+    other_prompts: PositiveInt = Field(
+        3, description="K: other held-out conditionings that each response is scored under"
+    )
+    scoring_batch_size: PositiveInt = Field(
+        8, description="sequences per forward pass when scoring", json_schema_extra=EXECUTION_ONLY
+    )
+    scorers: PositiveInt = Field(1, description="scoring actors at most", json_schema_extra=EXECUTION_ONLY)
+    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
+        2000, description="bootstrap resamples behind each 95 % interval"
+    )
