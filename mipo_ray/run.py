@@ -5,7 +5,8 @@
     python -m mipo_ray.run --dry-run jobs/NAME.yaml                   check everything and print the plan
     ray job submit -- python -m mipo_ray.run run_dir=s3://...         on a cluster
 
-Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster.
+Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster, 130 stopped by
+Ctrl-C, 143 stopped by SIGTERM (`ray job stop`, Kubernetes). The same command resumes a run that failed or was stopped.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import functools
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.plan import Plan, describe, make_plan
 from mipo_ray.recipe import fields, load_config
 from mipo_ray.resources import Node, NodeType, ResourceError, local_cpus, total
+from mipo_ray.stop_signals import StopSignals, stop_signals
 from mipo_ray.storage import open_run
 
 DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
@@ -33,12 +36,21 @@ DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parse(arguments)
-    try:
-        config = load_config(options.recipe, options.overrides)
-        return _dry_run(config) if options.dry_run else _run(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with stop_signals() as signals:
+        try:
+            config = load_config(options.recipe, options.overrides)
+            return _dry_run(config) if options.dry_run else _run(config, signals)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except (KeyboardInterrupt, SystemExit) as error:
+            if signals.received is None and getattr(error, "code", None) != signal.SIGTERM:
+                raise
+            # While it starts, Ray turns SIGTERM into its number as exit code.
+            number = signals.received or signal.SIGTERM
+            resume = "" if options.dry_run else ": the same command resumes this run"
+            print(f"stopped by {number.name}{resume}", file=sys.stderr, flush=True)
+            return 128 + number
 
 
 def _dry_run(config: Config) -> int:
@@ -53,7 +65,7 @@ def _dry_run(config: Config) -> int:
     return 0
 
 
-def _run(config: Config) -> int:
+def _run(config: Config, signals: StopSignals) -> int:
     run = open_run(config.run_dir)
     run.check_writable()
     with run_lock.hold(run):
@@ -65,6 +77,7 @@ def _run(config: Config) -> int:
         if plan.is_finished:
             return _finished(plan)
         nodes, types = _connect(config)
+        signals.listen()
         plan = make_plan(config, run, total(nodes), nodes, types)
         run.record_config(config)
         print(describe(plan), flush=True)
