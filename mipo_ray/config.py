@@ -100,6 +100,11 @@ class Config(Section):
             )
         if self.filters.min_pmi is not None and not self.generation.score_pmi:
             raise ValueError("filters.min_pmi needs the PMI of each pair: set generation.score_pmi=true")
+        if self.train.shuffle_labels and self.generation.rejected_per_pair > 1:
+            raise ValueError(
+                "train.shuffle_labels swaps chosen and rejected: expected one rejected response in each pair, found "
+                f"{self.generation.rejected_per_pair}"
+            )
         if self.generation.sampling.min_tokens > self.generation.sampling.max_tokens:
             raise ValueError("generation.sampling.min_tokens is larger than generation.sampling.max_tokens")
         return self

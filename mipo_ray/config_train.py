@@ -73,6 +73,11 @@ class TrainConfig(Section):
         description="colocated: the reference stays in CPU memory, sharded over the workers, and comes layer by layer",
         json_schema_extra=EXECUTION_ONLY,
     )
+    shuffle_labels: bool = Field(
+        False,
+        description="a control that must not win: dpo and ipo on pairs of which a seeded half has chosen and rejected "
+        "swapped, so that nothing is preferred on average",
+    )
     lora: LoraConfig = Field(default_factory=LoraConfig, description="train adapters instead of all weights")
     learning_rate: PositiveFloat = Field(5e-7, description="peak learning rate of AdamW")
     batch_size: PositiveInt = Field(4, description="pairs per optimizer step over all workers")
@@ -172,6 +177,10 @@ class TrainConfig(Section):
     def _objective_has_what_it_reads(self) -> TrainConfig:
         if self.label_smoothing and self.objective != "dpo":
             raise ValueError(f"label_smoothing is part of objective dpo, found {self.objective}")
+        if self.shuffle_labels and self.objective not in ("dpo", "ipo"):
+            raise ValueError(f"shuffle_labels is for objectives dpo and ipo, found {self.objective}")
+        if self.shuffle_labels and self.nll_coefficient:
+            raise ValueError("shuffle_labels swaps preferences only: expected nll_coefficient 0")
         for name in ("length_normalized", "nll_coefficient"):
             if getattr(self, name) and not self.needs_reference:
                 raise ValueError(f"{name} is for objectives {', '.join(WITH_REFERENCE)}, found {self.objective}")

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from mipo_ray.evaluation.measured import measured_rows
 from mipo_ray.evaluation.results import final_table, measure
 from mipo_ray.generation.pipeline import condition_prompts, generate_pairs
 from mipo_ray.monitoring import Events, progress
-from mipo_ray.pairs import as_version_2
+from mipo_ray.pairs import as_version_2, shuffle_labels
 from mipo_ray.resources import Resources
 from mipo_ray.run_report import read_results, write_report
 from mipo_ray.storage import RunDirectory
@@ -71,24 +72,28 @@ def train(
     pairs: dict[str, Any],
     resources: Resources,
     events: Events,
+    only: frozenset[str] | None = None,
 ) -> str:
     """The train stage: preference optimisation of `policy` on the round's pairs. Returns the new policy's path.
 
-    A stage that was interrupted goes on from its newest checkpoint, unless its pairs were generated again since.
+    `only`: the pair_ids among the kept pairs to train on, each of which must be there; None: all. A stage that was
+    interrupted goes on from its newest checkpoint, unless its pairs were generated again since, or are others.
     """
     stage = run.stage(round_index, "train")
     reference = policy if config.train.reference == "round_start" else config.model.path
 
+    trained_on = pairs["finished"] if only is None else f"{pairs['finished']} {pair_set_hash(only)}"
+
     def work(stage_events: Events) -> dict[str, Any]:
-        if run.read_text(f"{stage}/pairs.txt") != pairs["finished"]:
+        if run.read_text(f"{stage}/pairs.txt") != trained_on:
             run.remove(stage)
-            run.write_text(f"{stage}/pairs.txt", pairs["finished"])
+            run.write_text(f"{stage}/pairs.txt", trained_on)
         run.remove(f"{stage}/policy")
         with progress(stage_events, "train_step", "step", f"round {round_index}  train"):
             summary = train_policy(
                 config,
-                _training_pairs(config, run, pairs),
-                pairs["statistics"]["kept"],
+                _training_pairs(config, run, pairs, only),
+                pairs["statistics"]["kept"] if only is None else len(only),
                 policy=policy,
                 reference=reference,
                 run=run,
@@ -97,7 +102,8 @@ def train(
                 events=stage_events,
             )
         run.remove(f"{stage}/{CHECKPOINTS}")
-        return {"summary": asdict(summary), "reference": reference if config.train.needs_reference else None}
+        facts = {"summary": asdict(summary), "reference": reference if config.train.needs_reference else None}
+        return facts if only is None else {**facts, "pair_set": pair_set_hash(only)}
 
     _once(config, run, round_index, "train", events, work)
     return run.model_path(f"{stage}/policy")
@@ -177,10 +183,17 @@ def _summary(stage_name: str, manifest: dict[str, Any]) -> str:
     return f": {manifest['responses']} held-out responses"
 
 
-def _training_pairs(config: Config, run: RunDirectory, pairs: dict[str, Any]) -> ray.data.Dataset:
+def pair_set_hash(pair_ids: frozenset[str]) -> str:
+    """Names a set of pairs, 16 hex digits."""
+    return sha256("\n".join(sorted(pair_ids)).encode()).hexdigest()[:16]
+
+
+def _training_pairs(
+    config: Config, run: RunDirectory, pairs: dict[str, Any], only: frozenset[str] | None
+) -> ray.data.Dataset:
     """The round's kept pairs in training order (by pair_id, which is a seeded shuffle), in the form of version 2.
 
-    Raises UserError where the objective reads a column that the pairs were written without.
+    `only`: see `train`. Raises UserError where the objective reads a column that the pairs were written without.
     """
     files = [run.path(pairs["stage"], name) for name in pairs["pairs"]]
     columns = ["pair_id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "dropped"]
@@ -195,12 +208,17 @@ def _training_pairs(config: Config, run: RunDirectory, pairs: dict[str, Any]) ->
         )
     with ordered_context():
         dataset = ray.data.read_parquet(files, filesystem=run.arrow_filesystem(), columns=columns)
-        return named(map_blocks(dataset, _kept_only).sort("pair_id"), f"round_{pairs['round']}_training_pairs")
+        seed = config.seed if config.train.shuffle_labels else None
+        kept = map_blocks(dataset, _kept_only, only=only, shuffle_seed=seed)
+        return named(kept.sort("pair_id"), f"round_{pairs['round']}_training_pairs")
 
 
-def _kept_only(block: pa.Table) -> pa.Table:
+def _kept_only(block: pa.Table, *, only: frozenset[str] | None, shuffle_seed: int | None) -> pa.Table:
     kept = block.filter(pyarrow.compute.equal(block["dropped"], "")).drop_columns(["dropped"])
-    return as_version_2(kept)
+    if only is not None:
+        kept = kept.filter(pyarrow.compute.is_in(kept["pair_id"], pa.array(sorted(only), pa.string())))
+    kept = as_version_2(kept)
+    return kept if shuffle_seed is None else shuffle_labels(kept, shuffle_seed)
 
 
 def _numbers(facts: dict[str, Any]) -> dict[str, float]:

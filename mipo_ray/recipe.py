@@ -61,18 +61,29 @@ def load_config(recipe: str | Path | None = None, overrides: typing.Sequence[str
     the nearest valid name, and the base that it stands in, where it stands in one. A base that cannot be used is named
     with the recipes that led to it.
     """
-    layers = {} if recipe is None else _read_layers(Path(recipe))
-    values: dict[str, Any] = {}
-    for layer in layers.values():
-        values = _merge(values, layer)
-    for override in overrides:
-        _apply_override(values, override)
+    values, layers = read_recipe(recipe, overrides)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(
-            "\n".join(_explain(item) + _origin(item, layers, overrides) for item in error.errors())
+            "\n".join(explain(item) + _origin(item, layers, overrides) for item in error.errors())
         ) from None
+
+
+def read_recipe(
+    recipe: str | Path | None, overrides: typing.Sequence[str]
+) -> tuple[dict[str, Any], dict[Path, dict[str, Any]]]:
+    """The values of a recipe, its bases and the overrides, not yet checked; and those of each file, overridden first.
+
+    Raises ConfigError where a file cannot be read or an override is none.
+    """
+    layers = {} if recipe is None else _read_layers(Path(recipe))
+    values: dict[str, Any] = {}
+    for layer in layers.values():
+        values = merge(values, layer)
+    for override in overrides:
+        _apply_override(values, override)
+    return values, layers
 
 
 def fields(section: type[BaseModel] = Config, prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
@@ -144,14 +155,14 @@ def _read_recipe(path: Path, shown: str) -> dict[str, Any]:
     return values
 
 
-def _merge(values: dict[str, Any], layer: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def merge(values: dict[str, Any], layer: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`values` overridden by `layer`, as new dicts: YAML's aliases stand for one and the same dict."""
     merged = dict(values)
     for key, value in layer.items():
         if isinstance(value, dict):
             below = merged.get(key)
             kept = below if isinstance(below, dict) and f"{prefix}{key}" != _REPLACED_WHOLE else {}
-            value = _merge(kept, value, f"{prefix}{key}.")
+            value = merge(kept, value, f"{prefix}{key}.")
         merged[key] = value
     return merged
 
@@ -176,7 +187,8 @@ def _load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # a SafeLoader
 
 
-def _explain(item: Any) -> str:
+def explain(item: Any) -> str:
+    """One line for one error of pydantic's: the key, what was expected, what was found."""
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         valid = [name for name, _ in _names(Config)]

@@ -100,9 +100,9 @@ def _line_chart(
     title: str, points: Sequence[tuple[float, float]], separators: Sequence[float], level: tuple[float, str] | None
 ) -> Chart:
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    to_x, x_ticks = _axis(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT, widen=False, whole=True)
+    to_x, x_ticks = scale_and_ticks(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT, widen=False, whole=True)
     reach = [*ys, level[0]] if level else ys
-    to_y, y_ticks = _axis(min(reach), max(reach), _HEIGHT - _BOTTOM, _TOP)
+    to_y, y_ticks = scale_and_ticks(min(reach), max(reach), _HEIGHT - _BOTTOM, _TOP)
     path = " ".join(f"{'L' if i else 'M'}{to_x(x):.1f},{to_y(y):.1f}" for i, (x, y) in enumerate(points))
     return Chart(
         title=title,
@@ -135,7 +135,7 @@ def result_charts(results: Results) -> list[Chart]:
 def _interval_chart(title: str, keys: Sequence[str], entries: Sequence[dict[str, Any]]) -> Chart:
     ceiling = entries[0].get("ceiling")
     reach = [entry[bound] for entry in entries for bound in ("low", "high", "value")]
-    to_y, y_ticks = _axis(min(reach), max([*reach, *([ceiling] if ceiling else [])]), _HEIGHT - _BOTTOM, _TOP)
+    to_y, y_ticks = scale_and_ticks(min(reach), max([*reach, *([ceiling] if ceiling else [])]), _HEIGHT - _BOTTOM, _TOP)
     step = (_WIDTH - _LEFT - _RIGHT) / len(keys)
     bars = [
         Bar(
@@ -174,12 +174,12 @@ def pair_charts(statistics: Sequence[dict[str, Any]]) -> list[Chart]:
 
 def _histogram_chart(title: str, unit: str, edges: Sequence[float], series: dict[str, Sequence[int]]) -> Chart:
     """Outlines of histograms over the same edges, each as percentages of its own sum; zero is marked inside."""
-    to_x, x_ticks = _axis(edges[0], edges[-1], _LEFT, _WIDTH - _RIGHT, widen=False)
+    to_x, x_ticks = scale_and_ticks(edges[0], edges[-1], _LEFT, _WIDTH - _RIGHT, widen=False)
     percentages = {
         label: [100 * count / total for count in counts] for label, counts in series.items() if (total := sum(counts))
     }
     highest = max(max(values) for values in percentages.values())
-    to_y, y_ticks = _axis(0.0, highest, _HEIGHT - _BOTTOM, _TOP, widen=False, whole=True)
+    to_y, y_ticks = scale_and_ticks(0.0, highest, _HEIGHT - _BOTTOM, _TOP, widen=False, whole=True)
     areas = []
     for label, values in percentages.items():
         steps = "".join(f"V{to_y(value):.1f}H{to_x(edge):.1f}" for value, edge in zip(values, edges[1:], strict=True))
@@ -194,7 +194,7 @@ def _histogram_chart(title: str, unit: str, edges: Sequence[float], series: dict
     )
 
 
-def _axis(
+def scale_and_ticks(
     low: float, high: float, start: float, end: float, *, widen: bool = True, whole: bool = False
 ) -> tuple[Callable[[float], float], list[Tick]]:
     """A linear scale from [low, high] to [start, end] in the view box, and about five ticks.

@@ -55,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: Config) -> int:
     run = open_run(config.run_dir)
-    if _address(config) is None:
-        nodes, types = [Node({"CPU": float(local_cpus(config)), "GPU": _local_gpus()})], None
+    if cluster_address(config) is None:
+        nodes, types = [Node({"CPU": float(local_cpus(config)), "GPU": local_gpus()})], None
     else:
-        nodes, types = _connect(config)
+        nodes, types = connect(config)
     plan = make_plan(config, run, total(nodes), nodes, types)
     print(describe(plan))
     print("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
@@ -71,12 +71,12 @@ def _run(config: Config, signals: StopSignals) -> int:
     with run_lock.hold(run):
         started = time.monotonic()
         # A first plan from what this machine knows, so that most mistakes are told before Ray starts.
-        is_local = _address(config) is None
+        is_local = cluster_address(config) is None
         here = Node({"CPU": float(local_cpus(config)) if is_local else float("inf"), "GPU": float("inf")})
         plan = make_plan(config, run, here.resources, [here] if is_local else None)
         if plan.is_finished:
             return _finished(plan)
-        nodes, types = _connect(config)
+        nodes, types = connect(config)
         signals.listen()
         plan = make_plan(config, run, total(nodes), nodes, types)
         run.record_config(config)
@@ -89,7 +89,7 @@ def _run(config: Config, signals: StopSignals) -> int:
         try:
             run_rounds(config, run, plan.resources)
         except ray.exceptions.RayError as error:
-            if (cause := _user_error(error)) is not None:
+            if (cause := user_error(error)) is not None:
                 raise cause from None
             raise
         finally:
@@ -109,14 +109,14 @@ def _finished(plan: Plan) -> int:
     return 0
 
 
-def _connect(config: Config) -> tuple[list[Node], list[NodeType] | None]:
+def connect(config: Config) -> tuple[list[Node], list[NodeType] | None]:
     """Joins or starts a Ray cluster; returns its nodes and, where they are known, its autoscaler's node types."""
     import ray
     import ray.data
 
     from mipo_ray.cluster import node_types, present_nodes
 
-    address = _address(config)
+    address = cluster_address(config)
     quiet = ray.LoggingConfig(log_level="WARNING")
     if address is None:
         ray.init(
@@ -135,17 +135,18 @@ def _connect(config: Config) -> tuple[list[Node], list[NodeType] | None]:
     # The stages show their own progress; Ray Data's would repeat every operator of every small pass.
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # A UserError in a task must reach `_user_error` as what it is, and not wrapped as a failed transformation.
+    # A UserError in a task must reach `user_error` as what it is, and not wrapped as a failed transformation.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     return present_nodes(), node_types()
 
 
-def _address(config: Config) -> str | None:
+def cluster_address(config: Config) -> str | None:
+    """The cluster to join; None: one is started."""
     return config.ray.address or os.environ.get("RAY_ADDRESS") or None
 
 
-def _local_gpus() -> float:
+def local_gpus() -> float:
     """GPUs that a local cluster would find, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -154,7 +155,7 @@ def _local_gpus() -> float:
     return float(len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]))
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
+def user_error(error: BaseException | None) -> UserError | None:
     """The UserError that a Ray task or actor failed with, if that is what happened."""
     while error is not None:
         cause = getattr(error, "cause", None) or error.__cause__

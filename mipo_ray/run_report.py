@@ -55,7 +55,7 @@ def write_report(config: Config, run: RunDirectory) -> None:
         pair_statistics=[{"round": index, **manifest["statistics"]} for index, manifest in generated.items()],
         example_pairs=_example_pairs(run, generated),
         answers=_answers(run, measured) if measured else [],
-        versions={**_versions(), "Python": platform.python_version()},
+        versions=installed_versions(),
     )
     run.write_text("report.html", render_report(data))
 
@@ -128,8 +128,9 @@ def _pmi(rows: Any) -> np.ndarray:
     return leave_one_out_pmi(rows.initial_own, rows.initial_others)
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
+def installed_versions() -> dict[str, str]:
+    """Package -> version of what a run's figures depend on, and of Python."""
+    versions = {"Python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

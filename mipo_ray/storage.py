@@ -122,6 +122,18 @@ class RunDirectory:
                 self.filesystem.makedirs(posixpath.dirname(self.path(name, relative)), exist_ok=True)
                 self.filesystem.put_file(source, self.path(name, relative))
 
+    def copy_stage(self, source: RunDirectory, stage: str) -> None:
+        """Copies a finished stage of another run on the same filesystem, with its manifest last, unless it is here."""
+        if self.read_manifest(stage) is not None:
+            return
+        self.remove(stage)
+        for name in source.list_files(stage):
+            if name != "manifest.json":
+                target = self.path(stage, name)
+                self.filesystem.makedirs(posixpath.dirname(target), exist_ok=True)
+                self.filesystem.cp_file(source.path(stage, name), target)
+        self.write_text(f"{stage}/manifest.json", str(source.read_text(f"{stage}/manifest.json")))
+
     @contextlib.contextmanager
     def local_output(self, name: str) -> Iterator[str]:
         """A local directory whose content is `name` below the run directory once the block ends.

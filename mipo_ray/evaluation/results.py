@@ -95,7 +95,7 @@ def measure(
     `beta` is DPO's, for the rewards; `samples` and `seed` are the bootstrap's. Context metrics are left out when no
     row has a context, reward metrics when there are no held-out pairs. Raises ValueError on values that are not finite.
     """
-    columns, base_columns = _columns(rows, beta), _columns(base, beta) if base is not None else {}
+    columns, base_columns = item_values(rows, beta), item_values(base, beta) if base is not None else {}
     results: dict[str, dict[str, Any]] = {}
     for name, unit in UNITS.items():
         if name == "kl_per_token":
@@ -115,7 +115,7 @@ def measure(
     return results
 
 
-def _columns(rows: MeasuredRows, beta: float) -> dict[str, tuple[Sequence[str], Array]]:
+def item_values(rows: MeasuredRows, beta: float) -> dict[str, tuple[Sequence[str], Array]]:
     """Metric -> (prompt of each item, value of each item), for every metric that is a mean over items."""
     tokenised = [words(response) for response in rows.responses]
     texts = list(zip(rows.responses, rows.sources, strict=True))

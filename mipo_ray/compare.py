@@ -1,0 +1,171 @@
+"""The command `compare`: baselines, a control and kinds of MIPO at equal data and steps, one table, one plot.
+
+    python -m mipo_ray.compare jobs/compare/personalization.yaml               train and measure every arm
+    python -m mipo_ray.compare RECIPE.yaml seeds=[0,1,2] arms.sft.train.learning_rate=1e-5
+    python -m mipo_ray.compare --dry-run RECIPE.yaml                           check everything and print the plan
+
+The same command goes on where it was stopped. Each arm is a run of its own below run_dir/NAME/seed-S; comparison.json,
+comparison.md and comparison.html stand in run_dir. Exit codes are those of mipo_ray.run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from mipo_ray import run_lock
+from mipo_ray.compare_config import BASE, Comparison, describe_arm, load_comparison
+from mipo_ray.errors import UserError
+from mipo_ray.plan import Plan, describe, make_plan
+from mipo_ray.resources import Node, NodeType, local_cpus, total
+from mipo_ray.run import cluster_address, connect, local_gpus, user_error
+from mipo_ray.storage import RunDirectory, StorageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = _parse(arguments)
+    try:
+        comparison = load_comparison(options.recipe, options.overrides)
+        return _dry_run(comparison) if options.dry_run else _run(comparison)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _dry_run(comparison: Comparison) -> int:
+    config = comparison.shared
+    if cluster_address(config) is None:
+        nodes, types = [Node({"CPU": float(local_cpus(config)), "GPU": local_gpus()})], None
+    else:
+        nodes, types = connect(config)
+    plans = _plans(comparison, nodes, types)
+    print(describe_comparison(comparison, plans))
+    print("finished: nothing to do" if _is_finished(plans) else "dry run: nothing was started")
+    return 0
+
+
+def _run(comparison: Comparison) -> int:
+    root = comparison.root()
+    _check_root(root)
+    root.check_writable()
+    with run_lock.hold(root):
+        started = time.monotonic()
+        config = comparison.shared
+        is_local = cluster_address(config) is None
+        here = Node({"CPU": float(local_cpus(config)) if is_local else float("inf"), "GPU": float("inf")})
+        plans = _plans(comparison, [here], None, known=is_local)
+        if _is_finished(plans):
+            print(f"{root.url}: finished before, nothing to train")
+            _report(comparison, root)
+            return 0
+        nodes, types = connect(config)
+        plans = _plans(comparison, nodes, types)
+        print(describe_comparison(comparison, plans), flush=True)
+
+        import ray
+
+        from mipo_ray.compare_loop import run_arms
+        from mipo_ray.compare_report import write_comparison
+
+        resources = {arm: plans[arm, comparison.seeds[0]].resources for arm in (BASE, *comparison.arms)}
+        try:
+            run_arms(comparison, resources, lambda: write_comparison(comparison, root))
+        except ray.exceptions.RayError as error:
+            if (cause := user_error(error)) is not None:
+                raise cause from None
+            raise
+        finally:
+            ray.shutdown()
+        _report(comparison, root)
+        print(f"finished in {(time.monotonic() - started) / 60:.1f} minutes")
+    return 0
+
+
+def _report(comparison: Comparison, root: RunDirectory) -> None:
+    from mipo_ray.compare_report import write_comparison
+
+    found = write_comparison(comparison, root)
+    print("\n".join(["", *found["control"], *found["findings"], "", f"table and plot: {root.path('comparison.html')}"]))
+
+
+def describe_comparison(comparison: Comparison, plans: dict[tuple[str, int], Plan]) -> str:
+    """The plan as text, for `--dry-run`: that of the base, what is equal, and each arm with what is left to do."""
+    shared = comparison.shared
+    first = plans[BASE, comparison.seeds[0]]
+    seeds, samples = ", ".join(map(str, comparison.seeds)), shared.generation.samples_per_prompt
+    lines = [
+        f"comparison      {comparison.run_dir}: {len(comparison.arms)} arms, seeds {seeds}",
+        f"equal           {first.prompts.rows:,} prompts x {samples} samples, of which all arms "
+        f"train on those that every arm kept; {shared.train.batch_size} pairs per step, {shared.train.epochs} "
+        f"epoch(s), {shared.rounds} round(s)",
+        *(
+            "  " + line
+            for line in describe(first).split("\n")
+            if not line.startswith(("stages", "  ", "run directory"))
+        ),
+        "arms",
+    ]
+    for (arm, seed), plan in plans.items():
+        source = BASE if arm == BASE else comparison.same_pairs(arm)
+        what = "the initial model" if arm == BASE else describe_arm(comparison.arms[arm])
+        pairs = f"; pairs of {source}" if source != arm else ""
+        done = f"{len(_finished(arm, plan))} of {len(_stages(arm, plan))} stages finished"
+        lines.append(f"  {arm + f' (seed {seed})':<32}{what}{pairs}; {done}")
+    return "\n".join(lines)
+
+
+def _plans(
+    comparison: Comparison, nodes: Sequence[Node], types: Sequence[NodeType] | None, *, known: bool = True
+) -> dict[tuple[str, int], Plan]:
+    """A checked plan for each run of the comparison; what cannot be used is told with the arm's name."""
+    plans = {}
+    for arm, seed in [(BASE, seed) for seed in comparison.seeds] + comparison.runs():
+        try:
+            config, run = comparison.config(arm, seed), comparison.run(arm, seed)
+            plans[arm, seed] = make_plan(config, run, total(nodes), nodes if known else None, types)
+        except UserError as error:
+            raise type(error)(f"{arm}, seed {seed}: {error}") from None
+    return plans
+
+
+def _stages(arm: str, plan: Plan) -> list[str]:
+    """The base is only measured; to the arms its measurement is given."""
+    base = plan.run.stage(None, "evaluate")
+    return [base] if arm == BASE else [stage for stage in plan.stages if stage != base]
+
+
+def _finished(arm: str, plan: Plan) -> list[str]:
+    return [stage for stage in _stages(arm, plan) if stage in plan.finished]
+
+
+def _is_finished(plans: dict[tuple[str, int], Plan]) -> bool:
+    return all(_finished(arm, plan) == _stages(arm, plan) for (arm, _), plan in plans.items())
+
+
+def _check_root(root: RunDirectory) -> None:
+    if root.read_text("config.yaml") is not None:
+        raise StorageError(f"{root.url}: is the directory of a single run; choose another run_dir for the comparison")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m mipo_ray.compare",
+        description="Train and measure several ways of improving a model at equal data and steps.",
+        epilog="The recipe's keys are those of mipo_ray.run, and arms (name: overrides) and seeds (a list).",
+    )
+    parser.add_argument("arguments", nargs="+", metavar="RECIPE.yaml [key=value ...]", help="recipe and overrides")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    options = parser.parse_intermixed_args(arguments)
+    recipes = [argument for argument in options.arguments if "=" not in argument]
+    if len(recipes) != 1:
+        parser.error(f"expected one recipe, found {', '.join(recipes) or 'none'}")
+    options.recipe = recipes[0]
+    options.overrides = [argument for argument in options.arguments if "=" in argument]
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

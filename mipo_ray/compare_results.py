@@ -1,0 +1,286 @@
+"""What a comparison found: every arm's figures, their change from the initial model, and sentences in plain words.
+
+comparison.json: {"headline": measure, "seeds", "rounds", "equal": {prompts, pairs, steps, ...}, "control": [sentences],
+"findings": [sentences], "arms": {"base": ARM, name: ARM}}; an ARM has `description`, `control`, `seconds` by stage and
+`measures`: measure -> an entry as in results.json with `verdict`, and with several seeds `seed_changes`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.dataset
+
+from mipo_ray.compare_config import BASE, Comparison, common_pairs_file, describe_arm
+from mipo_ray.evaluation import mutual_information as mi
+from mipo_ray.evaluation.intervals import Estimate, bootstrap_change, describe_change, group_means
+from mipo_ray.evaluation.measured import measured_rows
+from mipo_ray.evaluation.results import UNITS, change_of, item_values
+from mipo_ray.evaluation.significance import item_changes, over_seeds, sentence, verdict
+from mipo_ray.pairs import has_swapped_labels
+from mipo_ray.run_report import read_results
+from mipo_ray.storage import RunDirectory
+
+Direction = Literal["higher", "neither"]
+Items = tuple[Any, Any]  # values [responses], and the item of each
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a column of the table is called, and whether more of it is better."""
+
+    title: str
+    unit: str
+    direction: Direction
+
+
+# Of results.json, in the order of the table. What has no better direction only rises or falls.
+HELD_OUT = {
+    "context_pmi_initial": Measure("context PMI", UNITS["context_pmi_initial"], "higher"),
+    "pmi_initial": Measure("leave-one-out PMI", UNITS["pmi_initial"], "higher"),
+    "reward_accuracy": Measure("reward accuracy", "share", "higher"),
+    "kl_per_token": Measure("KL to the base", UNITS["kl_per_token"], "neither"),
+    "response_tokens": Measure("length", "tokens", "neither"),
+    "truncated": Measure("cut at the limit", "share", "neither"),
+    "distinct_2": Measure("distinct 2-grams", "share", "neither"),
+    "copy_rate": Measure("copied 3-grams", "share", "neither"),
+    "only_copies": Measure("only copies", "share", "neither"),
+}
+# Of evaluation.json, where tasks or a judge were asked for.
+TASK_METRICS = {"accuracy": "higher", "net_win": "higher", "rating": "higher"}
+
+
+def measures_of(arms: dict[str, dict[str, Any]]) -> dict[str, Measure]:
+    """The columns of the table: the held-out measures and the tasks that some arm has."""
+    found = [name for arm in arms.values() for name in arm["measures"]]
+    columns = {name: measure for name, measure in HELD_OUT.items() if name in found}
+    for name in found:
+        if name not in columns:
+            task, _, metric = name.rpartition(".")
+            unit = next(arm["measures"][name]["unit"] for arm in arms.values() if name in arm["measures"])
+            columns[name] = Measure(f"{task} {metric.replace('_', ' ')}", unit, TASK_METRICS[metric])  # type: ignore[arg-type]
+    return columns
+
+
+def gather(comparison: Comparison) -> dict[str, Any]:
+    """What comparison.json holds, from the arms that have been measured so far (the base at least)."""
+    last = comparison.shared.rounds - 1
+    measured = {
+        arm: [seed for seed in comparison.seeds if _manifest(comparison.run(arm, seed), last, "evaluate") is not None]
+        for arm in comparison.arms
+    }
+    complete = [arm for arm, seeds in measured.items() if len(seeds) == len(comparison.seeds)]
+    arms = {BASE: _arm(comparison, BASE, None), **{arm: _arm(comparison, arm, last) for arm in complete}}
+    headline = next(name for name in HELD_OUT if name in arms[BASE]["measures"])
+    for arm in complete:
+        arms[arm]["against_control"] = {
+            control: _difference(comparison, control, arm, last, headline)
+            for control in comparison.controls
+            if control in complete and control != arm
+        }
+    return {
+        "headline": headline,
+        "seeds": list(comparison.seeds),
+        "rounds": comparison.shared.rounds,
+        "equal": _equal(comparison, complete),
+        "control": [line for control in comparison.controls for line in control_sentences(control, arms)],
+        "findings": findings(headline, arms),
+        "unfinished": [arm for arm in comparison.arms if arm not in complete],
+        "arms": arms,
+    }
+
+
+def control_sentences(control: str, arms: dict[str, dict[str, Any]]) -> list[str]:
+    """What the control shows, the measures in which more is better first; a gain is said as plainly as none."""
+    if control not in arms:
+        return [f"The control {control} has not been measured yet."]
+    columns = [(name, one) for name, one in measures_of(arms).items() if one.direction == "higher"]
+    entries = [
+        (name, one, arms[control]["measures"][name]) for name, one in columns if name in arms[control]["measures"]
+    ]
+    won = [(name, one) for name, one, entry in entries if entry.get("verdict") == "better"]
+    names = ", ".join(one.title for _, one, _ in entries)
+    if not won:
+        first = f"The control ({control}) shows no gain in any of: {names}."
+    else:
+        gains = ", ".join(one.title for _, one in won)
+        first = (
+            f"Finding: the control ({control}) shows a gain in {gains}. A gain of this size says nothing about what an "
+            "arm was trained to prefer."
+        )
+    return [first, *(_sentence(control, name, one, arms) for name, one, entry in entries if "change" in entry)]
+
+
+def findings(headline: str, arms: dict[str, dict[str, Any]]) -> list[str]:
+    """One sentence for each arm about the measure that the comparison is about."""
+    measure = measures_of(arms)[headline]
+    return [
+        f"{arm}: {_sentence(arm, headline, measure, arms)}"
+        for arm in arms
+        if arm != BASE and headline in arms[arm]["measures"]
+    ]
+
+
+def _sentence(arm: str, name: str, measure: Measure, arms: dict[str, dict[str, Any]]) -> str:
+    entry, base = arms[arm]["measures"][name], arms[BASE]["measures"][name]
+    change = change_of(entry)
+    if change is None:
+        return f"{measure.title} has no interval."
+    before, after = (Estimate(one["value"], one["low"], one["high"], one["n"]) for one in (base, entry))
+    return sentence(measure.title, before, after, change, unit=measure.unit, p_value=entry.get("p_value"))
+
+
+def _arm(comparison: Comparison, arm: str, round_index: int | None) -> dict[str, Any]:
+    config = comparison.shared if arm == BASE else comparison.arms[arm]
+    stages = ["evaluate"] if arm == BASE else ["generate", "train", "evaluate"]
+    seconds = dict.fromkeys(stages, 0.0)
+    for seed in comparison.seeds:
+        run = comparison.run(arm, seed)
+        for index in [None] if round_index is None else range(round_index + 1):
+            for stage in stages:
+                manifest = _manifest(run, index, stage)
+                seconds[stage] += 0.0 if manifest is None else manifest["seconds"]
+    if arm != BASE and comparison.same_pairs(arm) != arm:
+        seconds["generate"] = 0.0  # of another arm, copied
+    swapped = {"swapped_pairs": _swapped(comparison, round_index)} if arm in comparison.controls else {}
+    return swapped | {
+        "description": "the initial model, prompted alone" if arm == BASE else describe_arm(config),
+        "control": arm in comparison.controls,
+        "seconds": seconds,
+        "measures": _measures(comparison, arm, round_index),
+    }
+
+
+def _swapped(comparison: Comparison, last: int | None) -> int:
+    """In how many of its pairs a control has chosen and rejected swapped."""
+    return sum(
+        has_swapped_labels(seed, pair_id)
+        for seed in comparison.seeds
+        for index in range((last or 0) + 1)
+        for pair_id in json.loads(comparison.root().read_text(common_pairs_file(seed, index)) or "[]")
+    )
+
+
+def _measures(comparison: Comparison, arm: str, round_index: int | None) -> dict[str, dict[str, Any]]:
+    """Measure -> entry. With one seed those of the run itself; with several the mean over seeds."""
+    policy = BASE if round_index is None else str(round_index)
+    if len(comparison.seeds) == 1:
+        run = comparison.run(arm, comparison.seeds[0])
+        entries = {name: entry for name, entry in read_results(run)[policy].items() if name in HELD_OUT}
+        entries |= _task_entries(run, policy)
+    else:
+        entries = _over_seeds(comparison, arm, round_index)
+    return {name: _judged(name, entry) for name, entry in entries.items()}
+
+
+def _judged(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    change = change_of(entry)
+    if change is None or "verdict" in entry:
+        return entry
+    is_better = name not in HELD_OUT or HELD_OUT[name].direction == "higher"
+    return {**entry, "verdict": verdict(change) if is_better else describe_change(change)}
+
+
+def _task_entries(run: RunDirectory, policy: str) -> dict[str, dict[str, Any]]:
+    """The figures of evaluation.json that the table shows, by "task.metric"."""
+    tasks = json.loads(run.read_text("evaluation.json") or "{}").get(policy, {})
+    return {
+        f"{task}.{metric}": entry
+        for task, result in tasks.items()
+        for metric, entry in result["metrics"].items()
+        if metric in TASK_METRICS
+    }
+
+
+def _over_seeds(comparison: Comparison, arm: str, round_index: int | None) -> dict[str, dict[str, Any]]:
+    config = comparison.shared
+    draw: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
+    own = [_items(comparison, arm, seed, round_index) for seed in comparison.seeds]
+    base = [_items(comparison, BASE, seed, None) for seed in comparison.seeds]
+    entries: dict[str, dict[str, Any]] = {}
+    for name in own[0]:
+        if not all(name in of_seed for of_seed in own):
+            continue
+        value = over_seeds([_by_item(of_seed[name]) for of_seed in own], **draw)
+        unit = HELD_OUT[name].unit if name in HELD_OUT else "share"
+        entry: dict[str, Any] = {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
+        entry |= {"unit": unit, "interval": "bootstrap"}
+        if round_index is not None and all(name in of_seed for of_seed in base):
+            changes = [item_changes(before[name], after[name]) for before, after in zip(base, own, strict=True)]
+            change = over_seeds(changes, **draw)
+            entry |= {"change": change.value, "change_low": change.low, "change_high": change.high}
+            entry["seed_changes"] = [float(np.mean(list(of_seed.values()))) for of_seed in changes]
+        entries[name] = entry
+    return entries
+
+
+def _items(comparison: Comparison, arm: str, seed: int, round_index: int | None) -> dict[str, Items]:
+    """Measure -> (values, items) of one policy, from its scored answers and the tasks' examples."""
+    run = comparison.run(arm, seed)
+    rows = measured_rows(run, round_index)
+    columns = item_values(rows, comparison.shared.train.beta)
+    found: dict[str, Items] = {name: (columns[name][1], columns[name][0]) for name in HELD_OUT if name in columns}
+    found["kl_per_token"] = (mi.kl_per_token(rows.policy_own, rows.initial_own, rows.token_counts), rows.prompt_ids)
+    policy = BASE if round_index is None else str(round_index)
+    for name in _task_entries(run, policy):
+        task, _, metric = name.rpartition(".")
+        if metric == "accuracy":
+            found[name] = _task_items(run, round_index, task)
+    return found
+
+
+def _task_items(run: RunDirectory, round_index: int | None, task: str) -> Items:
+    examples = pyarrow.dataset.dataset(
+        run.path(run.stage(round_index, "tasks"), task, "examples"),
+        filesystem=run.arrow_filesystem(),
+        format="parquet",
+    ).to_table(columns=["item_id", "verdict"])
+    correct = [float(word == "correct") for word in examples["verdict"].to_pylist()]
+    return correct, examples["item_id"].to_pylist()
+
+
+def _by_item(items: Items) -> dict[str, float]:
+    names, means = group_means(*items)
+    return dict(zip(names.tolist(), means.tolist(), strict=True))
+
+
+def _difference(comparison: Comparison, base: str, arm: str, round_index: int, name: str) -> dict[str, Any]:
+    """The paired change of one measure from one arm to another, with its verdict."""
+    draw: Any = {"samples": comparison.shared.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
+    pairs = [
+        (_items(comparison, base, seed, round_index)[name], _items(comparison, arm, seed, round_index)[name])
+        for seed in comparison.seeds
+    ]
+    if len(pairs) == 1:
+        change = bootstrap_change(*pairs[0][0], *pairs[0][1], **draw)
+    else:
+        change = over_seeds([item_changes(*pair) for pair in pairs], **draw)
+    entry: dict[str, Any] = {"change": change.value, "change_low": change.low, "change_high": change.high}
+    return entry | {"n": change.n, "unit": HELD_OUT[name].unit, "verdict": verdict(change)}
+
+
+def _equal(comparison: Comparison, complete: Sequence[str]) -> dict[str, Any]:
+    """What is equal in all arms, looked up in each; raises RuntimeError where it is not."""
+    found: dict[str, set[int]] = {"pairs": set(), "steps": set()}
+    for arm in complete:
+        summaries = [
+            _manifest(comparison.run(arm, seed), index, "train")["summary"]  # type: ignore[index]
+            for seed in comparison.seeds
+            for index in range(comparison.shared.rounds)
+        ]
+        for name, values in found.items():
+            values.add(sum(summary[name] for summary in summaries))
+    for name, values in found.items():
+        if len(values) > 1:
+            raise RuntimeError(f"{comparison.run_dir}: expected equal {name} in all arms, found {sorted(values)}")
+    train = comparison.shared.train
+    totals = {name: next(iter(values), 0) for name, values in found.items()}
+    return {**totals, "batch_size": train.batch_size, "epochs": train.epochs}
+
+
+def _manifest(run: RunDirectory, round_index: int | None, stage: str) -> dict[str, Any] | None:
+    return run.read_manifest(run.stage(round_index, stage))
