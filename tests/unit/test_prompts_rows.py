@@ -40,6 +40,7 @@ def test_a_string_becomes_a_user_message_and_the_context_joins_it() -> None:
         context="I ski.",
         group="u1",
         text='[["user", "I ski. What now?"]]',
+        reference="",
         extra="{}",
     )
 
