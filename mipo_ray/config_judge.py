@@ -139,7 +139,7 @@ class JudgeConfig(Section):
         except ValueError:
             raise ValueError("expected a URL such as http://host:8000/v1") from None
         # The configuration is written to the run directory and printed: a key must not stand in it.
-        if url.username is not None or url.password is not None or url.query or url.fragment:
+        if "@" in endpoint or url.query or url.fragment:
             raise ValueError(
                 "expected a URL without credentials or parameters; keys come from the environment (api_key_variable)"
             )

@@ -55,5 +55,5 @@ def _summary(stage_name: str, manifest: dict[str, Any]) -> str:
         summary = manifest["summary"]
         return f": {summary['steps']} steps, loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
     if stage_name.startswith("judge/"):
-        return f": {describe(manifest['metrics'])}"
+        return f": {describe(manifest['evaluation']['metrics'])}"
     return f": {manifest['responses']} held-out responses"

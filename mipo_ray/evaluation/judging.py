@@ -24,7 +24,7 @@ from mipo_ray.config_judge import JudgeConfig, Protocol
 from mipo_ray.config_pairs import SamplingConfig
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judge_endpoint import EndpointJudge, check_endpoint, endpoint_key
-from mipo_ray.evaluation.judge_prompts import judge_prompt
+from mipo_ray.evaluation.judge_prompts import VERSIONS, judge_prompt
 from mipo_ray.evaluation.judge_rows import (
     JUDGEMENT_SCHEMA,
     definition,
@@ -67,7 +67,8 @@ def judge_policy(
 
         def work(stage_events: Events, protocol: Protocol = protocol) -> dict[str, Any]:
             facts = _judge(config, run, round_index, protocol, resources=resources, events=stage_events)
-            values = {f"{protocol}_{name}": entry["value"] for name, entry in facts["metrics"].items()}
+            metrics = facts["evaluation"]["metrics"]
+            values = {f"{protocol}_{name}": entry["value"] for name, entry in metrics.items()}
             stage_events.emit({"event": "judged", "judgements": facts["judgements"], **values})
             return facts
 
@@ -76,14 +77,8 @@ def judge_policy(
 
 def judge_results(run: RunDirectory, round_index: int | None) -> dict[str, Any]:
     """A policy's entries of evaluation.json, from its manifests: "judge_pairwise", "judge_pointwise", what there is."""
-    results = {}
-    protocols: tuple[Protocol, ...] = ("pairwise", "pointwise")
-    for protocol in protocols:
-        manifest = run.read_manifest(run.stage(round_index, f"judge/{protocol}"))
-        if manifest is not None:
-            names = ("kind", "version", "prompt_hash", "prompt", "judge", "metrics")
-            results[f"judge_{protocol}"] = {name: manifest[name] for name in names}
-    return results
+    found = (run.read_manifest(run.stage(round_index, f"judge/{protocol}")) for protocol in VERSIONS)
+    return {manifest["name"]: manifest["evaluation"] for manifest in found if manifest is not None}
 
 
 def _judge(
@@ -113,12 +108,18 @@ def _judge(
     judgements = [as_judgement(row) for row in rows]
     where = f"{label.strip()} by {judge.name} ({run.path(stage)})"
     check_readable(judgements, [row["judgement"] for row in rows], judge.max_unreadable_share, where)
+    evaluation = {
+        "kind": "judge",
+        **{name: facts[name] for name in ("version", "prompt_hash", "prompt")},
+        "judge": judge.name,
+        "metric": "net_win" if protocol == "pairwise" else "rating",
+        "metrics": _metrics(config, run, round_index, protocol, judgements),
+    }
     return {
         **facts,
-        "kind": "judge",
-        "judge": judge.name,
+        "name": f"judge_{protocol}",
         "judgements": expected,
-        "metrics": _metrics(config, run, round_index, protocol, judgements),
+        "evaluation": evaluation,
         "files": _files(run, stage),
     }
 

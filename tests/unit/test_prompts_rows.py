@@ -53,6 +53,13 @@ def test_optional_columns_may_be_absent_null_or_empty() -> None:
     assert normalized({"prompt": "What now?", "context": " \n", "group": ""}) == absent
 
 
+def test_a_reference_is_text_or_a_number_and_nothing_else_is_one() -> None:
+    assert normalized({"prompt": "x", "reference": "Do this."})["reference"] == "Do this."
+    assert normalized({"prompt": "x", "answer": 42}, reference_column="answer")["reference"] == "42"
+    for value in (None, "", "  ", ["a"], {"a": 1}, True):
+        assert normalized({"prompt": "x", "reference": value})["reference"] == ""
+
+
 def test_integers_serve_as_ids_and_groups() -> None:
     row = normalized({"prompt": "x", "prompt_id": 7, "group": 0})
     assert (row["prompt_id"], row["group"]) == ("7", "0")

@@ -137,6 +137,7 @@ NEEDED_BESIDE: dict[str, dict[str, Any]] = {
     "generation.pool.min_size": {"generation": {"pool": {"max_size": 2}}},
     "train.offload_parameters": {"train": {"zero_stage": 3}},
     "evaluate.judge.endpoint": {"evaluate": {"judge": {"model": "org/judge"}}},
+    "evaluate.prompts.reference_column": {"evaluate": {"prompts": {"path": "held_out.jsonl"}}},
 }
 
 
