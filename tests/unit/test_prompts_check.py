@@ -308,5 +308,5 @@ def test_the_pointwise_judge_needs_a_reference_in_every_row(tmp_path: Path) -> N
     assert check_held_out(held_out(path, protocol="pairwise")).rows == 10
     assert check_held_out(held_out(path, model=None)).rows == 10
     assert check_held_out(held_out(path, reference_column="answer")).rows == 10
-    with pytest.raises(UserError, match="no row has the column 'answr'.*did you mean 'answer'"):
+    with pytest.raises(UserError, match=r"no row has the column 'answr'.*did you mean 'answer'"):
         check_held_out(held_out(path, reference_column="answr"))
