@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from mipo_ray.config_judge import JudgeConfig
 from mipo_ray.config_pairs import PromptsConfig
 from mipo_ray.config_types import EXECUTION_ONLY, PositiveInt, Section
 
@@ -32,3 +33,10 @@ class EvaluateConfig(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
         2000, description="bootstrap resamples behind each 95 % interval"
     )
+    judge: JudgeConfig = Field(default_factory=JudgeConfig, description="a model that judges the held-out answers")
+
+    @model_validator(mode="after")
+    def _judge_has_answers(self) -> EvaluateConfig:
+        if self.judge.is_on and not self.enabled:
+            raise ValueError("judge judges the held-out answers, which enabled=false leaves out; set enabled=true")
+        return self

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
@@ -19,6 +17,7 @@ from mipo_ray.blocks import map_blocks, named, ordered_context
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out import measure_policy
+from mipo_ray.evaluation.judging import judge_policy, reach_judge
 from mipo_ray.evaluation.measured import measured_rows
 from mipo_ray.evaluation.results import final_table, measure
 from mipo_ray.generation.pipeline import condition_prompts, generate_pairs
@@ -26,6 +25,7 @@ from mipo_ray.monitoring import Events, progress
 from mipo_ray.pairs import as_version_2, shuffle_labels
 from mipo_ray.resources import Resources
 from mipo_ray.run_report import read_results, write_report
+from mipo_ray.stages import once
 from mipo_ray.storage import RunDirectory
 from mipo_ray.training.trainer import CHECKPOINTS, check_training, train_policy
 
@@ -34,16 +34,20 @@ def run_rounds(config: Config, run: RunDirectory, resources: Resources) -> dict[
     """Runs every unfinished stage of every round; returns the results (`results.json`), policy by policy."""
     policy = initial = config.model.path
     with monitoring.recording(run, config.trackers) as events:
-        # A model that cannot be trained so, and prompts that cannot be used, are told before any engine samples.
+        # A model that cannot be trained so, a judge that does not answer, and prompts that cannot be used, are told
+        # before any engine samples.
         check_training(config)
+        reach_judge(config.evaluate.judge)
         condition_prompts(config, run, 0, policy=initial, resources=resources)
         if config.evaluate.enabled:
             evaluate(config, run, None, policy, initial, resources, events)
+            judge_policy(config, run, None, resources, events)
         for round_index in range(config.rounds):
             pairs = generate(config, run, round_index, policy, resources, events)
             policy = train(config, run, round_index, policy, pairs, resources, events)
             if config.evaluate.enabled:
                 evaluate(config, run, round_index, policy, initial, resources, events)
+                judge_policy(config, run, round_index, resources, events)
                 print(f"\n{final_table(read_results(run))}\n", flush=True)
     write_report(config, run)
     return read_results(run)
@@ -61,7 +65,7 @@ def generate(
         stage_events.emit({"event": "pairs", **_numbers(facts["statistics"])})
         return facts
 
-    return _once(config, run, round_index, "generate", events, work)
+    return once(config, run, round_index, "generate", events, work)
 
 
 def train(
@@ -105,7 +109,7 @@ def train(
         facts = {"summary": asdict(summary), "reference": reference if config.train.needs_reference else None}
         return facts if only is None else {**facts, "pair_set": pair_set_hash(only)}
 
-    _once(config, run, round_index, "train", events, work)
+    once(config, run, round_index, "train", events, work)
     return run.model_path(f"{stage}/policy")
 
 
@@ -134,53 +138,13 @@ def evaluate(
         stage_events.emit({"event": "results", **{name: entry["value"] for name, entry in results.items()}})
         return {**facts, "results": results}
 
-    _once(config, run, round_index, "evaluate", events, work)
+    once(config, run, round_index, "evaluate", events, work)
     manifests = {"base": run.read_manifest(run.stage(None, "evaluate"))}
     for index in range(config.rounds):
         manifests[str(index)] = run.read_manifest(run.stage(index, "evaluate"))
     results = {name: manifest["results"] for name, manifest in manifests.items() if manifest is not None}
     run.write_text("results.json", json.dumps(results, indent=2))
     write_report(config, run)
-
-
-def _once(
-    config: Config,
-    run: RunDirectory,
-    round_index: int | None,
-    stage_name: str,
-    events: Events,
-    work: Callable[[Events], dict[str, Any]],
-) -> dict[str, Any]:
-    """Runs a stage and commits it, unless it is finished already. Returns its manifest."""
-    stage = run.stage(round_index, stage_name)
-    label = f"{'base   ' if round_index is None else f'round {round_index}'}  {stage_name:<8}"
-    manifest = run.read_manifest(stage)
-    if manifest is not None:
-        print(f"{label}  finished before", flush=True)
-        return manifest
-    stage_events = events.at(round_index, stage_name)
-    started = time.monotonic()
-    print(f"{label}  started", flush=True)
-    stage_events.emit({"event": "stage_start"})
-    facts = work(stage_events)
-    seconds = time.monotonic() - started
-    manifest = run.commit(stage, config, {"round": round_index, "seconds": seconds, **facts}, files=facts.get("pairs"))
-    written = sum(manifest["files"].values())
-    stage_events.emit({"event": "stage", "stage_seconds": seconds, "written_bytes": written})
-    events.flush()
-    print(f"{label}  done in {seconds:.0f} s{_summary(stage_name, manifest)}", flush=True)
-    return manifest
-
-
-def _summary(stage_name: str, manifest: dict[str, Any]) -> str:
-    """What a stage's line says beyond its duration."""
-    if stage_name == "generate":
-        statistics = manifest["statistics"]
-        return f": {statistics['kept']} pairs kept of {statistics['rows']}, {statistics['generated_tokens']} tokens"
-    if stage_name == "train":
-        summary = manifest["summary"]
-        return f": {summary['steps']} steps, loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
-    return f": {manifest['responses']} held-out responses"
 
 
 def pair_set_hash(pair_ids: frozenset[str]) -> str:

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mipo_ray.config import Config
+from mipo_ray.config_evaluate import EvaluateConfig
 from mipo_ray.config_train import TrainConfig
 from mipo_ray.estimates import describe_estimates
+from mipo_ray.evaluation.judge_rows import check_judge, judged_protocols
 from mipo_ray.labels import shown
 from mipo_ray.model_shape import model_shape
 from mipo_ray.models import check_model, embedding_model
@@ -36,11 +38,18 @@ class Plan:
     @property
     def stages(self) -> list[str]:
         """Every stage of the run, in order."""
-        names = [self.run.stage(None, "evaluate")] if self.config.evaluate.enabled else []
+        names = self._measured(None)
         for round_index in range(self.config.rounds):
             names += [self.run.stage(round_index, "generate"), self.run.stage(round_index, "train")]
-            names += [self.run.stage(round_index, "evaluate")] if self.config.evaluate.enabled else []
+            names += self._measured(round_index)
         return names
+
+    def _measured(self, round_index: int | None) -> list[str]:
+        if not self.config.evaluate.enabled:
+            return []
+        protocols = judged_protocols(self.config.evaluate.judge, round_index)
+        names = ["evaluate", *(f"judge/{protocol}" for protocol in protocols)]
+        return [self.run.stage(round_index, name) for name in names]
 
     @property
     def is_finished(self) -> bool:
@@ -78,14 +87,16 @@ def make_plan(
     check_resources(config, resources, cluster, nodes, types)
     run.check_writable()
     run.check_config(config)
+    check_judge(config, run)
     return Plan(config, run, resources, prompts, held_out, finished_stages(config, run), nodes, types)
 
 
 def finished_stages(config: Config, run: RunDirectory) -> tuple[str, ...]:
     """Names of the finished stages in the run directory; raises StorageError for a damaged one."""
-    candidates = [run.stage(None, "evaluate")]
+    judged = ("judge/pairwise", "judge/pointwise")
+    candidates = [run.stage(None, stage) for stage in ("evaluate", *judged)]
     for round_index in range(config.rounds):
-        candidates += [run.stage(round_index, stage) for stage in ("generate", "train", "evaluate")]
+        candidates += [run.stage(round_index, stage) for stage in ("generate", "train", "evaluate", *judged)]
     return tuple(stage for stage in candidates if run.read_manifest(stage) is not None)
 
 
@@ -115,10 +126,13 @@ def describe(plan: Plan) -> str:
             f"evaluate        {plan.held_out.rows:,} held-out prompts x {evaluate.samples_per_prompt} answers, each "
             f"scored under its own and {evaluate.other_prompts} other conditionings"
         )
+        lines += _judging(evaluate, plan.held_out.rows)
     for phase, needs in phases(config, plan.resources).items():
+        shards = {"generation": pool.tensor_parallel_size}
+        shards["judging"] = config.evaluate.judge.tensor_parallel_size or pool.tensor_parallel_size
         what = (
-            f"{pool.min_size} to {pool.max_size} engines, tensor parallel {pool.tensor_parallel_size}"
-            if phase == "generation"
+            f"{pool.min_size} to {pool.max_size} engines, tensor parallel {shards[phase]}"
+            if phase in shards
             else f"{_workers(train)} workers"
         )
         lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
@@ -131,6 +145,19 @@ def describe(plan: Plan) -> str:
     for stage in plan.stages:
         lines.append(f"  {stage:<24}{'finished' if stage in plan.finished else 'to do'}")
     return "\n".join(lines)
+
+
+def _judging(evaluate: EvaluateConfig, prompts: int) -> list[str]:
+    """Who judges, by what, and how often it is asked about each policy."""
+    judge, answers = evaluate.judge, prompts * evaluate.samples_per_prompt
+    if not judge.is_on:
+        return []
+    asked = {"pairwise": f"pairwise {2 * answers:,} of each round (each pair in both orders)"}
+    asked["pointwise"] = f"pointwise {answers:,} of the base and of each round"
+    return [
+        f"judge           {judge.name}: {', '.join(asked[protocol] for protocol in judge.protocols)}; judgements of up "
+        f"to {judge.max_tokens} tokens, temperature {judge.temperature:g}"
+    ]
 
 
 def _request(request: Request, plan: Plan) -> str:

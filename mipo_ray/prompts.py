@@ -22,7 +22,7 @@ from mipo_ray.prompt_rows import normalize_row
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
-# The columns of `prompt_rows.PromptRow`, whatever the file looked like.
+# The columns of `prompt_rows.PromptRow` but for the reference, whatever the file looked like.
 PROMPT_SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
