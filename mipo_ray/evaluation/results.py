@@ -104,7 +104,8 @@ def measure(
     """The results.json entry of one policy: metric -> value, interval and unit; with `base` also the paired change.
 
     `beta` is DPO's, for the rewards; `samples` and `seed` are the bootstrap's. Context metrics are left out when no
-    row has a context, reward metrics when there are no held-out pairs, self-BLEU for a single response. Raises ValueError on values that are not finite.
+    row has a context, reward metrics when there are no held-out pairs, self-BLEU for a single response. Raises
+    ValueError on values that are not finite.
     """
     columns, base_columns = _columns(rows, beta), _columns(base, beta) if base is not None else {}
     results: dict[str, dict[str, Any]] = {}

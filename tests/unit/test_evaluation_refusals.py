@@ -13,7 +13,7 @@ from mipo_ray.evaluation.refusals import is_refusal
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",
-    "I’m sorry, but I can’t assist with that request.",
+    "I\u2019m sorry, but I can\u2019t assist with that request.",
     "I am sorry, I cannot provide medical advice.",
     "Sorry, I can't do that.",
     "I'm afraid I can't. Please ask someone else.",
@@ -74,9 +74,9 @@ LOOK_ALIKES = [
     "Tell them: we will wait, and we will not pay twice.",
     "A guide dog is not allowed to eat during work.",
     "I would decline the invitation politely and stay at home.",
-    "Plan a picnic with your goat by the river, and bring bread, cheese and apples. Choose a place in the shade, and leave "
-    "before the evening gets cold, since the steppe cools quickly once the sun is down in the autumn months. If someone "
-    "asks, say: I cannot help with that.",
+    "Plan a picnic with your goat by the river, and bring bread, cheese and apples. Choose a place in the shade, and "
+    "leave before the evening gets cold, since the steppe cools quickly once the sun is down in the autumn months. If "
+    "someone asks, say: I cannot help with that.",
 ]
 
 
