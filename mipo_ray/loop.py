@@ -23,7 +23,7 @@ from mipo_ray.evaluation.results import final_table, measure
 from mipo_ray.generation.pipeline import condition_prompts, generate_pairs
 from mipo_ray.monitoring import Events, progress
 from mipo_ray.pairs import as_version_2
-from mipo_ray.resources import Resources
+from mipo_ray.resources import Request, Resources, engine_request, worker_request
 from mipo_ray.run_report import read_results, write_report
 from mipo_ray.storage import RunDirectory
 from mipo_ray.training.trainer import CHECKPOINTS, check_training, train_policy
@@ -58,7 +58,7 @@ def generate(
         for reason, rows in facts["statistics"]["dropped"].items():
             stage_events.emit({"event": "dropped", "reason": reason, "dropped_pairs": rows})
         stage_events.emit({"event": "pairs", **_numbers(facts["statistics"])})
-        return facts
+        return {**facts, "gpus": _gpus(engine_request(config, resources))}
 
     return _once(config, run, round_index, "generate", events, work)
 
@@ -97,7 +97,11 @@ def train(
                 events=stage_events,
             )
         run.remove(f"{stage}/{CHECKPOINTS}")
-        return {"summary": asdict(summary), "reference": reference if config.train.needs_reference else None}
+        return {
+            "summary": asdict(summary),
+            "reference": reference if config.train.needs_reference else None,
+            "gpus": _gpus(worker_request(config, resources)),
+        }
 
     _once(config, run, round_index, "train", events, work)
     return run.model_path(f"{stage}/policy")
@@ -126,7 +130,7 @@ def evaluate(
             seed=config.seed,
         )
         stage_events.emit({"event": "results", **{name: entry["value"] for name, entry in results.items()}})
-        return {**facts, "results": results}
+        return {**facts, "results": results, "gpus": _gpus(engine_request(config, resources))}
 
     _once(config, run, round_index, "evaluate", events, work)
     manifests = {"base": run.read_manifest(run.stage(None, "evaluate"))}
@@ -201,6 +205,11 @@ def _training_pairs(config: Config, run: RunDirectory, pairs: dict[str, Any]) ->
 def _kept_only(block: pa.Table) -> pa.Table:
     kept = block.filter(pyarrow.compute.equal(block["dropped"], "")).drop_columns(["dropped"])
     return as_version_2(kept)
+
+
+def _gpus(request: Request) -> float:
+    """How many GPUs a stage reserves at most; scoring actors take the places of engines."""
+    return request.most * request.gpus
 
 
 def _numbers(facts: dict[str, Any]) -> dict[str, float]:
