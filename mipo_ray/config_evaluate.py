@@ -26,6 +26,12 @@ class EvaluateConfig(Section):
     other_prompts: PositiveInt = Field(
         3, description="K: other held-out conditionings that each response is scored under"
     )
+    matrix: Annotated[int, Field(ge=0)] = Field(
+        8,
+        description="M: held-out answers that are scored under each other's prompts, and under each other's contexts, "
+        "M x M sequences each (0: none); fixed when the base is measured",
+        json_schema_extra=EXECUTION_ONLY,
+    )
     scoring_batch_size: PositiveInt = Field(
         8, description="sequences per forward pass when scoring", json_schema_extra=EXECUTION_ONLY
     )

@@ -23,7 +23,7 @@ from mipo_ray.evaluation.results import final_table, measure
 from mipo_ray.generation.pipeline import condition_prompts, generate_pairs
 from mipo_ray.monitoring import Events, progress
 from mipo_ray.pairs import as_version_2, shuffle_labels
-from mipo_ray.resources import Resources
+from mipo_ray.resources import Request, Resources, engine_request, worker_request
 from mipo_ray.run_report import read_results, write_report
 from mipo_ray.stages import once
 from mipo_ray.storage import RunDirectory
@@ -63,7 +63,7 @@ def generate(
         for reason, rows in facts["statistics"]["dropped"].items():
             stage_events.emit({"event": "dropped", "reason": reason, "dropped_pairs": rows})
         stage_events.emit({"event": "pairs", **_numbers(facts["statistics"])})
-        return facts
+        return {**facts, "gpus": _gpus(engine_request(config, resources))}
 
     return once(config, run, round_index, "generate", events, work)
 
@@ -106,7 +106,11 @@ def train(
                 events=stage_events,
             )
         run.remove(f"{stage}/{CHECKPOINTS}")
-        facts = {"summary": asdict(summary), "reference": reference if config.train.needs_reference else None}
+        facts = {
+            "summary": asdict(summary),
+            "reference": reference if config.train.needs_reference else None,
+            "gpus": _gpus(worker_request(config, resources)),
+        }
         return facts if only is None else {**facts, "pair_set": pair_set_hash(only)}
 
     once(config, run, round_index, "train", events, work)
@@ -136,7 +140,7 @@ def evaluate(
             seed=config.seed,
         )
         stage_events.emit({"event": "results", **{name: entry["value"] for name, entry in results.items()}})
-        return {**facts, "results": results}
+        return {**facts, "results": results, "gpus": _gpus(engine_request(config, resources))}
 
     once(config, run, round_index, "evaluate", events, work)
     manifests = {"base": run.read_manifest(run.stage(None, "evaluate"))}
@@ -183,6 +187,11 @@ def _kept_only(block: pa.Table, *, only: frozenset[str] | None, shuffle_seed: in
         kept = kept.filter(pyarrow.compute.is_in(kept["pair_id"], pa.array(sorted(only), pa.string())))
     kept = as_version_2(kept)
     return kept if shuffle_seed is None else shuffle_labels(kept, shuffle_seed)
+
+
+def _gpus(request: Request) -> float:
+    """How many GPUs a stage reserves at most; scoring actors take the places of engines."""
+    return request.most * request.gpus
 
 
 def _numbers(facts: dict[str, Any]) -> dict[str, float]:

@@ -125,6 +125,7 @@ def describe(plan: Plan) -> str:
         lines.append(
             f"evaluate        {plan.held_out.rows:,} held-out prompts x {evaluate.samples_per_prompt} answers, each "
             f"scored under its own and {evaluate.other_prompts} other conditionings"
+            + (f"; matrices of up to {evaluate.matrix} x {evaluate.matrix}" if evaluate.matrix else "")
         )
         lines += _judging(evaluate, plan.held_out.rows)
     for phase, needs in phases(config, plan.resources).items():

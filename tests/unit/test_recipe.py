@@ -51,6 +51,7 @@ EXECUTION_ONLY = {
     "train.checkpoint_steps",
     "train.checkpoint_minutes",
     "train.max_failures",
+    "evaluate.matrix",
     "evaluate.scoring_batch_size",
     "evaluate.scorers",
     "prompts.reference_column",
