@@ -17,7 +17,7 @@ from mipo_ray.option_texts import Mention, OptionTexts
 _OPEN = r"""(?:[\s*_`"'\u201c\u2018(\[{<$:,-]|\\(?:boxed|textbf|text|mathbf|mathrm)?){0,16}+"""
 _NOUNS = (
     r"(?:(?:the|option|choice|answer|letter|number|statement|therefore|thus|indeed|actually|clearly|probably|likely"
-    rf"|most|definitely|still|correct|right|best|final)\b{_OPEN})" + "{0,5}"
+    rf"|most|definitely|still|correct|right|best|final|la|el|le|die|der|letra|lettre|opci\u00f3n)\b{_OPEN})" + "{0,5}"
 )
 _LETTER = r"(?P<letter>[A-Ja-j1-5])(?!\w)"
 _CLOSE = r"""[)\]}>.:*_"'\u201d\u2019`$]{0,6}+"""
@@ -93,6 +93,7 @@ _AFTER_LABEL = re.compile(
     r"|is|was)\b"
 )
 _ALONE = re.compile(rf"(?:(?:option|choice)\s)?{_OPEN}(?P<letter>[A-Ja-j1-5]){_CLOSE}[.!]?", re.IGNORECASE)
+_BEFORE_REASON = re.compile(rf"\s{{0,9}}{_OPEN}(?P<letter>[A-J])(?!\w){_CLOSE}(?:,\s|\s(?:because|since|as)\b)")
 _LINE_LABEL = re.compile(
     r"""^[ \t>#*_-]{0,8}+(?:(?:option|choice)\s)?[*_(\["']{0,4}(?P<letter>(?-i:[A-J])|[a-j](?=[*_]{0,2}\)))[*_]{0,2}"""
     r"""(?:[)\]:]|\.(?!\w)|["']?[ \t]*+$|[ \t][-\u2013\u2014][ \t])""",
@@ -144,14 +145,18 @@ def _settled_on(text: str, options: OptionTexts | None, *, digits: bool) -> str 
     if options:
         stated += [(mention.start, mention.label) for mention in _stated_texts(text, options, mentions)]
     if stated:
-        return max(stated)[1]
+        return max(stated, key=lambda statement: statement[0])[1]  # of a letter and a text at one place, the letter
     stripped = text.strip()
-    for part in (stripped, stripped.rpartition("\n")[2].strip()):
+    last_line = stripped.rpartition("\n")[2].strip()
+    for part in (stripped, last_line, re.split(r"[.!?]\s", last_line[-60:])[-1].strip()):
         alone = _ALONE.fullmatch(part) if len(part) < 60 else None
         if alone and (part == stripped or alone["letter"].isupper()) and (digits or not alone["letter"].isdigit()):
             return alone["letter"].upper()
         if options and (label := options.whole(text.rindex(part), len(part))):
             return label
+    reasoned = _BEFORE_REASON.match(text)
+    if reasoned and _is_label(text, reasoned.start("letter")):
+        return reasoned["letter"]
     return _unlisted(text) or _only_mention(text, digits=digits) or _only_text(text, mentions)
 
 
@@ -207,7 +212,8 @@ def _announcements(text: str) -> Iterator[tuple[int, int, bool]]:
 
 def _unlisted(text: str) -> str | None:
     """The first, else the last line label that neither follows nor precedes its neighbour in the alphabet."""
-    codes = [ord(match["letter"].upper()) for match in _LINE_LABEL.finditer(text)]
+    labels = [match for match in _LINE_LABEL.finditer(text) if not _SEVERAL.match(text, match.end("letter"))]
+    codes = [ord(match["letter"].upper()) for match in labels]
     if codes and codes[1:2] != [codes[0] + 1]:
         return chr(codes[0])
     return chr(codes[-1]) if codes and codes[-1] != codes[-2] + 1 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # The word "answer", also in the languages that multilingual models fall into.
-ANSWER = r"(?:\b(?:answer|ans|respuesta|resposta|r\u00e9ponse|risposta|antwort)\b|\u7b54\u6848|\u7b54\u3048)"
+ANSWER = r"(?:\b(?:answers?|ans|respuesta|resposta|r\u00e9ponse|risposta|antwort)\b|\u7b54\u6848|\u7b54\u3048)"
 # What links it with the answer itself.
 IS = (
     r"(?:\b(?:is|are|was|were|be|equals|becomes|es|est|ist|\u00e8|\u00e9)\b|[:=\uff1a\u2192]|->"
