@@ -72,9 +72,8 @@ def find_files(path: str, key: str = "prompts.path") -> tuple[PromptFile, ...]:
 def read_rows(file: PromptFile) -> Iterator[SourceRow]:
     """Yields the rows of one file in order; blank lines are no rows.
 
-    A .json file holds one array of objects, which is read whole, or lines as JSONL does. Raises UserError naming file and
-    line (JSONL) or row (counted from 1, without the header) for content that cannot
-    be decoded.
+    A .json file holds one array of objects, which is read whole, or lines as JSONL does. Raises UserError naming file
+    and line (JSONL) or row (counted from 1, without the header) for content that cannot be decoded.
     """
     readers = {"JSONL": _read_jsonl, "JSON": _read_json, "Parquet": _read_parquet, "CSV": _read_csv}
     path = str(bundled_path(file.path.removeprefix(BUNDLED))) if file.path.startswith(BUNDLED) else file.path

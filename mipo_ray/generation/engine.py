@@ -40,8 +40,8 @@ class Sampler:
 
     The log-prob of a response is the model's own (temperature 1, before top-p), summed over its tokens, in nats. A
     response that stopped keeps its end token; one cut at the limit has none. With `to_score` it also adds `scores`
-    (pairs.SCORES): the log-probs, in the same sense, of given responses under given prompts. `sampling` holds parameters
-    by name, DEFAULT_SAMPLING among them. `gpus` are those that the actor reserves.
+    (pairs.SCORES): the log-probs, in the same sense, of given responses under given prompts. `sampling` holds the
+    parameters by name, DEFAULT_SAMPLING among them. `gpus` are those that the actor reserves.
     """
 
     def __init__(

@@ -216,8 +216,8 @@ def sample_responses(
 ) -> ray.data.Dataset:
     """Adds `responses` to rows with `requests`, through the pool of vLLM actors; a block stays a block.
 
-    With `to_score` also `scores`: log-probs of the responses that it gives for each block. `sampling`: parameters by the
-    name that requests give (engine.REQUESTS), beside those of `generation.sampling`, which hold where they give none.
+    With `to_score` also `scores`: log-probs of the responses that it gives for each block. `sampling`: parameters by
+    the name that requests give (engine.REQUESTS), beside `generation.sampling`, which holds where they give none.
     """
     settings = engine_settings(config, policy, resources)
     named_sampling = {**(sampling or {}), DEFAULT_SAMPLING: config.generation.sampling}
