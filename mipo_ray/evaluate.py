@@ -97,7 +97,7 @@ def describe(plan: EvaluationPlan) -> str:
             f"run directory   {plan.run.url}",
             f"model           {config.model.path}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
             f"policies        {policies}",
-            *describe_tasks(plan.tasks),
+            *describe_tasks(config, plan.resources, plan.tasks),
             f"engines         {pool.min_size} to {pool.max_size}, each {pool.cpus_per_engine:g} CPUs and "
             f"{plan.resources.gpus_per_engine:g} GPUs ({device})",
             f"to do           {', '.join(plan.unfinished) or 'nothing'}",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mipo_ray.config import Config
 from mipo_ray.config_train import TrainConfig
-from mipo_ray.estimates import describe_estimates
+from mipo_ray.estimates import describe_estimates, describe_task_estimate
 from mipo_ray.evaluation.evaluation_file import EVALUATION, read_evaluation
 from mipo_ray.evaluation.task_check import CheckedTask, check_finished_tasks, check_tasks, task_stage
 from mipo_ray.labels import shown
@@ -132,7 +132,7 @@ def describe(plan: Plan) -> str:
             f"evaluate        {plan.held_out.rows:,} held-out prompts x {evaluate.samples_per_prompt} answers, each "
             f"scored under its own and {evaluate.other_prompts} other conditionings"
         )
-    lines += describe_tasks(plan.tasks)
+    lines += describe_tasks(config, plan.resources, plan.tasks)
     for phase, needs in phases(config, plan.resources).items():
         what = (
             f"{pool.min_size} to {pool.max_size} engines, tensor parallel {pool.tensor_parallel_size}"
@@ -151,15 +151,19 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def describe_tasks(tasks: Sequence[CheckedTask]) -> list[str]:
-    """Lines for the plan: every task, its items and how they are answered."""
+def describe_tasks(config: Config, resources: Resources, tasks: Sequence[CheckedTask]) -> list[str]:
+    """Lines for the plan: every task, its items and how they are answered, and what that takes."""
     lines = []
     for task in tasks:
         how = "log-probs of the options"
         if task.sampling is not None:
             how = f"responses of up to {task.sampling.max_tokens} tokens, temperature {task.sampling.temperature:g}"
         lines.append(f"task            {task.name}: {task.items:,} items of {task.path}, {how}")
-    return lines
+    if not tasks:
+        return []
+    generated = sum(task.items * task.sampling.max_tokens for task in tasks if task.sampling is not None)
+    characters = sum(task.characters for task in tasks)
+    return lines + describe_task_estimate(resources, model_shape(config.model.path), characters, generated)
 
 
 def _request(request: Request, plan: Plan) -> str:
