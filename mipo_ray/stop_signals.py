@@ -19,7 +19,7 @@ class StopSignals:
     received: signal.Signals | None = None
 
     def listen(self) -> None:
-        """Registers, in the main thread; again after `ray.init`, which registers a handler of its own for SIGTERM.
+        """Registers, in the main thread.
 
         A signal that this process was started to ignore, as in the background of a shell script, stays ignored.
         """
@@ -38,11 +38,18 @@ class StopSignals:
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopSignals]:
     """Listens while the block runs, and gives the signals back to those who had them before."""
-    before = {number: signal.getsignal(number) for number in _STOPS}
     signals = StopSignals()
-    signals.listen()
-    try:
+    with kept_handlers():
+        signals.listen()
         yield signals
+
+
+@contextlib.contextmanager
+def kept_handlers() -> Iterator[None]:
+    """After the block the handlers are those of before: `ray.init` registers one of its own for SIGTERM."""
+    before = {number: signal.getsignal(number) for number in _STOPS}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             if handler is not None:  # one that is not Python's

@@ -34,7 +34,7 @@ def fake_connect(config):
         if int(sys.argv[1]) == signal.SIGTERM:
             os.kill(os.getpid(), signal.SIGTERM)
 
-run._connect = fake_connect
+run.connect = fake_connect
 sys.exit(run.main(sys.argv[2:]))
 """
 
