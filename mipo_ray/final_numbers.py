@@ -240,7 +240,7 @@ class _Reading:
     def _is_state(self, number: Number) -> bool:
         """Whether a sentence such as "Now she has 12" states `number`, with no condition and no address before it."""
         clause = _END_OF_CLAUSE.split(self.text[max(0, number.start - 120) : number.start])[-1]
-        return self._has_before(_STATE, number) and not _SUBORDINATE.search(clause)
+        return self._has_before(_STATE, number) and not self.goes_on(number) and not _SUBORDINATE.search(clause)
 
     def _is_aside(self, number: Number) -> bool:
         """Whether `number` stands in brackets or is only what another one is compared with ("of the 16")."""
