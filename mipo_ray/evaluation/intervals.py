@@ -40,7 +40,7 @@ def bootstrap_mean(values: ArrayLike, groups: Groups, *, samples: int, seed: int
     `values` [items] and `groups` [items], the prompt of each item; `samples` resamples. Raises ValueError when there
     are no items, lengths differ or a value is not finite.
     """
-    _, means = _group_means(values, groups)
+    _, means = group_means(values, groups)
     resampled = _resample_sums(means[:, None], samples, seed)[:, 0] / len(means)
     return _estimate(float(means.mean()), resampled, len(means))
 
@@ -58,8 +58,8 @@ def bootstrap_change(
 
     Only prompts present on both sides count. Raises ValueError when there are none, and as `bootstrap_mean` does.
     """
-    base_names, base_means = _group_means(base_values, base_groups)
-    new_names, new_means = _group_means(new_values, new_groups)
+    base_names, base_means = group_means(base_values, base_groups)
+    new_names, new_means = group_means(new_values, new_groups)
     base_rows, new_rows = _paired_rows(base_names, new_names)
     differences = new_means[new_rows] - base_means[base_rows]
     resampled = _resample_sums(differences[:, None], samples, seed)[:, 0] / len(differences)
@@ -108,7 +108,8 @@ def describe_change(estimate: Estimate) -> ChangeWord:
     return "rose" if estimate.low > 0.0 else "fell"
 
 
-def _group_means(values: ArrayLike, groups: Groups) -> tuple[NDArray[np.str_], Array]:
+def group_means(values: ArrayLike, groups: Groups) -> tuple[NDArray[np.str_], Array]:
+    """Sorted prompt names and each prompt's mean value; raises ValueError as `bootstrap_mean` does."""
     names, rows, (array,) = _grouped(groups, values=values)
     means: Array = np.bincount(rows, weights=array) / np.bincount(rows)
     return names, means

@@ -1,0 +1,223 @@
+"""Is one policy better than another, on the same items? Intervals, tests, and the sentence that says so plainly.
+
+An item is what is resampled: a held-out prompt, or a question of a task. Every comparison is paired: it looks at the
+same items under both policies. All intervals are 95 % ones, each for its own comparison: of twenty comparisons of equal
+policies one is expected to look like a difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mipo_ray.evaluation.intervals import (
+    Array,
+    Estimate,
+    Groups,
+    bootstrap_change,
+    bootstrap_mean,
+    describe_change,
+    group_means,
+)
+from mipo_ray.evaluation.results import format_value
+
+Verdict = Literal["better", "worse", "not distinguishable"]
+Measured = tuple[ArrayLike, Groups]  # values [responses], and the item of each response
+
+LEVEL = 0.05
+_Z = 1.959963984540054  # the normal distribution's 97.5th percentile
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Items that only the new policy gets right (`fixed`), that only the old one does (`broken`), and the p-value."""
+
+    fixed: int
+    broken: int
+    p_value: float
+
+
+def wilson(correct: int, n: int) -> Estimate:
+    """The share `correct` / `n` of independent items with its score interval (Wilson 1927), inside [0, 1].
+
+    Raises ValueError unless 0 <= correct <= n and n >= 1.
+    """
+    if not 0 <= correct <= n or n < 1:
+        raise ValueError(f"expected 0 <= correct <= n and n >= 1, found correct {correct}, n {n}")
+    share, shrink = correct / n, 1 + _Z**2 / n
+    middle = (share + _Z**2 / (2 * n)) / shrink
+    half = _Z / shrink * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    # At the ends the formula gives 0 and 1 but for rounding.
+    low = 0.0 if correct == 0 else middle - half
+    high = 1.0 if correct == n else middle + half
+    return Estimate(value=share, low=low, high=high, n=n)
+
+
+def mcnemar(base: Sequence[bool], new: Sequence[bool]) -> McNemar:
+    """McNemar's exact test (1947) of whether two policies are right equally often on the same items.
+
+    `base` and `new` say for each item, in one order, whether the policy is right. Two-sided: twice the probability that
+    of (fixed + broken) throws of a fair coin at most min(fixed, broken) show heads, at most 1; 1 where both policies
+    are right on the same items. Raises ValueError where lengths differ.
+    """
+    if len(base) != len(new):
+        raise ValueError(f"expected the same items on both sides, found {len(base)} and {len(new)}")
+    fixed = sum(bool(after) and not before for before, after in zip(base, new, strict=True))
+    broken = sum(bool(before) and not after for before, after in zip(base, new, strict=True))
+    changed = fixed + broken
+    tail = sum(math.comb(changed, heads) for heads in range(min(fixed, broken) + 1))
+    return McNemar(fixed, broken, min(1.0, 2 * tail / 2**changed))
+
+
+def verdict(change: Estimate, *, higher_is_better: bool = True, p_value: float | None = None) -> Verdict:
+    """What a paired change says. A difference needs an interval on one side of zero and at least two items.
+
+    With `p_value` (McNemar's, for accuracy) it also needs p < 0.05: the bootstrap alone is too sure where only a
+    handful of items changed.
+    """
+    word = describe_change(change)
+    if word == "not distinguishable" or (p_value is not None and p_value >= LEVEL):
+        return "not distinguishable"
+    return "better" if (word == "rose") is higher_is_better else "worse"
+
+
+def sentence(
+    what: str,
+    base: Estimate,
+    new: Estimate,
+    change: Estimate,
+    *,
+    unit: str,
+    higher_is_better: bool = True,
+    p_value: float | None = None,
+    than: str = "the base",
+) -> str:
+    """One sentence with the figures: "arc_easy accuracy is better than the base: 0.412, was 0.380 (change ...)."."""
+    word = verdict(change, higher_is_better=higher_is_better, p_value=p_value)
+    joined = f"{word} from" if word == "not distinguishable" else f"{word} than"
+    scale = max(abs(change.value), abs(change.low), abs(change.high))
+    moved, low, high = (
+        format_value(value, unit, signed=True, scale=scale) for value in (change.value, change.low, change.high)
+    )
+    figures = [f"change {moved} [{low}, {high}]", f"{change.n} items"]
+    figures += [] if p_value is None else [f"exact McNemar p = {p_value:.2g}"]
+    shown = "" if unit == "share" else f" {unit}"
+    values = f"{format_value(new.value, unit)}{shown}, was {format_value(base.value, unit)}"
+    return f"{what} is {joined} {than}: {values} ({', '.join(figures)})."
+
+
+def item_changes(base: Measured, new: Measured) -> dict[str, float]:
+    """Item -> (new mean - base mean) of that item's responses, for the items present on both sides."""
+    base_names, base_means = group_means(*base)
+    new_names, new_means = group_means(*new)
+    before = dict(zip(base_names.tolist(), base_means.tolist(), strict=True))
+    after = dict(zip(new_names.tolist(), new_means.tolist(), strict=True))
+    return {name: after[name] - before[name] for name in before if name in after}
+
+
+def over_seeds(changes: Sequence[Mapping[str, float]], *, samples: int, seed: int) -> Estimate:
+    """The mean paired change of one method that was trained with several seeds.
+
+    `changes` has a mapping item -> change (`item_changes`) for each training seed; items of all seeds count. Seeds and
+    items are resampled together (both axes of the table [seeds, items] are drawn with replacement: Owen 2007, "The
+    pigeonhole bootstrap"), so that the interval holds what other seeds and what other items would have shown. What
+    seeds differ by is widened by sqrt(S / (S - 1)), as a sample of S underestimates it. Below about five seeds the
+    interval is still too narrow: look at each seed's own change, too. One seed: items alone are resampled.
+
+    `n` is the number of items. Raises ValueError for no seeds, no common items, or values that are not finite.
+    """
+    items = sorted(set.intersection(*(set(of_seed) for of_seed in changes))) if changes else []
+    if not items:
+        raise ValueError(f"expected items that all of at least one seed have, found none in {len(changes)} seeds")
+    table: Array = np.array([[of_seed[item] for item in items] for of_seed in changes], dtype=np.float64)
+    if not np.isfinite(table).all():
+        row, column = np.argwhere(~np.isfinite(table))[0]
+        raise ValueError(f"changes: expected finite numbers, found {table[row, column]} for item {items[column]!r}")
+    seeds, mean = len(table), float(table.mean())
+    if seeds > 1:
+        table = table + (math.sqrt(seeds / (seeds - 1)) - 1) * (table.mean(axis=1, keepdims=True) - mean)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    resampled = np.empty(samples)
+    for draw in range(samples):
+        of_seeds = table[generator.integers(seeds, size=seeds)].mean(axis=0)
+        resampled[draw] = of_seeds[generator.integers(len(items), size=len(items))].mean()
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    return Estimate(value=mean, low=float(low), high=float(high), n=len(items))
+
+
+def mean_entry(
+    values: ArrayLike,
+    items: Groups,
+    *,
+    unit: str,
+    samples: int,
+    seed: int,
+    base: Measured | None = None,
+    higher_is_better: bool = True,
+) -> dict[str, Any]:
+    """The entry of a mean over items, with a bootstrap interval; with `base` also the paired change and its verdict.
+
+    `values` [responses] and the item of each; an item's responses are averaged first. Raises ValueError where
+    `bootstrap_mean` does.
+    """
+    estimate = bootstrap_mean(values, items, samples=samples, seed=seed)
+    entry = _entry(estimate, unit, "bootstrap")
+    return entry if base is None else entry | _changed(base, (values, items), samples, seed, higher_is_better, None)
+
+
+def accuracy_entry(
+    correct: Sequence[bool],
+    items: Groups,
+    *,
+    samples: int,
+    seed: int,
+    base: Measured | None = None,
+    higher_is_better: bool = True,
+) -> dict[str, Any]:
+    """The entry of a share of right answers (or of another yes-or-no figure), with Wilson's interval.
+
+    With `base` also the paired change (bootstrap over items), `fixed`, `broken` and `p_value` of McNemar's exact test,
+    and the verdict, which needs both. Where an item has several responses they are not independent: then the interval
+    is the bootstrap's, the item's share of right answers is what is compared, and there is no McNemar test.
+    """
+    once = len(set(items)) == len(items)
+    if once:
+        entry = _entry(wilson(sum(map(bool, correct)), len(correct)), "share", "wilson")
+    else:
+        entry = _entry(bootstrap_mean(correct, items, samples=samples, seed=seed), "share", "bootstrap")
+    if base is None:
+        return entry
+    test = None
+    base_correct, base_items = base
+    if once and len(set(base_items)) == len(base_items):
+        before = dict(zip(base_items, np.asarray(base_correct, dtype=bool).tolist(), strict=True))
+        both = [(before[item], bool(right)) for item, right in zip(items, correct, strict=True) if item in before]
+        test = mcnemar([pair[0] for pair in both], [pair[1] for pair in both])
+    return entry | _changed(base, (correct, items), samples, seed, higher_is_better, test)
+
+
+def _entry(estimate: Estimate, unit: str, interval: str) -> dict[str, Any]:
+    return {
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "n": estimate.n,
+        "unit": unit,
+        "interval": interval,
+    }
+
+
+def _changed(
+    base: Measured, new: Measured, samples: int, seed: int, higher_is_better: bool, test: McNemar | None
+) -> dict[str, Any]:
+    change = bootstrap_change(*base, *new, samples=samples, seed=seed)
+    entry: dict[str, Any] = {"change": change.value, "change_low": change.low, "change_high": change.high}
+    if test is not None:
+        entry |= {"fixed": test.fixed, "broken": test.broken, "p_value": test.p_value}
+    p_value = None if test is None else test.p_value
+    return entry | {"verdict": verdict(change, higher_is_better=higher_is_better, p_value=p_value)}
