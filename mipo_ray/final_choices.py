@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from mipo_ray.final_statements import ANSWER, END_OF_SENTENCE, IS, OPERATOR, before_next_question
+from mipo_ray.final_statements import ANSWER, END_OF_SENTENCE, IS, OPERATOR, own_answer
 from mipo_ray.option_texts import Mention, OptionTexts
 
 # What may stand between "the answer is" and the answer: quotes, brackets, Markdown and LaTeX around it.
@@ -32,8 +32,8 @@ _CHOOSE = (
     r"|went with|go for|going for)\b"
 )
 _SO = (
-    r"\b(?:it's|it\u2019s|it is|(?:must|should|would|has to) be|i think|i believe|i['\u2019]d say|i say|i guess"
-    r"|therefore|thus|hence|so)\b"
+    r"\b(?:it's|it\u2019s|it is|(?:must|should|would|has to) be|i think|i believe"
+    r"|i(?:['\u2019]d|['\u2019]ll| will| would)? say|i guess|therefore|thus|hence|so)\b"
 )
 _BOXED = r"\\boxed\s?\{"
 # What follows an option that is called the answer: "... is the best answer".
@@ -58,6 +58,10 @@ _STATEMENTS = tuple(
         rf"(?<![\w'\u2019.-])(?-i:(?P<letter>[A-J]))(?!\w){_CLOSE}"
         r"(?:\s\([^()\n]{0,60}\)|(?<=[)\].:*])\s(?:(?!\b(?-i:[A-J])\b|\bnot\b|n't)[^.!?\n]){1,60}?)?"
         rf"{_IS_CORRECT}",
+        # C remains; statement C is true; Correct: C
+        rf"(?<![\w'\u2019.-])(?-i:(?P<letter>[A-HJ]))(?!\w){_CLOSE}\s(?:remains|is left)(?=[.,;!\n]|\Z)",
+        r"\b(?:statement|option|choice)\s(?-i:(?P<letter>[A-J]))\sis\s(?:true|right)(?=[.,;!\n]|\Z)",
+        rf"\b(?:correct|right)\s?[:=]{_OPEN}(?-i:(?P<letter>[A-J]))(?!\w)",
         # not A but B
         rf"\bnot\b{_OPEN}[A-J]{_CLOSE},?\s(?:but|rather)(?:\s(?:rather|is|it's|it is))?{_OPEN}{_LETTER}",
         # I think B. So B. (the sentence ends there)
@@ -69,7 +73,10 @@ _STATEMENTS = tuple(
 # The same for options that are stated by their text.
 _ANSWER_WORD = re.compile(rf"{ANSWER}|\b(?:option|choice|solution)\b", re.IGNORECASE)
 _IS = re.compile(IS, re.IGNORECASE)
-_OTHER_ANNOUNCEMENTS = re.compile(rf"(?P<strong>{_CHOOSE}|{_BOXED}|{ANSWER}[*_:\s]{{0,6}}\n)|{_SO}", re.IGNORECASE)
+_OTHER_ANNOUNCEMENTS = re.compile(
+    rf"(?P<strong>{_CHOOSE}|{_BOXED}|{ANSWER}[*_:\s]{{0,6}}\n|\bnot\b[^.!?\n]{{0,60}}?\bbut\b(?:\srather)?)|{_SO}",
+    re.IGNORECASE,
+)
 _CALLED_CORRECT = re.compile(rf"{_CLOSE}{_IS_CORRECT}", re.IGNORECASE)
 _DECORATED_NOUNS = re.compile(rf"{_OPEN}{_NOUNS}", re.IGNORECASE)
 _OR_ANOTHER = re.compile(r",?\s(?:and|or)\s(?:also\s)?", re.IGNORECASE)
@@ -125,13 +132,13 @@ def final_choice(text: str, *, labels: Sequence[str] | None = None, texts: Seque
     if texts is not None and labels is None:
         labels = "ABCDEFGHIJ"[: len(texts)]
     known = None if labels is None else {label.upper(): label for label in labels}
-    text = before_next_question(text)
+    text = own_answer(text)
     options = OptionTexts(text, labels, texts) if labels is not None and texts is not None else None
-    found = _settled_on(text, options, digits=known is None or any(label.isdigit() for label in known))
+    found = _settled_on(text, options, "12345" if known is None else "".join(filter(str.isdigit, known)))
     return found if known is None or found is None else known.get(found.upper())
 
 
-def _settled_on(text: str, options: OptionTexts | None, *, digits: bool) -> str | None:
+def _settled_on(text: str, options: OptionTexts | None, digits: str) -> str | None:
     mentions = options.all() if options else []
     names = [range(mention.start, mention.end) for mention in mentions if mention.words > 1]
     stated = [
@@ -139,7 +146,7 @@ def _settled_on(text: str, options: OptionTexts | None, *, digits: bool) -> str 
         for pattern in _STATEMENTS
         for match in pattern.finditer(text)
         if _is_statement(text, match)
-        and (digits or not match["letter"].isdigit())
+        and (not match["letter"].isdigit() or match["letter"] in digits)
         and not any(match.start("letter") in name for name in names)
     ]
     if options:
@@ -150,14 +157,18 @@ def _settled_on(text: str, options: OptionTexts | None, *, digits: bool) -> str 
     last_line = stripped.rpartition("\n")[2].strip()
     for part in (stripped, last_line, re.split(r"[.!?]\s", last_line[-60:])[-1].strip()):
         alone = _ALONE.fullmatch(part) if len(part) < 60 else None
-        if alone and (part == stripped or alone["letter"].isupper()) and (digits or not alone["letter"].isdigit()):
+        if (
+            alone
+            and (part == stripped or alone["letter"].isupper())
+            and (not alone["letter"].isdigit() or alone["letter"] in digits)
+        ):
             return alone["letter"].upper()
         if options and (label := options.whole(text.rindex(part), len(part))):
             return label
     reasoned = _BEFORE_REASON.match(text)
     if reasoned and _is_label(text, reasoned.start("letter")):
         return reasoned["letter"]
-    return _unlisted(text) or _only_mention(text, digits=digits) or _only_text(text, mentions)
+    return _unlisted(text) or _only_mention(text, digits) or _only_text(text, mentions)
 
 
 def _is_statement(text: str, match: re.Match[str]) -> bool:
@@ -219,13 +230,13 @@ def _unlisted(text: str) -> str | None:
     return chr(codes[-1]) if codes and codes[-1] != codes[-2] + 1 else None
 
 
-def _only_mention(text: str, *, digits: bool) -> str | None:
+def _only_mention(text: str, digits: str) -> str | None:
     mentioned = {
         match[match.lastgroup or 0]
         for match in _MENTION.finditer(text)
         if match.lastgroup != "option" or _is_label(text, match.start("option"))
     }
-    mentioned = {label for label in mentioned if digits or not label.isdigit()}
+    mentioned = {label for label in mentioned if not label.isdigit() or label in digits}
     return mentioned.pop() if len(mentioned) == 1 else None
 
 

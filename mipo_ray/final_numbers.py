@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from fractions import Fraction
 
-from mipo_ray.final_statements import ANSWER, END_OF_SENTENCE, IS, OPERATOR, before_next_question
+from mipo_ray.final_statements import ANSWER, END_OF_SENTENCE, IS, OPERATOR, own_answer
 from mipo_ray.number_tokens import Number, find_number_words, find_numbers, normalised
 
 _REACH = 300  # characters after a mark in which its number stands
@@ -53,7 +53,8 @@ _CORRECTED = re.compile(r"\b(?:(?:should|must|has to|would) be|it(?:['\u2019]s| 
 
 # Weaker signs of a conclusion, looked for behind the last equation.
 _WEAK_MARK = re.compile(
-    rf"\b(?:total|result|solution|sum)\b[^.!?\n\d]{{0,40}}?{IS}|\*\*(?=\\?[$\u20ac\u00a3]?\d)", re.IGNORECASE
+    rf"\b(?:total|result|solution|sum)\b[^.!?\n\d]{{0,40}}?{IS}|(?:\*\*|\btotal\sof\s)(?=\\?[$\u20ac\u00a3]?\d)",
+    re.IGNORECASE,
 )
 _CONCLUSION = re.compile(
     r"(?:\A|(?<=[.!?]\s)|(?<=\n))[*_\s]{0,4}(?:and\s)?(?:therefore|thus|so|hence|consequently|in total|altogether"
@@ -66,8 +67,17 @@ _STATE = re.compile(
     re.IGNORECASE,
 )
 _SUBORDINATE = re.compile(r"\b(?:if|since|because|when|as|each|every|you|your|let)\b", re.IGNORECASE)
+_END_OF_CLAUSE = re.compile(rf"{END_OF_SENTENCE.pattern}|[,;]\s")
 _IN_A_TERM = re.compile(r"[-+*/^\u00d7\u00f7]\s{0,2}\\?[$(]?\Z")
-_COMPARED = re.compile(r"\b(?:than|of|out of|from)\s(?:(?:the|all|his|her|their|its)\s)?\\?[$]?\Z", re.IGNORECASE)
+_COMPARED = re.compile(
+    r"\b(?:(?:than|out of|from)\s(?:(?:the|all|his|her|their|its)\s)?|of\s(?:the|all|his|her|their|its)\s)\\?[$]?\Z",
+    re.IGNORECASE,
+)
+_REFUSED = re.compile(
+    r"\b(?:cannot|can['\u2019]t|could not|unable to|impossible to|not possible to)\s(?:be\s)?"
+    r"(?:solved?|determined?|answer(?:ed)?|help|calculated?|tell|find|found)\b|\bnot enough information\b",
+    re.IGNORECASE,
+)
 _CUT_OFF = re.compile(r"=\s{0,9}[$]?\Z")
 
 
@@ -89,7 +99,7 @@ def final_number(text: str) -> Fraction | None:
     (2 hours and 30 minutes) or a list without spaces (2024-05-01, 3:30, 10-20, 1,5) has no one value: as a marked
     answer it gives None, elsewhere it is passed over.
     """
-    reading = _Reading(normalised(before_next_question(text)))
+    reading = _Reading(normalised(own_answer(text)))
     corrected = reading.corrected()
     if corrected:
         return corrected.value
@@ -186,11 +196,13 @@ class _Reading:
         concluded = self._conclusion(result)
         if concluded or result:
             return concluded or result
-        numbers = [number for number in self.numbers if number.value is not None]
-        if numbers:
-            return next((number for number in reversed(numbers) if not self._is_aside(number)), numbers[-1])
-        words = find_number_words(self.text)
-        return words[-1] if words else next(reversed(self.list_counts), None)
+        numbers = [number for number in self.numbers if number.value is not None] or find_number_words(self.text)
+        if not numbers or _REFUSED.search(self.text):
+            return next(reversed(self.list_counts), None)
+        sentence = numbers[-1].start - len(END_OF_SENTENCE.split(self.text[: numbers[-1].start][-_REACH:])[-1])
+        told = [number for number in numbers if number.start >= sentence]
+        states = [number for number in told if self._is_state(number)]
+        return (states or [number for number in told if not self._is_aside(number)] or told)[-1]
 
     def _results(self) -> Iterator[Number]:
         """The results of the equations, the last first: right of the sign, or left of it (8 = 5 + 3)."""
@@ -227,8 +239,8 @@ class _Reading:
 
     def _is_state(self, number: Number) -> bool:
         """Whether a sentence such as "Now she has 12" states `number`, with no condition and no address before it."""
-        sentence = END_OF_SENTENCE.split(self.text[max(0, number.start - 120) : number.start])[-1]
-        return self._has_before(_STATE, number) and not _SUBORDINATE.search(sentence)
+        clause = _END_OF_CLAUSE.split(self.text[max(0, number.start - 120) : number.start])[-1]
+        return self._has_before(_STATE, number) and not self.goes_on(number) and not _SUBORDINATE.search(clause)
 
     def _is_aside(self, number: Number) -> bool:
         """Whether `number` stands in brackets or is only what another one is compared with ("of the 16")."""

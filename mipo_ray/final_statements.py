@@ -15,6 +15,7 @@ END_OF_SENTENCE = re.compile(r"[.!?\u3002](?:\s|\Z)|\n")
 # A number that only begins an expression: "3 + 4", "20% of 50".
 OPERATOR = re.compile(r"%?\s?(?:\\times|\\cdot|\\div|[-+*/x\u00d7\u00f7\u00b7^])\s?\\?[$(]?\d|%\sof\s\\?[$]?\d")
 
+_TAG = re.compile(r"</?(?:answer|b|i|u|p|em|strong|span|br|code|li|ul|ol)(?:\s?/)?>")
 _ANSWERED = re.compile(rf"\#{{4}}\s?\S|\\boxed|{ANSWER}", re.IGNORECASE)
 _NEXT_QUESTION = re.compile(
     r"^[ \t>*#]{0,8}+(?:(?:question|problem|exercise|q|human|user|instruction)\b[ \t]?\#?\d{0,4}[*_]{0,2}\s?:"
@@ -23,11 +24,12 @@ _NEXT_QUESTION = re.compile(
 )
 
 
-def before_next_question(text: str) -> str:
-    """`text` up to where the model, its answer given, goes on to write the next question itself.
+def own_answer(text: str) -> str:
+    """`text` without HTML tags, up to where the model, its answer given, goes on to write the next question itself.
 
     Few-shot prompts teach small models to do so; what follows answers another question.
     """
+    text = _TAG.sub(lambda tag: "\nanswer: " if tag[0] == "<answer>" else " ", text)
     answered = _ANSWERED.search(text)
     following = _NEXT_QUESTION.search(text, answered.end()) if answered else None
     return text[: following.start()] if following else text

@@ -136,7 +136,9 @@ _UNITS += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {word: value for value, word in enumerate(_UNITS)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
 _ONE_WORD = rf"(?:{'|'.join(sorted([*_WORDS, 'hundred', 'dozen', *_SCALES], key=len, reverse=True))})"
-_NUMBER_WORDS = re.compile(rf"\b{_ONE_WORD}(?:(?:[\s-]|\sand\s)(?:a\s)?{_ONE_WORD}){{0,12}}+\b", re.IGNORECASE)
+_NUMBER_WORDS = re.compile(
+    rf"\b{_ONE_WORD}(?:(?:[\s-]|\sand\s)(?:a\s)?{_ONE_WORD}){{0,12}}+(?P<half>\sand\sa\shalf)?\b", re.IGNORECASE
+)
 # "the two boys", "both", "no one": words that count nothing anew.
 _NO_QUANTITY_BEFORE = re.compile(
     r"\b(?:the|these|those|both|all|no|any|every|some|each|this|that|which)\s\Z", re.IGNORECASE
@@ -147,7 +149,11 @@ _NO_QUANTITY_AFTER = re.compile(r"\s(?:of|another|by|day)\b", re.IGNORECASE)
 def find_number_words(text: str) -> list[Number]:
     """The English cardinal numbers that `text` writes in words: twelve, twenty-five, one hundred and two, a dozen."""
     return [
-        Number(found.start(), found.end(), _spoken(re.split(r"[\s-]+", found[0].lower())))
+        Number(
+            found.start(),
+            found.end(),
+            _spoken(re.split(r"[\s-]+", found[0].lower())) + bool(found["half"]) * Fraction(1, 2),
+        )
         for found in _NUMBER_WORDS.finditer(text)
         if not _NO_QUANTITY_BEFORE.search(text[max(0, found.start() - 7) : found.start()])
         and not (found[0].lower() == "one" and _NO_QUANTITY_AFTER.match(text, found.end()))
