@@ -8,7 +8,7 @@ of them, each with `label` and `text`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import sha256
@@ -170,10 +170,15 @@ def item_of(task: Task, row: SourceRow) -> Item:
     return Item(prompt["prompt_id"], prompt["messages"], answer, labels, texts)
 
 
-def extract(task: Task, response: str) -> str | None:
-    """The final answer of a response as `Item.answer` writes it; None where it states none."""
+def extract(
+    task: Task, response: str, *, labels: Sequence[str] | None = None, texts: Sequence[str] | None = None
+) -> str | None:
+    """The final answer of a response as `Item.answer` writes it; None where it states none.
+
+    `labels` and `texts` are those of the item's options, where it has any.
+    """
     if task.extraction == "choice":
-        return final_choice(response)
+        return final_choice(response, labels=labels or None, texts=texts or None)
     number = final_number(response)
     return None if number is None else str(number)
 
