@@ -57,7 +57,7 @@ def write_recipe(directory: Path, model: Path) -> Path:
         },
         "arms": ARMS,
     }
-    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return directory / "recipe.yaml"
 
 
