@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 from mipo_ray import run_lock
 from mipo_ray.compare_config import BASE, Comparison, describe_arm, load_comparison
+from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.errors import UserError
 from mipo_ray.plan import Plan, describe, make_plan
-from mipo_ray.resources import Node, NodeType, local_cpus, total
-from mipo_ray.run import cluster_address, connect, local_gpus, user_error
+from mipo_ray.resources import Node, NodeType, total
 from mipo_ray.storage import RunDirectory, StorageError
 
 
@@ -36,11 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dry_run(comparison: Comparison) -> int:
-    config = comparison.shared
-    if cluster_address(config) is None:
-        nodes, types = [Node({"CPU": float(local_cpus(config)), "GPU": local_gpus()})], None
-    else:
-        nodes, types = connect(config)
+    nodes, types = nodes_for_dry_run(comparison.shared)
     plans = _plans(comparison, nodes, types)
     print(describe_comparison(comparison, plans))
     print("finished: nothing to do" if _is_finished(plans) else "dry run: nothing was started")
@@ -53,32 +49,22 @@ def _run(comparison: Comparison) -> int:
     root.check_writable()
     with run_lock.hold(root):
         started = time.monotonic()
-        config = comparison.shared
-        is_local = cluster_address(config) is None
-        here = Node({"CPU": float(local_cpus(config)) if is_local else float("inf"), "GPU": float("inf")})
+        here, is_local = unbounded_node(comparison.shared)
         plans = _plans(comparison, [here], None, known=is_local)
         if _is_finished(plans):
             print(f"{root.url}: finished before, nothing to train")
             _report(comparison, root)
             return 0
-        nodes, types = connect(config)
+        nodes, types = connect(comparison.shared)
         plans = _plans(comparison, nodes, types)
         print(describe_comparison(comparison, plans), flush=True)
-
-        import ray
 
         from mipo_ray.compare_loop import run_arms
         from mipo_ray.compare_report import write_comparison
 
         resources = {arm: plans[arm, comparison.seeds[0]].resources for arm in (BASE, *comparison.arms)}
-        try:
+        with connected_work():
             run_arms(comparison, resources, lambda: write_comparison(comparison, root))
-        except ray.exceptions.RayError as error:
-            if (cause := user_error(error)) is not None:
-                raise cause from None
-            raise
-        finally:
-            ray.shutdown()
         _report(comparison, root)
         print(f"finished in {(time.monotonic() - started) / 60:.1f} minutes")
     return 0

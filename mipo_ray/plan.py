@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from mipo_ray.config import Config
 from mipo_ray.config_train import TrainConfig
 from mipo_ray.estimates import describe_estimates
+from mipo_ray.evaluation.evaluation_file import EVALUATION, read_evaluation
+from mipo_ray.evaluation.task_check import CheckedTask, check_finished_tasks, check_tasks, task_stage
 from mipo_ray.labels import shown
 from mipo_ray.model_shape import model_shape
 from mipo_ray.models import check_model, embedding_model
@@ -32,19 +34,26 @@ class Plan:
     finished: tuple[str, ...]
     nodes: Sequence[Node] | None = None
     types: Sequence[NodeType] | None = None
+    tasks: tuple[CheckedTask, ...] = ()
 
     @property
     def stages(self) -> list[str]:
         """Every stage of the run, in order."""
-        names = [self.run.stage(None, "evaluate")] if self.config.evaluate.enabled else []
+        names = self._evaluations(None)
         for round_index in range(self.config.rounds):
             names += [self.run.stage(round_index, "generate"), self.run.stage(round_index, "train")]
-            names += [self.run.stage(round_index, "evaluate")] if self.config.evaluate.enabled else []
+            names += self._evaluations(round_index)
         return names
+
+    def _evaluations(self, round_index: int | None) -> list[str]:
+        if not self.config.evaluate.enabled:
+            return []
+        tasks = [task_stage(self.run, round_index, task.name) for task in self.tasks]
+        return [self.run.stage(round_index, "evaluate"), *tasks]
 
     @property
     def is_finished(self) -> bool:
-        """Every stage is finished, and results.json and report.html were written after the last one."""
+        """Every stage is finished, and the files of results and report.html were written after the last one."""
         return set(self.stages) <= set(self.finished) and self._is_reported()
 
     def _is_reported(self) -> bool:
@@ -52,9 +61,13 @@ class Plan:
         measured = {"base", *map(str, range(self.config.rounds))} if self.config.evaluate.enabled else set()
         if not measured <= json.loads(self.run.read_text("results.json") or "{}").keys():
             return False
+        evaluation = read_evaluation(self.run)
+        names = {task.name for task in self.tasks}
+        if any(not names <= evaluation.get(policy, {}).keys() for policy in measured):
+            return False
         written = self.run.modified("report.html")
-        results = self.run.modified("results.json")
-        return written is not None and (results is None or results <= written)
+        read = [self.run.modified(name) for name in ("results.json", EVALUATION)]
+        return written is not None and all(time is None or time <= written for time in read)
 
 
 def make_plan(
@@ -74,18 +87,22 @@ def make_plan(
         embedding_model(config.conditioning.similar.model)
     prompts = check_training(config)
     held_out = check_held_out(config) if config.evaluate.enabled else None
+    tasks = check_tasks(config) if config.evaluate.enabled else ()
     resources = resolve(config, cluster)
     check_resources(config, resources, cluster, nodes, types)
     run.check_writable()
     run.check_config(config)
-    return Plan(config, run, resources, prompts, held_out, finished_stages(config, run), nodes, types)
+    check_finished_tasks(tasks, run, range(config.rounds))
+    finished = finished_stages(config, run, tasks)
+    return Plan(config, run, resources, prompts, held_out, finished, nodes, types, tasks)
 
 
-def finished_stages(config: Config, run: RunDirectory) -> tuple[str, ...]:
+def finished_stages(config: Config, run: RunDirectory, tasks: Sequence[CheckedTask] = ()) -> tuple[str, ...]:
     """Names of the finished stages in the run directory; raises StorageError for a damaged one."""
-    candidates = [run.stage(None, "evaluate")]
+    measured = ["evaluate", *(f"tasks/{task.name}" for task in tasks)]
+    candidates = [run.stage(None, stage) for stage in measured]
     for round_index in range(config.rounds):
-        candidates += [run.stage(round_index, stage) for stage in ("generate", "train", "evaluate")]
+        candidates += [run.stage(round_index, stage) for stage in ("generate", "train", *measured)]
     return tuple(stage for stage in candidates if run.read_manifest(stage) is not None)
 
 
@@ -115,6 +132,7 @@ def describe(plan: Plan) -> str:
             f"evaluate        {plan.held_out.rows:,} held-out prompts x {evaluate.samples_per_prompt} answers, each "
             f"scored under its own and {evaluate.other_prompts} other conditionings"
         )
+    lines += describe_tasks(plan.tasks)
     for phase, needs in phases(config, plan.resources).items():
         what = (
             f"{pool.min_size} to {pool.max_size} engines, tensor parallel {pool.tensor_parallel_size}"
@@ -131,6 +149,17 @@ def describe(plan: Plan) -> str:
     for stage in plan.stages:
         lines.append(f"  {stage:<24}{'finished' if stage in plan.finished else 'to do'}")
     return "\n".join(lines)
+
+
+def describe_tasks(tasks: Sequence[CheckedTask]) -> list[str]:
+    """Lines for the plan: every task, its items and how they are answered."""
+    lines = []
+    for task in tasks:
+        how = "log-probs of the options"
+        if task.sampling is not None:
+            how = f"responses of up to {task.sampling.max_tokens} tokens, temperature {task.sampling.temperature:g}"
+        lines.append(f"task            {task.name}: {task.items:,} items of {task.path}, {how}")
+    return lines
 
 
 def _request(request: Request, plan: Plan) -> str:

@@ -53,6 +53,7 @@ EXECUTION_ONLY = {
     "train.max_failures",
     "evaluate.scoring_batch_size",
     "evaluate.scorers",
+    "evaluate.tasks",
     "ray.address",
     "ray.num_cpus",
     "ray.autoscaling",
@@ -100,6 +101,7 @@ OTHER_VALUES: dict[str, Any] = {
     "train.placement_strategy": "SPREAD",
     "train.zero_stage": 3,
     "train.checkpoint_steps": 50,
+    "evaluate.tasks": {"gsm8k": {"limit": 5}},
     "ray.address": "auto",
     "ray.num_cpus": 9,
 }
