@@ -119,8 +119,7 @@ def _plans(
 
 def _stages(arm: str, plan: Plan) -> list[str]:
     """The base is only measured; to the arms its measurement is given."""
-    base = plan.run.stage(None, "evaluate")
-    return [base] if arm == BASE else [stage for stage in plan.stages if stage != base]
+    return [stage for stage in plan.stages if stage.startswith("base/") == (arm == BASE)]
 
 
 def _finished(arm: str, plan: Plan) -> list[str]:

@@ -10,20 +10,21 @@ pairs that every arm kept, in one order.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow.dataset
 
 from mipo_ray import monitoring
 from mipo_ray.compare_config import BASE, Comparison, common_pairs_file
 from mipo_ray.errors import UserError
+from mipo_ray.evaluation.accuracy import measure_tasks
+from mipo_ray.evaluation.task_check import CheckedTask, check_tasks
+from mipo_ray.evaluation.task_requests import prepare_tasks
 from mipo_ray.generation.pipeline import condition_prompts
 from mipo_ray.loop import evaluate, generate, pair_set_hash, train
 from mipo_ray.resources import Resources
 from mipo_ray.storage import RunDirectory
 from mipo_ray.training.trainer import check_training
-
-EVALUATE_STAGE = "evaluate"
 
 
 def run_arms(comparison: Comparison, resources: Mapping[str, Resources], report: Callable[[], object]) -> None:
@@ -32,14 +33,19 @@ def run_arms(comparison: Comparison, resources: Mapping[str, Resources], report:
     `resources` are those of each arm and of "base". Raises UserError when the arms have no pair in common, or when an
     arm that was added later lacks pairs that the others were trained on already.
     """
+    tasks = check_tasks(comparison.shared)
     for config in {arm.train.model_dump_json(): arm for arm in comparison.arms.values()}.values():
         check_training(config)
     for seed in comparison.seeds:
-        _run_seed(comparison, seed, resources, report)
+        _run_seed(comparison, seed, tasks, resources, report)
 
 
 def _run_seed(
-    comparison: Comparison, seed: int, resources: Mapping[str, Resources], report: Callable[[], object]
+    comparison: Comparison,
+    seed: int,
+    tasks: Sequence[CheckedTask],
+    resources: Mapping[str, Resources],
+    report: Callable[[], object],
 ) -> None:
     initial = comparison.shared.model.path
     base, base_config = comparison.run(BASE, seed), comparison.config(BASE, seed)
@@ -52,7 +58,9 @@ def _run_seed(
             condition_prompts(config, run, 0, policy=initial, resources=resources[arm])
     _say(BASE, seed)
     with monitoring.recording(base) as events:
+        prepare_tasks(tasks, base_config, base, policy=initial)
         evaluate(base_config, base, None, initial, initial, resources[BASE], events)
+        measure_tasks(tasks, base_config, base, None, policy=initial, resources=resources[BASE], events=events)
     report()
     policies = dict.fromkeys(comparison.arms, initial)
     for round_index in range(comparison.shared.rounds):
@@ -61,7 +69,8 @@ def _run_seed(
         only = common_pairs(comparison, seed, round_index)
         for arm in comparison.arms:
             run, config = comparison.run(arm, seed), comparison.config(arm, seed)
-            run.copy_stage(base, base.stage(None, EVALUATE_STAGE))
+            for stage in ("evaluate", *(f"tasks/{task.name}" for task in tasks)):
+                run.copy_stage(base, base.stage(None, stage))
             pairs = run.read_manifest(run.stage(round_index, "generate"))
             assert pairs is not None
             _say(arm, seed)
@@ -69,6 +78,8 @@ def _run_seed(
                 policy = train(config, run, round_index, policies[arm], pairs, resources[arm], events, only)
                 _check_trained_on(run, round_index, only)
                 evaluate(config, run, round_index, policy, initial, resources[arm], events)
+                prepare_tasks(tasks, config, run, policy=initial)
+                measure_tasks(tasks, config, run, round_index, policy=policy, resources=resources[arm], events=events)
             policies[arm] = policy
             report()
 
