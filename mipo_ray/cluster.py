@@ -5,15 +5,17 @@ Ray keeps the autoscaler's side of this behind internal interfaces; they are use
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import ray
 
 from mipo_ray.resources import Node, NodeType, Request
-from mipo_ray.waiting import Autoscaling
+from mipo_ray.waiting import Autoscaling, NoAnswerError
 
 _SECONDS_TO_ANSWER = 10
 
@@ -39,16 +41,17 @@ def node_types() -> list[NodeType] | None:
 
 
 def autoscaling(request: Request) -> Autoscaling | None:
-    """What the autoscaler does, and whether it calls this request infeasible; None where none reports (or is there)."""
+    """What the autoscaler does, and whether it calls this request infeasible; None where none reports (or is there).
+
+    Raises NoAnswerError when the cluster's head does not answer.
+    """
     from ray.core.generated import autoscaler_pb2
 
-    raylet: Any = ray._raylet
     status = autoscaler_pb2.GetClusterStatusReply()  # type: ignore[attr-defined]
     try:
-        client = raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
-        status.ParseFromString(client.get_cluster_status(timeout_s=_SECONDS_TO_ANSWER))
-    except Exception:  # of several kinds, while the head restarts: looked at again in a moment
-        return None
+        status.ParseFromString(_head().get_cluster_status(timeout_s=_SECONDS_TO_ANSWER))
+    except ray.exceptions.RayError as error:
+        raise NoAnswerError(str(error)) from error
     return read_status(status, request)
 
 
@@ -72,23 +75,43 @@ def read_status(status: Any, request: Request) -> Autoscaling | None:
     )
 
 
-def placed_actors(is_wanted: Callable[[str], bool]) -> int | None:
+def placed_actors(is_wanted: Callable[[str], bool]) -> int:
     """How many of this job's actors, chosen by their class name, have a node, whether they are ready or still start.
 
-    None while the cluster's head does not answer.
+    Raises NoAnswerError when the cluster's head does not answer.
     """
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+
+    async def table() -> dict[Any, Any]:
+        found: dict[Any, Any] = await _head().async_get_all_actor_info(job_id=job, timeout=_SECONDS_TO_ANSWER)
+        return found
+
     try:
-        table: dict[str, dict[str, Any]] = ray._private.state.state.actor_table(None, job_id=job)
-    except Exception:  # of several kinds
-        return None
-    return sum(_has_node(actor) for actor in table.values() if is_wanted(actor["ActorClassName"]))
+        actors = asyncio.run(table()).values()
+    except ray.exceptions.RayError as error:
+        raise NoAnswerError(str(error)) from error
+    return sum(_has_node(actor) for actor in actors if is_wanted(actor.class_name))
 
 
-def _has_node(actor: Mapping[str, Any]) -> bool:
+def _head() -> Any:
+    """A client of the cluster's head (its control service, the GCS) whose calls take a timeout.
+
+    `ray._private.state` asks without one, and waits for as long as the head is away.
+    """
+    return _client(ray.get_runtime_context().gcs_address)
+
+
+@functools.lru_cache(maxsize=1)
+def _client(address: str) -> Any:
+    # Kept: the making of one waits half a minute for a head that is away, whatever timeout its calls have.
+    raylet: Any = ray._raylet
+    return raylet.GcsClient(address=address)
+
+
+def _has_node(actor: Any) -> bool:
     # The node's id is there from the beginning, of the node that looks for a place; the worker's own address comes with
     # the place. A restarting actor still names the one that it lost.
-    return actor["State"] in ("PENDING_CREATION", "ALIVE") and bool(actor["Address"]["IPAddress"])
+    return actor.state in (actor.PENDING_CREATION, actor.ALIVE) and bool(actor.address.ip_address)
 
 
 def _bundles(gang: Any) -> list[Any]:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import ray
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.exceptions import ExecutionTimeoutError
 
 from mipo_ray.cluster import autoscaling, placed_actors
 from mipo_ray.resources import Request
-from mipo_ray.waiting import Wait, WaitTimeoutError
+from mipo_ray.waiting import Autoscaling, NoAnswerError, Wait, WaitTimeoutError
 
 LOOK_SECONDS = 5.0
 TRAINING_WORKER = "RayTrainWorker"
@@ -37,18 +38,19 @@ class WatchActors(ExecutionCallback):
         self._next_look = 0.0
 
     def on_execution_step(self, executor: Any) -> None:
-        if (now := time.monotonic()) < self._next_look:
+        if time.monotonic() < self._next_look:
             return
-        self._next_look = now + LOOK_SECONDS
         pools = [pool for operator in executor._topology for pool in operator.get_autoscaling_actor_pools()]
         names = {pool.map_worker_cls_name for pool in pools}
         # A pool that has done its work gets smaller and waits for nothing. Of those that it has not yet, some have a
         # node and load their weights.
         waits = any(pool.num_pending_actors() or pool.num_restarting_actors() for pool in pools)
+        fewest = self._wait.request.fewest
         try:
-            _say(self._wait, placed_actors(names.__contains__) if waits else self._wait.request.fewest, now)
+            _look(self._wait, lambda: placed_actors(names.__contains__) if waits else fewest)
         except WaitTimeoutError as error:
             raise PoolWaitTimeoutError(str(error)) from None
+        self._next_look = time.monotonic() + LOOK_SECONDS  # of its end: without an answer a look takes some seconds
 
 
 def watch_actors(dataset: ray.data.Dataset, request: Request, limit_minutes: float) -> None:
@@ -58,9 +60,9 @@ def watch_actors(dataset: ray.data.Dataset, request: Request, limit_minutes: flo
 
 
 class WorkerWatch:
-    """The watch over the workers of one training; `failure` is why it ended the training."""
+    """The watch over the workers of one training; `failure` is why it ended it, a WaitTimeoutError as a rule."""
 
-    failure: WaitTimeoutError | None = None
+    failure: Exception | None = None
 
 
 @contextlib.contextmanager
@@ -71,12 +73,14 @@ def watch_workers(request: Request, limit_minutes: float, end: Callable[[], None
 
     def follow() -> None:
         while not stop.wait(LOOK_SECONDS):
-            try:
-                _say(wait, placed_actors(TRAINING_WORKER.__eq__), time.monotonic())
-            except WaitTimeoutError as error:
-                watch.failure = error
-                end()
-                return
+            if watch.failure is None:
+                try:
+                    _look(wait, lambda: placed_actors(TRAINING_WORKER.__eq__))
+                except Exception as error:  # whatever it is: a watch that ends alone leaves a wait without end
+                    watch.failure = error
+            if watch.failure is not None:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    end()  # and again, should the training not have begun yet, or the head not answer
 
     thread = threading.Thread(target=follow, name="watch-workers", daemon=True)
     thread.start()
@@ -87,9 +91,16 @@ def watch_workers(request: Request, limit_minutes: float, end: Callable[[], None
         thread.join()
 
 
-def _say(wait: Wait, placed: int | None, now: float) -> None:
-    if placed is None:
-        return
-    is_missing = placed < wait.request.fewest
-    if line := wait.observe(placed, autoscaling(wait.request) if is_missing else None, now):
+def _look(wait: Wait, placed_now: Callable[[], int]) -> None:
+    """Takes note of how many actors have a node, and of what the autoscaler does where some have none."""
+    # While the head does not answer nothing is known to be placed, so that this time counts.
+    placed = 0
+    found: Autoscaling | NoAnswerError | None = None
+    try:
+        placed = placed_now()
+        if placed < wait.request.fewest:
+            found = autoscaling(wait.request)
+    except NoAnswerError as error:
+        found = error
+    if line := wait.observe(placed, found, time.monotonic()):
         print(line, flush=True)

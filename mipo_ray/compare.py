@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 
 from mipo_ray import run_lock
+from mipo_ray.command import run_command
 from mipo_ray.compare_config import BASE, Comparison, describe_arm, load_comparison
 from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.errors import UserError
@@ -27,12 +28,12 @@ from mipo_ray.storage import RunDirectory, StorageError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parse(arguments)
-    try:
+
+    def work() -> int:
         comparison = load_comparison(options.recipe, options.overrides)
         return _dry_run(comparison) if options.dry_run else _run(comparison)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return run_command(work, resumes=not options.dry_run)
 
 
 def _dry_run(comparison: Comparison) -> int:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from mipo_ray.config_judge import JudgeConfig
 from mipo_ray.config_pairs import PromptsConfig
 from mipo_ray.config_types import EXECUTION_ONLY, PositiveInt, Section
 
@@ -33,6 +34,12 @@ class EvaluateConfig(Section):
     other_prompts: PositiveInt = Field(
         3, description="K: other held-out conditionings that each response is scored under"
     )
+    matrix: Annotated[int, Field(ge=0)] = Field(
+        8,
+        description="M: held-out answers that are scored under each other's prompts, and under each other's contexts, "
+        "M x M sequences each (0: none); fixed when the base is measured",
+        json_schema_extra=EXECUTION_ONLY,
+    )
     scoring_batch_size: PositiveInt = Field(
         8, description="sequences per forward pass when scoring", json_schema_extra=EXECUTION_ONLY
     )
@@ -40,6 +47,7 @@ class EvaluateConfig(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
         2000, description="bootstrap resamples behind each 95 % interval"
     )
+    judge: JudgeConfig = Field(default_factory=JudgeConfig, description="a model that judges the held-out answers")
     tasks: dict[str, TaskConfig] = Field(
         default_factory=dict,
         description="accuracy tasks, a list of names or a mapping of names to {path, limit, max_tokens}; a name is one "
@@ -60,3 +68,9 @@ class EvaluateConfig(Section):
         if isinstance(tasks, dict):
             return {name: {} if settings is None else settings for name, settings in tasks.items()}
         return tasks
+
+    @model_validator(mode="after")
+    def _judge_has_answers(self) -> EvaluateConfig:
+        if self.judge.is_on and not self.enabled:
+            raise ValueError("judge judges the held-out answers, which enabled=false leaves out; set enabled=true")
+        return self

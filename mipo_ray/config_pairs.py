@@ -79,6 +79,11 @@ class PromptsConfig(Section):
     context_column: str = Field("context", description="optional column: what is known of the user")
     group_column: str = Field("group", description="optional column: rows of one group are never mismatched")
     id_column: str = Field("prompt_id", description="optional column with unique ids; without it rows are numbered")
+    reference_column: str = Field(
+        "reference",
+        description="optional column: a good answer to this prompt, which nothing but the pointwise judge reads",
+        json_schema_extra=EXECUTION_ONLY,
+    )
     limit: PositiveInt | None = Field(None, description="use the first rows only; null: all")
     system: str | None = Field(None, description="system message before every prompt that brings none of its own")
     exemplars: Exemplars = Field(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.resources import Node, NodeType, ResourceError, local_cpus
+from mipo_ray.stop_signals import kept_handlers
 
 
 def ray_address(config: Config) -> str | None:
@@ -42,20 +43,21 @@ def connect(config: Config) -> tuple[list[Node], list[NodeType] | None]:
 
     address = ray_address(config)
     quiet = ray.LoggingConfig(log_level="WARNING")
-    if address is None:
-        ray.init(
-            address="local",
-            num_cpus=local_cpus(config),
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            logging_level=logging.WARNING,
-            logging_config=quiet,
-        )
-    else:
-        try:
-            ray.init(address=address, logging_level=logging.WARNING, logging_config=quiet)
-        except (ConnectionError, ValueError) as error:  # nobody answers; no address
-            raise ResourceError(f"ray.address {address!r}: cannot join this cluster: {error}") from None
+    with kept_handlers():
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=local_cpus(config),
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                logging_level=logging.WARNING,
+                logging_config=quiet,
+            )
+        else:
+            try:
+                ray.init(address=address, logging_level=logging.WARNING, logging_config=quiet)
+            except (ConnectionError, ValueError) as error:  # nobody answers; no address
+                raise ResourceError(f"ray.address {address!r}: cannot join this cluster: {error}") from None
     # The stages show their own progress; Ray Data's would repeat every operator of every small pass.
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipo_ray import run_lock
+from mipo_ray.command import run_command
 from mipo_ray.config import Config
 from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.errors import UserError
@@ -52,12 +53,12 @@ class EvaluationPlan:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parse(arguments)
-    try:
+
+    def work() -> int:
         config, run, rounds = _load(options.target, options.overrides)
         return _dry_run(config, run, rounds) if options.dry_run else _run(config, run, rounds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return run_command(work, resumes=not options.dry_run)
 
 
 def make_evaluation_plan(
@@ -97,7 +98,7 @@ def describe(plan: EvaluationPlan) -> str:
             f"run directory   {plan.run.url}",
             f"model           {config.model.path}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
             f"policies        {policies}",
-            *describe_tasks(plan.tasks),
+            *describe_tasks(config, plan.resources, plan.tasks),
             f"engines         {pool.min_size} to {pool.max_size}, each {pool.cpus_per_engine:g} CPUs and "
             f"{plan.resources.gpus_per_engine:g} GPUs ({device})",
             f"to do           {', '.join(plan.unfinished) or 'nothing'}",

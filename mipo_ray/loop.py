@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
@@ -21,15 +20,17 @@ from mipo_ray.errors import UserError
 from mipo_ray.evaluation.accuracy import measure_tasks
 from mipo_ray.evaluation.evaluation_file import final_tables
 from mipo_ray.evaluation.held_out import measure_policy
+from mipo_ray.evaluation.judging import judge_policy, reach_judge
 from mipo_ray.evaluation.measured import measured_rows
 from mipo_ray.evaluation.results import measure
-from mipo_ray.evaluation.task_check import check_tasks
+from mipo_ray.evaluation.task_check import CheckedTask, check_tasks
 from mipo_ray.evaluation.task_requests import prepare_tasks
 from mipo_ray.generation.pipeline import condition_prompts, generate_pairs
 from mipo_ray.monitoring import Events, progress
 from mipo_ray.pairs import as_version_2, shuffle_labels
-from mipo_ray.resources import Resources
+from mipo_ray.resources import Request, Resources, engine_request, worker_request
 from mipo_ray.run_report import read_results, write_report
+from mipo_ray.stages import once
 from mipo_ray.storage import RunDirectory
 from mipo_ray.training.trainer import CHECKPOINTS, check_training, train_policy
 
@@ -39,19 +40,19 @@ def run_rounds(config: Config, run: RunDirectory, resources: Resources) -> dict[
     policy = initial = config.model.path
     tasks = check_tasks(config) if config.evaluate.enabled else ()
     with monitoring.recording(run, config.trackers) as events:
-        # A model that cannot be trained so, and prompts that cannot be used, are told before any engine samples.
+        # A model that cannot be trained so, a judge that does not answer, and prompts that cannot be used, are told
+        # before any engine samples.
         check_training(config)
+        reach_judge(config.evaluate.judge)
         condition_prompts(config, run, 0, policy=initial, resources=resources)
         prepare_tasks(tasks, config, run, policy=initial)
         if config.evaluate.enabled:
-            evaluate(config, run, None, policy, initial, resources, events)
-            measure_tasks(tasks, config, run, None, policy=policy, resources=resources, events=events)
+            evaluate_all(config, run, None, policy, initial, tasks, resources, events)
         for round_index in range(config.rounds):
             pairs = generate(config, run, round_index, policy, resources, events)
             policy = train(config, run, round_index, policy, pairs, resources, events)
             if config.evaluate.enabled:
-                evaluate(config, run, round_index, policy, initial, resources, events)
-                measure_tasks(tasks, config, run, round_index, policy=policy, resources=resources, events=events)
+                evaluate_all(config, run, round_index, policy, initial, tasks, resources, events)
                 print(f"\n{final_tables(run)}\n", flush=True)
     write_report(config, run)
     return read_results(run)
@@ -67,9 +68,9 @@ def generate(
         for reason, rows in facts["statistics"]["dropped"].items():
             stage_events.emit({"event": "dropped", "reason": reason, "dropped_pairs": rows})
         stage_events.emit({"event": "pairs", **_numbers(facts["statistics"])})
-        return facts
+        return {**facts, "gpus": _gpus(engine_request(config, resources))}
 
-    return _once(config, run, round_index, "generate", events, work)
+    return once(config, run, round_index, "generate", events, work)
 
 
 def train(
@@ -110,11 +111,31 @@ def train(
                 events=stage_events,
             )
         run.remove(f"{stage}/{CHECKPOINTS}")
-        facts = {"summary": asdict(summary), "reference": reference if config.train.needs_reference else None}
+        facts = {
+            "summary": asdict(summary),
+            "reference": reference if config.train.needs_reference else None,
+            "gpus": _gpus(worker_request(config, resources)),
+        }
         return facts if only is None else {**facts, "pair_set": pair_set_hash(only)}
 
-    _once(config, run, round_index, "train", events, work)
+    once(config, run, round_index, "train", events, work)
     return run.model_path(f"{stage}/policy")
+
+
+def evaluate_all(
+    config: Config,
+    run: RunDirectory,
+    round_index: int | None,
+    policy: str,
+    initial: str,
+    tasks: Sequence[CheckedTask],
+    resources: Resources,
+    events: Events,
+) -> None:
+    """Everything that is measured of a policy: on held-out prompts, on the tasks (prepared before), by the judge."""
+    evaluate(config, run, round_index, policy, initial, resources, events)
+    measure_tasks(tasks, config, run, round_index, policy=policy, resources=resources, events=events)
+    judge_policy(config, run, round_index, resources, events)
 
 
 def evaluate(
@@ -140,55 +161,15 @@ def evaluate(
             seed=config.seed,
         )
         stage_events.emit({"event": "results", **{name: entry["value"] for name, entry in results.items()}})
-        return {**facts, "results": results}
+        return {**facts, "results": results, "gpus": _gpus(engine_request(config, resources))}
 
-    _once(config, run, round_index, "evaluate", events, work)
+    once(config, run, round_index, "evaluate", events, work)
     manifests = {"base": run.read_manifest(run.stage(None, "evaluate"))}
     for index in range(config.rounds):
         manifests[str(index)] = run.read_manifest(run.stage(index, "evaluate"))
     results = {name: manifest["results"] for name, manifest in manifests.items() if manifest is not None}
     run.write_text("results.json", json.dumps(results, indent=2))
     write_report(config, run)
-
-
-def _once(
-    config: Config,
-    run: RunDirectory,
-    round_index: int | None,
-    stage_name: str,
-    events: Events,
-    work: Callable[[Events], dict[str, Any]],
-) -> dict[str, Any]:
-    """Runs a stage and commits it, unless it is finished already. Returns its manifest."""
-    stage = run.stage(round_index, stage_name)
-    label = f"{'base   ' if round_index is None else f'round {round_index}'}  {stage_name:<8}"
-    manifest = run.read_manifest(stage)
-    if manifest is not None:
-        print(f"{label}  finished before", flush=True)
-        return manifest
-    stage_events = events.at(round_index, stage_name)
-    started = time.monotonic()
-    print(f"{label}  started", flush=True)
-    stage_events.emit({"event": "stage_start"})
-    facts = work(stage_events)
-    seconds = time.monotonic() - started
-    manifest = run.commit(stage, config, {"round": round_index, "seconds": seconds, **facts}, files=facts.get("pairs"))
-    written = sum(manifest["files"].values())
-    stage_events.emit({"event": "stage", "stage_seconds": seconds, "written_bytes": written})
-    events.flush()
-    print(f"{label}  done in {seconds:.0f} s{_summary(stage_name, manifest)}", flush=True)
-    return manifest
-
-
-def _summary(stage_name: str, manifest: dict[str, Any]) -> str:
-    """What a stage's line says beyond its duration."""
-    if stage_name == "generate":
-        statistics = manifest["statistics"]
-        return f": {statistics['kept']} pairs kept of {statistics['rows']}, {statistics['generated_tokens']} tokens"
-    if stage_name == "train":
-        summary = manifest["summary"]
-        return f": {summary['steps']} steps, loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
-    return f": {manifest['responses']} held-out responses"
 
 
 def pair_set_hash(pair_ids: frozenset[str]) -> str:
@@ -227,6 +208,11 @@ def _kept_only(block: pa.Table, *, only: frozenset[str] | None, shuffle_seed: in
         kept = kept.filter(pyarrow.compute.is_in(kept["pair_id"], pa.array(sorted(only), pa.string())))
     kept = as_version_2(kept)
     return kept if shuffle_seed is None else shuffle_labels(kept, shuffle_seed)
+
+
+def _gpus(request: Request) -> float:
+    """How many GPUs a stage reserves at most; scoring actors take the places of engines."""
+    return request.most * request.gpus
 
 
 def _numbers(facts: dict[str, Any]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Public personalization data sets, read as their authors published them -> rows with a prompt, a context and a group.
 
 A loader turns one row of a published file into one row with the columns that the prompts section names
-(`column`, `context_column`, `group_column`, `id_column`); the published columns stay beside them, for
-`prompts.question_template` and for `extra`. Column names as of:
+(`column`, `context_column`, `group_column`, `id_column` and, for judges, `reference_column`: the answer that this user
+preferred); the published columns stay beside them, for `prompts.question_template` and for `extra`. Column names as of:
 
 prism                PRISM Alignment (arXiv 2404.16019), names of its code book: conversations.jsonl as `prompts.path`,
                      survey.jsonl as `prompts.profiles_path`.
@@ -30,6 +30,7 @@ from mipo_ray.prompt_files import PromptFile, SourceRow, find_files, missing_col
 RowReader = Callable[[PromptFile], Iterator[SourceRow]]
 
 PRISM_QUESTION, PRISM_USER, PRISM_ID = "opening_prompt", "user_id", "conversation_id"
+PRISM_HISTORY = "conversation_history"  # utterances: turn, role, content, if_chosen
 PRISM_STATEMENTS = {"self_description": "Self-description", "system_string": "How an assistant should behave"}
 PRISM_PREFERENCES = "stated_prefs"
 STRONG_PREFERENCE = 50  # the middle of PRISM's sliders, which go from 0 to 100
@@ -57,6 +58,7 @@ PRISM_DEMOGRAPHICS = {
 }
 
 COMMUNITY_QUESTION, COMMUNITY_USER, COMMUNITY_ID = "first_turn_prompt", "annotator_id", "conversation_id"
+COMMUNITY_PREFERRED, COMMUNITY_ANSWER = "first_turn_preferred_response", "first_turn_response_"  # a to d
 COMMUNITY_DEMOGRAPHICS = {
     "annotator_age": "Age",
     "annotator_gender": "Gender",
@@ -66,12 +68,15 @@ COMMUNITY_DEMOGRAPHICS = {
     "annotator_country": "Country",
 }
 
-# The first name that a row has counts. Group and id are optional.
+END_OF_TEXT = "<|end_of_text|>"  # left at the end of some answers of Community Alignment
+
+# The first name that a row has counts. Group, id and reference are optional.
 MULTI_BENCH = {
     "context": ("system", "persona", "profile", "context"),
     "prompt": ("prompt", "question", "instruction"),
     "group": ("user_id", "user", "persona_id"),
     "id": ("id", "prompt_id"),
+    "reference": ("reference_answer", "reference"),
 }
 
 NOT_GIVEN = ("", "empty string", "prefer not to say", "prefer not to answer")
@@ -109,7 +114,8 @@ def prism_row(row: SourceRow, prompts: PromptsConfig, profiles: Mapping[str, str
     user = row.values[PRISM_USER]
     if str(user) not in profiles:
         raise UserError(f"{row.where}, field {PRISM_USER!r}: user {user!r} has no profile in {prompts.profiles_path}")
-    return _with_columns(row, prompts, row.values[PRISM_QUESTION], profiles[str(user)], user, row.values[PRISM_ID])
+    question, prompt_id = row.values[PRISM_QUESTION], row.values[PRISM_ID]
+    return _with_columns(row, prompts, question, profiles[str(user)], user, prompt_id, _prism_reference(row))
 
 
 def prism_context(profile: SourceRow) -> str:
@@ -139,14 +145,17 @@ def prism_context(profile: SourceRow) -> str:
 def community_alignment_row(row: SourceRow, prompts: PromptsConfig) -> SourceRow | None:
     """A Community Alignment conversation; context: the annotator's demographics. None: no question.
 
-    Its feedback columns are left out: they say what was good about answers to this very question.
+    Its feedback columns are left out of it: they say what was good about answers to this very question. The reference
+    is the answer that the annotator preferred.
     """
     _require(row, (COMMUNITY_ID, COMMUNITY_USER, COMMUNITY_QUESTION, *COMMUNITY_DEMOGRAPHICS), "community_alignment")
     if _is_missing(row.values[COMMUNITY_QUESTION]):
         return None
     context = _lines(*((label, _text(row.values[column])) for column, label in COMMUNITY_DEMOGRAPHICS.items()))
     question, user, prompt_id = (row.values[name] for name in (COMMUNITY_QUESTION, COMMUNITY_USER, COMMUNITY_ID))
-    return _with_columns(row, prompts, question, context, user, prompt_id)
+    letter = _text(row.values.get(COMMUNITY_PREFERRED)).lower().removeprefix("response_")
+    preferred = _text(row.values.get(f"{COMMUNITY_ANSWER}{letter}")).removesuffix(END_OF_TEXT).strip() or None
+    return _with_columns(row, prompts, question, context, user, prompt_id, preferred)
 
 
 def multi_bench_row(row: SourceRow, prompts: PromptsConfig) -> SourceRow:
@@ -157,10 +166,10 @@ def multi_bench_row(row: SourceRow, prompts: PromptsConfig) -> SourceRow:
             names = MULTI_BENCH[part]
             others = f", which loader multi_bench reads as the {part} (or {', '.join(names[1:])})"
             raise missing_column(row, names[0], others)
-    question, context, group, prompt_id = (
-        None if found[part] is None else row.values[str(found[part])] for part in ("prompt", "context", "group", "id")
+    parts = ("prompt", "context", "group", "id", "reference")
+    return _with_columns(
+        row, prompts, *(None if found[part] is None else row.values[str(found[part])] for part in parts)
     )
-    return _with_columns(row, prompts, question, context, group, prompt_id)
 
 
 def _prism_profiles(rows: Iterable[SourceRow]) -> dict[str, str]:
@@ -181,16 +190,28 @@ def _read(file: PromptFile, load: Callable[[SourceRow], SourceRow | None]) -> It
             yield loaded
 
 
+def _prism_reference(conversation: SourceRow) -> str | None:
+    """The answer to the first question that the user chose; None where the conversation names none."""
+    history = conversation.values.get(PRISM_HISTORY)
+    for utterance in history if isinstance(history, list) else []:
+        if not isinstance(utterance, dict) or utterance.get("role") != "model":
+            continue
+        if utterance.get("turn") == 0 and utterance.get("if_chosen") is True:
+            return _text(utterance.get("content")) or None
+    return None
+
+
 def _with_columns(
-    row: SourceRow, prompts: PromptsConfig, question: Any, context: Any, group: Any, prompt_id: Any
+    row: SourceRow, prompts: PromptsConfig, question: Any, context: Any, group: Any, prompt_id: Any, reference: Any
 ) -> SourceRow:
     made = {prompts.column: question, prompts.context_column: context}
     # Where the published table has none, the user's own columns stay.
-    made |= {
-        name: value
-        for name, value in [(prompts.group_column, group), (prompts.id_column, prompt_id)]
-        if value is not None
-    }
+    optional = [
+        (prompts.group_column, group),
+        (prompts.id_column, prompt_id),
+        (prompts.reference_column, reference),
+    ]
+    made |= {name: value for name, value in optional if value is not None}
     return SourceRow(row.where, row.numbered_id, row.values | made)
 
 

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mipo_ray.config import Config
+from mipo_ray.config_evaluate import EvaluateConfig
 from mipo_ray.config_train import TrainConfig
-from mipo_ray.estimates import describe_estimates
+from mipo_ray.estimates import describe_estimates, describe_task_estimate
 from mipo_ray.evaluation.evaluation_file import EVALUATION, read_evaluation
+from mipo_ray.evaluation.judge_rows import check_judge, judged_protocols
 from mipo_ray.evaluation.task_check import CheckedTask, check_finished_tasks, check_tasks, task_stage
 from mipo_ray.labels import shown
 from mipo_ray.model_shape import model_shape
@@ -39,17 +41,14 @@ class Plan:
     @property
     def stages(self) -> list[str]:
         """Every stage of the run, in order."""
-        names = self._evaluations(None)
+        names = self._measured(None)
         for round_index in range(self.config.rounds):
             names += [self.run.stage(round_index, "generate"), self.run.stage(round_index, "train")]
-            names += self._evaluations(round_index)
+            names += self._measured(round_index)
         return names
 
-    def _evaluations(self, round_index: int | None) -> list[str]:
-        if not self.config.evaluate.enabled:
-            return []
-        tasks = [task_stage(self.run, round_index, task.name) for task in self.tasks]
-        return [self.run.stage(round_index, "evaluate"), *tasks]
+    def _measured(self, round_index: int | None) -> list[str]:
+        return measured_stages(self.config, self.run, round_index, self.tasks)
 
     @property
     def is_finished(self) -> bool:
@@ -92,14 +91,27 @@ def make_plan(
     check_resources(config, resources, cluster, nodes, types)
     run.check_writable()
     run.check_config(config)
+    check_judge(config, run)
     check_finished_tasks(tasks, run, range(config.rounds))
     finished = finished_stages(config, run, tasks)
     return Plan(config, run, resources, prompts, held_out, finished, nodes, types, tasks)
 
 
+def measured_stages(
+    config: Config, run: RunDirectory, round_index: int | None, tasks: Sequence[CheckedTask]
+) -> list[str]:
+    """The stages in which one policy is measured, in order; none without evaluation."""
+    if not config.evaluate.enabled:
+        return []
+    of_tasks = [task_stage(run, round_index, task.name) for task in tasks]
+    protocols = judged_protocols(config.evaluate.judge, round_index)
+    judged = [run.stage(round_index, f"judge/{protocol}") for protocol in protocols]
+    return [run.stage(round_index, "evaluate"), *of_tasks, *judged]
+
+
 def finished_stages(config: Config, run: RunDirectory, tasks: Sequence[CheckedTask] = ()) -> tuple[str, ...]:
     """Names of the finished stages in the run directory; raises StorageError for a damaged one."""
-    measured = ["evaluate", *(f"tasks/{task.name}" for task in tasks)]
+    measured = ["evaluate", *(f"tasks/{task.name}" for task in tasks), "judge/pairwise", "judge/pointwise"]
     candidates = [run.stage(None, stage) for stage in measured]
     for round_index in range(config.rounds):
         candidates += [run.stage(round_index, stage) for stage in ("generate", "train", *measured)]
@@ -131,12 +143,16 @@ def describe(plan: Plan) -> str:
         lines.append(
             f"evaluate        {plan.held_out.rows:,} held-out prompts x {evaluate.samples_per_prompt} answers, each "
             f"scored under its own and {evaluate.other_prompts} other conditionings"
+            + (f"; matrices of up to {evaluate.matrix} x {evaluate.matrix}" if evaluate.matrix else "")
         )
-    lines += describe_tasks(plan.tasks)
+        lines += _judging(evaluate, plan.held_out.rows)
+    lines += describe_tasks(config, plan.resources, plan.tasks)
     for phase, needs in phases(config, plan.resources).items():
+        shards = {"generation": pool.tensor_parallel_size}
+        shards["judging"] = config.evaluate.judge.tensor_parallel_size or pool.tensor_parallel_size
         what = (
-            f"{pool.min_size} to {pool.max_size} engines, tensor parallel {pool.tensor_parallel_size}"
-            if phase == "generation"
+            f"{pool.min_size} to {pool.max_size} engines, tensor parallel {shards[phase]}"
+            if phase in shards
             else f"{_workers(train)} workers"
         )
         lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
@@ -151,15 +167,32 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def describe_tasks(tasks: Sequence[CheckedTask]) -> list[str]:
-    """Lines for the plan: every task, its items and how they are answered."""
+def _judging(evaluate: EvaluateConfig, prompts: int) -> list[str]:
+    """Who judges, by what, and how often it is asked about each policy."""
+    judge, answers = evaluate.judge, prompts * evaluate.samples_per_prompt
+    if not judge.is_on:
+        return []
+    asked = {"pairwise": f"pairwise {2 * answers:,} of each round (each pair in both orders)"}
+    asked["pointwise"] = f"pointwise {answers:,} of the base and of each round"
+    return [
+        f"judge           {judge.name}: {', '.join(asked[protocol] for protocol in judge.protocols)}; judgements of up "
+        f"to {judge.max_tokens} tokens, temperature {judge.temperature:g}"
+    ]
+
+
+def describe_tasks(config: Config, resources: Resources, tasks: Sequence[CheckedTask]) -> list[str]:
+    """Lines for the plan: every task, its items and how they are answered, and what that takes."""
     lines = []
     for task in tasks:
         how = "log-probs of the options"
         if task.sampling is not None:
             how = f"responses of up to {task.sampling.max_tokens} tokens, temperature {task.sampling.temperature:g}"
         lines.append(f"task            {task.name}: {task.items:,} items of {task.path}, {how}")
-    return lines
+    if not tasks:
+        return []
+    generated = sum(task.items * task.sampling.max_tokens for task in tasks if task.sampling is not None)
+    characters = sum(task.characters for task in tasks)
+    return lines + describe_task_estimate(resources, model_shape(config.model.path), characters, generated)
 
 
 def _request(request: Request, plan: Plan) -> str:

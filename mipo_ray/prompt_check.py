@@ -59,7 +59,7 @@ def check_training(config: Config) -> PromptSummary:
 
 def check_held_out(config: Config) -> PromptSummary:
     """`check_prompts` of the held-out prompts: answers are compared across them, so there must be several."""
-    summary = check_prompts(config.evaluate.prompts, held_out_needs(config.conditioning), section="evaluate.prompts")
+    summary = check_prompts(config.evaluate.prompts, held_out_needs(config), section="evaluate.prompts")
     if summary.rows_with_context and config.evaluate.other_prompts >= summary.distinct_contexts:
         raise UserError(
             f"evaluate.other_prompts: expected at most {summary.distinct_contexts - 1}, one less than the different "
@@ -112,6 +112,8 @@ def check_prompts(prompts: PromptsConfig, needs: PromptNeeds, section: str = "pr
         _refuse_duplicate_id(files, prompts, read_rows, duplicates)
     _check_optional_columns(prompts, tally, section)
     _check_contexts(prompts, tally, summary, needs)
+    if needs.reference and tally.without_reference:
+        _refuse_without_reference(prompts, tally, summary, section)
     if needs.mismatch:
         _check_mismatch(prompts, tally, summary)
     return summary
@@ -127,10 +129,17 @@ class _Tally:
         self.characters = 0
         self.first_rows: list[str] = []
         self.first_without_context: list[str] = []
+        self.first_without_reference: list[str] = []
+        self.without_reference = 0
         self.columns: dict[str, None] = {}
         self.groups = _Groups()
         self.groups_with_context = _Groups()
-        self.wanted_columns = {prompts.context_column, prompts.group_column, prompts.id_column}
+        self.wanted_columns = {
+            prompts.context_column,
+            prompts.group_column,
+            prompts.id_column,
+            prompts.reference_column,
+        }
 
     def add(self, source: SourceRow, row: PromptRow) -> None:
         self.id_hashes.append(_hash(row["prompt_id"]))
@@ -142,6 +151,10 @@ class _Tally:
             self.groups_with_context.add(row["group"])
         elif len(self.first_without_context) < ROWS_NAMED:
             self.first_without_context.append(source.where)
+        if not row["reference"]:
+            self.without_reference += 1
+            if len(self.first_without_reference) < ROWS_NAMED:
+                self.first_without_reference.append(source.where)
         if len(self.first_rows) < ROWS_NAMED:
             self.first_rows.append(source.where)
             self.columns.update(dict.fromkeys(source.values))
@@ -189,7 +202,7 @@ def _check_columns(prompts: PromptsConfig, section: str) -> None:
 
 def _check_optional_columns(prompts: PromptsConfig, tally: _Tally, section: str) -> None:
     """A column that the user named in the configuration must be there; the default names are optional."""
-    for key in ("context_column", "group_column", "id_column"):
+    for key in ("context_column", "group_column", "id_column", "reference_column"):
         name = getattr(prompts, key)
         if name != PromptsConfig.model_fields[key].default and name not in tally.columns:
             columns = ", ".join(tally.columns)
@@ -221,6 +234,17 @@ def _check_contexts(prompts: PromptsConfig, tally: _Tally, summary: PromptSummar
             f"{tally.first_rows[0]}, field {column!r}: strategy random_context expects at least two different "
             f"contexts of different groups (prompts.group_column={prompts.group_column}), found {found}"
         )
+
+
+def _refuse_without_reference(prompts: PromptsConfig, tally: _Tally, summary: PromptSummary, section: str) -> None:
+    column = prompts.reference_column
+    names = _name_some(tally.first_without_reference, tally.without_reference)
+    columns = f"columns: {', '.join(tally.columns)}{nearest(column, tally.columns.keys() - {column})}"
+    raise UserError(
+        f"{names}, field {column!r}: evaluate.judge.protocols pointwise expects a reference answer in every row, found "
+        f"none in {tally.without_reference} of {summary.rows} rows; name its column as {section}.reference_column, or "
+        f"judge pairwise; {columns}"
+    )
 
 
 def _check_mismatch(prompts: PromptsConfig, tally: _Tally, summary: PromptSummary) -> None:

@@ -18,13 +18,14 @@ class PromptNeeds:
 
     context: how many rows must have one. mismatch: some row must be able to serve as another one's mismatch.
     other_context: two rows of different groups must have different contexts. strategies: those that need a context,
-    for messages.
+    for messages. reference: every row must have a reference answer.
     """
 
     context: Literal["none", "some", "every"] = "none"
     mismatch: bool = False
     other_context: bool = False
     strategies: tuple[str, ...] = ()
+    reference: bool = False
 
 
 def training_needs(conditioning: ConditioningConfig) -> PromptNeeds:
@@ -42,10 +43,15 @@ def training_needs(conditioning: ConditioningConfig) -> PromptNeeds:
     )
 
 
-def held_out_needs(conditioning: ConditioningConfig) -> PromptNeeds:
-    """Held-out answers are compared across prompts, and across contexts where the strategies work on contexts."""
-    needing = tuple(name for name in conditioning.strategies if STRATEGIES[name].needs_context)
-    return PromptNeeds("some" if needing else "none", mismatch=True, strategies=needing)
+def held_out_needs(config: Config) -> PromptNeeds:
+    """Held-out answers are compared across prompts, and across contexts where the strategies work on contexts.
+
+    The pointwise judge compares each with a reference.
+    """
+    needing = tuple(name for name in config.conditioning.strategies if STRATEGIES[name].needs_context)
+    judge = config.evaluate.judge
+    reference = judge.is_on and "pointwise" in judge.protocols
+    return PromptNeeds("some" if needing else "none", mismatch=True, strategies=needing, reference=reference)
 
 
 def check_negatives(config: Config, rows: int, distinct_texts: int, distinct_contexts: int) -> None:

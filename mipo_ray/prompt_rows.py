@@ -27,6 +27,7 @@ class PromptRow(TypedDict):
     question_messages: the same without the context; equal to `messages` where there is none.
     context, group: "" where the row has none.
     text: what decides whether two prompts are the same: `messages` with runs of white space made one space.
+    reference: a good answer, "" where the row has none. Judges alone read it: it does not travel with a round's rows.
     extra: the file's other columns, as one JSON object.
     """
 
@@ -36,6 +37,7 @@ class PromptRow(TypedDict):
     context: str
     group: str
     text: str
+    reference: str
     extra: str
 
 
@@ -64,6 +66,7 @@ def normalize_row(row: SourceRow, prompts: PromptsConfig) -> PromptRow:
         context=context,
         group=_optional_string(row, prompts.group_column, integers=True),
         text=json.dumps([[message["role"], " ".join(message["content"].split())] for message in messages]),
+        reference=_reference(row, prompts.reference_column),
         extra=json.dumps(extra, default=str),
     )
 
@@ -165,6 +168,14 @@ def _optional_string(row: SourceRow, column: str, integers: bool = False) -> str
         expected = "a string or an integer" if integers else "a string"
         raise UserError(f"{row.where}, field {column!r}: expected {expected}, found {_show(value)}")
     return _encodable(f"{row.where}, field {column!r}", value)
+
+
+def _reference(row: SourceRow, column: str) -> str:
+    """The text in an optional column that most runs do not read: what is no text or number there is no reference."""
+    value = row.values.get(column)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    return _encodable(f"{row.where}, field {column!r}", str(value)) if str(value).strip() else ""
 
 
 def _filled(row: SourceRow, column: str, text: str) -> str:

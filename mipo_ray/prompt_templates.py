@@ -35,10 +35,10 @@ def check_templates(prompts: PromptsConfig, section: str, *, needs_context: bool
     the context; otherwise matched and mismatched prompts would be the same.
     """
     if prompts.question_template is not None:
-        _variables(prompts.question_template, f"{section}.question_template")
+        template_variables(prompts.question_template, f"{section}.question_template")
     key = f"{section}.context_template"
     template = context_template_of(prompts)
-    names = _variables(template, key)
+    names = template_variables(template, key)
     if prompts.context_role == "system":
         if "question" in names:
             raise UserError(
@@ -59,7 +59,7 @@ def check_question_columns(prompts: PromptsConfig, row: SourceRow) -> None:
     """Raises UserError naming file, row and variable when `prompts.question_template` uses a column the row lacks."""
     if prompts.question_template is None:
         return
-    for name in sorted(_variables(prompts.question_template, "question_template") - {WHOLE_ROW}):
+    for name in sorted(template_variables(prompts.question_template, "question_template") - {WHOLE_ROW}):
         if name not in row.values:
             raise missing_column(row, name, ", which question_template uses")
 
@@ -69,16 +69,17 @@ def render_question(template: str, values: Mapping[str, Any]) -> str:
 
     Raises UserError when the template fails, prints a null or gives an empty text.
     """
-    return _render("question_template", template, {**values, WHOLE_ROW: values})
+    return render_template("question_template", template, {**values, WHOLE_ROW: values})
 
 
 def render_context(prompts: PromptsConfig, context: str, question: str) -> str:
     """The text of the message with the context; raises UserError when the template fails or gives an empty text."""
     variables = {"context": context, "question": question} if prompts.context_role == "user" else {"context": context}
-    return _render("context_template", context_template_of(prompts), variables)
+    return render_template("context_template", context_template_of(prompts), variables)
 
 
-def _render(name: str, template: str, variables: dict[str, Any]) -> str:
+def render_template(name: str, template: str, variables: dict[str, Any]) -> str:
+    """The text of a template; raises UserError, which begins with `name`, when it fails or gives an empty text."""
     try:
         text = _compiled(template).render(variables)
     except UserError as error:
@@ -91,7 +92,7 @@ def _render(name: str, template: str, variables: dict[str, Any]) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _variables(template: str, key: str) -> frozenset[str]:
+def template_variables(template: str, key: str) -> frozenset[str]:
     """The variables that a template expects to be given; raises UserError naming `key` where it does not compile."""
     try:
         _compiled(template)

@@ -18,11 +18,11 @@ from mipo_ray.errors import UserError
 from mipo_ray.personalization import row_reader
 from mipo_ray.prompt_check import PromptSummary
 from mipo_ray.prompt_files import PromptFile
-from mipo_ray.prompt_rows import normalize_row
+from mipo_ray.prompt_rows import PromptRow, normalize_row
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
-# The columns of `prompt_rows.PromptRow`, whatever the file looked like.
+# The columns of `prompt_rows.PromptRow` but for the reference, whatever the file looked like.
 PROMPT_SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -52,6 +52,12 @@ def read_prompts(
     dataset = ray.data.read_datasource(PromptSource(prompts, summary), override_num_blocks=blocks)
     dataset.context.execution_options.preserve_order = True
     return dataset
+
+
+def first_prompts(prompts: PromptsConfig, summary: PromptSummary, count: int) -> list[PromptRow]:
+    """The first `count` of the rows that `read_prompts` reads, without Ray."""
+    tables = _reader(list(zip(summary.sources, summary.file_rows, strict=True)), prompts)()
+    return list(islice((row for table in tables for row in table.to_pylist()), count))
 
 
 class PromptSource(Datasource):

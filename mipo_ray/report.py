@@ -1,12 +1,14 @@
 """The run's report: one self-contained HTML file with the results, the curves and answers to read.
 
-Nothing in it is fetched: style and drawings are inline, there is no script, and every text is escaped by Jinja2.
+Nothing in it is fetched: style and drawings are inline, there is no script, and every text is escaped by Jinja2. The
+templates lie beside this module: `report.html.j2` is the page, the others are its parts.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -14,7 +16,19 @@ import jinja2
 
 from mipo_ray.evaluation.intervals import describe_change
 from mipo_ray.evaluation.results import UNITS, change_of, format_change, format_value, rounds_of
-from mipo_ray.report_charts import Results, pair_charts, result_charts, training_charts
+from mipo_ray.report_charts import Results, drift_charts, pair_charts, score_charts, training_charts
+from mipo_ray.report_cost import run_cost
+from mipo_ray.report_evaluation import (
+    comparisons,
+    definitions,
+    headline,
+    judgings,
+    policies,
+    task_charts,
+    task_rows,
+)
+from mipo_ray.report_flow import flows
+from mipo_ray.report_heatmaps import heat_maps
 from mipo_ray.report_pairs import pair_tables
 
 _LENGTH_TOLERANCE = 0.2  # a change of mean response length beyond this share of the base is pointed out
@@ -27,11 +41,14 @@ class ReportData:
 
     results: results.json. train_steps: the metrics.jsonl events of training, each with `round`, `step` (counted
     within its round) and any of loss, reward_margin (nats), reward_accuracy (share), gradient_norm, learning_rate.
-    stages: {round, stage, seconds, counts: {label: number}}; the base's evaluation has the round "base".
+    stages: {round, stage, seconds, gpus (reserved at most, optional), counts: {label: number}}; the base's evaluation
+    has the round "base". Counts with a place in the flow: prompts, generated_tokens (generate), steps, tokens,
+    first_loss, last_loss (train), responses (evaluate).
     pair_statistics: for each round what `pair_statistics.merge_statistics` returns, with `round`.
     example_pairs: {prompt, context, chosen, rejected}, rejected being a list of
     {text, mismatched}. answers: {prompt, context, base_answer, base_pmi, final_answer, final_pmi}, PMI in nats per
-    response. Context, mismatched and PMI may be None or absent.
+    response. Context, mismatched and PMI may be None or absent. matrices: as `report_heatmaps.heat_maps` takes them.
+    evaluation: evaluation.json, of tasks and judge (`report_evaluation`).
     """
 
     title: str
@@ -43,29 +60,57 @@ class ReportData:
     example_pairs: Sequence[dict[str, Any]]
     answers: Sequence[dict[str, Any]]
     versions: dict[str, str]
+    matrices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def render_report(run: ReportData) -> str:
     """The report as one HTML document. Characters that UTF-8 cannot hold are replaced by question marks."""
-    template = resources.files("mipo_ray").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    html = environment.from_string(template).render(
-        run=run,
-        summary=summary_sentences(run.results),
-        table=_table(run.results),
-        rounds=rounds_of(run.results),
-        training_charts=training_charts(run.train_steps),
-        result_charts=result_charts(run.results),
-        pair_tables=pair_tables(run.pair_statistics),
-        pair_charts=pair_charts(run.pair_statistics),
-        example_pairs=run.example_pairs[:_SHOWN_EXAMPLES],
-        answers=run.answers[:_SHOWN_EXAMPLES],
-        duration=_duration,
-        nats=lambda value: format_value(value, "nats"),
+    compared = comparisons(run.evaluation)
+    html = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            headline=headline(compared),
+            comparisons=compared,
+            summary=summary_sentences(run.results),
+            flows=flows(run.stages, run.pair_statistics),
+            task_rows=task_rows(run.evaluation),
+            policies=policies(run.evaluation),
+            definitions=definitions(run.evaluation),
+            task_charts=task_charts(run.evaluation),
+            judgings=judgings(run.evaluation),
+            heat_maps=heat_maps(run.matrices),
+            score_charts=score_charts(run.results),
+            drift_charts=drift_charts(run.results),
+            table=_table(run.results),
+            rounds=rounds_of(run.results),
+            training_charts=training_charts(run.train_steps),
+            pair_tables=pair_tables(run.pair_statistics),
+            pair_charts=pair_charts(run.pair_statistics),
+            example_pairs=run.example_pairs[:_SHOWN_EXAMPLES],
+            answers=run.answers[:_SHOWN_EXAMPLES],
+            cost=run_cost(run.stages),
+            nats=lambda value: format_value(value, "nats"),
+        )
     )
     return html.encode("utf-8", "replace").decode("utf-8")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _template(name: str) -> str:
+    return resources.files("mipo_ray").joinpath(name).read_text(encoding="utf-8")
 
 
 def summary_sentences(results: Results) -> list[str]:
@@ -139,11 +184,3 @@ def _table(results: Results) -> list[dict[str, Any]]:
             figure = format_value(base["value"], unit) if base else ""
             rows.append({"name": name, "unit": unit_text, "base": figure, "rounds": cells})
     return rows
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as "0 min 48 s", "12 min 05 s" or "3 h 07 min"."""
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -41,14 +41,25 @@ class Area:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a stacked bar: its name and figure for people, its share of the whole, and the style's class for it."""
+
+    name: str
+    figure: str
+    percent: float
+    tone: str
+
+
+@dataclass(frozen=True)
 class Chart:
-    """One drawing: a line, interval bars or histograms, ticks, dotted separators and a dashed level line."""
+    """One drawing: a line, interval bars with a trend, or histograms; ticks, dotted separators, a dashed level line."""
 
     title: str
     x_label: str
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     line: str = ""
+    trend: str = ""
     bars: list[Bar] = field(default_factory=list)
     areas: list[Area] = field(default_factory=list)
     separators: list[float] = field(default_factory=list)
@@ -115,42 +126,74 @@ def _line_chart(
     )
 
 
-def result_charts(results: Results) -> list[Chart]:
-    """The held-out figures of the base and each round with their intervals."""
-    charts = []
-    for name, title in (
+def score_charts(results: Results) -> list[Chart]:
+    """What the method should raise, of the base and each round, with intervals."""
+    return _interval_charts(
+        results,
         ("context_pmi_initial", "answer-context PMI, nats per response"),
         ("pmi_initial", "answer-prompt PMI, nats per response"),
         ("infonce_initial", "InfoNCE on per-token log-probs, nats"),
         ("reward_accuracy", "reward accuracy, share"),
+    )
+
+
+def drift_charts(results: Results) -> list[Chart]:
+    """Length, diversity and copying, of the base and each round, with intervals where there are any."""
+    return _interval_charts(
+        results,
         ("response_tokens", "response length, tokens"),
+        ("truncated", "cut at the length limit, share"),
+        ("distinct_1", "distinct words in an answer, share"),
+        ("distinct_2", "distinct 2-grams in an answer, share"),
+        ("corpus_distinct_2", "distinct 2-grams in all answers, share"),
+        ("self_bleu", "self-BLEU (high: answers alike)"),
         ("copy_rate", "copy rate, share"),
-    ):
+        ("refusals", "refusals, share"),
+        ("kl_per_token", "KL to the initial model, nats per token"),
+    )
+
+
+def _interval_charts(results: Results, *shown: tuple[str, str]) -> list[Chart]:
+    charts = []
+    for name, title in shown:
         keys = [key for key in ("base", *rounds_of(results)) if name in results.get(key, {})]
         if keys:
-            charts.append(_interval_chart(title, keys, [results[key][name] for key in keys]))
+            charts.append(interval_chart(title, keys, [results[key][name] for key in keys]))
     return charts
 
 
-def _interval_chart(title: str, keys: Sequence[str], entries: Sequence[dict[str, Any]]) -> Chart:
+def interval_chart(title: str, keys: Sequence[str], entries: Sequence[dict[str, Any]]) -> Chart:
+    """One entry of results.json or evaluation.json for each of `keys`; a figure without an interval is a dot alone."""
     ceiling = entries[0].get("ceiling")
-    reach = [entry[bound] for entry in entries for bound in ("low", "high", "value")]
+    bounds = [
+        [entry["value"] if entry[bound] is None else entry[bound] for bound in ("low", "high")] for entry in entries
+    ]
+    reach = [*(entry["value"] for entry in entries), *(value for pair in bounds for value in pair)]
     to_y, y_ticks = scale_and_ticks(min(reach), max([*reach, *([ceiling] if ceiling else [])]), _HEIGHT - _BOTTOM, _TOP)
     step = (_WIDTH - _LEFT - _RIGHT) / len(keys)
     bars = [
         Bar(
             x=_LEFT + (index + 0.5) * step,
             y=to_y(entry["value"]),
-            low=to_y(entry["low"]),
-            high=to_y(entry["high"]),
+            low=to_y(low),
+            high=to_y(high),
             label=format_value(entry["value"], entry["unit"]),
         )
-        for index, entry in enumerate(entries)
+        for index, (entry, (low, high)) in enumerate(zip(entries, bounds, strict=True))
     ]
     every = math.ceil(len(keys) / 8)
     x_ticks = [Tick(bar.x, key) for index, (bar, key) in enumerate(zip(bars, keys, strict=True)) if index % every == 0]
     level = Tick(to_y(ceiling), "ceiling ln(K + 1)") if ceiling else Tick(bars[0].y, "")
-    return Chart(title=title, x_label="base, then rounds", x_ticks=x_ticks, y_ticks=y_ticks, bars=bars, level=level)
+    trend = " ".join(f"{'L' if index else 'M'}{bar.x:.1f},{bar.y:.1f}" for index, bar in enumerate(bars))
+    return Chart(
+        title=title,
+        x_label="base, then rounds",
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        trend=trend if len(bars) > 1 else "",
+        bars=bars,
+        level=level,
+    )
 
 
 def pair_charts(statistics: Sequence[dict[str, Any]]) -> list[Chart]:

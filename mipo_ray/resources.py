@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
@@ -138,12 +138,17 @@ def total(nodes: Sequence[Node]) -> dict[str, float]:
 
 
 def requests(config: Config, resources: Resources) -> list[Request]:
-    """What the phases ask for, in order: engines, training workers and, with evaluation, scoring actors.
+    """What the phases ask for, in order: engines, training workers, with evaluation scoring actors, and the judge's own
+    engines.
 
     The evaluation's engines are the generation's; its scoring actors take the place of an engine each.
     """
     asked = [engine_request(config, resources), worker_request(config, resources)]
-    return [*asked, scorer_request(config, resources)] if config.evaluate.enabled else asked
+    if config.evaluate.enabled:
+        asked.append(scorer_request(config, resources))
+    if config.evaluate.judge.has_own_engines:
+        asked.append(judge_request(config, resources))
+    return asked
 
 
 def engine_request(config: Config, resources: Resources) -> Request:
@@ -166,6 +171,23 @@ def worker_request(config: Config, resources: Resources) -> Request:
     key = "train.num_workers" if train.min_workers is None else "train.min_workers"
     place = (train.cpus_per_worker, resources.gpus_per_worker, train.label_selector, train.placement_strategy)
     return Request("training", "worker", key, train.fewest_workers, train.num_workers, *place)
+
+
+def judge_resources(config: Config, resources: Resources) -> Resources:
+    """`resources` with the dtype and the GPUs of the judge's own engines."""
+    judge = config.evaluate.judge
+    dtype = ("bfloat16" if resources.on_gpu else "float32") if judge.dtype == "auto" else judge.dtype
+    gpus = resources.gpus_per_engine
+    if judge.tensor_parallel_size is not None:
+        gpus = float(judge.tensor_parallel_size if resources.on_gpu else 0)
+    return replace(resources, dtype=dtype, gpus_per_engine=gpus)
+
+
+def judge_request(config: Config, resources: Resources) -> Request:
+    """The judge's own engines, as many as those of generation and in their places."""
+    pool = config.generation.pool
+    place = (pool.cpus_per_engine, judge_resources(config, resources).gpus_per_engine, pool.label_selector)
+    return Request("judging", "judge", "generation.pool.min_size", pool.min_size, pool.max_size, *place)
 
 
 def phases(config: Config, resources: Resources) -> dict[str, dict[str, float]]:

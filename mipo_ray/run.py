@@ -5,7 +5,8 @@
     python -m mipo_ray.run --dry-run jobs/NAME.yaml                   check everything and print the plan
     ray job submit -- python -m mipo_ray.run run_dir=s3://...         on a cluster
 
-Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster.
+Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster, 130 stopped by
+Ctrl-C, 143 stopped by SIGTERM (`ray job stop`, Kubernetes). The same command resumes a run that failed or was stopped.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mipo_ray import run_lock
+from mipo_ray.command import run_command
 from mipo_ray.config import Config
 from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
-from mipo_ray.errors import UserError
 from mipo_ray.plan import Plan, describe, make_plan
 from mipo_ray.recipe import fields, load_config
 from mipo_ray.resources import total
@@ -32,12 +33,12 @@ DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parse(arguments)
-    try:
+
+    def work() -> int:
         config = load_config(options.recipe, options.overrides)
         return _dry_run(config) if options.dry_run else _run(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return run_command(work, resumes=not options.dry_run)
 
 
 def _dry_run(config: Config) -> int:

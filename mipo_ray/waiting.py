@@ -22,6 +22,13 @@ INFEASIBLE_SECONDS = 300.0
 _NAMES = {"engine": "engine actors", "worker": "training workers", "scorer": "scoring actors"}
 
 
+class NoAnswerError(Exception):
+    """The cluster's head did not answer a question in time, which passes when it restarts."""
+
+    def __str__(self) -> str:
+        return f"the cluster's head does not answer ({super().__str__()})"
+
+
 class WaitTimeoutError(ResourceError):
     """Nodes did not come in time; the message says what was asked for and what the autoscaler did."""
 
@@ -63,11 +70,11 @@ class Wait:
         self._silence = QUIET_SECONDS
         self._next_line = 0.0
 
-    def observe(self, placed: int, autoscaling: Autoscaling | None, now: float) -> str | None:
+    def observe(self, placed: int, autoscaling: Autoscaling | NoAnswerError | None, now: float) -> str | None:
         """Takes note of `placed` actors with a node; returns the line to print now, if any.
 
         `autoscaling` is None where no autoscaler tells what it does. Raises WaitTimeoutError when too few of them have
-        had a node for too long.
+        had a node for too long, and as well when the head has not told of any for so long.
         """
         if placed >= self.request.fewest:
             line = self._complete(now)
@@ -94,10 +101,10 @@ class Wait:
             return None
         return f"{self.request.fewest} {_NAMES[self.request.kind]} have their nodes, after {_duration(now - since)}"
 
-    def _check_limits(self, placed: int, autoscaling: Autoscaling | None, now: float) -> None:
+    def _check_limits(self, placed: int, autoscaling: Autoscaling | NoAnswerError | None, now: float) -> None:
         if self._blocked_since is None:
             self._blocked_since = now
-        if autoscaling is None or not autoscaling.infeasible:
+        if not isinstance(autoscaling, Autoscaling) or not autoscaling.infeasible:
             self._infeasible_since = None
         elif self._infeasible_since is None:
             self._infeasible_since = now
@@ -121,7 +128,7 @@ class Wait:
             f"{request.gpus:g} GPUs{labels}"
         )
 
-    def _what(self, autoscaling: Autoscaling | None) -> str:
+    def _what(self, autoscaling: Autoscaling | NoAnswerError | None) -> str:
         return "no autoscaler of this cluster says what it does" if autoscaling is None else str(autoscaling)
 
 

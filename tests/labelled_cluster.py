@@ -14,33 +14,40 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
 class LabelledCluster:
-    """Where a driver joins, where the state API answers, and the environment that drivers of it need."""
+    """Where a driver joins, where the dashboard answers, the environment that drivers need, and Ray's own files."""
 
     address: str
     dashboard: str
     environment: dict[str, str]
+    files: Path
 
 
 @contextlib.contextmanager
-def labelled_cluster(nodes: list[dict[str, Any]]) -> Iterator[LabelledCluster]:
-    """Starts the cluster in a process of its own; `nodes` are keyword arguments of `Cluster.add_node`."""
+def labelled_cluster(
+    nodes: list[dict[str, Any]], variables: Mapping[str, str] | None = None
+) -> Iterator[LabelledCluster]:
+    """Starts the cluster in a process of its own; `nodes` are keyword arguments of `Cluster.add_node`.
+
+    `variables` are added to the environment of all its processes. Without them the cluster asks for no token.
+    """
     # Sockets' paths must be short. Ray notes its newest cluster in this folder, which others here must not join.
     with tempfile.TemporaryDirectory(prefix="ray-") as files:
-        environment = {**os.environ, "RAY_TMPDIR": files, "RAY_AUTH_MODE": "disabled"}
+        environment = {**os.environ, "RAY_TMPDIR": files, "RAY_AUTH_MODE": "disabled", **(variables or {})}
         command = [sys.executable, "-m", "tests.labelled_cluster", json.dumps(nodes)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             started = json.loads(process.stdout.readline())
-            yield LabelledCluster(started["address"], started["dashboard"], environment)
+            yield LabelledCluster(started["address"], started["dashboard"], environment, Path(files))
         finally:
             process.stdin.close()
             process.wait(timeout=60)

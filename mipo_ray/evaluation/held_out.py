@@ -6,6 +6,7 @@ held-out prompt is compared with, and the held-out pairs (the base's matched and
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,8 @@ from mipo_ray.conditioning import STRATEGIES
 from mipo_ray.conditioning_blocks import condition_block
 from mipo_ray.config import Config
 from mipo_ray.config_pairs import ConditioningConfig
-from mipo_ray.evaluation.measured import measured_rows
+from mipo_ray.evaluation.matrix import LOOKED_AT, MATRIX_FILE, matrix_conditionings, matrix_of, render_matrix
+from mipo_ray.evaluation.measured import measured_rows, sampled_tokens
 from mipo_ray.evaluation.other_conditionings import other_conditionings
 from mipo_ray.evaluation.scoring import SCORING_COLUMNS, Scorer, ScorerSettings
 from mipo_ray.generation.engine import REQUESTS
@@ -27,7 +29,7 @@ from mipo_ray.monitoring import Events, progress
 from mipo_ray.pair_filters import prompt_text
 from mipo_ray.pairs import TOKEN_IDS
 from mipo_ray.prompt_check import check_held_out
-from mipo_ray.prompts import blocks_of, read_prompts
+from mipo_ray.prompts import blocks_of, first_prompts, read_prompts
 from mipo_ray.resources import Resources, scorer_request
 from mipo_ray.seeds import stable_seed
 from mipo_ray.storage import RunDirectory
@@ -76,12 +78,17 @@ def measure_policy(
     policy_name = "base" if round_index is None else f"round_{round_index}"
     rows = ray.data.read_parquet(run.path(base, "prompts"), filesystem=filesystem)
     prompts = rows.count()
+    matrix = json.loads(run.read_text(f"{base}/{MATRIX_FILE}") or "{}")
     with ordered_context():
         rows = map_blocks(rows, _answer_requests, config=config, round_index=round_index)
         rows = rows.repartition(target_num_rows_per_block=8)  # several blocks in flight, several engines at work
         sampled = sample_responses(rows, config, policy=policy, resources=resources, events=events)
         answers = map_blocks(
-            sampled, _one_row_per_response, samples=config.evaluate.samples_per_prompt, models=list(models)
+            sampled,
+            _one_row_per_response,
+            samples=config.evaluate.samples_per_prompt,
+            models=list(models),
+            matrix=matrix,
         )
         with progress(events, "generated", "rows", f"{label}  answer", total=prompts):
             named(answers, f"{policy_name}_answers").write_parquet(run.path(stage, "responses"), filesystem=filesystem)
@@ -110,13 +117,22 @@ def measure_policy(
         )
         # An answer each, and the held-out pairs: rejected ones for the base, both sides for a round's policy.
         total = prompts * (config.evaluate.samples_per_prompt + (1 if round_index is None else 2))
+        total += sum(len(part["prompt_ids"]) for part in matrix.values())
         with progress(events, "scored", "scored_responses", f"{label}  score", total=total):
             named(scores, f"{policy_name}_scores").write_parquet(run.path(stage, "scores"), filesystem=filesystem)
-    return {"policy": policy, "responses": len(measured_rows(run, round_index).prompt_ids)}
+    return {
+        "policy": policy,
+        "responses": len(measured_rows(run, round_index).prompt_ids),
+        "generated_tokens": sampled_tokens(run, round_index),
+        "matrix": matrix_of(run, round_index, matrix),
+    }
 
 
 def prepare_held_out(config: Config, run: RunDirectory, *, initial: str) -> None:
-    """Writes base/evaluate/prompts: every held-out prompt with its K other conditionings and its mismatched prompt."""
+    """Writes base/evaluate/prompts: every held-out prompt with its K other conditionings and its mismatched prompt.
+
+    And base/evaluate/matrix.json: what the answers to the first M of them are scored under, too.
+    """
     summary = check_held_out(config)
     with ordered_context():
         rows = blocks_of(read_prompts(config.evaluate.prompts, summary), summary.rows, HELD_OUT_BLOCK)
@@ -132,6 +148,10 @@ def prepare_held_out(config: Config, run: RunDirectory, *, initial: str) -> None
         rows.write_parquet(
             run.path(run.stage(None, "evaluate"), "prompts"), filesystem=run.arrow_filesystem(), min_rows_per_file=4096
         )
+    prompts = config.evaluate.prompts
+    matrix = matrix_conditionings(first_prompts(prompts, summary, LOOKED_AT), prompts, config.evaluate.matrix)
+    tokenizer = load_tokenizer(initial, config.model.trust_remote_code)
+    run.write_text(f"{run.stage(None, 'evaluate')}/{MATRIX_FILE}", json.dumps(render_matrix(matrix, tokenizer)))
 
 
 def held_out_conditioning(conditioning: ConditioningConfig) -> ConditioningConfig:
@@ -192,12 +212,20 @@ def _answer_requests(block: pa.Table, *, config: Config, round_index: int | None
     return block.append_column("requests", pa.array(requests, REQUESTS))
 
 
-def _one_row_per_response(block: pa.Table, *, samples: int, models: list[str]) -> pa.Table:
+def _one_row_per_response(
+    block: pa.Table, *, samples: int, models: list[str], matrix: dict[str, dict[str, Any]]
+) -> pa.Table:
     """One row per sampled response, with what it is to be scored under: own prompt, K others, without the context.
 
     kind `answer` is measured; `rejected` (base only) is the rejected response of the row's held-out pair, whose chosen
-    one is answer 0.
+    one is answer 0. `matrix_prompts` and `matrix_contexts` are answer 0 again, to be scored under the M conditionings
+    of that part of the matrix.
     """
+    crossed = {
+        (f"matrix_{kind}", prompt_id): conditionings
+        for kind, part in matrix.items()
+        for prompt_id, conditionings in zip(part["prompt_ids"], part["conditionings"], strict=True)
+    }
     flat = []
     for row in block.to_pylist():
         own = row["prompt_token_ids"]
@@ -219,6 +247,12 @@ def _one_row_per_response(block: pa.Table, *, samples: int, models: list[str]) -
                     "models": models,
                 }
             )
+            if sample == 0:
+                flat += [
+                    {**flat[-1], "kind": kind, "conditionings": conditionings}
+                    for (kind, prompt_id), conditionings in crossed.items()
+                    if prompt_id == row["prompt_id"]
+                ]
     return pa.Table.from_pylist(flat, schema=RESPONSE_SCHEMA)
 
 
@@ -232,6 +266,6 @@ def _pairs_only(block: pa.Table) -> pa.Table:
             "models": ["policy"],
         }
         for row in block.to_pylist()
-        if row["kind"] == "rejected" or row["sample"] == 0
+        if row["kind"] == "rejected" or (row["kind"] == "answer" and row["sample"] == 0)
     ]
     return pa.Table.from_pylist(pairs, schema=RESPONSE_SCHEMA)

@@ -13,25 +13,23 @@ from mipo_ray.storage import RunDirectory
 
 def measured_rows(run: RunDirectory, round_index: int | None) -> MeasuredRows:
     """What `results.measure` takes, read from a policy's scores (and, for the held-out pairs, the base's)."""
-    answers = _read_scores(run, round_index, "answer")
+    answers = read_scores(run, round_index, "answer")
     initial = _split(answers["logprobs_initial"], answers["context"])
     policy = initial if round_index is None else _split(answers["logprobs_policy"], answers["context"])
 
     base_chosen = {
         row["prompt_id"]: row["logprobs_initial"][0]
-        for row in _rows(_read_scores(run, None, "answer"))
+        for row in _rows(read_scores(run, None, "answer"))
         if row["sample"] == 0
     }
-    base_rejected = {row["prompt_id"]: row["logprobs_initial"][0] for row in _rows(_read_scores(run, None, "rejected"))}
+    base_rejected = {row["prompt_id"]: row["logprobs_initial"][0] for row in _rows(read_scores(run, None, "rejected"))}
     pair_ids = sorted(base_rejected)
     pair_initial = [np.asarray([side[key] for key in pair_ids]) for side in (base_chosen, base_rejected)]
     pair_policy = pair_initial
     if round_index is not None:
         pair_policy = []
         for kind in ("pair_chosen", "pair_rejected"):
-            scored = {
-                row["prompt_id"]: row["logprobs_policy"][0] for row in _rows(_read_scores(run, round_index, kind))
-            }
+            scored = {row["prompt_id"]: row["logprobs_policy"][0] for row in _rows(read_scores(run, round_index, kind))}
             pair_policy.append(np.asarray([scored[key] for key in pair_ids]))
     return MeasuredRows(
         prompt_ids=answers["prompt_id"],
@@ -53,7 +51,16 @@ def measured_rows(run: RunDirectory, round_index: int | None) -> MeasuredRows:
     )
 
 
-def _read_scores(run: RunDirectory, round_index: int | None, kind: str) -> dict[str, list[Any]]:
+def sampled_tokens(run: RunDirectory, round_index: int | None) -> int:
+    """Response tokens that the evaluate stage sampled: answers and, for the base, rejected responses of the pairs."""
+    responses = pyarrow.dataset.dataset(
+        run.path(run.stage(round_index, "evaluate"), "responses"), filesystem=run.arrow_filesystem(), format="parquet"
+    )
+    sampled = pyarrow.dataset.field("kind").isin(["answer", "rejected"])
+    return sum(responses.to_table(columns=["tokens"], filter=sampled)["tokens"].to_pylist())
+
+
+def read_scores(run: RunDirectory, round_index: int | None, kind: str) -> dict[str, list[Any]]:
     """The scores of one kind as columns, in the order of prompt and sample. Held-out sets are small: they fit here."""
     scores = pyarrow.dataset.dataset(
         run.path(run.stage(round_index, "evaluate"), "scores"), filesystem=run.arrow_filesystem(), format="parquet"

@@ -86,6 +86,25 @@ def pmi_without_context(own_logprob: ArrayLike, none_logprob: ArrayLike) -> Arra
     return _difference(own_logprob, none_logprob, "own_logprob", "none_logprob")
 
 
+def pmi_matrix(logprobs: ArrayLike) -> Array:
+    """Pointwise mutual information of each of M answers with each of M conditionings, nats per response, [M, M].
+
+    From logprobs[i, j] = log p(y_i | x_j), where y_i was sampled under x_i:
+
+        pmi[i, j] = log p(y_i | x_j) - log( 1 / (M - 1) * sum over k != i of p(y_i | x_k) ).
+
+    A row is an answer, less its marginal estimated over the conditionings that are not its own. The diagonal is
+    therefore `leave_one_out_pmi` with all M - 1 others; a cell off the diagonal says how much likelier the answer is
+    under that other conditioning than under the others on average, near 0 or below it where answers fit only their
+    own. Raises ValueError for another shape, for M < 2 and for values that are not finite.
+    """
+    matrix = _finite(logprobs, "logprobs")
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:
+        raise ValueError(f"logprobs: expected shape (M, M) with M of at least 2, found {matrix.shape}")
+    others = matrix[~np.eye(len(matrix), dtype=bool)].reshape(len(matrix), -1)
+    return matrix - _log_mean_exp(others)[:, None]
+
+
 def log_ratio(policy_logprob: ArrayLike, initial_logprob: ArrayLike) -> Array:
     """log pi(y | x) - log pi_0(y | x) of each response, nats per response, [responses].
 

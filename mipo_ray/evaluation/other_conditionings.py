@@ -28,13 +28,13 @@ def other_conditionings(
     """
     chosen = []
     for row in rows:
-        own = _as_key(row["context"]) if row["context"] else row["text"]
+        own = as_key(row["context"]) if row["context"] else row["text"]
         candidates: dict[str, Messages] = {}
         for other in rows:
             if row["group"] and other["group"] == row["group"]:
                 continue
             if row["context"]:
-                key = _as_key(other["context"])
+                key = as_key(other["context"])
                 messages = with_context(row["question_messages"], other["context"], prompts) if key else []
             else:
                 key, messages = other["text"], other["messages"]
@@ -52,6 +52,6 @@ def other_conditionings(
     return chosen
 
 
-def _as_key(context: str) -> str:
+def as_key(context: str) -> str:
     """Contexts that differ in white space only are the same, as are prompts (`PromptRow.text`)."""
     return " ".join(context.split())

@@ -23,7 +23,15 @@ from mipo_ray.evaluation.intervals import (
     bootstrap_ratio_change,
     describe_change,
 )
-from mipo_ray.evaluation.text_statistics import copy_rate, corpus_distinct_n, distinct_n, only_copies, words
+from mipo_ray.evaluation.refusals import is_refusal
+from mipo_ray.evaluation.text_statistics import (
+    copy_rate,
+    corpus_distinct_n,
+    distinct_n,
+    only_copies,
+    self_bleu,
+    words,
+)
 
 Array = NDArray[np.float64]
 
@@ -44,8 +52,11 @@ UNITS = {
     "truncated": "share",
     "copy_rate": "share",
     "only_copies": "share",
+    "refusals": "share",
+    "distinct_1": "share",
     "distinct_2": "share",
     "corpus_distinct_2": "share",
+    "self_bleu": "share",
     "kl_per_token": "nats per token",
 }
 """Every metric and its unit, in the order in which tables show them."""
@@ -93,7 +104,8 @@ def measure(
     """The results.json entry of one policy: metric -> value, interval and unit; with `base` also the paired change.
 
     `beta` is DPO's, for the rewards; `samples` and `seed` are the bootstrap's. Context metrics are left out when no
-    row has a context, reward metrics when there are no held-out pairs. Raises ValueError on values that are not finite.
+    row has a context, reward metrics when there are no held-out pairs, self-BLEU for a single response. Raises
+    ValueError on values that are not finite.
     """
     columns, base_columns = item_values(rows, beta), item_values(base, beta) if base is not None else {}
     results: dict[str, dict[str, Any]] = {}
@@ -124,8 +136,13 @@ def item_values(rows: MeasuredRows, beta: float) -> dict[str, tuple[Sequence[str
         "truncated": np.asarray(rows.truncated, dtype=np.float64),
         "copy_rate": np.array([copy_rate(response, source) for response, source in texts]),
         "only_copies": np.array([float(only_copies(response, source)) for response, source in texts]),
+        "refusals": np.array([float(is_refusal(response)) for response in rows.responses]),
+        "distinct_1": np.array([distinct_n(tokens, 1) for tokens in tokenised]),
         "distinct_2": np.array([distinct_n(tokens, 2) for tokens in tokenised]),
     }
+    if len(tokenised) > 1:
+        # Prompts are resampled as those whose answers are rated; the references stay all the others.
+        per_response["self_bleu"] = np.array(self_bleu(tokenised))
     columns: dict[str, tuple[Sequence[str], Array]] = {}
     for judge, own, others, none in (
         ("initial", rows.initial_own, rows.initial_others, rows.initial_none),

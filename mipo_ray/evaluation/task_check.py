@@ -25,7 +25,7 @@ class CheckedTask:
     """A task whose data was read once.
 
     path: the data that the run measures on. items: how many; items_hash: 12 hex digits of what they ask and what is
-    right, in order. characters: those of all messages.
+    right, in order. characters: those that an engine reads: every message and, of a likelihood, each option after it.
     """
 
     task: Task
@@ -129,7 +129,9 @@ def _check(config: Config, task: Task, settings: TaskConfig) -> CheckedTask:
             raise UserError(f"{path}: expected unique ids in column {task.id_column!r}, found {item.item_id!r} twice")
         seen.add(item.item_id)
         count += 1
-        characters += sum(len(message["content"]) for message in item.messages)
+        prompt = sum(len(message["content"]) for message in item.messages)
+        options = item.option_texts if task.kind == "likelihood" else [""]
+        characters += sum(prompt + (len(option) if task.continuation == "text" else 1) for option in options)
         digest.update(_line(item))
     if not count:
         raise UserError(f"evaluate.tasks.{task.name}: {path}: expected items, found no row")

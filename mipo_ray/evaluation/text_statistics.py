@@ -10,8 +10,10 @@ is shorter than one of spaced words, so compare figures within a language only.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 
@@ -76,6 +78,50 @@ def corpus_distinct_n(responses: Sequence[Sequence[str]], n: int) -> float:
     It falls when answers become alike. It also falls as a corpus grows: compare only equal numbers of responses.
     """
     return _distinct_share(list(chain.from_iterable(ngrams(tokens, n) for tokens in responses)))
+
+
+def self_bleu(responses: Sequence[Sequence[str]], orders: int = 4) -> list[float]:
+    """BLEU of each response with all the others as its references, in [0, 1] (Zhu et al. 2018, "Texygen").
+
+    High where answers are made of the same phrases; its mean is the corpus' self-BLEU. Sentence BLEU up to 4-grams with
+    clipped counts and the closest reference length (the shorter of two as close); orders for which the response is too
+    short are left out, and a count of zero becomes 1/2, 1/4, ... of a match, halved again for each further such order.
+    A response that shares no word with another, or has none, scores 0. It grows with the number of responses: compare
+    equal numbers only. Raises ValueError for fewer than two responses.
+    """
+    if len(responses) < 2:
+        raise ValueError(f"responses: expected at least two, found {len(responses)}")
+    counts = [[Counter(ngrams(tokens, n)) for n in range(1, orders + 1)] for tokens in responses]
+    highest: dict[tuple[str, ...], tuple[int, int]] = {}  # n-gram -> its two largest counts in one response
+    for gram, count in chain.from_iterable(of_order.items() for response in counts for of_order in response):
+        first, second = highest.get(gram, (0, 0))
+        highest[gram] = (count, first) if count > first else (first, max(second, count))
+    lengths = Counter(len(tokens) for tokens in responses)
+    return [_bleu(response, highest, lengths) for response in counts]
+
+
+def _bleu(
+    counts: list[Counter[tuple[str, ...]]], highest: dict[tuple[str, ...], tuple[int, int]], lengths: Counter[int]
+) -> float:
+    """Sentence BLEU of one response; its own counts and its length are among `highest` and `lengths`."""
+    size = counts[0].total()
+    logarithms, smoothing, matched = [], 1.0, 0
+    for of_order in counts:
+        if not (total := of_order.total()):
+            break
+        clipped = 0
+        for gram, count in of_order.items():
+            first, second = highest[gram]
+            clipped += min(count, second if count == first else first)
+        matched += clipped
+        if not clipped:
+            smoothing /= 2
+        logarithms.append(math.log((clipped or smoothing) / total))
+    if not matched:
+        return 0.0
+    others = (length for length, times in lengths.items() if times > (length == size))
+    closest = min(others, key=lambda length: (abs(length - size), length))
+    return min(1.0, math.exp(1 - closest / size)) * math.exp(sum(logarithms) / len(logarithms))
 
 
 def copy_rate(response: str, source: str, n: int = 3) -> float:

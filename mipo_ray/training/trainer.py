@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -147,8 +145,8 @@ class _Trainer(TorchTrainer):
     _controller: Any = None
 
     def _register_sigint_handler(self, controller: Any) -> None:
+        # Nothing is registered: Ray Train's handler would end the process before the run directory is in order.
         self._controller = controller
-        super()._register_sigint_handler(controller)  # type: ignore[misc]  # of Train V2
 
     def end(self) -> None:
         """Makes `fit`, where it runs in the main thread, raise ActorDiedError; the placement group goes as well."""
@@ -158,7 +156,6 @@ class _Trainer(TorchTrainer):
 
 def _fit(trainer: _Trainer, checkpoints: str, request: Request, wait_minutes: float) -> Outcome:
     """What rank 0 returned."""
-    interrupt_handler = signal.getsignal(signal.SIGINT)
     # Longer than the watch waits: asking anew would let the autoscaler forget the nodes that it is starting.
     os.environ[_START_TIMEOUT] = str(60 * wait_minutes + 60)
     watch = None
@@ -177,10 +174,6 @@ def _fit(trainer: _Trainer, checkpoints: str, request: Request, wait_minutes: fl
             f"{checkpoints}: the checkpoints of an interrupted training cannot be gone on from: "
             f"{str(error).strip().splitlines()[-1]}\nRemove {checkpoints} to train this round from its beginning."
         ) from error
-    finally:
-        # Ray Train leaves its own handler behind, which would go on to catch Ctrl-C for a training that is over.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt_handler)
 
 
 def _worker_loop(loop_config: dict[str, Any]) -> Outcome:

@@ -79,13 +79,27 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     """SIGKILL at the first moment that `condition` holds."""
+    wait_until(process, condition)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def stop_when(process: subprocess.Popen[str], stop: signal.Signals, condition: Callable[[], bool]) -> None:
+    """Ctrl-C or SIGTERM at the first moment that `condition` holds: it ends in order, and says how to go on."""
+    wait_until(process, condition)
+    process.send_signal(stop)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + stop, output
+    assert f"stopped by {stop.name}: the same command resumes this run\n" in output
+    assert "Traceback" not in output
+
+
+def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the moment to kill never came"
+        assert time.monotonic() < deadline, "the moment to stop it never came"
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
 
 
 def events(run_dir: Path) -> list[dict]:
@@ -169,7 +183,7 @@ def test_two_rounds_end_to_end(ray_address, tiny_model, prompts, tmp_path):
     assert snapshot(run_dir) == before
 
 
-def test_a_killed_run_continues_where_it_stopped(ray_address, tiny_model, prompts, tmp_path):
+def test_a_stopped_or_killed_run_continues_where_it_stopped(ray_address, tiny_model, prompts, tmp_path):
     run_dir = tmp_path / "run"
     options = arguments(
         run_dir,
@@ -187,13 +201,15 @@ def test_a_killed_run_continues_where_it_stopped(ray_address, tiny_model, prompt
     every_pair = sorted((f"train-{row}", sample) for row in range(100) for sample in (0, 1))
     generate, train = run_dir / "rounds/000/generate", run_dir / "rounds/000/train"
 
-    kill_when(start(ray_address, *options), lambda: len(list(generate.glob("*.parquet"))) > 2)
+    stop_when(start(ray_address, *options), signal.SIGTERM, lambda: len(list(generate.glob("*.parquet"))) > 2)
+    assert not (run_dir / "lock.json").exists()
     assert not (generate / "manifest.json").exists()
     committed = {path.stem for path in (generate / "checkpoint").glob("*.parquet") if "pending" not in path.name}
     written = {name: state for name, state in snapshot(generate).items() if any(name.startswith(c) for c in committed)}
     assert written
 
-    kill_when(start(ray_address, *options), lambda: (train / "ray_train").exists())
+    stop_when(start(ray_address, *options), signal.SIGINT, lambda: (train / "ray_train").exists())
+    assert not (run_dir / "lock.json").exists()
     assert not (train / "manifest.json").exists()
     assert sorted((pair["prompt_id"], pair["sample"]) for pair in read_pairs(run_dir, 0)) == every_pair
     finished_generate = snapshot(generate)

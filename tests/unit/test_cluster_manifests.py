@@ -184,6 +184,40 @@ def test_the_grace_period_covers_a_stop(overlay: str) -> None:
     assert stop < pod["terminationGracePeriodSeconds"]
 
 
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Whether a label selector with matchLabels and `In` expressions selects a pod with these labels."""
+    expressions = selector["matchExpressions"]
+    assert {expression["operator"] for expression in expressions} == {"In"}
+    return selector["matchLabels"].items() <= labels.items() and all(
+        labels.get(expression["key"]) in expression["values"] for expression in expressions
+    )
+
+
+@pytest.mark.parametrize("overlay", ALL)
+def test_prometheus_finds_every_ray_node_and_may_reach_it(overlay: str) -> None:
+    monitor = yaml.safe_load((CLUSTER / "monitoring" / "podmonitor.yaml").read_text())
+    objects = build(overlay)
+    asked = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+    (rule,) = only(objects, "NetworkPolicy", "metrics")["spec"]["ingress"]
+    allowed = {port["port"] for port in rule["ports"]}
+
+    found = {}
+    for where, template in pod_templates(objects):
+        if selects(monitor["spec"]["selector"], template["metadata"]["labels"]):
+            ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+            found[where] = {name: number for name, number in ports.items() if name in asked}
+    nodes = [where for where, _ in pod_templates(ray_objects(objects)) if not where.endswith("submitter")]
+    head = [where for where in nodes if where.endswith("head")]
+
+    assert set(found) == set(nodes)
+    for where, ports in found.items():
+        more = {"as-metrics": 44217, "dash-metrics": 44227} if where in head else {}
+        assert ports == {"metrics": 8080, **more}
+        assert set(ports.values()) <= allowed
+    assert asked == set(found[head[0]])
+    assert monitor["metadata"]["namespace"] == only(objects, "Namespace")["metadata"]["name"]
+
+
 def carried_recipe(overlay: str, directory: Path) -> Path:
     """The recipe of an overlay, in the folder that its ConfigMap is mounted as."""
     for name, text in only(build(overlay), "ConfigMap", "mipo-recipe")["data"].items():

@@ -194,3 +194,21 @@ def test_bad_input_is_named(own: list[float], others: list[list[float]], tokens:
 def test_pairs_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="policy_logprob and initial_logprob"):
         mi.rewards([-1.0, -2.0], [-1.0], beta=0.1)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 6), st.integers(0, 2**32 - 1))
+def test_the_matrix_agrees_with_a_loop_and_its_diagonal_with_pmi(size: int, seed: int) -> None:
+    logprobs = np.random.default_rng(seed).normal(-60.0, 10.0, size=(size, size))
+    pmi = mi.pmi_matrix(logprobs)
+    for i in range(size):
+        others = [logprobs[i, k] for k in range(size) if k != i]
+        marginal = math.log(math.fsum(math.exp(other) for other in others) / (size - 1))
+        assert pmi[i] == pytest.approx([value - marginal for value in logprobs[i]])
+        assert pmi[i, i] == pytest.approx(mi.leave_one_out_pmi([logprobs[i, i]], [others])[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4,)])
+def test_a_matrix_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="expected shape"):
+        mi.pmi_matrix(np.zeros(shape))

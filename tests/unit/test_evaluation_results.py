@@ -1,4 +1,7 @@
-"""The results.json entry of one policy and the final table."""
+"""The results.json entry of one policy and the final table.
+
+python -m pytest tests/unit/test_evaluation_results.py
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,8 @@ def make_rows(seed: int, *, trained: bool) -> MeasuredRows:
     pairs = generator.normal(-50.0, 5.0, size=(2, PROMPTS))
     return MeasuredRows(
         prompt_ids=[f"prompt-{i // SAMPLES}" for i in range(RESPONSES)],
-        responses=["green tea is green tea" if i % 3 else "I am a tailor" for i in range(RESPONSES)],
+        responses=["green tea is green tea" if i % 3 else "I am a tailor" for i in range(RESPONSES - 1)]
+        + ["Sorry, I cannot help with that."],
         sources=["I am a tailor. What should I drink?"] * RESPONSES,
         token_counts=tokens,
         truncated=tokens > 35,
@@ -107,10 +111,16 @@ def test_values_agree_with_loops_over_the_rows(results: dict[str, dict[str, Any]
     # Chosen rewards rise by 0.1 * 4 in every pair; rejected ones by 0.1 * 9 in 3 of 12 and fall by 0.1 * 2 in 9.
     assert entries["reward_accuracy"]["value"] == pytest.approx(9 / 12)
     assert entries["reward_margin"]["value"] == pytest.approx((3 * (0.4 - 0.9) + 9 * (0.4 + 0.2)) / 12)
-    # Each third response stands in the source whole; the others share no 3-gram with it, and repeat one of 4 bigrams.
-    assert entries["copy_rate"]["value"] == entries["only_copies"]["value"] == pytest.approx(1 / 3)
-    assert entries["distinct_2"]["value"] == pytest.approx((1 + 2 * 3 / 4) / 3)
-    assert entries["corpus_distinct_2"]["value"] == pytest.approx((3 + 3) / (8 * 3 + 16 * 4))
+    # 8 responses stand in the source whole; 15 share no 3-gram with it, and repeat one of 4 bigrams and 2 of 5 words;
+    # the last refuses in 6 new words.
+    assert entries["copy_rate"]["value"] == entries["only_copies"]["value"] == pytest.approx(8 / 24)
+    assert entries["distinct_1"]["value"] == pytest.approx((8 + 15 * 3 / 5 + 1) / 24)
+    assert entries["distinct_2"]["value"] == pytest.approx((8 + 15 * 3 / 4 + 1) / 24)
+    assert entries["corpus_distinct_2"]["value"] == pytest.approx((3 + 3 + 5) / (8 * 3 + 15 * 4 + 5))
+    assert entries["refusals"]["value"] == pytest.approx(1 / 24)
+    # All but the refusal have a twin; it shares the word "I" with others: 1/6, 0.5/5, 0.25/4, 0.125/3, and 5 to its 6.
+    refusal = (1 / 6 * 0.5 / 5 * 0.25 / 4 * 0.125 / 3) ** (1 / 4)
+    assert entries["self_bleu"]["value"] == pytest.approx((23 + refusal) / 24)
 
 
 def test_context_pmi_counts_only_rows_with_a_context(results: dict[str, dict[str, Any]]) -> None:

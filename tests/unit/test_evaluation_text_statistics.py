@@ -1,12 +1,25 @@
-"""Words, distinct-n and copying, against plain loops and examples counted by hand."""
+"""Words, distinct-n, self-BLEU and copying, against plain loops, sacrebleu and examples counted by hand.
+
+python -m pytest tests/unit/test_evaluation_text_statistics.py
+"""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.evaluation.text_statistics import copy_rate, corpus_distinct_n, distinct_n, ngrams, only_copies, words
+from mipo_ray.evaluation.text_statistics import (
+    copy_rate,
+    corpus_distinct_n,
+    distinct_n,
+    ngrams,
+    only_copies,
+    self_bleu,
+    words,
+)
 
 some_words = st.lists(st.sampled_from(["red", "green", "blue", "tea", "cat"]), max_size=12)
 
@@ -61,6 +74,49 @@ def test_corpus_distinct_n_pools_responses_without_crossing_them() -> None:
     assert corpus_distinct_n([["a", "b", "a"], ["a", "b", "c"]], 2) == 3 / 4
     assert corpus_distinct_n([["a"], []], 2) == 1.0
     assert corpus_distinct_n([["x", "y"]] * 10, 2) == 1 / 10
+
+
+def test_self_bleu_counted_by_hand() -> None:
+    first, second, third = self_bleu([["a", "b", "c", "d", "e"], ["a", "b", "c", "d"], ["x"]])
+    # 4 of 5 words, 3 of 4, 2 of 3 and 1 of 2 n-grams; longer than the closest other, so no brevity penalty.
+    assert first == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** (1 / 4))
+    # All n-grams are there; the closest other has 5 words to its 4.
+    assert second == pytest.approx(math.exp(1 - 5 / 4))
+    assert third == 0.0
+    # A word that the other has once counts once, and no bigram matches: half a match of one.
+    assert self_bleu([["a", "a"], ["a", "b"]])[0] == pytest.approx(math.sqrt(1 / 2 * (1 / 2) / 1))
+    # Two orders without a match: a half, then a quarter.
+    assert self_bleu([["a", "b", "c"], ["a", "d", "e"]])[0] == pytest.approx((1 / 3 * 0.5 / 2 * 0.25 / 1) ** (1 / 3))
+    assert self_bleu([["a", "b"]] * 3) == pytest.approx([1.0] * 3)
+    with pytest.raises(ValueError, match="found 1"):
+        self_bleu([["a"]])
+
+
+# sacrebleu 2.6.0: sentence_bleu(response, others, smooth_method="exp", use_effective_order=True, tokenize="none").
+SACREBLEU = [
+    ("the green tea is best in the morning", 0.638943104),
+    ("the black tea is best in the evening", 0.541082269),
+    ("water the plants in the morning", 0.232634727),
+    ("in the morning", 1.000000000),
+    ("buy the bread", 0.275160604),
+    ("goats", 0.000000000),
+]
+
+
+def test_self_bleu_agrees_with_figures_of_sacrebleu() -> None:
+    assert self_bleu([text.split() for text, _ in SACREBLEU]) == pytest.approx([share for _, share in SACREBLEU])
+
+
+@settings(deadline=None)
+@given(st.lists(some_words.filter(bool), min_size=2, max_size=6))
+def test_self_bleu_agrees_with_sacrebleu(responses: list[list[str]]) -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    texts = [" ".join(tokens) for tokens in responses]
+    for index, (text, found) in enumerate(zip(texts, self_bleu(responses), strict=True)):
+        others = texts[:index] + texts[index + 1 :]
+        options = {"smooth_method": "exp", "use_effective_order": True, "tokenize": "none"}
+        expected = sacrebleu.sentence_bleu(text, others, **options).score / 100
+        assert found == pytest.approx(expected, abs=1e-9)
 
 
 @settings(deadline=None)

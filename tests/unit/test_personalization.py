@@ -60,7 +60,13 @@ def profile(user_id: str, **values: Any) -> dict[str, Any]:
 
 
 def conversation(number: int, user_id: str, opening_prompt: str | None) -> dict[str, Any]:
-    history = [{"turn": 0, "role": "user", "content": opening_prompt}]
+    answers = [("Ask a beekeeper.", False), ("They look for room.", True)]
+    history: list[dict[str, Any]] = [{"turn": 0, "role": "user", "content": opening_prompt}]
+    history += [{"turn": 0, "role": "model", "content": text, "if_chosen": chosen} for text, chosen in answers]
+    history += [
+        {"turn": 1, "role": "user", "content": "And then?"},
+        {"turn": 1, "role": "model", "content": "They settle.", "if_chosen": True},
+    ]
     return {
         "conversation_id": f"c{number}",
         "user_id": user_id,
@@ -95,6 +101,7 @@ def test_prism_joins_conversations_and_profiles(tmp_path: Path) -> None:
     assert first["messages"][0]["content"] == f"{first['context']}\n\nWhy do bees swarm?"
     assert (first["prompt_id"], first["group"]) == ("c0", "user1")
     assert first["extra"] == "{}"  # the published conversation stays behind
+    assert first["reference"] == "They look for room."  # the answer to the first question that the user chose
     # Nothing rated above the middle: no such line; the conversation without a question is passed over.
     assert "Important" not in second["context"]
     assert (second["prompt_id"], second["group"]) == ("c2", "user0")
@@ -108,6 +115,13 @@ def test_prism_is_read_from_parquet_too(tmp_path: Path) -> None:
     profiles = str(tmp_path / "s.parquet")
     prompts = PromptsConfig(path=str(tmp_path / "c.parquet"), loader="prism", profiles_path=profiles)
     assert rows_of(prompts) == expected
+    assert expected[0]["reference"] == "They look for room."
+
+
+@pytest.mark.parametrize("history", [None, "text", [], [None], [{"turn": 0, "role": "model", "content": "x"}]])
+def test_prism_without_a_chosen_answer_has_no_reference(tmp_path: Path, history: Any) -> None:
+    talk = {**conversation(0, "user0", "Hello"), "conversation_history": history}
+    assert rows_of(prism(tmp_path, [talk], [profile("user0")]))[0]["reference"] == ""
 
 
 def test_prism_names_what_is_missing(tmp_path: Path) -> None:
@@ -176,6 +190,18 @@ def test_community_alignment_reads_its_published_csv(tmp_path: Path) -> None:
     assert first["context"] == "Age: 18-34\nGender: female\nEducation: Some post-secondary\nCountry: india"
     assert first["question_messages"] == [{"role": "user", "content": "Plan my Sunday."}]
     assert (first["prompt_id"], first["group"], last["prompt_id"]) == ("17", "4", "19")
+    assert first["reference"] == "Run."
+
+
+def test_community_alignment_names_the_preferred_answer_by_its_letter(tmp_path: Path) -> None:
+    rows = [
+        annotated(conversation_id="0", first_turn_response_b="Run.<|end_of_text|>"),
+        annotated(conversation_id="1", first_turn_preferred_response="A"),
+        annotated(conversation_id="2", first_turn_preferred_response="response_d"),
+        annotated(conversation_id="3", first_turn_preferred_response=""),
+    ]
+    prompts = PromptsConfig(path=write(tmp_path / "a.jsonl", rows), loader="community_alignment")
+    assert [row["reference"] for row in rows_of(prompts)] == ["Run.", "Rest.", "", ""]
 
 
 def test_community_alignment_without_feedback_and_without_a_column(tmp_path: Path) -> None:
@@ -193,13 +219,14 @@ def test_community_alignment_without_feedback_and_without_a_column(tmp_path: Pat
 
 def test_multi_bench_reads_multifaceted_bench(tmp_path: Path) -> None:
     published = {"source": "koala", "system": "You are terse.", "prompt": "Why is the sky blue?", "rubric": []}
+    published["reference_answer"] = "Air scatters blue."
     config = {"path": write(tmp_path / "a.jsonl", [published]), "loader": "multi_bench", "context_role": "system"}
     (row,) = rows_of(PromptsConfig.model_validate(config))
     assert row["messages"] == [
         {"role": "system", "content": "You are terse."},
         {"role": "user", "content": "Why is the sky blue?"},
     ]
-    assert (row["prompt_id"], row["group"]) == ("a.jsonl:1", "")
+    assert (row["prompt_id"], row["group"], row["reference"]) == ("a.jsonl:1", "", "Air scatters blue.")
 
 
 def test_multi_bench_style_tables_may_name_users(tmp_path: Path) -> None:

@@ -287,3 +287,26 @@ def test_the_check_imports_no_engine_and_no_cluster() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def held_out(path: str, *, model: str | None = "org/judge", protocol: str = "pointwise", **prompts: Any) -> Config:
+    judge = {"model": model, "protocols": [protocol]}
+    evaluate = {"prompts": {"path": path, **prompts}, "judge": judge, "other_prompts": 1}
+    return Config.model_validate({"evaluate": evaluate, "conditioning": {"strategy": "random_prompt"}})
+
+
+def test_the_pointwise_judge_needs_a_reference_in_every_row(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{index}", "answer": "x", **({"reference": "r"} if index % 2 else {})} for index in range(10)]
+    path = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError) as error:
+        check_held_out(held_out(path))
+    assert str(error.value).startswith(
+        f"{path}, line 1; {path}, line 3; {path}, line 5 and 2 more, field 'reference': evaluate.judge.protocols "
+        "pointwise expects a reference answer in every row, found none in 5 of 10 rows; name its column as "
+        "evaluate.prompts.reference_column, or judge pairwise; columns: prompt, answer, reference"
+    )
+    assert check_held_out(held_out(path, protocol="pairwise")).rows == 10
+    assert check_held_out(held_out(path, model=None)).rows == 10
+    assert check_held_out(held_out(path, reference_column="answer")).rows == 10
+    with pytest.raises(UserError, match=r"no row has the column 'answr'.*did you mean 'answer'"):
+        check_held_out(held_out(path, reference_column="answr"))

@@ -40,6 +40,7 @@ def test_a_string_becomes_a_user_message_and_the_context_joins_it() -> None:
         context="I ski.",
         group="u1",
         text='[["user", "I ski. What now?"]]',
+        reference="",
         extra="{}",
     )
 
@@ -50,6 +51,13 @@ def test_optional_columns_may_be_absent_null_or_empty() -> None:
     assert absent["messages"] == absent["question_messages"] == [user("What now?")]
     assert normalized({"prompt": "What now?", "context": None, "group": None, "prompt_id": None}) == absent
     assert normalized({"prompt": "What now?", "context": " \n", "group": ""}) == absent
+
+
+def test_a_reference_is_text_or_a_number_and_nothing_else_is_one() -> None:
+    assert normalized({"prompt": "x", "reference": "Do this."})["reference"] == "Do this."
+    assert normalized({"prompt": "x", "answer": 42}, reference_column="answer")["reference"] == "42"
+    for value in (None, "", "  ", ["a"], {"a": 1}, True):
+        assert normalized({"prompt": "x", "reference": value})["reference"] == ""
 
 
 def test_integers_serve_as_ids_and_groups() -> None:

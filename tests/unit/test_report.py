@@ -1,26 +1,25 @@
-"""The report: complete, well-formed, self-contained, and safe whatever the model says."""
+"""The report: complete, well-formed, self-contained, and safe whatever the model says.
+
+python -m pytest tests/unit/test_report.py
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
 from html.parser import HTMLParser
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.evaluation.results import UNITS
-from mipo_ray.pair_statistics import merge_statistics, pair_statistics
-from mipo_ray.pairs import PAIR_SCHEMA
-from mipo_ray.report import ReportData, render_report, summary_sentences
+from mipo_ray.report import render_report, summary_sentences
+from tests.report_data import make_results, make_run, make_statistics
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=\"y\"> {{ 7 * 7 }} </pre></article> & \u202eabc"
 VOID_TAGS = {"meta", "br"}
-DRAWN = {"line", "circle", "path"}  # written self-closing inside svg
+DRAWN = {"line", "circle", "path", "rect"}  # written self-closing inside svg
 
 
 class StrictParser(HTMLParser):
@@ -57,84 +56,6 @@ def parse(html: str) -> StrictParser:
     return parser
 
 
-def entry(name: str, value: float, change: float | None = None, spread: float = 0.05) -> dict[str, Any]:
-    made: dict[str, Any] = {"value": value, "low": value - spread, "high": value + spread, "n": 64, "unit": UNITS[name]}
-    if change is not None:
-        made |= {"change": change, "change_low": change - spread, "change_high": change + spread}
-    if name.startswith("infonce"):
-        made["ceiling"] = math.log(4)
-    if name == "corpus_distinct_2":
-        made |= dict.fromkeys([key for key in made if key.endswith(("low", "high"))])
-    return made
-
-
-def make_results(**changes: float) -> dict[str, dict[str, Any]]:
-    """A base with all figures at 4.321 and two rounds that move only by the given changes."""
-    base = {name: entry(name, 4.321) for name in UNITS}
-    rounds = {name: entry(name, 4.321 + changes.get(name, 0.0), changes.get(name, 0.0)) for name in UNITS}
-    return {"base": base, "1": rounds, "0": dict(rounds)}
-
-
-def make_statistics(number: int, text: str = "some text", scored: bool = True) -> dict[str, Any]:
-    """Ten rows, of which one is dropped for the reason `text` and two have been sampled under the strategy `text`."""
-    rows = [
-        {
-            "prompt_id": str(index),
-            "sample": 0,
-            "strategy": text if index < 2 else "random_prompt",
-            "dropped": text if index == 9 else "",
-            "pmi": index - 2.5 if scored else None,
-            "prompt_token_ids": [1],
-            "chosen": "tea",
-            "chosen_token_ids": [1] * (20 + index),
-            "chosen_finish_reason": "stop" if index else "length",
-            "rejected": str(index),
-            "rejected_token_ids": [1] * 30,
-            "rejected_finish_reason": "stop",
-            "generated_tokens": 90,
-            "engine_prompt_tokens": 200,
-            "cached_prompt_tokens": 50,
-        }
-        for index in range(10)
-    ]
-    return {"round": number, **merge_statistics([pair_statistics(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))])}
-
-
-def make_run(text: str = "some text", **fields: Any) -> ReportData:
-    steps = [
-        {"round": number, "step": step, "loss": math.log(2) - 0.01 * step, "reward_margin": 0.1 * step,
-         "reward_accuracy": 0.5 + 0.02 * step, "learning_rate": 1e-5 / step, "gradient_norm": math.nan}
-        for number in (0, 1) for step in range(1, 13)
-    ]  # fmt: skip
-    run = ReportData(
-        title=text,
-        config_yaml=f"seed: 0\nnote: {text}\n",
-        results=make_results(context_pmi_initial=2.5, reward_accuracy=0.25),
-        train_steps=steps,
-        stages=[
-            {"round": "base", "stage": "evaluate", "seconds": 61.4, "counts": {}},
-            {"round": 0, "stage": "generate", "seconds": 7384, "counts": {text: 96}},
-        ],
-        pair_statistics=[make_statistics(0, text.encode("utf-8", "replace").decode())],  # a pair is always UTF-8
-        example_pairs=[
-            {"prompt": text, "context": text, "chosen": text, "rejected": [{"text": "", "mismatched": text}]}
-        ]
-        * 20,
-        answers=[
-            {
-                "prompt": text,
-                "context": None,
-                "base_answer": text,
-                "base_pmi": 3.25,
-                "final_answer": text,
-                "final_pmi": 11.5,
-            }
-        ],
-        versions={"ray": text},
-    )
-    return dataclasses.replace(run, **fields)
-
-
 def test_hostile_text_stays_text() -> None:
     html = render_report(make_run(HOSTILE))
     parser = parse(html)
@@ -142,8 +63,9 @@ def test_hostile_text_stays_text() -> None:
     assert used.isdisjoint({"script", "img", "link", "iframe", "object", "a"})
     assert not [name for _, attributes in parser.tags for name in attributes if name.startswith("on")]
     assert "<script" not in html
-    # title and h1; configuration; the stage's counts; reason and strategy; the versions; an answer's 3; 12 pairs of 4.
-    assert parser.text.count(HOSTILE) == 2 + 1 + 1 + 2 + 1 + 3 + 12 * 4
+    # title and h1; configuration; the stage's counts; reason and strategy, in tables and flow, and the reason in the
+    # flow's bar; the versions; an answer's 3; 12 pairs of 4.
+    assert parser.text.count(HOSTILE) == 2 + 1 + 1 + 2 + 3 + 1 + 3 + 12 * 4
 
 
 @settings(max_examples=10, deadline=None)
@@ -151,6 +73,7 @@ def test_hostile_text_stays_text() -> None:
 def test_any_text_gives_a_well_formed_page_that_can_be_written(text: str) -> None:
     html = render_report(make_run(text))
     html.encode("utf-8")
+    assert html.startswith("<!DOCTYPE html>")
     parse(html)
 
 

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import fsspec
@@ -25,6 +26,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mipo_ray import run_lock
 from mipo_ray.monitoring import read_events
 from mipo_ray.recipe import config_hash, load_config
 from mipo_ray.run_lock import STALE_LOCK_SECONDS, hold
@@ -473,11 +475,86 @@ def test_a_reused_process_id_is_not_taken_for_the_holder(local_run: RunDirectory
         pass
 
 
-def test_a_fresh_lock_of_another_host_is_refused(run: RunDirectory) -> None:
-    write_lock(run)
-    with pytest.raises(StorageError, match="in use by process 1 on elsewhere"), hold(run):
+class FakeClock:
+    """Time that passes only where it is slept through; `when` says what happens at a second."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        self.when: dict[int, Callable[[], None]] = {}
+        patch.setattr(run_lock, "time", SimpleNamespace(time=self.time, monotonic=self.monotonic, sleep=self.sleep))
+
+    def time(self) -> float:
+        return 1e9 + self.seconds
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        for second in [second for second in self.when if second <= self.seconds]:
+            self.when.pop(second)()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    return FakeClock(monkeypatch)
+
+
+def test_a_lock_of_another_host_is_refused_when_its_heart_beats(
+    run: RunDirectory, clock: FakeClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lock(run, heartbeat=clock.time() - 3)
+    clock.when = {7: lambda: write_lock(run, heartbeat=clock.time())}
+    with pytest.raises(StorageError, match=r"in use by process 1 on elsewhere \(heartbeat 0 s ago\)"), hold(run):
         pass
+    assert clock.seconds < 9
     assert json.loads(run.read_text("lock.json") or "")["host"] == "elsewhere"
+    assert capsys.readouterr().out == (
+        f"{run.url}: process 1 on elsewhere held this run directory 3 s ago; waiting up to 57 s to see whether it "
+        "still does\n"
+    )
+
+
+# The clock of a host may be ahead of another's.
+@pytest.mark.parametrize(("age", "waited"), [(20, 40), (-500, 60)])
+def test_the_lock_of_a_host_that_has_just_died_is_taken_over_when_it_is_stale(
+    age: int, waited: int, run: RunDirectory, clock: FakeClock
+) -> None:
+    write_lock(run, heartbeat=clock.time() - age)
+    with hold(run):
+        assert json.loads(run.read_text("lock.json") or "")["pid"] == os.getpid()
+        assert clock.seconds == pytest.approx(waited, abs=1)
+    assert names(run) == set()
+
+
+def test_a_lock_that_is_given_up_meanwhile_is_taken(run: RunDirectory, clock: FakeClock) -> None:
+    write_lock(run, heartbeat=clock.time())
+    clock.when = {4: lambda: run.filesystem.rm_file(run.path("lock.json"))}
+    with hold(run):
+        assert json.loads(run.read_text("lock.json") or "")["pid"] == os.getpid()
+        assert clock.seconds < 6
+
+
+def test_of_two_that_wait_for_the_same_lock_one_gets_it(run: RunDirectory, clock: FakeClock) -> None:
+    def another_takes_it() -> None:
+        write_lock(run, pid=2, heartbeat=clock.time())
+
+    write_lock(run, heartbeat=clock.time())
+    clock.when = {4: another_takes_it}
+    with pytest.raises(StorageError, match="in use by process 2 on elsewhere"), hold(run):
+        pass
+
+
+def test_a_lock_that_is_being_written_is_not_taken_for_one_that_was_given_up(
+    local_run: RunDirectory, clock: FakeClock
+) -> None:
+    write_lock(local_run, heartbeat=clock.time())
+    clock.when = {
+        4: lambda: local_run.write_text("lock.json", '{"host": "el'),
+        6: lambda: write_lock(local_run, heartbeat=clock.time()),
+    }
+    with pytest.raises(StorageError, match="in use by process 1 on elsewhere"), hold(local_run):
+        pass
 
 
 def test_a_stale_lock_of_another_host_is_taken_over(run: RunDirectory) -> None:

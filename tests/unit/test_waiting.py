@@ -1,19 +1,23 @@
-"""What is said while a stage waits for nodes, and when it gives up; on a clock of the test's own.
+"""What is said while a stage waits for nodes, and when it gives up; on a clock of the test's own, without a cluster.
 
 python -m pytest tests/unit/test_waiting.py
 """
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mipo_ray import cluster_waiting
 from mipo_ray.errors import UserError
 from mipo_ray.resources import Request
-from mipo_ray.waiting import INFEASIBLE_SECONDS, Autoscaling, Wait, WaitTimeoutError
+from mipo_ray.waiting import INFEASIBLE_SECONDS, Autoscaling, NoAnswerError, Wait, WaitTimeoutError
 
 STARTING = Autoscaling(starting={"gpu-spot": 2, "gpu": 1})
+SILENCE = NoAnswerError("RPC error: Deadline Exceeded")
 
 
 def engines(**changes: Any) -> Request:
@@ -26,7 +30,7 @@ def workers(**changes: Any) -> Request:
     return engines(phase="training", kind="worker", key="train.num_workers", selector={}, **changes)
 
 
-def follow(wait: Wait, placed: int, autoscaling: Autoscaling | None, seconds: range) -> dict[int, str]:
+def follow(wait: Wait, placed: int, autoscaling: Autoscaling | NoAnswerError | None, seconds: range) -> dict[int, str]:
     """The lines of these seconds, by second."""
     lines = {second: wait.observe(placed, autoscaling, second) for second in seconds}
     return {second: line for second, line in lines.items() if line is not None}
@@ -110,3 +114,88 @@ def test_what_the_autoscaler_calls_infeasible_ends_sooner_if_it_stays_so() -> No
 )
 def test_what_is_said_of_the_autoscaler(autoscaling: Autoscaling, said: str) -> None:
     assert str(autoscaling) == said
+
+
+def test_a_head_that_does_not_answer_is_waited_for_no_longer_than_nodes() -> None:
+    wait = Wait(engines(), limit_minutes=1)
+    follow(wait, 4, None, range(0, 100))
+    lines = follow(wait, 0, SILENCE, range(100, 160))
+    assert lines[115].endswith("; the cluster's head does not answer (RPC error: Deadline Exceeded)")
+    with pytest.raises(WaitTimeoutError, match=r"wait_timeout_minutes 1\).*does not answer \(RPC error: Deadline Exc"):
+        wait.observe(0, SILENCE, 160)
+
+
+def test_a_head_that_answers_again_in_time_is_forgiven() -> None:
+    wait = Wait(workers(), limit_minutes=1)
+    follow(wait, 4, None, range(0, 100))
+    follow(wait, 0, SILENCE, range(100, 150))
+    assert follow(wait, 4, None, range(150, 151)) == {150: "4 training workers have their nodes, after 50 s"}
+    follow(wait, 0, SILENCE, range(151, 210))
+
+
+def test_the_autoscalers_verdict_does_not_last_through_silence() -> None:
+    wait = Wait(workers(), limit_minutes=60)
+    half = int(INFEASIBLE_SECONDS / 2)
+    follow(wait, 0, Autoscaling(infeasible=True), range(0, half))
+    follow(wait, 0, SILENCE, range(half, half + 1))
+    follow(wait, 0, Autoscaling(infeasible=True), range(half + 1, 3 * half))
+
+
+# The looks at the cluster, with a clock and a cluster of the test's own.
+
+
+class FakeCluster:
+    """Answers the watches' questions: `placed` actors, or an error; each question takes a second of its clock."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, placed: int = 0, error: Exception | None = None) -> None:
+        self.placed, self.error, self.now = placed, error, 0.0
+        patch.setattr(cluster_waiting, "placed_actors", self.placed_actors)
+        patch.setattr(cluster_waiting, "autoscaling", self.autoscaling)
+        patch.setattr(cluster_waiting, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def placed_actors(self, is_wanted: Any) -> int:
+        self.now += 1
+        if self.error is not None:
+            raise self.error
+        return self.placed
+
+    def autoscaling(self, request: Request) -> Autoscaling:
+        raise SILENCE
+
+
+def look(wait: Wait, times: int) -> None:
+    for _ in range(times):
+        cluster_waiting._look(wait, lambda: cluster_waiting.placed_actors(bool))
+
+
+def test_looks_that_fail_count_as_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCluster(monkeypatch, error=SILENCE)
+    wait = Wait(engines(), limit_minutes=1)
+    look(wait, times=60)
+    with pytest.raises(WaitTimeoutError, match=r"for 4 engine actors.*; the cluster's head does not answer"):
+        look(wait, times=1)
+
+
+def test_engines_that_work_need_no_word_of_the_autoscaler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeCluster(monkeypatch, placed=1)
+    wait = Wait(engines(), limit_minutes=1)
+    look(wait, times=1000)
+    assert "waiting for 3 more engine actors" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(SILENCE, WaitTimeoutError), (AttributeError("not foreseen"), AttributeError)]
+)
+def test_the_watch_over_workers_ends_the_training_whatever_happens(
+    error: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeCluster(monkeypatch, error=error)
+    monkeypatch.setattr(cluster_waiting, "LOOK_SECONDS", 0.001)
+    ended = threading.Semaphore(0)
+    with cluster_waiting.watch_workers(workers(), 1, ended.release) as watch:
+        # A training that had not begun when it was to end is ended once it has.
+        assert ended.acquire(timeout=60)
+        assert ended.acquire(timeout=60)
+    assert isinstance(watch.failure, kind)

@@ -1,0 +1,35 @@
+r"""How a response announces its final answer, in words that the readers of choices and of numbers share."""
+
+from __future__ import annotations
+
+import re
+
+# The word "answer", also in the languages that multilingual models fall into.
+ANSWER = r"(?:\b(?:answers?|ans|respuesta|resposta|r\u00e9ponse|risposta|antwort)\b|\u7b54\u6848|\u7b54\u3048)"
+# What links it with the answer itself.
+IS = (
+    r"(?:\b(?:is|are|was|were|be|equals|becomes|es|est|ist|\u00e8|\u00e9)\b|[:=\uff1a\u2192]|->"
+    r"|\u662f|\u4e3a|\u70ba|\u306f)"
+)
+END_OF_SENTENCE = re.compile(r"[.!?\u3002](?:\s|\Z)|\n")
+# A number that only begins an expression: "3 + 4", "20% of 50".
+OPERATOR = re.compile(r"%?\s?(?:\\times|\\cdot|\\div|[-+*/x\u00d7\u00f7\u00b7^])\s?\\?[$(]?\d|%\sof\s\\?[$]?\d")
+
+_TAG = re.compile(r"</?(?:answer|b|i|u|p|em|strong|span|br|code|li|ul|ol)(?:\s?/)?>")
+_ANSWERED = re.compile(rf"\#{{4}}\s?\S|\\boxed|{ANSWER}", re.IGNORECASE)
+_NEXT_QUESTION = re.compile(
+    r"^[ \t>*#]{0,8}+(?:(?:question|problem|exercise|q|human|user|instruction)\b[ \t]?\#?\d{0,4}[*_]{0,2}\s?:"
+    r"|<\|(?:im_start|start_header_id|user)\|>|\[INST\])",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def own_answer(text: str) -> str:
+    """`text` without HTML tags, up to where the model, its answer given, goes on to write the next question itself.
+
+    Few-shot prompts teach small models to do so; what follows answers another question.
+    """
+    text = _TAG.sub(lambda tag: "\nanswer: " if tag[0] == "<answer>" else " ", text)
+    answered = _ANSWERED.search(text)
+    following = _NEXT_QUESTION.search(text, answered.end()) if answered else None
+    return text[: following.start()] if following else text

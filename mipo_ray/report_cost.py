@@ -1,0 +1,82 @@
+"""What a run cost: seconds, tokens and devices of each stage, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage as it is shown; figures that a stage does not have are empty."""
+
+    round: str
+    stage: str
+    seconds: float
+    duration: str
+    percent: float  # of the longest stage
+    generated_tokens: str
+    trained_tokens: str
+    tokens_per_second: str
+    gpus: str
+    counts: str  # what else it counted
+
+
+@dataclass(frozen=True)
+class Cost:
+    """All stages, and a sentence with their sums."""
+
+    stages: list[StageCost]
+    total: str
+    any_gpus: bool
+
+
+def run_cost(stages: Sequence[dict[str, Any]]) -> Cost | None:
+    """Costs from ReportData.stages; None where nothing is finished.
+
+    Tokens per second are a stage's generated (or, in training, trained) tokens over its whole duration, the start of
+    engines and the loading of models included. GPUs are what the stage may reserve at most.
+    """
+    if not stages:
+        return None
+    longest = max(stage["seconds"] for stage in stages) or 1.0
+    costs, sums = [], {"generated_tokens": 0, "tokens": 0}
+    for stage in stages:
+        counts, seconds = stage.get("counts") or {}, stage["seconds"]
+        generated, trained = counts.get("generated_tokens"), counts.get("tokens")
+        sums["generated_tokens"] += generated or 0
+        sums["tokens"] += trained or 0
+        tokens = trained if generated is None else generated
+        costs.append(
+            StageCost(
+                round=str(stage["round"]),
+                stage=stage["stage"],
+                seconds=seconds,
+                duration=duration(seconds),
+                percent=100 * seconds / longest,
+                generated_tokens="" if generated is None else f"{generated:,}",
+                trained_tokens="" if trained is None else f"{trained:,}",
+                tokens_per_second="" if tokens is None or not seconds else f"{tokens / seconds:,.1f}",
+                gpus=f"{stage['gpus']:g}" if stage.get("gpus") else "",
+                counts=", ".join(
+                    f"{name} {count:,}"
+                    for name, count in counts.items()
+                    if isinstance(count, int) and name not in ("generated_tokens", "tokens")
+                ),
+            )
+        )
+    total = f"All finished stages together: {duration(sum(stage['seconds'] for stage in stages))}"
+    total += f", {sums['generated_tokens']:,} tokens generated" if sums["generated_tokens"] else ""
+    total += f", {sums['tokens']:,} tokens trained on" if sums["tokens"] else ""
+    gpu_seconds = sum(stage["seconds"] * (stage.get("gpus") or 0) for stage in stages)
+    total += f", at most {duration(gpu_seconds)} of GPU time reserved" if gpu_seconds else ", no GPU"
+    return Cost(costs, f"{total}.", any(cost.gpus for cost in costs))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "0 min 48 s", "12 min 05 s" or "3 h 07 min"."""
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

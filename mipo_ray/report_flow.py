@@ -1,0 +1,69 @@
+"""The report's picture of a round: how many prompts, rows, pairs, steps and answers stand behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mipo_ray.report_charts import Part
+
+
+@dataclass(frozen=True)
+class Step:
+    """One station of the flow: a count, what is counted, and what else there is to say."""
+
+    count: str
+    label: str
+    details: list[str]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One round; `parts` are its rows by what became of them."""
+
+    round: int
+    steps: list[Step]
+    parts: list[Part]
+
+
+def flows(stages: Sequence[dict[str, Any]], statistics: Sequence[dict[str, Any]]) -> list[Flow]:
+    """One flow for each round that has generated pairs, from what its finished stages counted.
+
+    `stages` and `statistics` are those of `report.ReportData`. What a stage did not count is left out.
+    """
+    counts = {(stage["round"], stage["stage"]): stage.get("counts") or {} for stage in stages}
+    return [_flow(of_round, counts) for of_round in statistics]
+
+
+def _flow(of_round: dict[str, Any], counts: dict[tuple[Any, str], dict[str, Any]]) -> Flow:
+    number, rows, kept = of_round["round"], of_round["rows"], of_round["kept"]
+    generate, train, evaluate = (counts.get((number, stage), {}) for stage in ("generate", "train", "evaluate"))
+    dropped = sorted(of_round["dropped"].items(), key=lambda item: (-item[1], item[0]))
+    strategies = [f"{name}: {entry['rows']:,}" for name, entry in of_round.get("by_strategy", {}).items()]
+    steps = []
+    if "prompts" in generate:
+        steps.append(Step(f"{generate['prompts']:,}", "prompts", []))
+    steps += [
+        Step(f"{rows:,}", "conditioned rows", strategies),
+        Step(f"{of_round['generated_tokens']:,}", "tokens sampled", ["chosen and rejected answers"])
+        if "generated_tokens" in of_round
+        else Step(f"{rows:,}", "rows sampled", []),
+        Step(f"{rows - kept:,}", "rows dropped", [f"{reason}: {count:,}" for reason, count in dropped]),
+        Step(f"{kept:,}", "pairs", ["chosen against rejected"]),
+    ]
+    if "steps" in train:
+        details = [f"{train['tokens']:,} tokens trained"] if "tokens" in train else []
+        if "first_loss" in train:
+            details.append(f"loss {train['first_loss']:.4f} to {train['last_loss']:.4f}")
+        steps.append(Step(f"{train['steps']:,}", "optimizer steps", details))
+        steps.append(Step(f"round {number}", "policy", ["where the next round starts"]))
+    if "responses" in evaluate:
+        steps.append(Step(f"{evaluate['responses']:,}", "held-out answers", ["measured, never trained on"]))
+    parts = [Part("kept", f"{kept:,}", 100 * kept / rows, "kept")] if rows else []
+    parts += [
+        Part(reason, f"{count:,}", 100 * count / rows, "dropped" if index % 2 == 0 else "dropped-2")
+        for index, (reason, count) in enumerate(dropped)
+        if rows and count
+    ]
+    return Flow(number, steps, parts)

@@ -1,0 +1,56 @@
+"""Stopping a run from outside: Ctrl-C, and the SIGTERM of `ray job stop`, Kubernetes and `kill`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """Makes a signal raise KeyboardInterrupt in the main thread, which blocks of `with` and `finally` tidy up after.
+
+    Ray passes that one on from a waiting `ray.get`, and turns or swallows others.
+    """
+
+    received: signal.Signals | None = None
+
+    def listen(self) -> None:
+        """Registers, in the main thread.
+
+        A signal that this process was started to ignore, as in the background of a shell script, stays ignored.
+        """
+        for number in _STOPS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        # A second SIGTERM (`ray job stop` tells every process, Kubernetes after its hook) must not disturb the tidying
+        # up. A second Ctrl-C may: somebody sits there who does not want to wait for it.
+        if self.received is None or number == signal.SIGINT:
+            self.received = signal.Signals(number)
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Listens while the block runs, and gives the signals back to those who had them before."""
+    signals = StopSignals()
+    with kept_handlers():
+        signals.listen()
+        yield signals
+
+
+@contextlib.contextmanager
+def kept_handlers() -> Iterator[None]:
+    """After the block the handlers are those of before: `ray.init` registers one of its own for SIGTERM."""
+    before = {number: signal.getsignal(number) for number in _STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # one that is not Python's
+                signal.signal(number, handler)
