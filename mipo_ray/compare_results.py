@@ -48,7 +48,6 @@ HELD_OUT = {
     "truncated": Measure("cut at the limit", "share", "neither"),
     "distinct_2": Measure("distinct 2-grams", "share", "neither"),
     "copy_rate": Measure("copied 3-grams", "share", "neither"),
-    "only_copies": Measure("only copies", "share", "neither"),
 }
 # Of evaluation.json, where tasks or a judge were asked for.
 TASK_METRICS = {"accuracy": "higher", "net_win": "higher", "rating": "higher"}
