@@ -50,14 +50,13 @@ def _run(comparison: Comparison) -> int:
     root.check_writable()
     with run_lock.hold(root):
         started = time.monotonic()
-        config = comparison.shared
-        here, is_local = unbounded_node(config)
+        here, is_local = unbounded_node(comparison.shared)
         plans = _plans(comparison, [here], None, known=is_local)
         if _is_finished(plans):
             print(f"{root.url}: finished before, nothing to train")
             _report(comparison, root)
             return 0
-        nodes, types = connect(config)
+        nodes, types = connect(comparison.shared)
         plans = _plans(comparison, nodes, types)
         print(describe_comparison(comparison, plans), flush=True)
 
@@ -121,8 +120,7 @@ def _plans(
 
 def _stages(arm: str, plan: Plan) -> list[str]:
     """The base is only measured; to the arms its measurement is given."""
-    base = plan.run.stage(None, "evaluate")
-    return [base] if arm == BASE else [stage for stage in plan.stages if stage != base]
+    return [stage for stage in plan.stages if stage.startswith("base/") == (arm == BASE)]
 
 
 def _finished(arm: str, plan: Plan) -> list[str]:

@@ -10,20 +10,22 @@ pairs that every arm kept, in one order.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow.dataset
 
 from mipo_ray import monitoring
 from mipo_ray.compare_config import BASE, Comparison, common_pairs_file
 from mipo_ray.errors import UserError
+from mipo_ray.evaluation.judging import reach_judge
+from mipo_ray.evaluation.task_check import CheckedTask, check_tasks
+from mipo_ray.evaluation.task_requests import prepare_tasks
 from mipo_ray.generation.pipeline import condition_prompts
-from mipo_ray.loop import evaluate, generate, pair_set_hash, train
+from mipo_ray.loop import evaluate_all, generate, pair_set_hash, train
+from mipo_ray.plan import measured_stages
 from mipo_ray.resources import Resources
 from mipo_ray.storage import RunDirectory
 from mipo_ray.training.trainer import check_training
-
-EVALUATE_STAGE = "evaluate"
 
 
 def run_arms(comparison: Comparison, resources: Mapping[str, Resources], report: Callable[[], object]) -> None:
@@ -32,14 +34,20 @@ def run_arms(comparison: Comparison, resources: Mapping[str, Resources], report:
     `resources` are those of each arm and of "base". Raises UserError when the arms have no pair in common, or when an
     arm that was added later lacks pairs that the others were trained on already.
     """
+    tasks = check_tasks(comparison.shared)
+    reach_judge(comparison.shared.evaluate.judge)
     for config in {arm.train.model_dump_json(): arm for arm in comparison.arms.values()}.values():
         check_training(config)
     for seed in comparison.seeds:
-        _run_seed(comparison, seed, resources, report)
+        _run_seed(comparison, seed, tasks, resources, report)
 
 
 def _run_seed(
-    comparison: Comparison, seed: int, resources: Mapping[str, Resources], report: Callable[[], object]
+    comparison: Comparison,
+    seed: int,
+    tasks: Sequence[CheckedTask],
+    resources: Mapping[str, Resources],
+    report: Callable[[], object],
 ) -> None:
     initial = comparison.shared.model.path
     base, base_config = comparison.run(BASE, seed), comparison.config(BASE, seed)
@@ -52,7 +60,8 @@ def _run_seed(
             condition_prompts(config, run, 0, policy=initial, resources=resources[arm])
     _say(BASE, seed)
     with monitoring.recording(base) as events:
-        evaluate(base_config, base, None, initial, initial, resources[BASE], events)
+        prepare_tasks(tasks, base_config, base, policy=initial)
+        evaluate_all(base_config, base, None, initial, initial, tasks, resources[BASE], events)
     report()
     policies = dict.fromkeys(comparison.arms, initial)
     for round_index in range(comparison.shared.rounds):
@@ -61,14 +70,16 @@ def _run_seed(
         only = common_pairs(comparison, seed, round_index)
         for arm in comparison.arms:
             run, config = comparison.run(arm, seed), comparison.config(arm, seed)
-            run.copy_stage(base, base.stage(None, EVALUATE_STAGE))
+            for stage in measured_stages(comparison.shared, base, None, tasks):
+                run.copy_stage(base, stage)
             pairs = run.read_manifest(run.stage(round_index, "generate"))
             assert pairs is not None
             _say(arm, seed)
             with monitoring.recording(run, config.trackers) as events:
                 policy = train(config, run, round_index, policies[arm], pairs, resources[arm], events, only)
                 _check_trained_on(run, round_index, only)
-                evaluate(config, run, round_index, policy, initial, resources[arm], events)
+                prepare_tasks(tasks, config, run, policy=initial)
+                evaluate_all(config, run, round_index, policy, initial, tasks, resources[arm], events)
             policies[arm] = policy
             report()
 

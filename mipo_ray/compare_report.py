@@ -102,9 +102,10 @@ def notes(found: dict[str, Any]) -> list[str]:
     pairs, batch, epochs = equal["pairs"], equal["batch_size"], equal["epochs"]
     over = "" if len(found["seeds"]) == 1 else ", over all seeds"
     lines = [
-        f"Every arm was trained on pairs of the same {pairs} prompts and samples (those of which every arm kept a pair) "
-        f"in the same order: {equal['steps']} optimizer steps of {batch} pairs, {epochs} epoch(s){over}; seeds {seeds}, "
-        f"rounds {found['rounds']}. Every arm was measured on the same held-out prompts and the same held-out pairs.",
+        f"Every arm was trained on pairs of the same {pairs} prompts and samples (those that every arm kept), in "
+        f"the same order: {equal['steps']} optimizer steps of {batch} pairs, {epochs} epoch(s){over}. Seeds: {seeds}. "
+        f"Rounds: {found['rounds']}.",
+        "Every arm was measured on the same held-out prompts and the same held-out pairs.",
         *(
             f"The control {name} has chosen and rejected swapped in {arm['swapped_pairs']} of these pairs."
             for name, arm in found["arms"].items()

@@ -48,7 +48,6 @@ HELD_OUT = {
     "truncated": Measure("cut at the limit", "share", "neither"),
     "distinct_2": Measure("distinct 2-grams", "share", "neither"),
     "copy_rate": Measure("copied 3-grams", "share", "neither"),
-    "only_copies": Measure("only copies", "share", "neither"),
 }
 # Of evaluation.json, where tasks or a judge were asked for.
 TASK_METRICS = {"accuracy": "higher", "net_win": "higher", "rating": "higher"}
@@ -218,13 +217,18 @@ def _over_seeds(comparison: Comparison, arm: str, round_index: int | None) -> di
     return entries
 
 
-def _items(comparison: Comparison, arm: str, seed: int, round_index: int | None) -> dict[str, Items]:
-    """Measure -> (values, items) of one policy, from its scored answers and the tasks' examples."""
-    run = comparison.run(arm, seed)
-    rows = measured_rows(run, round_index)
+def _held_out_items(comparison: Comparison, arm: str, seed: int, round_index: int | None) -> dict[str, Items]:
+    """Held-out measure -> (values, items) of one policy, from its scored answers."""
+    rows = measured_rows(comparison.run(arm, seed), round_index)
     columns = item_values(rows, comparison.shared.train.beta)
     found: dict[str, Items] = {name: (columns[name][1], columns[name][0]) for name in HELD_OUT if name in columns}
-    found["kl_per_token"] = (mi.kl_per_token(rows.policy_own, rows.initial_own, rows.token_counts), rows.prompt_ids)
+    kl = mi.kl_per_token(rows.policy_own, rows.initial_own, rows.token_counts)
+    return found | {"kl_per_token": (kl, rows.prompt_ids)}
+
+
+def _items(comparison: Comparison, arm: str, seed: int, round_index: int | None) -> dict[str, Items]:
+    """Every measure of the table -> (values, items) of one policy; of the tasks only accuracies."""
+    run, found = comparison.run(arm, seed), _held_out_items(comparison, arm, seed, round_index)
     policy = BASE if round_index is None else str(round_index)
     for name in _task_entries(run, policy):
         task, _, metric = name.rpartition(".")
@@ -251,10 +255,10 @@ def _by_item(items: Items) -> dict[str, float]:
 def _difference(comparison: Comparison, base: str, arm: str, round_index: int, name: str) -> dict[str, Any]:
     """The paired change of one measure from one arm to another, with its verdict."""
     draw: Any = {"samples": comparison.shared.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
-    pairs = [
-        (_items(comparison, base, seed, round_index)[name], _items(comparison, arm, seed, round_index)[name])
-        for seed in comparison.seeds
-    ]
+    before, after = (
+        [_held_out_items(comparison, one, seed, round_index)[name] for seed in comparison.seeds] for one in (base, arm)
+    )
+    pairs = list(zip(before, after, strict=True))
     if len(pairs) == 1:
         change = bootstrap_change(*pairs[0][0], *pairs[0][1], **draw)
     else:

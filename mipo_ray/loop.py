@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
@@ -22,7 +23,7 @@ from mipo_ray.evaluation.held_out import measure_policy
 from mipo_ray.evaluation.judging import judge_policy, reach_judge
 from mipo_ray.evaluation.measured import measured_rows
 from mipo_ray.evaluation.results import measure
-from mipo_ray.evaluation.task_check import check_tasks
+from mipo_ray.evaluation.task_check import CheckedTask, check_tasks
 from mipo_ray.evaluation.task_requests import prepare_tasks
 from mipo_ray.generation.pipeline import condition_prompts, generate_pairs
 from mipo_ray.monitoring import Events, progress
@@ -46,16 +47,12 @@ def run_rounds(config: Config, run: RunDirectory, resources: Resources) -> dict[
         condition_prompts(config, run, 0, policy=initial, resources=resources)
         prepare_tasks(tasks, config, run, policy=initial)
         if config.evaluate.enabled:
-            evaluate(config, run, None, policy, initial, resources, events)
-            measure_tasks(tasks, config, run, None, policy=policy, resources=resources, events=events)
-            judge_policy(config, run, None, resources, events)
+            evaluate_all(config, run, None, policy, initial, tasks, resources, events)
         for round_index in range(config.rounds):
             pairs = generate(config, run, round_index, policy, resources, events)
             policy = train(config, run, round_index, policy, pairs, resources, events)
             if config.evaluate.enabled:
-                evaluate(config, run, round_index, policy, initial, resources, events)
-                measure_tasks(tasks, config, run, round_index, policy=policy, resources=resources, events=events)
-                judge_policy(config, run, round_index, resources, events)
+                evaluate_all(config, run, round_index, policy, initial, tasks, resources, events)
                 print(f"\n{final_tables(run)}\n", flush=True)
     write_report(config, run)
     return read_results(run)
@@ -123,6 +120,22 @@ def train(
 
     once(config, run, round_index, "train", events, work)
     return run.model_path(f"{stage}/policy")
+
+
+def evaluate_all(
+    config: Config,
+    run: RunDirectory,
+    round_index: int | None,
+    policy: str,
+    initial: str,
+    tasks: Sequence[CheckedTask],
+    resources: Resources,
+    events: Events,
+) -> None:
+    """Everything that is measured of a policy: on held-out prompts, on the tasks (prepared before), by the judge."""
+    evaluate(config, run, round_index, policy, initial, resources, events)
+    measure_tasks(tasks, config, run, round_index, policy=policy, resources=resources, events=events)
+    judge_policy(config, run, round_index, resources, events)
 
 
 def evaluate(

@@ -48,12 +48,7 @@ class Plan:
         return names
 
     def _measured(self, round_index: int | None) -> list[str]:
-        if not self.config.evaluate.enabled:
-            return []
-        tasks = [task_stage(self.run, round_index, task.name) for task in self.tasks]
-        protocols = judged_protocols(self.config.evaluate.judge, round_index)
-        judged = [self.run.stage(round_index, f"judge/{protocol}") for protocol in protocols]
-        return [self.run.stage(round_index, "evaluate"), *tasks, *judged]
+        return measured_stages(self.config, self.run, round_index, self.tasks)
 
     @property
     def is_finished(self) -> bool:
@@ -100,6 +95,18 @@ def make_plan(
     check_finished_tasks(tasks, run, range(config.rounds))
     finished = finished_stages(config, run, tasks)
     return Plan(config, run, resources, prompts, held_out, finished, nodes, types, tasks)
+
+
+def measured_stages(
+    config: Config, run: RunDirectory, round_index: int | None, tasks: Sequence[CheckedTask]
+) -> list[str]:
+    """The stages in which one policy is measured, in order; none without evaluation."""
+    if not config.evaluate.enabled:
+        return []
+    of_tasks = [task_stage(run, round_index, task.name) for task in tasks]
+    protocols = judged_protocols(config.evaluate.judge, round_index)
+    judged = [run.stage(round_index, f"judge/{protocol}") for protocol in protocols]
+    return [run.stage(round_index, "evaluate"), *of_tasks, *judged]
 
 
 def finished_stages(config: Config, run: RunDirectory, tasks: Sequence[CheckedTask] = ()) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ ARMS = {
     "sft": {"train": {"objective": "sft"}},
 }
 GENERATE = "rounds/000/generate"
+TASK = "arc_easy_likelihood"
 
 
 def write_recipe(directory: Path, model: Path) -> Path:
@@ -41,6 +42,17 @@ def write_recipe(directory: Path, model: Path) -> Path:
             for index in range(count)
         ]
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = [
+        {
+            "id": f"q{index}",
+            "question": f"What is {index} plus one?",
+            "choices": [str(index + step) for step in range(4)],
+            "labels": ["A", "B", "C", "D"],
+            "answerKey": "B",
+        }
+        for index in range(6)
+    ]
+    (directory / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     recipe = {
         "run_dir": str(directory / "comparison"),
         "rounds": 1,
@@ -54,10 +66,11 @@ def write_recipe(directory: Path, model: Path) -> Path:
             "samples_per_prompt": 1,
             "other_prompts": 1,
             "bootstrap_samples": 200,
+            "tasks": {TASK: {"path": str(directory / "questions.jsonl")}},
         },
         "arms": ARMS,
     }
-    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return directory / "recipe.yaml"
 
 
@@ -126,8 +139,11 @@ def test_a_comparison_is_killed_resumed_and_ends_in_one_table(ray_address, tiny_
         results = json.loads((runs[arm] / "results.json").read_text())["0"]
         measures = found["arms"][arm]["measures"]
         assert {"context_pmi_initial", "reward_accuracy", "kl_per_token", "response_tokens"} <= measures.keys()
+        task = json.loads((runs[arm] / "evaluation.json").read_text())["0"][TASK]["metrics"]["accuracy"]
+        assert measures[f"{TASK}.accuracy"] == task
+        assert (task["n"], "p_value" in task) == (6, True)  # paired with the base's own answers
         for name, entry in measures.items():
-            assert entry["value"] == results[name]["value"]
+            assert name == f"{TASK}.accuracy" or entry["value"] == results[name]["value"]
             assert entry["verdict"] in ("better", "worse", "not distinguishable", "rose", "fell")
     assert found["arms"]["base"]["measures"]["reward_accuracy"]["value"] == 0.5
     assert "shuffled_labels" in found["arms"]["sft"]["against_control"]

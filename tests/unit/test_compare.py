@@ -1,0 +1,512 @@
+"""The command `compare` without an engine: recipes, refusals, equal data, the control, the table, the page.
+
+python -m pytest tests/unit/test_compare.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from mipo_ray.compare import main
+from mipo_ray.compare_config import BASE, Comparison, describe_arm, load_comparison
+from mipo_ray.compare_loop import common_pairs, kept_pairs
+from mipo_ray.compare_report import dot_chart, markdown, render
+from mipo_ray.compare_results import control_sentences, findings, gather, measures_of
+from mipo_ray.errors import UserError
+from mipo_ray.evaluation.held_out import RESPONSE_SCHEMA
+from mipo_ray.evaluation.measured import measured_rows
+from mipo_ray.evaluation.results import measure
+from mipo_ray.loop import pair_set_hash
+from mipo_ray.pairs import as_version_2, has_swapped_labels, shuffle_labels
+from mipo_ray.recipe import ConfigError, load_config, to_yaml
+from mipo_ray.storage import RunDirectory, StorageError
+
+ARMS: dict[str, Any] = {
+    "mipo": {},
+    "control": {"train": {"shuffle_labels": True}},
+    "sft": {"train": {"objective": "sft"}},
+    "random_context": {"conditioning": {"strategy": "random_context"}},
+}
+
+
+def write_recipe(directory: Path, **values: Any) -> Path:
+    recipe = {"run_dir": str(directory / "comparison"), "rounds": 1, "arms": ARMS} | values
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return directory / "recipe.yaml"
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    return load_comparison(write_recipe(tmp_path))
+
+
+# The recipe
+
+
+def test_arms_are_the_recipe_with_overrides(tmp_path):
+    (tmp_path / "shared.yaml").write_text("train: {beta: 0.3, learning_rate: 1e-5}\nprompts: {limit: 7}\n")
+    recipe = write_recipe(tmp_path, base="shared.yaml", seeds=[0, 3])
+    comparison = load_comparison(recipe, ["prompts.limit=9", "arms.sft.train.learning_rate=2e-5"])
+    assert list(comparison.arms) == list(ARMS)
+    assert comparison.seeds == (0, 3)
+    assert comparison.controls == ["control"]
+    assert {config.train.beta for config in comparison.arms.values()} == {0.3}
+    assert {config.prompts.limit for config in [comparison.shared, *comparison.arms.values()]} == {9}
+    assert comparison.arms["sft"].train.learning_rate == 2e-5
+    assert comparison.arms["mipo"].train.learning_rate == 1e-5
+    config = comparison.config("sft", 3)
+    assert (config.seed, config.run_dir) == (3, f"{tmp_path}/comparison/sft/seed-3")
+    assert comparison.config(BASE, 0).run_dir == f"{tmp_path}/comparison/base/seed-0"
+    assert comparison.runs()[:5] == [("mipo", 0), ("control", 0), ("sft", 0), ("random_context", 0), ("mipo", 3)]
+
+
+def test_arms_that_sample_the_same_share_their_pairs(comparison):
+    assert [comparison.same_pairs(arm) for arm in ARMS] == ["mipo", "mipo", "mipo", "random_context"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"arms": {}}, "arms: expected a mapping of arms"),
+        ({"arms": ["sft"]}, "arms: expected a mapping of arms"),
+        ({"arms": {"base": {}}}, "other than base (which is always measured); found base"),
+        ({"arms": {"A b": {}}}, "found A b"),
+        ({"arms": {"a": 3}}, "arms.a: expected a mapping of configuration keys, found 3"),
+        ({"arms": {"a": {"train": {"bata": 1}}}}, "arms.a.train.bata: unknown key; did you mean train.beta?"),
+        ({"arms": {"a": {"train": {"beta": -1}}}}, "arms.a.train.beta"),
+        ({"arms": {"a": {"prompts": {"limit": 5}}}}, "arms.a.prompts.limit: the arms of a comparison have equal data"),
+        ({"arms": {"a": {"train": {"batch_size": 8}}}}, "arms.a.train.batch_size: the arms of a comparison have equal"),
+        ({"arms": {"a": {"train": {"epochs": 2}}}}, "set train.epochs for all of them (1 there, 2 here)"),
+        ({"arms": {"a": {"filters": {"truncated": True}}}}, "arms.a.filters.truncated: the arms of a comparison"),
+        ({"arms": {"a": {"generation": {"sampling": {"max_tokens": 9}}}}}, "arms.a.generation.sampling.max_tokens"),
+        ({"arms": {"a": {"evaluate": {"samples_per_prompt": 1}}}}, "arms.a.evaluate.samples_per_prompt"),
+        ({"arms": {"a": {"rounds": 3}}}, "arms.a.rounds: expected those of all arms, 1; found 3"),
+        ({"seeds": []}, "seeds: expected a list of different whole numbers"),
+        ({"seeds": [1, 1]}, "seeds: expected a list of different whole numbers"),
+        ({"seeds": [True]}, "seeds: expected a list of different whole numbers"),
+        ({"seeds": [0], "seed": 1}, "seed: a comparison has seeds"),
+        ({"evaluate": {"enabled": False}}, "evaluate.enabled: a comparison measures"),
+        ({"trian": {}}, "trian: unknown key"),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path, values, message):
+    with pytest.raises(ConfigError) as caught:
+        load_comparison(write_recipe(tmp_path, **values))
+    assert message in str(caught.value)
+
+
+def test_every_wrong_arm_is_told_at_once(tmp_path):
+    arms = {"a": {"train": {"beta": -1}}, "b": {"train": {"epochs": 0}}, "c": {}}
+    with pytest.raises(ConfigError) as caught:
+        load_comparison(write_recipe(tmp_path, arms=arms))
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "arms.a.train.beta",
+        "arms.b.train.epochs",
+    ]
+
+
+def test_the_recipe_of_the_project_is_one_comparison():
+    comparison = load_comparison("jobs/compare/personalization.yaml")
+    strategies = {config.conditioning.strategy for config in comparison.arms.values()}
+    objectives = {config.train.objective for config in comparison.arms.values()}
+    assert strategies == {
+        "random_context",
+        "missing_context",
+        "random_prompt",
+        "swapped_response",
+        "partial_prompt",
+        "similar_prompt",
+    }
+    assert objectives == {"dpo", "sft", "sami", "infonce"}
+    assert comparison.controls == ["shuffled_labels"]
+    assert comparison.arms["infonce"].generation.rejected_per_pair == 2
+    assert {comparison.same_pairs(arm) for arm in ("sft", "shuffled_labels", "sami")} == {"random_context"}
+    assert describe_arm(comparison.arms["sft"]) == "SFT on the chosen responses"
+    assert "control" in describe_arm(comparison.arms["shuffled_labels"])
+
+
+# The control
+
+
+def pairs_table(ids: list[str]) -> pa.Table:
+    rows = [
+        {"pair_id": name, "chosen_token_ids": [index, 1], "rejected_token_ids": [[1000 + index]]}
+        for index, name in enumerate(ids)
+    ]
+    ids_type = pa.list_(pa.int32())
+    schema = pa.schema(
+        [("pair_id", pa.string()), ("chosen_token_ids", ids_type), ("rejected_token_ids", pa.list_(ids_type))]
+    )
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def test_the_control_swaps_a_seeded_half_of_the_pairs():
+    names = [f"{index:016x}" for index in range(2000)]
+    table = pairs_table(names)
+    shuffled = shuffle_labels(table, seed=5)
+    assert shuffled.schema == table.schema
+    swapped = []
+    for index, row in enumerate(shuffled.to_pylist()):
+        sides = (row["chosen_token_ids"], row["rejected_token_ids"])
+        swapped.append(sides != ([index, 1], [[1000 + index]]))
+        assert sides == (([1000 + index], [[index, 1]]) if swapped[-1] else ([index, 1], [[1000 + index]]))
+    assert abs(sum(swapped) - 1000) < 4 * math.sqrt(500)
+    # It depends on seed and pair alone: not on the block, not on the order.
+    assert shuffle_labels(table.slice(700, 9), seed=5).equals(shuffled.slice(700, 9))
+    assert shuffle_labels(table.take(list(range(1999, -1, -1))), seed=5).to_pylist() == shuffled.to_pylist()[::-1]
+    assert swapped == [has_swapped_labels(5, name) for name in names]
+    assert swapped != [has_swapped_labels(6, name) for name in names]
+    assert shuffle_labels(table.slice(0, 0), seed=5).num_rows == 0
+
+
+def test_the_control_takes_pairs_of_several_chunks_and_of_version_1():
+    table = pairs_table(["a", "b", "c", "d"])
+    chunked = pa.concat_tables([table.slice(0, 1), table.slice(1, 3)])
+    assert shuffle_labels(chunked, seed=0).to_pylist() == shuffle_labels(table, seed=0).to_pylist()
+    old = table.set_column(2, "rejected_token_ids", pa.array([[1000], [1001], [1002], [1003]], pa.list_(pa.int32())))
+    assert shuffle_labels(as_version_2(old), seed=0).to_pylist() == shuffle_labels(table, seed=0).to_pylist()
+
+
+def test_the_control_refuses_pairs_with_several_rejected_responses():
+    table = pairs_table(["a"]).set_column(
+        2, "rejected_token_ids", pa.array([[[1], [2]]], pa.list_(pa.list_(pa.int32())))
+    )
+    with pytest.raises(ValueError, match="one rejected response in each pair"):
+        shuffle_labels(table, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.objective=sft"], "shuffle_labels is for objectives dpo and ipo, found sft"),
+        (["train.objective=sami"], "found sami"),
+        (["train.objective=infonce"], "found infonce"),
+        (["train.nll_coefficient=0.1"], "expected nll_coefficient 0"),
+        (["generation.negatives_per_prompt=2"], "expected one rejected response in each pair, found 2"),
+    ],
+)
+def test_the_control_is_refused_where_it_makes_no_sense(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=["train.shuffle_labels=true", *overrides])
+
+
+# Equal data
+
+
+def write_stage(run: RunDirectory, stage: str, facts: dict[str, Any], comparison: Comparison) -> None:
+    run.commit(stage, comparison.shared, {"seconds": 10.0, **facts})
+
+
+def write_pairs(comparison: Comparison, arm: str, dropped: dict[str, str], seed: int = 0) -> RunDirectory:
+    run = comparison.run(arm, seed)
+    stage = run.stage(0, "generate")
+    Path(run.path(stage)).mkdir(parents=True, exist_ok=True)
+    table = pa.table({"pair_id": list(dropped), "dropped": list(dropped.values())})
+    pyarrow.parquet.write_table(table, run.path(stage, "pairs.parquet"))
+    write_stage(run, stage, {"pairs": ["pairs.parquet"]}, comparison)
+    return run
+
+
+def test_all_arms_train_on_the_pairs_that_every_arm_kept(comparison):
+    kept = {"a": "", "b": "", "c": "", "d": ""}
+    for arm, own in zip(ARMS, [{}, {"a": "identical"}, {}, {"c": "truncated", "e": ""}], strict=True):
+        write_pairs(comparison, arm, kept | own)
+    assert kept_pairs(comparison.run("random_context", 0), 0) == {"a", "b", "d", "e"}
+    common = common_pairs(comparison, 0, 0)
+    assert common == {"b", "d"}
+    # Fixed: an arm that keeps more changes nothing, one that keeps less is refused.
+    write_pairs(comparison, "control", kept)
+    assert common_pairs(comparison, 0, 0) == common
+    write_pairs(comparison, "sft", {"b": "", "d": "identical"})
+    with pytest.raises(UserError, match="arm sft lacks 1 of the 2 pairs"):
+        common_pairs(comparison, 0, 0)
+
+
+def test_arms_without_a_common_pair_are_refused(comparison):
+    for index, arm in enumerate(ARMS):
+        write_pairs(comparison, arm, {f"pair-{index}": ""})
+    with pytest.raises(UserError, match=r"no pair in common \(kept: mipo 1, control 1, sft 1, random_context 1\)"):
+        common_pairs(comparison, 0, 0)
+
+
+def test_a_set_of_pairs_has_one_name():
+    assert pair_set_hash(frozenset({"a", "b"})) == pair_set_hash(frozenset(["b", "a"]))
+    assert pair_set_hash(frozenset({"a", "b"})) != pair_set_hash(frozenset({"ab"}))
+
+
+def test_a_finished_stage_is_copied_whole_and_only_once(comparison):
+    source = write_pairs(comparison, "mipo", {"a": ""})
+    stage = source.stage(0, "generate")
+    source.write_text(f"{stage}/conditioned.json", "{}")
+    target = comparison.run("sft", 0)
+    target.write_text(f"{stage}/left-over.parquet", "of a kill")
+    target.copy_stage(source, stage)
+    assert target.list_files(stage) == source.list_files(stage)
+    assert (
+        Path(target.path(stage, "pairs.parquet")).read_bytes() == Path(source.path(stage, "pairs.parquet")).read_bytes()
+    )
+    assert target.read_manifest(stage) == source.read_manifest(stage)
+    source.write_text(f"{stage}/later.txt", "")
+    target.copy_stage(source, stage)
+    assert "later.txt" not in target.list_files(stage)
+
+
+# Results: small made-up scores, written as the evaluate stage writes them
+
+
+def write_scores(comparison: Comparison, arm: str, seed: int, pmi: float, *, prompts: int = 12) -> None:
+    """Scored answers of an arm: `pmi` nats above not knowing the context, give or take noise that all arms share."""
+    round_index = None if arm == BASE else 0
+    run = comparison.run(arm, seed)
+    noise = np.random.default_rng(0).normal(0, 0.5, prompts)
+    rows = []
+    for index in range(prompts):
+        answer = {
+            "prompt_id": f"p{index}",
+            "context": "I am a baker.",
+            "source": "I am a baker.\n\nWhat now?",
+            "kind": "answer",
+            "sample": 0,
+            "response": f"Bake bread number {index} today with your oven.",
+            "finish_reason": "stop",
+            "tokens": 9,
+            "logprobs_initial": [-20.0, -25.0, -20.0 - pmi - noise[index]],
+            "logprobs_policy": None if arm == BASE else [-19.0, -25.0, -24.0],
+        }
+        rows.append(answer)
+        pair = {**answer, "logprobs_policy": None}
+        if arm == BASE:
+            rows.append({**pair, "kind": "rejected", "logprobs_initial": [-30.0]})
+        else:
+            rows.append({**pair, "kind": "pair_chosen", "logprobs_initial": None, "logprobs_policy": [-19.0]})
+            rows.append({**pair, "kind": "pair_rejected", "logprobs_initial": None, "logprobs_policy": [-31.0]})
+    directory = Path(run.path(run.stage(round_index, "evaluate"), "scores"))
+    directory.mkdir(parents=True, exist_ok=True)
+    names = [*RESPONSE_SCHEMA.names[:8], "logprobs_initial", "logprobs_policy"]
+    table = pa.Table.from_pylist([{name: row[name] for name in names} for row in rows])
+    pyarrow.parquet.write_table(table, directory / "scores.parquet")
+
+
+def write_results(comparison: Comparison, changes: dict[str, float], *, pairs: dict[str, int] | None = None) -> None:
+    """Finished runs of every arm in `changes`, whose PMI lies that much above the base's 3 nats."""
+    for seed in comparison.seeds:
+        base = comparison.run(BASE, seed)
+        write_scores(comparison, BASE, seed, 3.0)
+        write_stage(base, base.stage(None, "evaluate"), {}, comparison)
+        base_rows = measured_rows(base, None)
+        base.write_text("results.json", json.dumps({"base": measure(base_rows, None, beta=0.1, samples=200, seed=0)}))
+        comparison.root().write_text(f"common_pairs/seed-{seed}/round-000.json", json.dumps(["a", "b", "c", "d"]))
+        for arm, change in changes.items():
+            run = comparison.run(arm, seed)
+            run.copy_stage(base, "base/evaluate")
+            write_scores(comparison, arm, seed, 3.0 + change + 0.1 * seed)
+            summary = {"pairs": (pairs or {}).get(arm, 4), "steps": 1}
+            write_stage(run, run.stage(0, "generate"), {"pairs": []}, comparison)
+            write_stage(run, run.stage(0, "train"), {"summary": summary}, comparison)
+            write_stage(run, run.stage(0, "evaluate"), {}, comparison)
+            rows = measured_rows(run, 0)
+            entry = measure(rows, base_rows, beta=0.1, samples=200, seed=0)
+            run.write_text("results.json", json.dumps({"0": entry}))
+
+
+def test_the_table_has_every_arm_with_intervals_and_verdicts(comparison):
+    write_results(comparison, {"mipo": 4.0, "control": 0.0, "sft": -1.0, "random_context": 2.0})
+    found = gather(comparison)
+    assert list(found["arms"]) == [BASE, *ARMS]
+    assert found["headline"] == "context_pmi_initial"
+    assert found["equal"] == {"pairs": 4, "steps": 1, "batch_size": 4, "epochs": 1}
+    words = {arm: found["arms"][arm]["measures"]["context_pmi_initial"]["verdict"] for arm in ARMS}
+    assert words == {
+        "mipo": "better",
+        "control": "not distinguishable",
+        "sft": "worse",
+        "random_context": "better",
+    }
+    base = found["arms"][BASE]["measures"]["context_pmi_initial"]
+    mipo = found["arms"]["mipo"]["measures"]["context_pmi_initial"]
+    assert mipo["value"] - base["value"] == pytest.approx(4.0) == mipo["change"]
+    # What has no better direction rises or falls.
+    assert found["arms"]["mipo"]["measures"]["kl_per_token"]["verdict"] == "rose"
+    difference = found["arms"]["mipo"]["against_control"]["control"]
+    assert (difference["change"], difference["verdict"]) == (pytest.approx(4.0), "better")
+    assert found["arms"]["sft"]["seconds"] == {"generate": 0.0, "train": 10.0, "evaluate": 10.0}  # its pairs: a copy
+    assert found["arms"]["mipo"]["seconds"]["generate"] == 10.0
+    swapped = sum(has_swapped_labels(0, name) for name in "abcd")
+    assert found["arms"]["control"]["swapped_pairs"] == swapped
+    assert measures_of(found["arms"])["context_pmi_initial"].title == "context PMI"
+
+
+def test_arms_that_are_not_measured_yet_are_named(comparison):
+    write_results(comparison, {"mipo": 1.0})
+    found = gather(comparison)
+    assert list(found["arms"]) == [BASE, "mipo"]
+    assert found["unfinished"] == ["control", "sft", "random_context"]
+    assert found["control"] == ["The control control has not been measured yet."]
+    assert "Not measured yet: control, sft, random_context." in markdown(found)
+
+
+def test_unequal_steps_or_pairs_are_an_error(comparison):
+    write_results(comparison, {"mipo": 1.0, "sft": 1.0}, pairs={"sft": 3})
+    with pytest.raises(RuntimeError, match=r"expected equal pairs in all arms, found \[3, 4\]"):
+        gather(comparison)
+
+
+def test_several_seeds_are_one_row_with_each_seeds_change(tmp_path):
+    comparison = load_comparison(write_recipe(tmp_path, seeds=[0, 1, 2]))
+    write_results(comparison, {"mipo": 1.0, "control": 0.0})
+    entry = gather(comparison)["arms"]["mipo"]["measures"]["context_pmi_initial"]
+    assert entry["seed_changes"] == pytest.approx([1.0, 1.1, 1.2])
+    assert entry["change"] == pytest.approx(1.1)
+    assert entry["change_low"] < 1.1 < entry["change_high"]
+    assert entry["n"] == 12
+    assert entry["verdict"] == "better"
+    assert "kl_per_token" in gather(comparison)["arms"]["mipo"]["measures"]
+
+
+def test_tasks_are_columns_of_the_table(comparison):
+    write_results(comparison, {"mipo": 1.0, "control": 0.0})
+    entry = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 100, "unit": "share", "interval": "wilson"}
+    task = {"kind": "likelihood", "version": 1, "metrics": {"accuracy": entry, "no_answer": entry}}
+    comparison.run(BASE, 0).write_text("evaluation.json", json.dumps({"base": {"arc_easy_likelihood": task}}))
+    better = entry | {"change": 0.1, "change_low": 0.02, "change_high": 0.18, "p_value": 0.2}
+    better |= {"verdict": "not distinguishable"}  # by McNemar, whatever the interval says
+    task = {**task, "metrics": {"accuracy": better}}
+    comparison.run("mipo", 0).write_text("evaluation.json", json.dumps({"0": {"arc_easy_likelihood": task}}))
+    found = gather(comparison)
+    columns = measures_of(found["arms"])
+    assert list(columns)[-1] == "arc_easy_likelihood.accuracy"
+    assert columns["arc_easy_likelihood.accuracy"].title == "arc_easy_likelihood accuracy"
+    assert found["arms"]["mipo"]["measures"]["arc_easy_likelihood.accuracy"]["verdict"] == "not distinguishable"
+    assert "arc_easy_likelihood accuracy" in render(found, comparison)
+
+
+# Sentences and page
+
+
+def test_a_control_that_shows_no_gain_is_said_to_show_none(comparison):
+    write_results(comparison, {"mipo": 4.0, "control": 0.0})
+    lines = control_sentences("control", gather(comparison)["arms"])
+    assert lines[0].startswith("Finding: the control (control) shows a gain in reward accuracy.")  # made-up scores: 1.0
+    arms = gather(comparison)["arms"]
+    arms["control"]["measures"]["reward_accuracy"]["verdict"] = "not distinguishable"
+    lines = control_sentences("control", arms)
+    assert lines[0].startswith("The control (control) shows no gain in any of: context PMI,")
+    assert "context PMI is not distinguishable from the base" in lines[1]
+
+
+def test_a_control_that_gains_is_a_finding(comparison):
+    write_results(comparison, {"control": 2.0, "mipo": 4.0})
+    found = gather(comparison)
+    assert "shows a gain in context PMI" in found["control"][0]
+    assert "says nothing about what an arm was trained to prefer" in found["control"][0]
+    assert found["control"][0] in markdown(found)
+    assert findings("context_pmi_initial", found["arms"])[0].startswith("mipo: context PMI is better than the base:")
+
+
+def test_the_page_is_self_contained_and_says_what_the_table_says(comparison):
+    write_results(comparison, {"mipo": 4.0, "control": 0.0, "sft": -1.0, "random_context": 2.0})
+    found = gather(comparison)
+    found["arms"]["mipo"]["description"] = "<script>alert(1)</script>"
+    html, table = render(found, comparison), markdown(found)
+    assert "<script" not in html
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "default-src 'none'" in html
+    for arm in (BASE, *ARMS):
+        assert f"<th>{arm}<span>" in html
+        assert f"| `{arm}`<br>" in table
+    assert html.count("<figure>") == len(measures_of(found["arms"]))
+    assert "Intervals and p-values are per comparison, not corrected" in html
+    assert html.index(found["control"][0].split(".")[0]) < html.index("<table>")
+    for line in found["findings"]:
+        assert f"- {line}" in table
+
+
+def test_dots_stand_at_their_values(comparison):
+    write_results(comparison, {"mipo": 4.0, "control": 0.0, "sft": -1.0})
+    arms = gather(comparison)["arms"]
+    chart = dot_chart(arms, "context_pmi_initial", measures_of(arms)["context_pmi_initial"])
+    base, mipo, control, sft = chart.dots
+    assert [dot.kind for dot in chart.dots] == ["base", "arm", "control", "arm"]
+    assert sft.x < base.x == pytest.approx(control.x) == chart.level < mipo.x
+    assert (mipo.x - base.x) / (base.x - sft.x) == pytest.approx(4.0)
+    for dot in chart.dots:
+        assert chart.left <= dot.low <= dot.x <= dot.high <= chart.right
+    assert len({dot.y for dot in chart.dots}) == 4
+
+
+# The command
+
+
+@pytest.fixture
+def runnable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A comparison that passes every check."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    save_file({"weight": numpy.arange(12, dtype=numpy.float32)}, model / "model.safetensors")
+    (model / "tokenizer.json").write_text("{}")
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    for name, count in (("train", 21), ("held_out", 6)):
+        rows = [{"prompt": f"{name} {index}", "context": f"I am {index}."} for index in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return write_recipe(
+        tmp_path,
+        model={"path": str(model)},
+        prompts={"path": f"{tmp_path}/train.jsonl"},
+        evaluate={"prompts": {"path": f"{tmp_path}/held_out.jsonl"}},
+    )
+
+
+def test_a_dry_run_names_every_arm_and_what_is_equal(runnable, capsys):
+    assert main(["--dry-run", str(runnable)]) == 0
+    output = capsys.readouterr().out
+    assert "4 arms, seeds 0" in output
+    assert "21 prompts x 1 samples, of which all arms train on those that every arm kept" in output
+    assert (
+        "sft (seed 0)                    SFT on the chosen responses; pairs of mipo; 0 of 3 stages finished" in output
+    )
+    assert "base (seed 0)                   the initial model; 0 of 1 stages finished" in output
+    assert "dry run: nothing was started" in output
+
+
+def test_a_wrong_arm_is_named_before_anything_starts(runnable, capsys):
+    assert main([str(runnable), "conditioning.strategy=random_context", "prompts.limit=1"]) == 2
+    assert "error: base, seed 0: " in capsys.readouterr().err
+    assert main([str(runnable), "arms.sft.train.objectiv=sft"]) == 2
+    assert "arms.sft.train.objectiv: unknown key" in capsys.readouterr().err
+
+
+def test_the_directory_of_a_run_is_no_comparison(runnable, tmp_path, capsys):
+    (tmp_path / "comparison").mkdir()
+    (tmp_path / "comparison/config.yaml").write_text("{}")
+    assert main([str(runnable)]) == 2
+    assert "is the directory of a single run" in capsys.readouterr().err
+    assert issubclass(StorageError, UserError)
+
+
+def test_a_finished_comparison_starts_nothing(runnable, capsys):
+    comparison = load_comparison(runnable)
+    write_results(comparison, {"mipo": 4.0, "control": 0.0, "sft": -1.0, "random_context": 2.0})
+    for arm, seed in [(BASE, 0), *comparison.runs()]:
+        comparison.run(arm, seed).write_text("config.yaml", to_yaml(comparison.config(arm, seed)))
+    assert main([str(runnable)]) == 0
+    output = capsys.readouterr().out
+    assert "finished before, nothing to train" in output
+    assert "mipo: context PMI is better than the base" in output
+    assert Path(comparison.root().path("comparison.html")).exists()
+    assert main([str(runnable), "arms.sft.train.beta=0.2"]) == 2
+    assert "sft, seed 0: " in capsys.readouterr().err
