@@ -75,7 +75,7 @@ def measure_policy(
     label = "base   " if round_index is None else f"round {round_index}"
     policy_name = "base" if round_index is None else f"round_{round_index}"
     rows = ray.data.read_parquet(run.path(base, "prompts"), filesystem=filesystem)
-    prompts = rows.count()
+    prompts = named(rows, f"{policy_name}_prompt_count").count()
     with ordered_context():
         rows = map_blocks(rows, _answer_requests, config=config, round_index=round_index)
         rows = rows.repartition(target_num_rows_per_block=8)  # several blocks in flight, several engines at work

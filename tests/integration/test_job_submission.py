@@ -110,7 +110,9 @@ def stop_when(cluster: LabelledCluster, job: str, condition: Callable[[], bool])
     assert stopped.returncode == 0, stopped.stdout
     assert f"Job '{job}' was stopped" in ray(cluster, "job", "status", job).stdout
     assert status(cluster, job) == "STOPPED"
-    return ray(cluster, "job", "logs", job).stdout
+    logs = ray(cluster, "job", "logs", job).stdout
+    assert "stopped by SIGTERM: the same command resumes this run" in logs
+    return logs
 
 
 def left_over(cluster: LabelledCluster) -> list[str]:
