@@ -77,7 +77,7 @@ def measure_policy(
     label = "base   " if round_index is None else f"round {round_index}"
     policy_name = "base" if round_index is None else f"round_{round_index}"
     rows = ray.data.read_parquet(run.path(base, "prompts"), filesystem=filesystem)
-    prompts = rows.count()
+    prompts = named(rows, f"{policy_name}_prompt_count").count()
     matrix = json.loads(run.read_text(f"{base}/{MATRIX_FILE}") or "{}")
     with ordered_context():
         rows = map_blocks(rows, _answer_requests, config=config, round_index=round_index)

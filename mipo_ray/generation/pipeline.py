@@ -128,6 +128,7 @@ def condition_prompts(
     written = ray.data.read_parquet(
         run.path(stage, "conditioned"), filesystem=run.arrow_filesystem(), columns=["prompt_id", "dropped"]
     )
+    named(written, f"round_{round_index}_conditioned_check")
     fingerprint = 0
     dropped: Counter[str] = Counter()
     for batch in written.iter_batches(batch_size=None):

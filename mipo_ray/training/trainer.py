@@ -103,7 +103,7 @@ def train_policy(
         pair_count=pair_count,
         trust_remote_code=config.model.trust_remote_code,
     )
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # what the dashboard's Train page reads
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # what the dashboard's Train API reads
     request = worker_request(config, resources)
     trainer = _Trainer(
         _worker_loop,  # type: ignore[arg-type]  # its return value comes back, whatever the annotation says

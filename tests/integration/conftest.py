@@ -62,12 +62,6 @@ def ray_address(ray_cluster: Any) -> str:
     return str(ray_cluster.address_info["gcs_address"])
 
 
-@pytest.fixture(scope="session")
-def dashboard_url(ray_cluster: Any) -> str:
-    """Where `ray job submit` finds the session's cluster."""
-    return f"http://{ray_cluster.dashboard_url}"
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

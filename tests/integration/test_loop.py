@@ -1,4 +1,4 @@
-"""The command itself, over real vLLM, Ray Data, Ray Train and DeepSpeed: whole runs, kills, and a submitted job.
+"""The command itself, over real vLLM, Ray Data, Ray Train and DeepSpeed: whole runs and kills.
 
 python -m pytest tests/integration/test_loop.py
 """
@@ -287,21 +287,3 @@ def test_a_model_that_cannot_be_trained_so_stops_before_any_engine(ray_address, 
     assert "found 'q_porj'" in output
     assert not any(event["event"] == "engine_start" for event in events(tmp_path / "run"))
     assert not list((tmp_path / "run").rglob("manifest.json"))
-
-
-def test_a_submitted_job_has_the_status_of_the_run(ray_address, dashboard_url, tiny_model, prompts, tmp_path):
-    def submit(*options: str) -> subprocess.CompletedProcess[str]:
-        ray_command = str(Path(sys.executable).with_name("ray"))
-        command = [ray_command, "job", "submit", "--address", dashboard_url, "--"]
-        command += [sys.executable, "-m", "mipo_ray.run", *options]
-        return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-    options = arguments(tmp_path / "run", tiny_model, prompts, "prompts.limit=16", "evaluate.enabled=false", "rounds=1")
-    refused = submit(*options, "train.beta=-1")
-    assert refused.returncode != 0
-    assert "train.beta" in refused.stdout + refused.stderr
-    assert not (tmp_path / "run").exists()
-
-    submitted = submit(*options)
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    assert (tmp_path / "run/rounds/000/train/policy/model.safetensors").exists()
