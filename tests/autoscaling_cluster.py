@@ -3,9 +3,9 @@
 python -m tests.autoscaling_cluster DIRECTORY '{"NAME": ["key=value", ...]}' (in namespaces of its own: `run_apart`)
 
 The cluster starts with its head alone. Ray's own autoscaler (version 2) adds and removes nodes through Ray's fake
-provider, whose nodes are raylets on this machine. For each of the runs, one after the other, DIRECTORY gets NAME.log
-(what the command printed), NAME.exit (its exit code) and, of the cluster during the run and until its nodes are gone
-again, NAME.jsonl (`tests.cluster_watcher`).
+provider, whose nodes are raylets on this machine (`tests.fake_nodes`). For each of the runs, one after the other,
+DIRECTORY gets NAME.log (what the command printed), NAME.exit (its exit code) and, of the cluster during the run and
+until its nodes are gone again, NAME.jsonl (`tests.cluster_watcher`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROLE = "mipo.io/role"
+from tests.cluster_watcher import ROLE, nodes_of
+
 ADDRESS = "127.0.0.1:6379"
 DASHBOARD = "http://127.0.0.1:8265"
 IDLE_SECONDS = 10
-SECONDS_TO_SHRINK = 120
+PATIENCE_SECONDS = 120
 
 _HEAD_ID = "f" * 51 + "00000"  # the fake provider's
 _ISOLATED = ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--net", "--uts", "--kill-child"]
@@ -69,9 +71,9 @@ def _unshare() -> list[str]:
 def cluster_config() -> dict[str, Any]:
     """The cluster's description: as in cluster/, a group of nodes for each phase and a head without logical CPUs.
 
-    A node holds one engine of 2 CPUs and a task beside it, or all training workers. Ray Data asks for memory (bytes).
+    A node holds one engine of 2 CPUs and a task beside it, or all training workers. Sizes are bytes.
     """
-    resources = {"CPU": 3, "memory": 2 * 1024**3, "object_store_memory": 200 * 1024**2}
+    resources = {"CPU": 3, "memory": 8 * 1024**3, "object_store_memory": 200 * 1024**2}
     groups = {
         role: {
             "resources": resources,
@@ -84,7 +86,7 @@ def cluster_config() -> dict[str, Any]:
     }
     provider = {
         "type": "external",
-        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "module": "tests.fake_nodes.FakeNodes",
         "head_node_id": _HEAD_ID,
         "launch_multiple": True,
         "gcs_address": ADDRESS,
@@ -118,29 +120,33 @@ def cluster_config() -> dict[str, Any]:
 
 
 def main(directory: Path, runs: dict[str, list[str]]) -> None:
-    from tests.cluster_watcher import nodes_of
-
     _start(directory)
     for name, arguments in runs.items():
+        seen = directory / f"{name}.jsonl"
         watcher = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster_watcher", ADDRESS, DASHBOARD, str(directory / f"{name}.jsonl")],
-            stdin=subprocess.PIPE,
+            [sys.executable, "-m", "tests.cluster_watcher", ADDRESS, DASHBOARD, str(seen)], stdin=subprocess.PIPE
         )
+        _wait_for(lambda seen=seen: seen.exists() and '"nodes"' in seen.read_text())
         command = [sys.executable, "-m", "mipo_ray.run", *arguments, f"ray.address={ADDRESS}", "ray.autoscaling=true"]
         with (directory / f"{name}.log").open("w") as log:
             done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
         (directory / f"{name}.exit").write_text(str(done.returncode))
-        deadline = time.monotonic() + SECONDS_TO_SHRINK
-        while any(nodes_of(ADDRESS).values()) and time.monotonic() < deadline:
-            time.sleep(1)
+        _wait_for(lambda: not any(nodes_of(ADDRESS).values()))
         watcher.communicate()  # it looks once more and ends
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    """Until then, or until it is too late; the tests tell what is missing."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(1)
 
 
 def _start(directory: Path) -> None:
     """Starts the head, with the autoscaler."""
     (directory / "cluster.json").write_text(json.dumps(cluster_config()))
     ray = str(Path(sys.executable).with_name("ray"))
-    head = ["--head", "--port=6379", "--num-cpus=0", "--object-store-memory=200000000", "--disable-usage-stats"]
+    head = ["--head", "--node-ip-address=127.0.0.1", "--port=6379", "--num-cpus=0", "--disable-usage-stats"]
     fake = {
         "RAY_FAKE_CLUSTER": "1",
         "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
@@ -148,7 +154,7 @@ def _start(directory: Path) -> None:
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
     subprocess.run(
-        [ray, "start", *head, f"--autoscaling-config={directory}/cluster.json"],
+        [ray, "start", *head, "--object-store-memory=200000000", f"--autoscaling-config={directory}/cluster.json"],
         check=True,
         env={**os.environ, **fake},
     )

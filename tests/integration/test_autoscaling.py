@@ -27,13 +27,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     if (reason := why_not_apart()) is not None:
         pytest.skip(f"the cluster cannot run apart from this machine's other processes: {reason}")
     directory = tmp_path_factory.mktemp("autoscaling")
+    make_runs(directory, tiny_model)
+    return directory
+
+
+def make_runs(directory: Path, model: Path) -> None:
     rows = [{"prompt": f"Question {index}?", "context": f"I am user {index}."} for index in range(16)]
     (directory / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (directory / "recipe.yaml").write_text("{}")  # the defaults, not the demo
     options = [
         str(directory / "recipe.yaml"),
         "rounds=1",
-        f"model.path={tiny_model}",
+        f"model.path={model}",
         "model.max_model_len=256",
         f"prompts.path={directory}/train.jsonl",
         "evaluate.enabled=false",
@@ -52,7 +57,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         },
         timeout=900,
     )
-    return directory
 
 
 def on(role: str) -> str:
