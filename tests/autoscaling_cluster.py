@@ -41,7 +41,8 @@ exit $?
 def why_not_apart() -> str | None:
     """Why this machine does not let the cluster run apart; None where it does."""
     try:
-        tried = subprocess.run([*_unshare(), "ip", "link", "set", "lo", "up"], stderr=subprocess.PIPE, text=True)
+        needed = "ip link set lo up && hostname localhost"
+        tried = subprocess.run([*_unshare(), "sh", "-c", needed], stderr=subprocess.PIPE, text=True)
     except FileNotFoundError as error:
         return str(error)
     return tried.stderr.strip() if tried.returncode else None
