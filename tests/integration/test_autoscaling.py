@@ -1,0 +1,121 @@
+"""Nodes come for each phase and go after it: real runs under Ray's own autoscaler, on a cluster that starts empty.
+
+python -m pytest tests/integration/test_autoscaling.py
+
+The cluster and the runs are processes of namespaces of their own (`tests.autoscaling_cluster`), so that no other
+cluster of this machine is touched. Only the making of machines is fake: Ray's fake provider starts raylets here.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.autoscaling_cluster import ROLE, run_apart, why_not_apart
+
+ENGINE = "MapWorker(MapBatches(Sampler))"
+WORKER = "RayTrainWorker"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """What two runs left behind: `run`, of one round, and `nowhere`, whose engines no node type fits."""
+    if (reason := why_not_apart()) is not None:
+        pytest.skip(f"the cluster cannot run apart from this machine's other processes: {reason}")
+    directory = tmp_path_factory.mktemp("autoscaling")
+    make_runs(directory, tiny_model)
+    return directory
+
+
+def make_runs(directory: Path, model: Path) -> None:
+    rows = [{"prompt": f"Question {index}?", "context": f"I am user {index}."} for index in range(16)]
+    (directory / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "recipe.yaml").write_text("{}")  # the defaults, not the demo
+    options = [
+        str(directory / "recipe.yaml"),
+        "rounds=1",
+        f"model.path={model}",
+        "model.max_model_len=256",
+        f"prompts.path={directory}/train.jsonl",
+        "evaluate.enabled=false",
+        "generation.sampling.max_tokens=8",
+        "generation.pool.min_size=2",
+        "generation.pool.max_size=2",
+        "generation.pool.cpus_per_engine=2",
+        "train.num_workers=2",
+        f"train.label_selector={{{ROLE}: train}}",
+    ]
+    run_apart(
+        directory,
+        {
+            "run": [*options, f"run_dir={directory}/run_directory", on("generate")],
+            "nowhere": [*options, f"run_dir={directory}/other", on("nowhere"), "ray.wait_timeout_minutes=0.5"],
+        },
+        timeout=900,
+    )
+
+
+def on(role: str) -> str:
+    """Engines on nodes of this role."""
+    return f"generation.pool.label_selector={{{ROLE}: {role}}}"
+
+
+def samples(cluster: Path, name: str) -> list[dict[str, Any]]:
+    """What the watcher saw during a run, and until the nodes were gone again."""
+    seen = [json.loads(line) for line in (cluster / f"{name}.jsonl").read_text().splitlines()]
+    return [sample for sample in seen if "error" not in sample]
+
+
+def counts(seen: list[dict[str, Any]], source: str, kind: str) -> list[int]:
+    """How many nodes there were of this kind, each number once."""
+    return [count for count, _ in groupby(sample[source].get(kind, 0) for sample in seen)]
+
+
+def output(cluster: Path, name: str) -> str:
+    return (cluster / f"{name}.log").read_text()
+
+
+def test_the_run_finishes(cluster):
+    assert (cluster / "run.exit").read_text() == "0", output(cluster, "run")
+    for stage in ("generate", "train"):
+        assert (cluster / "run_directory" / "rounds" / "000" / stage / "manifest.json").exists()
+    assert not (cluster / "run_directory" / "lock.json").exists()
+
+
+# By the autoscaler's status, which counts by node type, and by the state API, which knows labels.
+@pytest.mark.parametrize("source", ["nodes", "alive"])
+def test_each_phase_gets_its_nodes_and_gives_them_back(cluster, source):
+    seen = samples(cluster, "run")
+    generate, train = (counts(seen, source, role) for role in ("generate", "train"))
+    assert generate in ([0, 2, 0], [0, 1, 2, 0], [0, 2, 1, 0], [0, 1, 2, 1, 0])
+    assert train == [0, 1, 0]
+
+
+def test_engines_and_workers_run_on_their_groups(cluster):
+    seen = samples(cluster, "run")
+    for actor, role in ((ENGINE, "generate"), (WORKER, "train")):
+        at_work = [sample for sample in seen if actor in sample["actors"]]
+        assert at_work
+        assert all(sample["actors"][actor] == [role] for sample in at_work)
+    both = [sample for sample in seen if ENGINE in sample["actors"] and WORKER in sample["actors"]]
+    assert both == []
+
+
+def test_the_run_says_what_the_autoscaler_does(cluster):
+    assert "the autoscaler is starting " in output(cluster, "run")
+
+
+def test_engines_that_no_node_type_fits_are_waited_for_no_longer_than_allowed(cluster):
+    printed = output(cluster, "nowhere")
+    assert (cluster / "nowhere.exit").read_text() == "2", printed
+    assert (
+        "waiting for 2 engine actors, each on a node with 2 CPUs, 0 GPUs and labels mipo.io/role=nowhere, "
+    ) in printed
+    assert "(ray.wait_timeout_minutes 0.5) for 2 engine actors" in printed
+    assert "the autoscaler has no node type that fits, or may add none" in printed
+    assert "Traceback" not in printed
+    assert counts(samples(cluster, "nowhere"), "nodes", "generate")[-1] == 0
