@@ -214,7 +214,7 @@ def examples_of(block: pa.Table, *, tasks: Mapping[str, Task]) -> pa.Table:
 
 def _judged_response(task: Task, row: dict[str, Any]) -> dict[str, Any]:
     (response,) = row["responses"]
-    extracted = extract(task, response["text"])
+    extracted = extract(task, response["text"], row["option_labels"], row["option_texts"])
     return {
         "response": response["text"],
         "extracted": extracted,
