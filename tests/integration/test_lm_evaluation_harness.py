@@ -85,7 +85,7 @@ def theirs(harness: Path, items: Path, model: Path, tmp_path_factory: pytest.Tem
             del task[elsewhere]
         task |= {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(items)}}}
         task["task"] = "arc_easy_of_these_items"
-        evaluated = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=16)
+        evaluated = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=8)
         found = lm_eval.simple_evaluate(model=evaluated, tasks=[task], bootstrap_iters=0)
     samples = sorted(found["samples"][task["task"]], key=lambda sample: sample["doc_id"])
     return {
