@@ -61,7 +61,7 @@ _STATEMENTS = tuple(
         # C remains; statement C is true; Correct: C
         rf"(?<![\w'\u2019.-])(?-i:(?P<letter>[A-HJ]))(?!\w){_CLOSE}\s(?:remains|is left)(?=[.,;!\n]|\Z)",
         r"\b(?:statement|option|choice)\s(?-i:(?P<letter>[A-J]))\sis\s(?:true|right)(?=[.,;!\n]|\Z)",
-        rf"\b(?:correct|right)\s?[:=]{_OPEN}(?-i:(?P<letter>[A-J]))(?!\w)",
+        rf"\b(?:(?:correct|right)\s?[:=]|key\sis\b){_OPEN}(?-i:(?P<letter>[A-J]))(?!\w)",
         # not A but B
         rf"\bnot\b{_OPEN}[A-J]{_CLOSE},?\s(?:but|rather)(?:\s(?:rather|is|it's|it is))?{_OPEN}{_LETTER}",
         # I think B. So B. (the sentence ends there)

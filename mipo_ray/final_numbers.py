@@ -27,7 +27,7 @@ _EQUALS = re.compile(
 # "50 apples / 2": the operator stands behind the unit.
 _UNIT_AND_OPERATOR = re.compile(r"%?(?:\s[^\W\d_]+){1,3}\s?[+*/\u00d7\u00f7]\s?\\?[$(]?\d")
 _NAME_ALONE = re.compile(r"\s?[(]?[^\W\d_]{1,12}[)]?\s{0,4}(?:[.,;]|\n|\Z)")
-_RESULT = re.compile(rf"{_EQUALS.pattern}|\b(?:which|that)\s(?:is|equals|makes|gives)\b", re.IGNORECASE)
+_RESULT = re.compile(rf"{_EQUALS.pattern}|,\sor\b|\b(?:which|that)\s(?:is|equals|makes|gives)\b", re.IGNORECASE)
 _BEFORE_NUMBER = re.compile(
     r"""(?:[\s\#$\u20ac\u00a3\u00a5\u20b9*_`"'\u201c(\[{\\~\u2248:=,]|\b(?:boxed|textbf|text|mathbf|mathrm|about|around
     |approximately|exactly|roughly|only|just|equal|to|an?|total|of|therefore|then|thus|usd|eur|is|be|the|number)\b)*+""",
@@ -63,10 +63,11 @@ _CONCLUSION = re.compile(
 )
 _STATE = re.compile(
     r"(?<!\bto )\b(?:has|have|had|is|are|was|were|be|makes?|gets?(?: paid)?|costs?|pays?|earns?|needs?(?: to \w{1,12})?"
-    r"|spends?|takes?|left with|remains?)\s(?:a\stotal\sof\s|only\s|exactly\s|now\s)?\\?[$\u20ac\u00a3]?\Z",
+    r"|spends?|takes?(?: (?:him|her|them|us|me|it))?|left with|leav(?:es|ing)(?: \w{1,12})?(?: with)?|remains?)\s"
+    r"(?:a\stotal\sof\s|only\s|exactly\s|now\s)?\\?[$\u20ac\u00a3]?\Z",
     re.IGNORECASE,
 )
-_SUBORDINATE = re.compile(r"\b(?:if|since|because|when|as|each|every|you|your|let)\b", re.IGNORECASE)
+_SUBORDINATE = re.compile(r"\b(?:if|who|since|because|when|as|each|every|you|your|let)\b", re.IGNORECASE)
 _END_OF_CLAUSE = re.compile(rf"{END_OF_SENTENCE.pattern}|[,;]\s")
 _IN_A_TERM = re.compile(r"[-+*/^\u00d7\u00f7]\s{0,2}\\?[$(]?\Z")
 _COMPARED = re.compile(
@@ -230,7 +231,7 @@ class _Reading:
             told = [number for number in told if number.value is not None and not self.goes_on(number)]
             if told:
                 confirmed = [number for number in told if number.value in results]
-                states = [number for number in told if self._has_before(_STATE, number)]
+                states = [number for number in told if self._is_state(number)]
                 return (confirmed or states or [n for n in told if not self._is_aside(n)] or told)[-1]
         if result is None:
             return None

@@ -37,6 +37,7 @@ _REWRITTEN: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(rf"(?:\A|(?<=[:=]\s)|(?<=\b(?:is|be)\s))minus\s(?=\\?[{_MONEY}]?\d)", re.IGNORECASE), "-"),
     (re.compile(r"(?<![\d./,])(\d{1,9})\s(?:dollars?|euros?)(?:,?\sand)?\s(\d\d)\scents?\b", re.IGNORECASE), r"\1.\2"),
     (re.compile(r"(?<![\d./,])(\d{1,9})\s(?:dollars?|euros?)(?:,?\sand)?\s(\d)\scents?\b", re.IGNORECASE), r"\1.0\2"),
+    (re.compile(r"(?<![\d./,])\d{1,9}\sdozens?,?\s(?:or|which\sis)\s(?=\d)", re.IGNORECASE), ""),
     (re.compile(r"(?<![\d./,])(\d{1,9})\sand\s(?:a|one)[\s-]half\b", re.IGNORECASE), r"\1 1/2"),
     (re.compile(r"(?<![\d./,])(\d{1,9})\sand\s(?=\d{1,3}/\d{1,3}(?!\d))", re.IGNORECASE), r"\1 "),
     (

@@ -220,7 +220,7 @@ def examples_of(block: pa.Table, *, tasks: Mapping[str, Task]) -> pa.Table:
 
 def _judged_response(task: Task, row: dict[str, Any]) -> dict[str, Any]:
     (response,) = row["responses"]
-    extracted = extract(task, response["text"], labels=row["option_labels"], texts=row["option_texts"])
+    extracted = extract(task, response["text"], row["option_labels"], row["option_texts"])
     return {
         "response": response["text"],
         "extracted": extracted,

@@ -171,21 +171,19 @@ def item_of(task: Task, row: SourceRow) -> Item:
     return Item(prompt["prompt_id"], prompt["messages"], answer, labels, texts)
 
 
-def extract(
-    task: Task, response: str, *, labels: Sequence[str] | None = None, texts: Sequence[str] | None = None
-) -> str | None:
-    """The final answer of a response as `Item.answer` writes it; None where it states none.
+def extract(task: Task, response: str, option_labels: Sequence[str], option_texts: Sequence[str]) -> str | None:
+    """The final answer of a response as `Item.answer` writes it; None where it states none, or none of the options.
 
-    `labels` and `texts` are those of the item's options, where it has any.
+    An option that is stated by its text counts as its label where the texts are known and not blank.
     """
     if task.extraction == "choice":
-        return final_choice(response, labels=labels or None, texts=texts or None)
+        return final_choice(response, labels=option_labels, texts=option_texts)
     number = final_number(response)
     return None if number is None else str(number)
 
 
 def verdict(extracted: str | None, answer: str) -> Literal["correct", "wrong", "no_answer"]:
-    """Whether an extracted answer is the right one; a label that none of the options has is wrong."""
+    """Whether an extracted answer is the right one."""
     if extracted is None:
         return "no_answer"
     return "correct" if extracted == answer else "wrong"

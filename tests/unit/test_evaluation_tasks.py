@@ -211,12 +211,14 @@ def test_every_option_can_be_the_answer(count: int, data: st.DataObject) -> None
         ("gsm8k", "I do not know.", "18", (None, "no_answer")),
         ("arc_easy", "Plants need light. The answer is A.", "A", ("A", "correct")),
         ("arc_easy", "The answer is 2.", "2", ("2", "correct")),
-        ("arc_easy", "The answer is E.", "A", ("E", "wrong")),
+        ("arc_easy", "The answer is E.", "A", (None, "no_answer")),
+        ("arc_easy", "The answer is a river.", "2", ("2", "correct")),
         ("arc_easy", "Plants are green.", "A", (None, "no_answer")),
     ],
 )
 def test_final_answers_are_compared_exactly(task: str, response: str, answer: str, expected: tuple) -> None:
-    extracted = extract(load_task(task), response)
+    labels = ["A", "B", "C"] if answer.isalpha() else ["1", "2", "3"]
+    extracted = extract(load_task(task), response, labels, ["bread", "a river", "tea"])
     assert (extracted, verdict(extracted, answer)) == expected
 
 

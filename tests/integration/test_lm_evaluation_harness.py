@@ -1,0 +1,187 @@
+"""The same model on the same items: this project's numbers against lm-evaluation-harness and a few lines of torch.
+
+    python -m pytest tests/integration/test_lm_evaluation_harness.py
+
+The harness runs its own code and its own arc_easy task; only where the items lie is replaced. No network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import yaml
+
+from mipo_ray.final_answers import final_number
+from tests.integration.test_evaluation_tasks import command
+from tests.integration.test_loop import finish
+
+ITEMS = 500
+TIE = 1e-3  # nats; sums of float32 in another order differ by less
+CASES = Path(__file__).resolve().parents[1] / "unit" / "extraction_cases.jsonl"
+
+
+@pytest.fixture(scope="module")
+def harness() -> Path:
+    """Where the package lm_eval lies."""
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (package lm-eval)")
+    return Path(lm_eval.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def items(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first ITEMS rows of ARC-Easy's test split, with the column names of the published data set."""
+    path = tmp_path_factory.mktemp("arc") / "items.jsonl"
+    lines = (shared_data / "arc" / "arc_easy_test.jsonl").read_text().splitlines()[:ITEMS]
+    rows = [json.loads(line) for line in lines]
+    published = [
+        {
+            "id": row["id"],
+            "question": row["question"],
+            "choices": {"text": row["choices"], "label": row["labels"]},
+            "answerKey": row["answerKey"],
+        }
+        for row in rows
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in published))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(test_environment: None) -> Path:
+    from mipo_ray.embedded_model import prepare_embedded_model
+
+    return prepare_embedded_model()
+
+
+@pytest.fixture(scope="module")
+def ours(ray_address: str, items: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the evaluate command writes: its metrics, and its examples in the order of the items."""
+    directory = tmp_path_factory.mktemp("evaluate")
+    (directory / "recipe.yaml").write_text(f"run_dir: {directory}/run\nmodel: {{path: {model}, max_model_len: 512}}\n")
+    finish(command(ray_address, f"{directory}/recipe.yaml", f"tasks={{arc_easy_likelihood: {{path: {items}}}}}"))
+    entry = json.loads((directory / "run/evaluation.json").read_text())["base"]["arc_easy_likelihood"]
+    table = pyarrow.parquet.read_table(directory / "run/base/tasks/arc_easy_likelihood/examples")
+    return {"metrics": entry["metrics"], "examples": table.to_pylist()}
+
+
+@pytest.fixture(scope="module")
+def theirs(harness: Path, items: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What lm-evaluation-harness finds by its own arc_easy: its metrics, and each item's log-probs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_DATASETS_OFFLINE", "1")
+        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+
+        task = yaml.safe_load((harness / "tasks/arc/arc_easy.yaml").read_text())
+        for elsewhere in ("dataset_name", "training_split", "validation_split"):
+            del task[elsewhere]
+        task |= {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(items)}}}
+        task["task"] = "arc_easy_of_these_items"
+        evaluated = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=8)
+        found = lm_eval.simple_evaluate(model=evaluated, tasks=[task], bootstrap_iters=0)
+    samples = sorted(found["samples"][task["task"]], key=lambda sample: sample["doc_id"])
+    return {
+        "metrics": found["results"][task["task"]],
+        "logprobs": [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in samples],
+    }
+
+
+def test_likelihood_accuracy_agrees_with_the_harness(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    for mine, its in (("accuracy", "acc"), ("accuracy_normalized", "acc_norm")):
+        here, there = ours["metrics"][mine], theirs["metrics"][f"{its},none"]
+        print(f"{mine}: {here['value']:.4f} here, {there:.4f} there, on {here['n']} items")
+        assert here["n"] == ITEMS
+        assert here["value"] == pytest.approx(there, abs=0.005)
+        assert 0.3 < there < 0.9  # four options: more than chance, less than perfect
+
+
+def test_every_option_has_the_log_prob_that_the_harness_finds(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Item by item: the same log-probs, and so the same choice, but for ties."""
+    differences, other_choice = [], 0
+    for example, logprobs in zip(ours["examples"], theirs["logprobs"], strict=True):
+        found = example["option_logprobs"]
+        differences += [abs(a - b) for a, b in zip(found, logprobs, strict=True)]
+        best = logprobs.index(max(logprobs))
+        if example["extracted"] != example["option_labels"][best]:
+            other_choice += 1
+            first, second = sorted(logprobs, reverse=True)[:2]
+            assert first - second < TIE, example["item_id"]
+    print(
+        f"largest difference {max(differences):.2e} nats over {len(differences)} options; {other_choice} other choices"
+    )
+    assert max(differences) < 10 * TIE
+    assert other_choice <= 2
+
+
+def test_a_few_lines_of_torch_find_the_same(ours: dict[str, Any], items: Path, model: Path) -> None:
+    """The independent script: read, tokenise, sum log-probs, take the best; one option at a time, without batches."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    correct = normalized = 0
+    rows = [json.loads(line) for line in items.read_text().splitlines()][:100]
+    for row, example in zip(rows, ours["examples"], strict=False):
+        question, scores = f"Question: {row['question']}\nAnswer:", []
+        start = len(tokenizer(question).input_ids)
+        for option in row["choices"]["text"]:
+            ids = torch.tensor([tokenizer(f"{question} {option}").input_ids])
+            with torch.inference_mode():
+                logprobs = policy(ids).logits[0].log_softmax(-1)
+            scores.append(sum(logprobs[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1])))
+        assert scores == pytest.approx(example["option_logprobs"], abs=10 * TIE)
+        gold = row["choices"]["label"].index(row["answerKey"])
+        correct += scores.index(max(scores)) == gold
+        per_character = [score / len(option) for score, option in zip(scores, row["choices"]["text"], strict=True)]
+        normalized += per_character.index(max(per_character)) == gold
+    examples = ours["examples"][: len(rows)]
+    assert correct == sum(example["verdict"] == "correct" for example in examples)
+    assert normalized == sum(example["extracted_normalized"] == example["answer"] for example in examples)
+
+
+# --- the final numbers of generated answers ---------------------------------------------------------------------------
+
+
+def by_the_harness(task: dict[str, Any], name: str, response: str) -> str:
+    """What the harness's own filter extracts from a response, and then makes of it before it compares."""
+    from lm_eval.filters.extraction import RegexFilter
+
+    steps = next(steps["filter"] for steps in task["filter_list"] if steps["name"] == name)
+    options = {option: value for option, value in steps[0].items() if option != "function"}
+    (found,) = next(iter(RegexFilter(**options).apply([[response]], [{}])))
+    for ignored in task["metric_list"][0]["regexes_to_ignore"]:
+        found = re.sub(ignored, "", found)
+    return found
+
+
+@pytest.mark.parametrize("name", ["strict-match", "flexible-extract"])
+def test_numbers_are_read_at_least_as_well_as_by_the_harness(harness: Path, name: str) -> None:
+    """On the cases labelled by hand. A case without an answer is right where the harness finds none either.
+
+    An extracted number counts as right for the harness by its value, which is milder than its exact match of texts.
+    """
+    task = yaml.safe_load((harness / "tasks/gsm8k/gsm8k.yaml").read_text())
+    cases = [json.loads(line) for line in CASES.read_text().splitlines()]
+    cases = [case for case in cases if case["kind"] == "number"]
+    right_here = right_there = 0
+    for case in cases:
+        expected = None if case["expected"] is None else Fraction(case["expected"])
+        extracted = by_the_harness(task, name, case["response"])
+        try:
+            there = Fraction(extracted)
+        except ValueError:
+            there = None
+        right_there += there == expected
+        right_here += final_number(case["response"]) == expected
+    print(f"{name}: {right_there} of {len(cases)} right, here {right_here}")
+    assert right_here == len(cases)
+    assert 0 < right_there <= right_here
