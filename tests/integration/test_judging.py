@@ -268,9 +268,8 @@ def test_prompts_that_changed_since_they_were_answered_are_refused(finished, run
     (tmp_path / "held_out.jsonl").write_text(rows.replace("about tea", "about coffee"))
     with FakeJudgeEndpoint(longer).running() as endpoint:
         more = f"evaluate.prompts.path={tmp_path}/held_out.jsonl"
-        with pytest.raises(
-            UserError, match="prompt 'held_out-4': expected what the policies answered, found other text"
-        ):
+        expected = "prompt 'held_out-4': expected what the policies answered, found other text"
+        with pytest.raises(UserError, match=expected):
             judge(with_judge(finished, run_dir, endpoint, more))
         assert not endpoint.judged
 
