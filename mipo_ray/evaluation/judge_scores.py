@@ -128,7 +128,7 @@ def check_readable(
     raise UserError(
         f"{what}: {len(unread)} of {len(judgements)} judgements name no verdict that can be read, more than "
         f"evaluate.judge.max_unreadable_share ({most:g}) allows. The judge must end with a line such as "
-        f"'Verdict: A' or 'Rating: 4'; a larger judge or more evaluate.judge.max_tokens may help. To ask the same judge "
+        f"'Verdict: A' or 'Rating: 4'; a larger judge or more evaluate.judge.max_tokens may help. To ask it "
         f"again, remove {directory}. It said:\n{examples}"
     )
 
