@@ -163,7 +163,7 @@ def describe(plan: Plan) -> str:
     )
     lines.append("stages")
     for stage in plan.stages:
-        lines.append(f"  {stage:<24}{'finished' if stage in plan.finished else 'to do'}")
+        lines.append(f"  {stage:<28}{'finished' if stage in plan.finished else 'to do'}")
     return "\n".join(lines)
 
 

@@ -98,9 +98,11 @@ def _judge(
     facts = definition(config, run, round_index, protocol)
     expected = _write_requests(config, run, round_index, protocol, facts)
     label = f"{'base   ' if round_index is None else f'round {round_index}'}  {protocol}"
-    if len(_judgements(run, stage)) < expected:
+    # Files alone do not tell: a kill in the middle of a write leaves some that Ray Data removes when it goes on.
+    if run.read_text(f"{stage}/judged.txt") is None:
         with progress(events, "generated", "rows", label, total=expected):
             _ask(config, run, stage, protocol, resources=resources, events=events)
+        run.write_text(f"{stage}/judged.txt", f"{expected} judgements\n")
     rows = _judgements(run, stage)
     if len(rows) != expected or len({row["judgement_id"] for row in rows}) != expected:
         raise RuntimeError(
@@ -108,18 +110,20 @@ def _judge(
             f"{len(rows)}. Remove {run.path(stage)} to judge again."
         )
     judgements = [as_judgement(row) for row in rows]
-    where = f"{label.strip()} by {judge.name} ({run.path(stage)})"
-    check_readable(judgements, [row["judgement"] for row in rows], judge.max_unreadable_share, where)
+    texts = [row["judgement"] for row in rows]
+    check_readable(judgements, texts, judge.max_unreadable_share, f"{label} by {judge.name}", run.path(stage))
     evaluation = {
         "kind": "judge",
         **{name: facts[name] for name in ("version", "prompt_hash", "prompt")},
-        "judge": judge.name,
+        # By its name alone: where it ran may differ from policy to policy.
+        "judge": judge.model,
         "metric": "net_win" if protocol == "pairwise" else "rating",
         "metrics": _metrics(config, run, round_index, protocol, judgements),
     }
     return {
         **facts,
         "name": f"judge_{protocol}",
+        "endpoint": judge.endpoint,
         "judgements": expected,
         "evaluation": evaluation,
         "files": _files(run, stage),

@@ -222,8 +222,8 @@ def test_faults_of_a_server_are_outlived(finished, run_dir: Path) -> None:
     with FakeJudgeEndpoint(longer, statuses=(500, 429, -1)).running() as endpoint:
         config = with_judge(finished, run_dir, endpoint, "evaluate.judge.timeout_seconds=5")
         found = values(judge(config)["judge_pairwise"])
-        assert set(endpoint.attempts.values()) == {4}
-        assert len(endpoint.judged) == len(endpoint.attempts)
+        assert min(endpoint.attempts.values()) >= 4  # more where two answers are the same text: one prompt, two orders
+        assert len(endpoint.judged) == 2 * PAIRS
     assert (found["unreadable"], found["self_consistency"]) == (0.0, 1.0)
 
 
@@ -268,9 +268,8 @@ def test_prompts_that_changed_since_they_were_answered_are_refused(finished, run
     (tmp_path / "held_out.jsonl").write_text(rows.replace("about tea", "about coffee"))
     with FakeJudgeEndpoint(longer).running() as endpoint:
         more = f"evaluate.prompts.path={tmp_path}/held_out.jsonl"
-        with pytest.raises(
-            UserError, match="prompt 'held_out-4': expected what the policies answered, found other text"
-        ):
+        expected = "prompt 'held_out-4': expected what the policies answered, found other text"
+        with pytest.raises(UserError, match=expected):
             judge(with_judge(finished, run_dir, endpoint, more))
         assert not endpoint.judged
 

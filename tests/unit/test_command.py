@@ -187,6 +187,29 @@ def test_the_plan_says_its_numbers(options: list[str], capsys: pytest.CaptureFix
     assert plan.splitlines()[-1] == "dry run: nothing was started"
 
 
+def test_the_plan_shows_the_judge(options: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_rows(tmp_path / "held_out.jsonl", [{**prompt_row(index), "reference": "r"} for index in range(6)])
+    overrides = ["rounds=1", "evaluate.judge.model=org/judge", "evaluate.judge.protocols=[pairwise, pointwise]"]
+    plan = dry_run([*options, *overrides, "evaluate.samples_per_prompt=3", "ray.num_cpus=6"], capsys)
+    lines = {line.split("  ")[0]: " ".join(line.split()) for line in plan.splitlines()}
+    assert lines["judge"] == (
+        "judge org/judge: pairwise 36 of each round (each pair in both orders), pointwise 18 of the base and of each "
+        "round; judgements of up to 512 tokens, temperature 0"
+    )
+    assert lines["judging"].startswith("judging 1 to 1 engines, tensor parallel 1; reserves 2 CPUs and 0 GPUs")
+    assert lines["judges"] == "judges 1 CPUs and 0 GPUs each; at most 1 CPUs and 0 GPUs; the nodes have room for 6"
+    stages = [line.split()[0] for line in plan.splitlines() if line.startswith("  ")]
+    assert stages == [
+        "base/evaluate",
+        "base/judge/pointwise",
+        *(f"rounds/000/{stage}" for stage in ("generate", "train", "evaluate", "judge/pairwise", "judge/pointwise")),
+    ]
+    # A server's engines are its own business.
+    served = dry_run([*options, *overrides, "evaluate.judge.endpoint=http://localhost:1/v1"], capsys)
+    assert "org/judge at http://localhost:1/v1: pairwise 24" in served
+    assert "judging " not in served
+
+
 def test_a_reused_response_is_sampled_once(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     plan = dry_run([*options, "conditioning.strategy=swapped_response"], capsys)
     assert "21 responses of up to 48 tokens" in plan
@@ -498,6 +521,30 @@ def broken_template(directory: Path) -> tuple[list[str], str]:
     ], r"prompts\.context_template, line 1: not a valid Jinja2 template"
 
 
+def judge_that_is_not_there(directory: Path) -> tuple[list[str], str]:
+    return [
+        f"evaluate.judge.model={directory}/nowhere"
+    ], rf"evaluate\.judge\.model '{directory}/nowhere': expected .*a directory that exists"
+
+
+def judge_without_references(directory: Path) -> tuple[list[str], str]:
+    overrides = ["evaluate.judge.model=org/judge", "evaluate.judge.protocols=[pointwise]"]
+    return overrides, r"held_out\.jsonl, line 1; .*and 3 more, field 'reference': evaluate\.judge\.protocols pointwise"
+
+
+def judge_template_without_an_answer(directory: Path) -> tuple[list[str], str]:
+    (directory / "judge.j2").write_text("{{ question }} {{ answer_a }}")
+    overrides = ["evaluate.judge.model=org/judge", f"evaluate.judge.pairwise_template={directory}/judge.j2"]
+    return overrides, r"judge\.j2: expected the template to use answer_b"
+
+
+def key_in_the_configuration(directory: Path) -> tuple[list[str], str]:
+    return [
+        "evaluate.judge.model=gpt",
+        "evaluate.judge.endpoint=https://me:key@host/v1",
+    ], r"evaluate\.judge\.endpoint: expected a URL without credentials or parameters; keys come from the environment"
+
+
 BAD_INPUT = [
     empty_prompts,
     missing_prompts,
@@ -536,6 +583,10 @@ BAD_INPUT = [
     unknown_key,
     missing_recipe,
     broken_template,
+    judge_that_is_not_there,
+    judge_without_references,
+    judge_template_without_an_answer,
+    key_in_the_configuration,
 ]
 
 

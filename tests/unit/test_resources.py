@@ -21,6 +21,7 @@ from mipo_ray.resources import (
     ResourceError,
     Resources,
     check_resources,
+    judge_resources,
     local_cpus,
     phases,
     requests,
@@ -69,6 +70,23 @@ def test_each_phase_leaves_a_cpu_for_read_and_write_tasks() -> None:
         "generation": {"CPU": 2 * 3 + 1, "GPU": 2 * 2},
         "training": {"CPU": 4 * 2 + 1, "GPU": 4},
     }
+
+
+def test_the_judges_own_engines_are_placed_as_those_of_generation() -> None:
+    overrides = ["generation.pool.max_size=4", "generation.pool.tensor_parallel_size=2", "model.dtype=float32"]
+    config = load_config(overrides=[*overrides, "evaluate.judge.model=org/judge"])
+    resources = resolve(config, GPUS)
+    judges = requests(config, resources)[-1]
+    assert (judges.kind, judges.phase, judges.fewest, judges.most, judges.gpus) == ("judge", "judging", 1, 4, 2.0)
+    assert judge_resources(config, resources) == Resources(True, "bfloat16", 2.0, 1.0)
+    larger = load_config(
+        overrides=[*overrides, "evaluate.judge.model=org/judge", "evaluate.judge.tensor_parallel_size=16"]
+    )
+    assert judge_resources(larger, resolve(larger, CPU_ONLY)) == Resources(False, "float32", 0.0, 0.0)
+    with pytest.raises(ResourceError, match="judging needs 16 GPUs and the cluster has 8"):
+        check_resources(larger, resolve(larger, GPUS), GPUS)
+    served = load_config(overrides=["evaluate.judge.model=m", "evaluate.judge.endpoint=http://localhost:8000/v1"])
+    assert "judging" not in phases(served, resolve(served, GPUS))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""The client of an OpenAI-compatible judge, against a fake server on this machine; no Ray.
+
+python -m pytest tests/unit/test_judge_endpoint.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pydantic import SecretStr
+
+from mipo_ray.config_judge import JudgeConfig
+from mipo_ray.errors import UserError
+from mipo_ray.evaluation.judge_endpoint import EndpointJudge, check_endpoint, endpoint_key
+from tests.fake_judge_endpoint import MODEL, FakeJudgeEndpoint, always_first, garbage
+
+KEY = "sk-of-this-test-1234567890"
+
+
+class FakeEvents:
+    """Keeps the events, where the run's writer would write them."""
+
+    def __init__(self) -> None:
+        self.emitted: list[dict[str, Any]] = []
+
+    def emit(self, event: dict[str, Any]) -> None:
+        self.emitted.append(event)
+
+
+def config(endpoint: FakeJudgeEndpoint, **more: Any) -> JudgeConfig:
+    return JudgeConfig(model=MODEL, endpoint=endpoint.url, **more)
+
+
+def judged(judge: JudgeConfig, prompts: list[str], events: Any = None, key: str = "none") -> list[dict[str, Any]]:
+    async def run() -> pa.Table:
+        actor = EndpointJudge(judge, SecretStr(key), events or FakeEvents())
+        block = pa.table({"prompt_id": [f"p{index}" for index in range(len(prompts))], "prompt": prompts})
+        (table,) = [part async for part in actor(block)]
+        return table
+
+    return asyncio.run(run()).to_pylist()
+
+
+def test_every_row_is_judged_in_its_place() -> None:
+    events = FakeEvents()
+    with FakeJudgeEndpoint(garbage).running() as endpoint:
+        prompts = ["x" * index for index in range(1, 30)]
+        rows = judged(config(endpoint, max_concurrent_requests=3), prompts, events)
+    assert [row["judgement"] for row in rows] == [garbage(prompt) for prompt in prompts]
+    assert {(row["finish_reason"], row["tokens"]) for row in rows} == {("stop", 7)}
+    assert {request["max_tokens"] for request in endpoint.judged} == {512}
+    assert {request["model"] for request in endpoint.judged} == {MODEL}
+    (event,) = events.emitted
+    assert (event["event"], event["rows"], event["generated_tokens"]) == ("generated", 29, 203)
+
+
+def test_a_request_is_sent_again_after_faults() -> None:
+    with FakeJudgeEndpoint(always_first, statuses=(503, 429)).running() as endpoint:
+        rows = judged(config(endpoint), ["one", "two"])
+        assert sorted(endpoint.attempts.values()) == [3, 3]
+    assert {row["judgement"] for row in rows} == {always_first("")}
+
+
+@pytest.mark.parametrize(
+    ("status", "retries", "expected", "attempts"),
+    [
+        (500, 1, r"prompt 'p0': .*injected fault 500.* \(sent again 1 times\)\. Judgements made so far are kept", 2),
+        (429, 2, r"injected fault 429.* \(sent again 2 times\)", 3),
+        (400, 5, r"injected fault 400\. Judgements made so far are kept", 1),
+        (404, 5, "injected fault 404", 1),
+    ],
+)
+def test_a_server_that_goes_on_refusing_is_named(status: int, retries: int, expected: str, attempts: int) -> None:
+    with FakeJudgeEndpoint(always_first, statuses=(status,) * 20).running() as endpoint:
+        with pytest.raises(UserError, match=rf"^evaluate\.judge\.endpoint {endpoint.url}, prompt 'p0': ") as error:
+            judged(config(endpoint, max_retries=retries), ["one"])
+        assert list(endpoint.attempts.values()) == [attempts]
+    assert re.search(expected, str(error.value)), error.value
+
+
+def test_a_server_that_never_answers_is_given_up() -> None:
+    with (
+        FakeJudgeEndpoint(always_first, statuses=(-1,) * 20).running() as endpoint,
+        pytest.raises(UserError, match=r"no answer within 0\.5 seconds"),
+    ):
+        judged(config(endpoint, max_retries=0, timeout_seconds=0.5), ["one"])
+
+
+def test_the_key_comes_from_the_environment_and_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with FakeJudgeEndpoint(always_first, key=KEY).running() as endpoint:
+        judge = config(endpoint, api_key_variable="JUDGE_KEY")
+        with pytest.raises(UserError, match="refuses the key in the environment variable JUDGE_KEY"):
+            check_endpoint(judge)
+        monkeypatch.setenv("JUDGE_KEY", "sk-of-somebody-else")
+        with pytest.raises(UserError) as error:
+            judged(judge, ["one"], key=endpoint_key(judge).get_secret_value())
+        assert "sk-of" not in str(error.value)
+        monkeypatch.setenv("JUDGE_KEY", KEY)
+        check_endpoint(judge)
+        assert KEY not in repr(endpoint_key(judge))
+        assert len(judged(judge, ["one"], key=endpoint_key(judge).get_secret_value())) == 1
+
+
+def test_a_model_that_is_not_served_is_refused_with_those_that_are() -> None:
+    with FakeJudgeEndpoint(always_first).running() as endpoint:
+        check_endpoint(config(endpoint))
+        other = JudgeConfig(model="nobody", endpoint=endpoint.url)
+        with pytest.raises(UserError, match=rf"serves {MODEL}; found 'nobody'"):
+            check_endpoint(other)
+    with pytest.raises(UserError, match=rf"^evaluate\.judge\.endpoint {endpoint.url}: cannot be reached"):
+        check_endpoint(config(endpoint, max_retries=0))
