@@ -116,6 +116,7 @@ JUDGE_PROMPT = (
     "Answer A: {{ first }}\n\nAnswer B: {{ second }}\n\nWhich answer suits this user better? "
     "End with one line: [[A]], [[B]] or [[tie]]."
 )
+CHECKS = {"position_bias": 0.58, "self_consistency": 0.81, "unreadable": 0.04}
 LONG_WORD = "Donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft" * 3
 
 
@@ -162,7 +163,7 @@ def make_evaluation(generator: np.random.Generator) -> dict[str, dict[str, Any]]
         shares = {name: mean_entry(outcome == value, questions, unit="share", **options)
                   for name, value in (("win", 1), ("tie", 0), ("loss", -1))}  # fmt: skip
         checks = {name: mean_entry(generator.random(80) < rate, questions, unit="share", **options)
-                  for name, rate in (("position_bias", 0.58), ("self_consistency", 0.81), ("unreadable", 0.04))}  # fmt: skip
+                  for name, rate in CHECKS.items()}  # fmt: skip
         net = {"net_win": mean_entry(outcome, questions, unit="share", **options)}
         evaluation[key]["judge_pairwise"] = {**judge, "prompt": JUDGE_PROMPT, "metrics": {**shares, **net, **checks}}
     for key, gain in (("base", 0.0), ("0", 0.1), ("1", 0.02)):
