@@ -54,14 +54,14 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
-class JudgedRound:
-    """One round against the base, judged in pairs."""
+class JudgedPolicy:
+    """One policy in the judge's eyes: in pairs against the base, or alone, with no outcomes then."""
 
-    round: str
+    policy: str
     outcomes: list[Part]
     net: str
     word: str
-    checks: list[tuple[str, str]]  # position bias and so on: name, figure with its interval
+    checks: list[tuple[str, str]]  # rating, position bias and so on: name, figure with its interval
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Judging:
     judge: str
     prompt: str
     prompt_hash: str
-    rounds: list[JudgedRound]
+    policies: list[JudgedPolicy]
 
 
 def comparisons(evaluation: Evaluation) -> list[Comparison]:
@@ -170,10 +170,9 @@ def judgings(evaluation: Evaluation) -> list[Judging]:
         keys = [key for key in policies(evaluation) if name in evaluation[key]]
         if keys:
             newest = evaluation[keys[-1]][name]
-            judged = [_judged(key, evaluation[key][name]["metrics"]) for key in keys if key != "base"]
+            judged = [_judged(key, evaluation[key][name]["metrics"]) for key in keys]
             judge, prompt, prompt_hash = (str(newest.get(field, "")) for field in ("judge", "prompt", "prompt_hash"))
-            bars = [each for each in judged if name == PAIRWISE and each.outcomes]
-            found.append(Judging(name, judge, prompt, prompt_hash, bars))
+            found.append(Judging(name, judge, prompt, prompt_hash, judged))
     return found
 
 
@@ -212,22 +211,22 @@ def _pairwise(key: str, result: dict[str, Any]) -> Comparison:
         what="the judge's pairwise verdict",
         word=word,
         before="",
-        after=format_value(net["value"], net["unit"], signed=True),
+        after=f"{format_value(net['value'], net['unit'], signed=True)} net",
         change=_interval(net, signed=True),
         sentence=f"Judged in pairs, round {key} is {joined} the base: {shares} (wins less losses "
         f"{_figure(net, signed=True)}, {net['n']} items).",
     )
 
 
-def _judged(key: str, metrics: dict[str, Any]) -> JudgedRound:
+def _judged(key: str, metrics: dict[str, Any]) -> JudgedPolicy:
     outcomes = [
         Part(name, f"{metrics[name]['value']:.0%}", 100 * metrics[name]["value"], name)
         for name in _OUTCOMES
         if name in metrics
     ]
     net = metrics.get("net_win")
-    return JudgedRound(
-        round=key,
+    return JudgedPolicy(
+        policy="base" if key == "base" else f"round {key}",
         outcomes=outcomes,
         net=_figure(net, signed=True) if net else "",
         word=(net.get("verdict") or verdict(_estimate(net))) if net else "",

@@ -168,12 +168,13 @@ def test_the_pairwise_judge_has_a_bar_for_each_round_with_all_its_checks() -> No
     pairwise, pointwise = judgings(make_evaluation(GENERATOR(5)))
     assert pairwise.prompt == JUDGE_PROMPT
     assert pairwise.judge == "judges/large-instruct"
-    assert [judged.round for judged in pairwise.rounds] == ["0", "1"]
-    for judged in pairwise.rounds:
+    assert [judged.policy for judged in pairwise.policies] == ["round 0", "round 1"]
+    for judged in pairwise.policies:
         assert [part.name for part in judged.outcomes] == ["win", "tie", "loss"]
         assert sum(part.percent for part in judged.outcomes) == pytest.approx(100)
         assert [name for name, _ in judged.checks] == ["position bias", "self consistency", "unreadable"]
-    assert pointwise.rounds == []
+    assert [judged.policy for judged in pointwise.policies] == ["base", "round 0", "round 1"]
+    assert all(judged.outcomes == [] and judged.checks[0][0] == "rating" for judged in pointwise.policies)
 
 
 def test_a_page_without_a_part_leaves_its_section_out() -> None:
