@@ -1,19 +1,15 @@
 """The report in a real browser (Chromium, headless): its text, its layout on a desk and on a phone, light and dark.
 
-Content is asserted, not pixels. Chromium measures a copy of the page that has a script; the page itself has none.
+Content is asserted, not pixels.
 
 python -m pytest tests/integration/test_report_browser.py
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import re
-import shutil
 import struct
-import subprocess
-from html import unescape
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +17,18 @@ import pytest
 
 from mipo_ray.evaluation.results import UNITS
 from mipo_ray.report import render_report
+from tests.chromium import CHROMIUM, Chromium
 from tests.report_data import JUDGE_PROMPT, USERS, rich_run
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path (Debian: apt-get install chromium)")
 
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr"),
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-]
-DARK = "--blink-settings=preferredColorScheme=0"
 SECTIONS = [
     *("flow", "tasks", "judge", "matrix", "scores", "drift", "results", "training", "answers", "pairs", "examples"),
     *("cost", "configuration"),
 ]
 
-# Written into a copy of the page before </body>; leaves what it measured as JSON in the document.
+# A function's body: what is measured of the page that is open.
 MEASURE = """
-<script>
 const rgb = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
 const blend = (top, below, opacity) => [0, 1, 2].map((i) => opacity * top[i] + (1 - opacity) * below[i]);
 const luminance = (color) => color.slice(0, 3)
@@ -74,7 +63,7 @@ for (const element of document.querySelectorAll('body *')) {
   const far = inner.left < outer.left - 1 || inner.right > outer.right + 1 || inner.bottom > outer.bottom + 1;
   if (svg && far) outside.push(element.outerHTML.slice(0, 120));
 }
-const measures = {
+return {
   inner: innerWidth,
   scroll: document.documentElement.scrollWidth,
   client: document.documentElement.clientWidth,
@@ -90,53 +79,33 @@ const measures = {
   faint, outside,
   text: document.body.innerText,
 };
-const result = document.createElement('pre');
-result.id = 'measures';
-result.textContent = JSON.stringify(measures);
-document.body.append(result);
-</script>
-</body>
 """
 
 
-@functools.cache
-def page() -> str:
-    return render_report(rich_run())
-
-
-def browse(directory: Path, html: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Opens a page in a Chromium of its own, with a new profile; fails unless it ends well."""
-    file = directory / "report.html"
-    file.write_text(html, encoding="utf-8")
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={directory / 'profile'}", *options, file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def measure(directory: Path, html: str, width: int, *options: str) -> dict[str, Any]:
-    """What MEASURE finds in the page in a window of this width."""
-    allowed = html.replace("style-src 'unsafe-inline'", "style-src 'unsafe-inline'; script-src 'unsafe-inline'")
-    copy = allowed.replace("</body>", MEASURE)
-    assert allowed != html != copy
-    dom = browse(directory, copy, f"--window-size={width},844", "--dump-dom", *options).stdout
-    found = re.search(r'<pre id="measures">(.*?)</pre>', dom, re.DOTALL)
-    assert found is not None, dom[-2000:]
-    return json.loads(unescape(found[1]))
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    with Chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
-def phone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return measure(tmp_path_factory.mktemp("phone"), page(), 390)
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    file.write_text(render_report(rich_run()), encoding="utf-8")
+    return file
 
 
-@pytest.fixture(scope="module")
-def dark_desk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return measure(tmp_path_factory.mktemp("desk"), page(), 1200, DARK)
+def measure(chromium: Chromium, file: Path, width: int, *, dark: bool) -> dict[str, Any]:
+    """What MEASURE finds, with everything unfolded."""
+    chromium.open(file, width, dark=dark)
+    chromium.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    found: dict[str, Any] = chromium.evaluate(f"(() => {{{MEASURE}}})()")
+    return found
 
 
-def test_the_story_is_told_in_the_rendered_text(dark_desk: dict[str, Any]) -> None:
-    text = dark_desk["text"]
+def test_the_story_is_told_in_the_rendered_text(chromium: Chromium, page: Path) -> None:
+    chromium.open(page, 1200, dark=False)
+    text = chromium.evaluate("document.body.innerText")
     places = [
         text.index(shown)
         for shown in (
@@ -145,82 +114,91 @@ def test_the_story_is_told_in_the_rendered_text(dark_desk: dict[str, Any]) -> No
             "After 2 rounds, the mutual information between answer and user context",
             "From prompts to answers",
             "chosen_truncated: 1",
-            "Tasks",
-            "arc_easy_likelihood",
-            "The judge",
+            "Tasks\n",
+            "The judge\n",
             "What answers depend on",
             "Length and diversity",
             "Held-out results",
             "Held-out answers, before and after",
-            "Cost",
+            "Cost\n",
             "All finished stages together",
         )
     ]
     assert places == sorted(places)
     for name in UNITS:
         assert name in text
-    for shown in ("not distinguishable", "win 5", "position bias", "self consistency", "unreadable", "GPUs at most"):
+    for shown in ("not distinguishable", "win 60%", "position bias", "self consistency", "unreadable", "GPUs at most"):
         assert shown in text, shown
-    assert "{{" not in text
-    assert JUDGE_PROMPT not in text  # folded away, but there:
-    assert USERS[0] in text
+    assert JUDGE_PROMPT not in text  # folded away
+    chromium.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    unfolded = chromium.evaluate("document.body.innerText")
+    assert JUDGE_PROMPT in unfolded
+    assert all(user in unfolded for user in USERS)
 
 
-def test_the_judges_prompt_is_there_whole_and_nothing_is_logged(tmp_path: Path) -> None:
-    done = browse(tmp_path, page(), "--dump-dom")
-    assert JUDGE_PROMPT in unescape(done.stdout)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert not re.search(r"(?:src|href)=|https?:|url\(", done.stdout)
+def test_nothing_is_asked_of_a_network_and_nothing_is_logged(chromium: Chromium, page: Path) -> None:
+    chromium.open(page, 1200, dark=False)
+    asked = [event["params"]["request"]["url"] for event in chromium.events
+             if event["method"] == "Network.requestWillBeSent"]  # fmt: skip
+    assert asked == [page.as_uri()]
+    logs = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+    assert [event for event in chromium.events if event["method"] in logs] == []
+    dom = chromium.evaluate("document.documentElement.outerHTML")
+    assert not re.search(r"(?:src|href)=|https?:|url\(|<script", dom)
 
 
-@pytest.mark.parametrize(("layout", "width"), [("phone", 390), ("dark_desk", 1200)])
-def test_everything_fits_and_can_be_read(layout: str, width: int, request: pytest.FixtureRequest) -> None:
-    measures = request.getfixturevalue(layout)
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 800, 1200])
+def test_everything_fits_and_can_be_read(chromium: Chromium, page: Path, width: int, dark: bool) -> None:
+    measures = measure(chromium, page, width, dark=dark)
     assert measures["inner"] == width
     assert measures["scroll"] <= measures["client"]
     assert list(measures["sections"]) == SECTIONS
     assert all(0 < section[0] <= width and section[1] > 40 for section in measures["sections"].values())
-    assert measures["empty"] == []
-    assert measures["outside"] == []
-    assert measures["faint"] == []
-    assert measures["unnamed"] == []
-    assert measures["resources"] == []
+    for name in ("empty", "outside", "faint", "unnamed"):
+        assert measures[name] == [], name
+    brightness = sum(map(int, re.findall(r"\d+", measures["background"])[:3]))
+    assert brightness < 150 if dark else brightness > 600
 
 
-def test_dark_and_light_have_other_backgrounds(phone: dict[str, Any], dark_desk: dict[str, Any]) -> None:
-    light, dark = (sum(map(int, re.findall(r"\d+", each["background"])[:3])) for each in (phone, dark_desk))
-    assert light > 600
-    assert dark < 150
-
-
-def test_the_measures_notice_what_is_wrong(tmp_path: Path) -> None:
-    broken = (
-        '<div style="width:2000px">wide</div><p style="color:#eee;background:#fff">faint</p><figure></figure>'
-        '<div role="img"></div><section aria-labelledby="none"></section>'
-        '<svg viewBox="0 0 10 10" width="10"><text x="9">beyond</text></svg>'
+def test_a_wide_table_scrolls_in_its_own_box(chromium: Chromium, page: Path) -> None:
+    chromium.open(page, 390, dark=False)
+    boxes = chromium.evaluate(
+        "[...document.querySelectorAll('.scroll')].map((each) => [each.scrollWidth, each.clientWidth, each.tabIndex])"
     )
-    html = page().replace("<main>", f"<main>{broken}")
-    measures = measure(tmp_path, html, 390)
+    assert any(scroll > client for scroll, client, _ in boxes)
+    assert all(tab_index == 0 for _, _, tab_index in boxes)  # the keyboard reaches what is hidden
+
+
+def test_the_measures_notice_what_is_wrong(chromium: Chromium, page: Path, tmp_path: Path) -> None:
+    broken = (
+        '<div style="width:2000px">wide</div><p style="color:#eee;background:#fff">faint</p>'
+        '<div role="img"></div><section aria-labelledby="none" style="margin:0;padding:0;border:0"></section>'
+        '<svg viewBox="0 0 10 10" style="width:10px"><text x="9">beyond</text></svg>'
+        '<figure style="display:none"></figure>'
+    )
+    file = tmp_path / "broken.html"
+    file.write_text(page.read_text(encoding="utf-8").replace("<main>", f"<main>{broken}"), encoding="utf-8")
+    measures = measure(chromium, file, 390, dark=False)
     assert measures["scroll"] > measures["client"]
-    assert measures["sections"]["none"][1] < 60
-    for name in ("faint", "outside", "unnamed"):
+    assert measures["sections"]["none"][1] == 0
+    for name in ("empty", "outside", "faint", "unnamed"):
         assert len(measures[name]) >= 1, name
 
 
-@pytest.mark.parametrize(("width", "height", "option"), [(390, 844, DARK), (1200, 900, "")])
-def test_a_screenshot_is_a_picture_of_the_asked_size(width: int, height: int, option: str, tmp_path: Path) -> None:
-    picture = tmp_path / "report.png"
-    options = [f"--screenshot={picture}", f"--window-size={width},{height}", *filter(None, [option])]
-    browse(tmp_path, page(), *options)
-    data = picture.read_bytes()
+@pytest.mark.parametrize(("width", "height", "dark"), [(390, 844, True), (1200, 900, False)])
+def test_a_screenshot_is_a_picture_of_the_asked_size(
+    chromium: Chromium, page: Path, width: int, height: int, dark: bool
+) -> None:
+    chromium.open(page, width, dark=dark, height=height)
+    data = chromium.screenshot()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", data[16:24]) == (width, height)
     assert len(data) > 20_000  # bytes; a picture of nothing is far smaller
 
 
-def test_it_prints(tmp_path: Path) -> None:
-    paper = tmp_path / "report.pdf"
-    browse(tmp_path, page(), f"--print-to-pdf={paper}")
-    data = paper.read_bytes()
-    assert data.startswith(b"%PDF-")
-    assert len(re.findall(rb"/Type\s*/Page\b", data)) > 3
+def test_it_prints(chromium: Chromium, page: Path) -> None:
+    chromium.open(page, 1200, dark=False)
+    paper = chromium.pdf()
+    assert paper.startswith(b"%PDF-")
+    assert len(re.findall(rb"/Type\s*/Page\b", paper)) > 3
