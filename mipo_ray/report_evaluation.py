@@ -19,7 +19,7 @@ Evaluation = dict[str, dict[str, Any]]
 
 PAIRWISE, POINTWISE = "judge_pairwise", "judge_pointwise"
 _OUTCOMES = ("win", "tie", "loss")
-_DEFINITION = ("kind", "version", "prompt_hash", "data", "judge")
+_DEFINITION = ("kind", "version", "prompt_hash", "data", "limit", "judge")
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
-class JudgedRound:
-    """One round against the base, judged in pairs."""
+class JudgedPolicy:
+    """One policy in the judge's eyes: in pairs against the base, or alone, with no outcomes then."""
 
-    round: str
+    policy: str
     outcomes: list[Part]
     net: str
     word: str
-    checks: list[tuple[str, str]]  # position bias and so on: name, figure with its interval
+    checks: list[tuple[str, str]]  # rating, position bias and so on: name, figure with its interval
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Judging:
     judge: str
     prompt: str
     prompt_hash: str
-    rounds: list[JudgedRound]
+    policies: list[JudgedPolicy]
 
 
 def comparisons(evaluation: Evaluation) -> list[Comparison]:
@@ -91,7 +91,7 @@ def comparisons(evaluation: Evaluation) -> list[Comparison]:
         if name == PAIRWISE and "net_win" in result["metrics"]:
             found.append(_pairwise(key, result))
         elif base is not None and all(base.get(field) == result.get(field) for field in _DEFINITION):
-            metric = main_metric(result["metrics"])
+            metric = main_metric(result)
             entry, before = result["metrics"].get(metric), base["metrics"].get(metric)
             if entry and before and change_of(entry) is not None:
                 found.append(_compared(name, metric, before, entry))
@@ -108,9 +108,9 @@ def headline(found: Sequence[Comparison]) -> str:
     return f"Against the base, the newest policy is {'; '.join(parts)}." if parts else ""
 
 
-def main_metric(metrics: dict[str, Any]) -> str:
-    """The metric that a comparison is about: accuracy, the rating, or else the first one."""
-    return next((name for name in ("accuracy", "rating") if name in metrics), next(iter(metrics), ""))
+def main_metric(result: dict[str, Any]) -> str:
+    """The metric that a comparison is about: what the result calls its `metric`, or else its first one."""
+    return result.get("metric") or next(iter(result["metrics"]), "")
 
 
 def task_rows(evaluation: Evaluation) -> list[TaskRow]:
@@ -140,7 +140,11 @@ def definitions(evaluation: Evaluation) -> list[tuple[str, str]]:
         for key in policies(evaluation):
             result = evaluation[key].get(name)
             if result is not None:
-                facts = [f"{field.replace('_', ' ')} {result[field]}" for field in _DEFINITION if field in result]
+                facts = [
+                    f"{field.replace('_', ' ')} {result[field]}"
+                    for field in _DEFINITION
+                    if result.get(field) is not None
+                ]
                 lines[name, ", ".join(facts)] = None
     return list(lines)
 
@@ -150,7 +154,7 @@ def task_charts(evaluation: Evaluation) -> list[Chart]:
     charts = []
     for name in _names(evaluation):
         measured = [key for key in policies(evaluation) if name in evaluation[key]]
-        metric = main_metric(evaluation[measured[-1]][name]["metrics"]) if measured else ""
+        metric = main_metric(evaluation[measured[-1]][name]) if measured else ""
         keys = [key for key in measured if metric in evaluation[key][name]["metrics"]]
         if keys and name != PAIRWISE:
             entries = [evaluation[key][name]["metrics"][metric] for key in keys]
@@ -166,10 +170,9 @@ def judgings(evaluation: Evaluation) -> list[Judging]:
         keys = [key for key in policies(evaluation) if name in evaluation[key]]
         if keys:
             newest = evaluation[keys[-1]][name]
-            judged = [_judged(key, evaluation[key][name]["metrics"]) for key in keys if key != "base"]
+            judged = [_judged(key, evaluation[key][name]["metrics"]) for key in keys]
             judge, prompt, prompt_hash = (str(newest.get(field, "")) for field in ("judge", "prompt", "prompt_hash"))
-            bars = [each for each in judged if name == PAIRWISE and each.outcomes]
-            found.append(Judging(name, judge, prompt, prompt_hash, bars))
+            found.append(Judging(name, judge, prompt, prompt_hash, judged))
     return found
 
 
@@ -208,27 +211,27 @@ def _pairwise(key: str, result: dict[str, Any]) -> Comparison:
         what="the judge's pairwise verdict",
         word=word,
         before="",
-        after=format_value(net["value"], net["unit"], signed=True),
+        after=f"{format_value(net['value'], net['unit'], signed=True)} net",
         change=_interval(net, signed=True),
         sentence=f"Judged in pairs, round {key} is {joined} the base: {shares} (wins less losses "
-        f"{format_value(net['value'], net['unit'], signed=True)} {_interval(net, signed=True)}, {net['n']} items).",
+        f"{_figure(net, signed=True)}, {net['n']} items).",
     )
 
 
-def _judged(key: str, metrics: dict[str, Any]) -> JudgedRound:
+def _judged(key: str, metrics: dict[str, Any]) -> JudgedPolicy:
     outcomes = [
         Part(name, f"{metrics[name]['value']:.0%}", 100 * metrics[name]["value"], name)
         for name in _OUTCOMES
         if name in metrics
     ]
     net = metrics.get("net_win")
-    return JudgedRound(
-        round=key,
+    return JudgedPolicy(
+        policy="base" if key == "base" else f"round {key}",
         outcomes=outcomes,
-        net=f"{format_value(net['value'], net['unit'], signed=True)} {_interval(net, signed=True)}" if net else "",
+        net=_figure(net, signed=True) if net else "",
         word=(net.get("verdict") or verdict(_estimate(net))) if net else "",
         checks=[
-            (name.replace("_", " "), f"{format_value(entry['value'], entry['unit'])} {_interval(entry)}".rstrip())
+            (name.replace("_", " "), _figure(entry, signed=name == "position_bias"))
             for name, entry in metrics.items()
             if name not in (*_OUTCOMES, "net_win")
         ],
@@ -243,6 +246,10 @@ def _score(entry: dict[str, Any] | None) -> Score:
         test = f"{entry['fixed']} fixed, {entry['broken']} broken, p = {entry['p_value']:.2g}"
     value = format_value(entry["value"], entry["unit"])
     return Score(value, _interval(entry), format_change(entry), entry.get("verdict") or "", test)
+
+
+def _figure(entry: dict[str, Any], *, signed: bool) -> str:
+    return f"{format_value(entry['value'], entry['unit'], signed=signed)} {_interval(entry, signed=signed)}".rstrip()
 
 
 def _interval(entry: dict[str, Any], *, signed: bool = False) -> str:

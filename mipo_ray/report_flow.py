@@ -46,11 +46,11 @@ def _flow(of_round: dict[str, Any], counts: dict[tuple[Any, str], dict[str, Any]
         steps.append(Step(f"{generate['prompts']:,}", "prompts", []))
     steps += [
         Step(f"{rows:,}", "conditioned rows", strategies),
-        Step(f"{of_round['generated_tokens']:,}", "tokens sampled", ["chosen and rejected answers"])
+        Step(f"{of_round['generated_tokens']:,}", "tokens sampled", ["for chosen and rejected answers"])
         if "generated_tokens" in of_round
         else Step(f"{rows:,}", "rows sampled", []),
         Step(f"{rows - kept:,}", "rows dropped", [f"{reason}: {count:,}" for reason, count in dropped]),
-        Step(f"{kept:,}", "pairs", ["chosen against rejected"]),
+        Step(f"{kept:,}", "pairs", ["a chosen answer against the rejected"]),
     ]
     if "steps" in train:
         details = [f"{train['tokens']:,} tokens trained"] if "tokens" in train else []

@@ -57,7 +57,8 @@ def write_report(config: Config, run: RunDirectory) -> None:
                 "counts": _counts(manifest, config),
             }
             for (round_index, stage), manifest in finished.items()
-        ],
+        ]
+        + _other_stages(run),
         pair_statistics=[{"round": index, **manifest["statistics"]} for index, manifest in generated.items()],
         example_pairs=_example_pairs(run, generated),
         answers=_answers(run, measured) if measured else [],
@@ -87,6 +88,19 @@ def _counts(manifest: dict[str, Any], config: Config) -> dict[str, Any]:
     if "summary" in manifest:
         return _some(manifest["summary"], "steps", "pairs", "tokens", "first_loss", "last_loss")
     return _some(manifest, "responses", "generated_tokens")
+
+
+def _other_stages(run: RunDirectory) -> list[dict[str, Any]]:
+    """Tasks and judgements, which share engines: their seconds as metrics.jsonl tells them, the newest of each."""
+    seconds = {
+        (event["round"], event["stage"]): event["stage_seconds"]
+        for event in read_events(run)
+        if event["event"] == "stage" and event["stage"] not in ("generate", "train", "evaluate")
+    }
+    return [
+        {"round": "base" if index is None else index, "stage": stage, "seconds": took}
+        for (index, stage), took in seconds.items()
+    ]
 
 
 def _some(facts: dict[str, Any], *names: str) -> dict[str, Any]:

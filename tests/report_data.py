@@ -116,6 +116,7 @@ JUDGE_PROMPT = (
     "Answer A: {{ first }}\n\nAnswer B: {{ second }}\n\nWhich answer suits this user better? "
     "End with one line: [[A]], [[B]] or [[tie]]."
 )
+CHECKS = {"position_bias": 0.08, "self_consistency": 0.81, "unreadable": 0.04}
 LONG_WORD = "Donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft" * 3
 
 
@@ -152,7 +153,8 @@ def make_evaluation(generator: np.random.Generator) -> dict[str, dict[str, Any]]
                 ),
             }
             kind = "likelihood" if "likelihood" in task else "generative"
-            facts = {"kind": kind, "version": 1, "prompt_hash": "3f9a1c0b77de", "data": f"data/{task}.parquet"}
+            facts = {"kind": kind, "version": 1, "prompt_hash": "3f9a1c0b77de", "limit": 400,
+                     "data": f"data/{task}.parquet", "metric": "accuracy"}  # fmt: skip
             evaluation[key][task] = {**facts, "metrics": metrics}
     judge = {"kind": "judge", "version": 1, "prompt_hash": "a1b2c3d4e5f6", "judge": "judges/large-instruct"}
     questions = [f"question-{index}" for index in range(80)]
@@ -162,7 +164,7 @@ def make_evaluation(generator: np.random.Generator) -> dict[str, dict[str, Any]]
         shares = {name: mean_entry(outcome == value, questions, unit="share", **options)
                   for name, value in (("win", 1), ("tie", 0), ("loss", -1))}  # fmt: skip
         checks = {name: mean_entry(generator.random(80) < rate, questions, unit="share", **options)
-                  for name, rate in (("position_bias", 0.58), ("self_consistency", 0.81), ("unreadable", 0.04))}  # fmt: skip
+                  for name, rate in CHECKS.items()}  # fmt: skip
         net = {"net_win": mean_entry(outcome, questions, unit="share", **options)}
         evaluation[key]["judge_pairwise"] = {**judge, "prompt": JUDGE_PROMPT, "metrics": {**shares, **net, **checks}}
     for key, gain in (("base", 0.0), ("0", 0.1), ("1", 0.02)):

@@ -164,10 +164,29 @@ def test_two_rounds_end_to_end(ray_address, tiny_model, prompts, tmp_path):
         assert entry["change_low"] <= entry["change"] <= entry["change_high"], name
     assert results["1"]["kl_per_token"]["value"] != 0
 
+    for name in ("base/evaluate", "rounds/001/evaluate"):
+        matrices = manifests[name]["matrix"]
+        assert set(matrices) == {"prompts", "contexts"}
+        scores = pyarrow.parquet.read_table(run_dir / name / "scores").to_pylist()
+        own = {row["prompt_id"]: row for row in scores if row["kind"] == "answer" and row["sample"] == 0}
+        for part in matrices.values():
+            assert part["prompt_ids"] == [f"held-out-{row}" for row in range(6)]
+            for judge in {"initial", "policy"} & set(part):
+                assert [len(row) for row in part[judge]] == [6] * 6
+                # The diagonal is the answer under what it was sampled under, scored in another batch.
+                diagonal = [row[index] for index, row in enumerate(part[judge])]
+                assert diagonal == pytest.approx(
+                    [own[key][f"logprobs_{judge}"][0] for key in part["prompt_ids"]], abs=1e-3
+                )
+                assert len({value for row in part[judge] for value in row}) > 20
+        assert manifests[name]["generated_tokens"] > 0
+    assert "policy" in manifests["rounds/001/evaluate"]["matrix"]["contexts"]
+
     steps = [event for event in events(run_dir) if event["event"] == "train_step"]
     assert {(event["round"], event["stage"]) for event in steps} == {(0, "train"), (1, "train")}
     report = (run_dir / "report.html").read_text()
-    assert "reward_margin" in report
+    for shown in ("reward_margin", "From prompts to answers", "What answers depend on", "self_bleu", "refusals"):
+        assert shown in report
     assert not re.search(r"""(src|href|@import|url\()\s*=?\s*["']?\s*(https?:)?//""", report)  # nothing is fetched
 
     before = snapshot(run_dir)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mipo_ray.evaluation.results import UNITS
 from mipo_ray.report import render_report, summary_sentences
-from tests.report_data import make_results, make_run, make_statistics
+from tests.report_data import make_results, make_run, make_statistics, rich_run
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=\"y\"> {{ 7 * 7 }} </pre></article> & \u202eabc"
 VOID_TAGS = {"meta", "br"}
@@ -75,6 +75,14 @@ def test_any_text_gives_a_well_formed_page_that_can_be_written(text: str) -> Non
     html.encode("utf-8")
     assert html.startswith("<!DOCTYPE html>")
     parse(html)
+
+
+def test_a_page_with_every_section_is_well_formed() -> None:
+    parser = parse(render_report(rich_run()))
+    ids = [attributes["id"] for _, attributes in parser.tags if "id" in attributes]
+    named = [attributes["aria-labelledby"] for _, attributes in parser.tags if "aria-labelledby" in attributes]
+    assert len(ids) == len(set(ids)) >= 13
+    assert set(named) <= set(ids)
 
 
 def test_lone_surrogates_can_be_written() -> None:
