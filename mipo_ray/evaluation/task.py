@@ -186,7 +186,7 @@ def verdict(extracted: str | None, answer: str) -> Literal["correct", "wrong", "
     """Whether an extracted answer is the right one."""
     if extracted is None:
         return "no_answer"
-    return "correct" if extracted == answer else "wrong"
+    return "correct" if extracted.casefold() == answer.casefold() else "wrong"
 
 
 def _read_task(path: Path, shown: str) -> Task:

@@ -211,6 +211,7 @@ def test_every_option_can_be_the_answer(count: int, data: st.DataObject) -> None
         ("gsm8k", "I do not know.", "18", (None, "no_answer")),
         ("arc_easy", "Plants need light. The answer is A.", "A", ("A", "correct")),
         ("arc_easy", "The answer is 2.", "2", ("2", "correct")),
+        ("arc_easy", "The answer is b.", "b", ("B", "correct")),
         ("arc_easy", "The answer is E.", "A", (None, "no_answer")),
         ("arc_easy", "The answer is a river.", "2", ("2", "correct")),
         ("arc_easy", "Plants are green.", "A", (None, "no_answer")),
