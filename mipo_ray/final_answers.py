@@ -9,22 +9,7 @@ from typing import Literal
 from mipo_ray.final_choices import final_choice
 from mipo_ray.final_numbers import final_number
 
-__all__ = ["final_choice", "final_number", "gold_number", "same_final_answer"]
-
-
-def gold_number(answer: str | float) -> Fraction:
-    """The number of a data set's own answer: "... #### 1,234" of GSM8K, 51.0 of SVAMP, "3/4".
-
-    Answers are compared with it exactly (Fractions, no tolerance): a tolerance would be wrong for large amounts, and
-    what rounds is the question's business. 0.1 as a float counts as one tenth.
-
-    Raises:
-        ValueError: there is no number in it.
-    """
-    found = final_number(str(answer).rpartition("####")[2])
-    if found is None:
-        raise ValueError(f"expected an answer that ends on a number, found {answer!r}")
-    return found
+__all__ = ["final_choice", "final_number", "same_final_answer"]
 
 
 def same_final_answer(kind: Literal["choice", "number"], first: str, second: str) -> bool:

@@ -195,7 +195,9 @@ def _is_label(text: str, at: int) -> bool:
 
 def _stated_texts(text: str, options: OptionTexts, mentions: list[Mention]) -> Iterator[Mention]:
     for mention in mentions:
-        if _CALLED_CORRECT.match(text, mention.end) and not _NEGATED_BEFORE.search(text[: mention.start][-40:]):
+        if _CALLED_CORRECT.match(text, mention.end) and not _NEGATED_BEFORE.search(
+            text[max(0, mention.start - 40) : mention.start]
+        ):
             yield mention
     for place, start, needs_end in _announcements(text):
         skipped = _DECORATED_NOUNS.match(text, place)

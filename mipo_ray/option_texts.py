@@ -16,6 +16,7 @@ _WORD = re.compile(
 _SKIPPED = frozenset(
     {"a", "an", "the", "that", "because", "by", "to", "in", "it", "is", "they", "are", "text", "mathrm"}
 )
+_LONGEST_BEGINNING = 600  # characters
 _ARTICLES = ("a", "an", "the")
 _DECORATION = re.compile(r"""[\s*_`"'\u201c\u2018(\[{$:,\\]{0,40}""")
 _GOES_ON = re.compile(r"\s?(?:[-+=/*^\u00d7]\s?\d|\d)")
@@ -101,8 +102,10 @@ class OptionTexts:
 
     def _begun_at(self, index: int) -> Mention | None:
         """An option of which only the beginning is said, and then the sentence ends: two words or a number at least."""
-        end = END_OF_SENTENCE.search(self._response, self._words[index].start)
-        limit = end.start() if end else len(self._response)
+        start = self._words[index].start
+        limit = min(len(self._response), start + _LONGEST_BEGINNING)
+        end = END_OF_SENTENCE.search(self._response, start, limit)
+        limit = end.start() if end else limit
         spoken = [word for word in self._words[index : index + 100] if word.end <= limit]
         said = tuple(word.text for word in spoken)
         if not said or (len(said) < 2 and not said[0][0].isdigit()):

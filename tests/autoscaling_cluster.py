@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.cluster_watcher import ROLE, nodes_of
+from tests.cluster_watcher import HEAD, ROLE, nodes_of
 
 ADDRESS = "127.0.0.1:6379"
 DASHBOARD = "http://127.0.0.1:8265"
@@ -97,10 +97,10 @@ def cluster_config() -> dict[str, Any]:
         "provider": provider,
         "max_workers": 3,
         "idle_timeout_minutes": IDLE_SECONDS / 60,
-        "head_node_type": "ray.head.default",
+        "head_node_type": HEAD,
         "available_node_types": {
             **groups,
-            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         },
         # What Ray's schema asks for and the fake provider does not read.
         "auth": {},
@@ -152,6 +152,7 @@ def _start(directory: Path) -> None:
         "RAY_FAKE_CLUSTER": "1",
         "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
+        "RAY_NODE_TYPE_NAME": HEAD,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
     subprocess.run(

@@ -42,6 +42,7 @@ def make_runs(directory: Path, model: Path) -> None:
         "model.max_model_len=256",
         f"prompts.path={directory}/train.jsonl",
         "evaluate.enabled=false",
+        "conditioning.block_size=8",  # one block for each engine
         "generation.sampling.max_tokens=8",
         "generation.pool.min_size=2",
         "generation.pool.max_size=2",
@@ -89,10 +90,11 @@ def test_the_run_finishes(cluster):
 # By the autoscaler's status, which counts by node type, and by the state API, which knows labels.
 @pytest.mark.parametrize("source", ["nodes", "alive"])
 def test_each_phase_gets_its_nodes_and_gives_them_back(cluster, source):
+    # A group may come and go more than once: Ray Data asks for nodes of any group for its reading and writing.
     seen = samples(cluster, "run")
-    generate, train = (counts(seen, source, role) for role in ("generate", "train"))
-    assert generate in ([0, 2, 0], [0, 1, 2, 0], [0, 2, 1, 0], [0, 1, 2, 1, 0])
-    assert train == [0, 1, 0]
+    for role, most in (("generate", 2), ("train", 1)):
+        found = counts(seen, source, role)
+        assert (found[0], max(found), found[-1]) == (0, most, 0), found
 
 
 def test_engines_and_workers_run_on_their_groups(cluster):
@@ -101,12 +103,9 @@ def test_engines_and_workers_run_on_their_groups(cluster):
         at_work = [sample for sample in seen if actor in sample["actors"]]
         assert at_work
         assert all(sample["actors"][actor] == [role] for sample in at_work)
+        assert all(sample["nodes"].get(role, 0) for sample in at_work)
     both = [sample for sample in seen if ENGINE in sample["actors"] and WORKER in sample["actors"]]
     assert both == []
-
-
-def test_the_run_says_what_the_autoscaler_does(cluster):
-    assert "the autoscaler is starting " in output(cluster, "run")
 
 
 def test_engines_that_no_node_type_fits_are_waited_for_no_longer_than_allowed(cluster):

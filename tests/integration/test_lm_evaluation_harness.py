@@ -165,7 +165,9 @@ def by_the_harness(task: dict[str, Any], name: str, response: str) -> str:
 
 @pytest.mark.parametrize("name", ["strict-match", "flexible-extract"])
 def test_numbers_are_read_at_least_as_well_as_by_the_harness(harness: Path, name: str) -> None:
-    """On the cases labelled by hand. A case without an answer is right where the harness finds none either.
+    """On the cases labelled by hand, which were written to be tricky and for these readers.
+
+    A case without an answer is right where the harness finds none either.
 
     An extracted number counts as right for the harness by its value, which is milder than its exact match of texts.
     """
