@@ -5,13 +5,21 @@ Nothing here imports torch, ray or vllm.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mipo_ray.config_judge import JudgeConfig
 from mipo_ray.config_pairs import PromptsConfig
 from mipo_ray.config_types import EXECUTION_ONLY, PositiveInt, Section
+
+
+class TaskConfig(Section):
+    """What a run sets of an accuracy task; the rest stands in the task's own file (evaluation/tasks)."""
+
+    path: str | None = Field(None, description="the task's data, in place of the path that its file names")
+    limit: PositiveInt | None = Field(None, description="measure the first rows only; null: all")
+    max_tokens: PositiveInt | None = Field(None, description="response length limit in tokens; null: the task's own")
 
 
 class EvaluateConfig(Section):
@@ -33,6 +41,27 @@ class EvaluateConfig(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
         2000, description="bootstrap resamples behind each 95 % interval"
     )
+    tasks: dict[str, TaskConfig] = Field(
+        default_factory=dict,
+        description="accuracy tasks, a list of names or a mapping of names to {path, limit, max_tokens}; a name is one "
+        "of mipo_ray/evaluation/tasks (gsm8k, svamp, arc_easy, mmlu_likelihood, ...) or the path of a task file of "
+        "your own",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names_are_enough(cls, tasks: Any) -> Any:
+        if isinstance(tasks, str):
+            tasks = [tasks]
+        if isinstance(tasks, list | tuple):
+            if repeated := sorted({str(name) for name in tasks if tasks.count(name) > 1}):
+                raise ValueError(f"expected each task once, found {', '.join(repeated)} several times")
+            return {name: {} for name in tasks}
+        if isinstance(tasks, dict):
+            return {name: {} if settings is None else settings for name, settings in tasks.items()}
+        return tasks
+
     judge: JudgeConfig = Field(default_factory=JudgeConfig, description="a model that judges the held-out answers")
 
     @model_validator(mode="after")

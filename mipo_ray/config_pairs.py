@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+import yaml
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mipo_ray.config_types import (
     EXECUTION_ONLY,
@@ -20,6 +21,9 @@ from mipo_ray.config_types import (
     Section,
     Share,
 )
+from mipo_ray.examples import EXAMPLES_DIRECTORY
+
+EXEMPLARS = "_exemplars"  # what the names of exemplar files end in
 
 # A mixture chooses among the others, row by row.
 SingleStrategy = Literal[
@@ -34,6 +38,21 @@ class Exemplar(Section):
 
     question: str = Field(description="what the user asks")
     answer: str = Field(description="what the assistant answers")
+
+
+def _bundled_exemplars(value: Any) -> Any:
+    """The exemplars of mipo_ray/examples/NAME.yaml for bundled:NAME; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    names = {path.stem.removesuffix(EXEMPLARS): path for path in EXAMPLES_DIRECTORY.glob(f"*{EXEMPLARS}.yaml")}
+    name = value.removeprefix("bundled:")
+    if name not in names or name == value:
+        known = " or ".join(f"bundled:{name}" for name in sorted(names))
+        raise ValueError(f"expected a list of exemplars or {known}; found {value!r}")
+    return yaml.safe_load(names[name].read_text(encoding="utf-8"))
+
+
+Exemplars = Annotated[tuple[Exemplar, ...], BeforeValidator(_bundled_exemplars)]
 
 
 class PromptsConfig(Section):
@@ -67,8 +86,11 @@ class PromptsConfig(Section):
     )
     limit: PositiveInt | None = Field(None, description="use the first rows only; null: all")
     system: str | None = Field(None, description="system message before every prompt that brings none of its own")
-    exemplars: tuple[Exemplar, ...] = Field(
-        (), strict=False, description="solved examples, each as a turn of user and assistant before the prompt"
+    exemplars: Exemplars = Field(
+        (),
+        strict=False,
+        description="solved examples, each as a turn of user and assistant before the prompt; bundled:word_problems is "
+        "eight of this project's",
     )
     context_role: Literal["user", "system"] = Field(
         "user", description="the message that holds the context: the user's, before the question, or the system's"

@@ -199,10 +199,28 @@ def describe_estimates(
     ]
 
 
-def _gpu_seconds(config: Config, resources: Resources, shape: ModelShape, work: RoundWork) -> str:
+def describe_task_estimate(resources: Resources, shape: ModelShape | str, characters: int, generated: int) -> list[str]:
+    """A line for the plan: the accuracy tasks of one policy, which read `characters` and sample `generated` tokens."""
+    prompt_tokens = characters / CHARACTERS_PER_TOKEN
+    line = (
+        f"task work       estimate per policy: {_count(prompt_tokens)} prompt tokens without the prefix cache, up to "
+        f"{_count(generated)} generated"
+    )
+    if isinstance(shape, str) or not resources.on_gpu:
+        return [line]
+    work = RoundWork(prompt_tokens, generated, 0.0, 0.0)
+    return [f"{line}; {_count(_generation_seconds(shape, resources, work))} GPU seconds"]
+
+
+def _generation_seconds(shape: ModelShape, resources: Resources, work: RoundWork) -> float:
     peak = PEAK_FLOPS[resources.dtype]
     read, decoded = generation_flops(shape, work)
-    generation = read / (peak * PREFILL_SHARE) + decoded / (peak * DECODE_SHARE)
+    return read / (peak * PREFILL_SHARE) + decoded / (peak * DECODE_SHARE)
+
+
+def _gpu_seconds(config: Config, resources: Resources, shape: ModelShape, work: RoundWork) -> str:
+    peak = PEAK_FLOPS[resources.dtype]
+    generation = _generation_seconds(shape, resources, work)
     training = training_flops(shape, config.train, work) / (peak * TRAIN_SHARE)
     return (
         f"GPU seconds     estimate per round: {_count(generation)} to generate, {_count(training)} to train, on GPUs "

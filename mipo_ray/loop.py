@@ -15,10 +15,14 @@ from mipo_ray import monitoring
 from mipo_ray.blocks import map_blocks, named, ordered_context
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
+from mipo_ray.evaluation.accuracy import measure_tasks
+from mipo_ray.evaluation.evaluation_file import final_tables
 from mipo_ray.evaluation.held_out import measure_policy
 from mipo_ray.evaluation.judging import judge_policy, reach_judge
 from mipo_ray.evaluation.measured import measured_rows
-from mipo_ray.evaluation.results import final_table, measure
+from mipo_ray.evaluation.results import measure
+from mipo_ray.evaluation.task_check import check_tasks
+from mipo_ray.evaluation.task_requests import prepare_tasks
 from mipo_ray.generation.pipeline import condition_prompts, generate_pairs
 from mipo_ray.monitoring import Events, progress
 from mipo_ray.pairs import as_version_2
@@ -32,22 +36,26 @@ from mipo_ray.training.trainer import CHECKPOINTS, check_training, train_policy
 def run_rounds(config: Config, run: RunDirectory, resources: Resources) -> dict[str, Any]:
     """Runs every unfinished stage of every round; returns the results (`results.json`), policy by policy."""
     policy = initial = config.model.path
+    tasks = check_tasks(config) if config.evaluate.enabled else ()
     with monitoring.recording(run, config.trackers) as events:
         # A model that cannot be trained so, a judge that does not answer, and prompts that cannot be used, are told
         # before any engine samples.
         check_training(config)
         reach_judge(config.evaluate.judge)
         condition_prompts(config, run, 0, policy=initial, resources=resources)
+        prepare_tasks(tasks, config, run, policy=initial)
         if config.evaluate.enabled:
             evaluate(config, run, None, policy, initial, resources, events)
+            measure_tasks(tasks, config, run, None, policy=policy, resources=resources, events=events)
             judge_policy(config, run, None, resources, events)
         for round_index in range(config.rounds):
             pairs = generate(config, run, round_index, policy, resources, events)
             policy = train(config, run, round_index, policy, pairs, resources, events)
             if config.evaluate.enabled:
                 evaluate(config, run, round_index, policy, initial, resources, events)
+                measure_tasks(tasks, config, run, round_index, policy=policy, resources=resources, events=events)
                 judge_policy(config, run, round_index, resources, events)
-                print(f"\n{final_table(read_results(run))}\n", flush=True)
+                print(f"\n{final_tables(run)}\n", flush=True)
     write_report(config, run)
     return read_results(run)
 

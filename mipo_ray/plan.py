@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from mipo_ray.config import Config
 from mipo_ray.config_evaluate import EvaluateConfig
 from mipo_ray.config_train import TrainConfig
-from mipo_ray.estimates import describe_estimates
+from mipo_ray.estimates import describe_estimates, describe_task_estimate
+from mipo_ray.evaluation.evaluation_file import EVALUATION, read_evaluation
 from mipo_ray.evaluation.judge_rows import check_judge, judged_protocols
+from mipo_ray.evaluation.task_check import CheckedTask, check_finished_tasks, check_tasks, task_stage
 from mipo_ray.labels import shown
 from mipo_ray.model_shape import model_shape
 from mipo_ray.models import check_model, embedding_model
@@ -34,26 +36,28 @@ class Plan:
     finished: tuple[str, ...]
     nodes: Sequence[Node] | None = None
     types: Sequence[NodeType] | None = None
+    tasks: tuple[CheckedTask, ...] = ()
 
     @property
     def stages(self) -> list[str]:
         """Every stage of the run, in order."""
-        names = self._measured(None)
+        names = self._evaluations(None)
         for round_index in range(self.config.rounds):
             names += [self.run.stage(round_index, "generate"), self.run.stage(round_index, "train")]
-            names += self._measured(round_index)
+            names += self._evaluations(round_index)
         return names
 
-    def _measured(self, round_index: int | None) -> list[str]:
+    def _evaluations(self, round_index: int | None) -> list[str]:
         if not self.config.evaluate.enabled:
             return []
-        protocols = judged_protocols(self.config.evaluate.judge, round_index)
-        names = ["evaluate", *(f"judge/{protocol}" for protocol in protocols)]
-        return [self.run.stage(round_index, name) for name in names]
+        tasks = [task_stage(self.run, round_index, task.name) for task in self.tasks]
+        judged = judged_protocols(self.config.evaluate.judge, round_index)
+        judging = [self.run.stage(round_index, f"judge/{protocol}") for protocol in judged]
+        return [self.run.stage(round_index, "evaluate"), *tasks, *judging]
 
     @property
     def is_finished(self) -> bool:
-        """Every stage is finished, and results.json and report.html were written after the last one."""
+        """Every stage is finished, and the files of results and report.html were written after the last one."""
         return set(self.stages) <= set(self.finished) and self._is_reported()
 
     def _is_reported(self) -> bool:
@@ -61,9 +65,16 @@ class Plan:
         measured = {"base", *map(str, range(self.config.rounds))} if self.config.evaluate.enabled else set()
         if not measured <= json.loads(self.run.read_text("results.json") or "{}").keys():
             return False
+        evaluation = read_evaluation(self.run)
+        for policy in measured:
+            names = {task.name for task in self.tasks}
+            judged = judged_protocols(self.config.evaluate.judge, None if policy == "base" else int(policy))
+            names |= {f"judge_{protocol}" for protocol in judged}
+            if not names <= evaluation.get(policy, {}).keys():
+                return False
         written = self.run.modified("report.html")
-        results = self.run.modified("results.json")
-        return written is not None and (results is None or results <= written)
+        read = [self.run.modified(name) for name in ("results.json", EVALUATION)]
+        return written is not None and all(time is None or time <= written for time in read)
 
 
 def make_plan(
@@ -83,20 +94,23 @@ def make_plan(
         embedding_model(config.conditioning.similar.model)
     prompts = check_training(config)
     held_out = check_held_out(config) if config.evaluate.enabled else None
+    tasks = check_tasks(config) if config.evaluate.enabled else ()
     resources = resolve(config, cluster)
     check_resources(config, resources, cluster, nodes, types)
     run.check_writable()
     run.check_config(config)
+    check_finished_tasks(tasks, run, range(config.rounds))
     check_judge(config, run)
-    return Plan(config, run, resources, prompts, held_out, finished_stages(config, run), nodes, types)
+    finished = finished_stages(config, run, tasks)
+    return Plan(config, run, resources, prompts, held_out, finished, nodes, types, tasks)
 
 
-def finished_stages(config: Config, run: RunDirectory) -> tuple[str, ...]:
+def finished_stages(config: Config, run: RunDirectory, tasks: Sequence[CheckedTask] = ()) -> tuple[str, ...]:
     """Names of the finished stages in the run directory; raises StorageError for a damaged one."""
-    judged = ("judge/pairwise", "judge/pointwise")
-    candidates = [run.stage(None, stage) for stage in ("evaluate", *judged)]
+    measured = ["evaluate", *(f"tasks/{task.name}" for task in tasks), "judge/pairwise", "judge/pointwise"]
+    candidates = [run.stage(None, stage) for stage in measured]
     for round_index in range(config.rounds):
-        candidates += [run.stage(round_index, stage) for stage in ("generate", "train", "evaluate", *judged)]
+        candidates += [run.stage(round_index, stage) for stage in ("generate", "train", *measured)]
     return tuple(stage for stage in candidates if run.read_manifest(stage) is not None)
 
 
@@ -126,7 +140,8 @@ def describe(plan: Plan) -> str:
             f"evaluate        {plan.held_out.rows:,} held-out prompts x {evaluate.samples_per_prompt} answers, each "
             f"scored under its own and {evaluate.other_prompts} other conditionings"
         )
-        lines += _judging(evaluate, plan.held_out.rows)
+        lines += describe_judge(evaluate, plan.held_out.rows)
+    lines += describe_tasks(config, plan.resources, plan.tasks)
     for phase, needs in phases(config, plan.resources).items():
         shards = {"generation": pool.tensor_parallel_size}
         shards["judging"] = config.evaluate.judge.tensor_parallel_size or pool.tensor_parallel_size
@@ -147,7 +162,22 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _judging(evaluate: EvaluateConfig, prompts: int) -> list[str]:
+def describe_tasks(config: Config, resources: Resources, tasks: Sequence[CheckedTask]) -> list[str]:
+    """Lines for the plan: every task, its items and how they are answered, and what that takes."""
+    lines = []
+    for task in tasks:
+        how = "log-probs of the options"
+        if task.sampling is not None:
+            how = f"responses of up to {task.sampling.max_tokens} tokens, temperature {task.sampling.temperature:g}"
+        lines.append(f"task            {task.name}: {task.items:,} items of {task.path}, {how}")
+    if not tasks:
+        return []
+    generated = sum(task.items * task.sampling.max_tokens for task in tasks if task.sampling is not None)
+    characters = sum(task.characters for task in tasks)
+    return lines + describe_task_estimate(resources, model_shape(config.model.path), characters, generated)
+
+
+def describe_judge(evaluate: EvaluateConfig, prompts: int) -> list[str]:
     """Who judges, by what, and how often it is asked about each policy."""
     judge, answers = evaluate.judge, prompts * evaluate.samples_per_prompt
     if not judge.is_on:

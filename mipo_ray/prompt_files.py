@@ -24,7 +24,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.examples import bundled_path
 
 BUNDLED = "bundled:"
-FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSONL", ".parquet": "Parquet", ".csv": "CSV"}
+FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".parquet": "Parquet", ".csv": "CSV"}
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 PARQUET_ROWS_PER_BATCH = 256
 LONGEST_CSV_FIELD = 2**30  # bytes; the csv module's own limit of 128 KiB is shorter than a long prompt
@@ -72,10 +72,10 @@ def find_files(path: str, key: str = "prompts.path") -> tuple[PromptFile, ...]:
 def read_rows(file: PromptFile) -> Iterator[SourceRow]:
     """Yields the rows of one file in order; blank lines are no rows.
 
-    Raises UserError naming file and line (JSONL) or row (counted from 1, without the header) for content that cannot
-    be decoded.
+    A .json file holds one array of objects, which is read whole, or lines as JSONL does. Raises UserError naming file
+    and line (JSONL) or row (counted from 1, without the header) for content that cannot be decoded.
     """
-    readers = {"JSONL": _read_jsonl, "Parquet": _read_parquet, "CSV": _read_csv}
+    readers = {"JSONL": _read_jsonl, "JSON": _read_json, "Parquet": _read_parquet, "CSV": _read_csv}
     path = str(bundled_path(file.path.removeprefix(BUNDLED))) if file.path.startswith(BUNDLED) else file.path
     try:
         compression = "infer" if file.format != "Parquet" else None
@@ -151,6 +151,24 @@ def _read_jsonl(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
             raise UserError(f"{where}: broken JSON: {error}") from None
         if not isinstance(values, dict):
             raise UserError(f"{where}: expected one JSON object per line, found {type(values).__name__}")
+        yield SourceRow(where, f"{file.label}:{number}", values)
+
+
+def _read_json(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
+    content = stream.read()
+    if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        yield from _read_jsonl(file, io.BytesIO(content))
+        return
+    try:
+        rows = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file.path}: expected UTF-8 text, found byte {error.object[error.start]:#04x}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{file.path}: broken JSON: {error}") from None
+    for number, values in enumerate(rows, start=1):
+        where = f"{file.path}, row {number}"
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: expected a JSON object, found {type(values).__name__}")
         yield SourceRow(where, f"{file.label}:{number}", values)
 
 

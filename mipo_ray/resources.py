@@ -192,10 +192,14 @@ def judge_request(config: Config, resources: Resources) -> Request:
 
 def phases(config: Config, resources: Resources) -> dict[str, dict[str, float]]:
     """The least that each phase reserves: phase -> {"CPU": ..., "GPU": ...}."""
+    return _least(requests(config, resources))
+
+
+def _least(asked: Sequence[Request]) -> dict[str, dict[str, float]]:
     # Beside the actors a task reads or writes; Ray Train's own controller takes no CPU.
     return {
         request.phase: {"CPU": request.fewest * request.cpus + TASK_CPUS, "GPU": request.fewest * request.gpus}
-        for request in requests(config, resources)
+        for request in asked
         if request.kind != "scorer"  # never more than the engines before them
     }
 
@@ -214,14 +218,37 @@ def check_resources(
     a cluster that grows. An attention backend that cannot train on CPUs is refused without GPUs in any case.
     """
     _check_attention(config, resources)
-    asked = requests(config, resources)
+    _check_room(config, requests(config, resources), cluster, nodes, types)
+
+
+def check_engines(
+    config: Config,
+    resources: Resources,
+    cluster: Mapping[str, float],
+    nodes: Sequence[Node] | None = None,
+    types: Sequence[NodeType] | None = None,
+) -> None:
+    """`check_resources` of a command that starts engines alone, as one that only evaluates does."""
+    asked = [engine_request(config, resources)]
+    if config.evaluate.judge.has_own_engines:
+        asked.append(judge_request(config, resources))
+    _check_room(config, asked, cluster, nodes, types)
+
+
+def _check_room(
+    config: Config,
+    asked: Sequence[Request],
+    cluster: Mapping[str, float],
+    nodes: Sequence[Node] | None,
+    types: Sequence[NodeType] | None,
+) -> None:
     if config.ray.autoscaling:
         if types is not None:
             for request in asked:
                 _check_growth(request, nodes or [], types)
         return
     keys = {request.phase: request.key for request in asked}
-    for phase, needs in phases(config, resources).items():
+    for phase, needs in _least(asked).items():
         for kind, amount in needs.items():
             if amount > cluster.get(kind, 0.0):
                 raise ResourceError(

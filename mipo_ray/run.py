@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,10 +19,11 @@ from pathlib import Path
 
 from mipo_ray import run_lock
 from mipo_ray.config import Config
+from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.errors import UserError
 from mipo_ray.plan import Plan, describe, make_plan
 from mipo_ray.recipe import fields, load_config
-from mipo_ray.resources import Node, NodeType, ResourceError, local_cpus, total
+from mipo_ray.resources import total
 from mipo_ray.storage import open_run
 
 DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
@@ -43,10 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: Config) -> int:
     run = open_run(config.run_dir)
-    if _address(config) is None:
-        nodes, types = [Node({"CPU": float(local_cpus(config)), "GPU": _local_gpus()})], None
-    else:
-        nodes, types = _connect(config)
+    nodes, types = nodes_for_dry_run(config)
     plan = make_plan(config, run, total(nodes), nodes, types)
     print(describe(plan))
     print("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
@@ -58,98 +54,31 @@ def _run(config: Config) -> int:
     run.check_writable()
     with run_lock.hold(run):
         started = time.monotonic()
-        # A first plan from what this machine knows, so that most mistakes are told before Ray starts.
-        is_local = _address(config) is None
-        here = Node({"CPU": float(local_cpus(config)) if is_local else float("inf"), "GPU": float("inf")})
+        here, is_local = unbounded_node(config)
         plan = make_plan(config, run, here.resources, [here] if is_local else None)
         if plan.is_finished:
             return _finished(plan)
-        nodes, types = _connect(config)
+        nodes, types = connect(config)
         plan = make_plan(config, run, total(nodes), nodes, types)
         run.record_config(config)
         print(describe(plan), flush=True)
 
-        import ray
-
         from mipo_ray.loop import run_rounds
 
-        try:
+        with connected_work():
             run_rounds(config, run, plan.resources)
-        except ray.exceptions.RayError as error:
-            if (cause := _user_error(error)) is not None:
-                raise cause from None
-            raise
-        finally:
-            ray.shutdown()
         minutes = (time.monotonic() - started) / 60
         print(f"finished in {minutes:.1f} minutes; results and report: {run.url}")
     return 0
 
 
 def _finished(plan: Plan) -> int:
-    from mipo_ray.evaluation.results import final_table
-    from mipo_ray.run_report import read_results
+    from mipo_ray.evaluation.evaluation_file import final_tables
 
     print(f"{plan.run.url}: finished before, nothing to do")
     if plan.config.evaluate.enabled:
-        print(final_table(read_results(plan.run)))
+        print(final_tables(plan.run))
     return 0
-
-
-def _connect(config: Config) -> tuple[list[Node], list[NodeType] | None]:
-    """Joins or starts a Ray cluster; returns its nodes and, where they are known, its autoscaler's node types."""
-    import ray
-    import ray.data
-
-    from mipo_ray.cluster import node_types, present_nodes
-
-    address = _address(config)
-    quiet = ray.LoggingConfig(log_level="WARNING")
-    if address is None:
-        ray.init(
-            address="local",
-            num_cpus=local_cpus(config),
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            logging_level=logging.WARNING,
-            logging_config=quiet,
-        )
-    else:
-        try:
-            ray.init(address=address, logging_level=logging.WARNING, logging_config=quiet)
-        except (ConnectionError, ValueError) as error:  # nobody answers; no address
-            raise ResourceError(f"ray.address {address!r}: cannot join this cluster: {error}") from None
-    # The stages show their own progress; Ray Data's would repeat every operator of every small pass.
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    # A UserError in a task must reach `_user_error` as what it is, and not wrapped as a failed transformation.
-    context.raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    return present_nodes(), node_types()
-
-
-def _address(config: Config) -> str | None:
-    return config.ray.address or os.environ.get("RAY_ADDRESS") or None
-
-
-def _local_gpus() -> float:
-    """GPUs that a local cluster would find, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        # -1 is the usual way to hide every GPU.
-        return float(len([device for device in visible.split(",") if device.strip() not in ("", "-1")]))
-    return float(len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]))
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The UserError that a Ray task or actor failed with, if that is what happened."""
-    while error is not None:
-        cause = getattr(error, "cause", None) or error.__cause__
-        # Ray raises a task's UserError as a class of its own, too, whose text is the whole traceback.
-        if isinstance(error, UserError) and not isinstance(cause, UserError):
-            return type(error)(str(error.args[0])) if error.args else error
-        error = cause
-    return None
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

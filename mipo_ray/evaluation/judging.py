@@ -23,6 +23,7 @@ from mipo_ray.config import Config, ModelConfig
 from mipo_ray.config_judge import JudgeConfig, Protocol
 from mipo_ray.config_pairs import SamplingConfig
 from mipo_ray.errors import UserError
+from mipo_ray.evaluation.evaluation_file import write_evaluation
 from mipo_ray.evaluation.judge_endpoint import EndpointJudge, check_endpoint, endpoint_key
 from mipo_ray.evaluation.judge_prompts import VERSIONS, judge_prompt
 from mipo_ray.evaluation.judge_rows import (
@@ -73,6 +74,7 @@ def judge_policy(
             return facts
 
         once(config, run, round_index, f"judge/{protocol}", events, work)
+        write_evaluation(run)
 
 
 def judge_results(run: RunDirectory, round_index: int | None) -> dict[str, Any]:

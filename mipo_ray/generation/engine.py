@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +26,10 @@ from mipo_ray.pairs import RESPONSES, SCORES, TOKEN_IDS
 # Ray restarts an actor without end: a block that kills every engine must not look like a hang.
 MOST_ENGINE_DEATHS = 5
 
-REQUESTS = pa.list_(pa.struct([("prompt_token_ids", TOKEN_IDS), ("seed", pa.int64())]))
+# `sampling` names the parameters of a request among those of the pool; null, or absent in files of earlier versions:
+# DEFAULT_SAMPLING.
+REQUESTS = pa.list_(pa.struct([("prompt_token_ids", TOKEN_IDS), ("seed", pa.int64()), ("sampling", pa.string())]))
+DEFAULT_SAMPLING = "generation"
 
 # From a sampled block to the responses that are to be scored, row by row (see `pairs.to_score`).
 ToScore = Callable[[pa.Table], list[list[dict[str, Any]]]]
@@ -37,14 +40,14 @@ class Sampler:
 
     The log-prob of a response is the model's own (temperature 1, before top-p), summed over its tokens, in nats. A
     response that stopped keeps its end token; one cut at the limit has none. With `to_score` it also adds `scores`
-    (pairs.SCORES): the log-probs, in the same sense, of sampled responses under other prompts. `gpus` are those that
-    the actor reserves.
+    (pairs.SCORES): the log-probs, in the same sense, of given responses under given prompts. `sampling` holds the
+    parameters by name, DEFAULT_SAMPLING among them. `gpus` are those that the actor reserves.
     """
 
     def __init__(
         self,
         settings: EngineSettings,
-        sampling: SamplingConfig,
+        sampling: Mapping[str, SamplingConfig],
         events: Events,
         to_score: ToScore | None = None,
         gpus: float = 0.0,
@@ -124,12 +127,13 @@ class Sampler:
     async def _sample(self, request: dict[str, Any]) -> dict[str, Any]:
         from vllm import SamplingParams
 
+        sampling = self._sampling[request.get("sampling") or DEFAULT_SAMPLING]
         parameters = SamplingParams(
-            temperature=self._sampling.temperature,
-            top_p=self._sampling.top_p,
-            top_k=self._sampling.top_k,
-            max_tokens=self._sampling.max_tokens,
-            min_tokens=self._sampling.min_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            min_tokens=sampling.min_tokens,
             seed=request["seed"],
             logprobs=0,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -20,9 +21,10 @@ from ray.data.checkpoint import CheckpointConfig
 from mipo_ray.blocks import engine_pool, map_actors, map_blocks, named, ordered_context
 from mipo_ray.conditioning_blocks import condition_block
 from mipo_ray.config import Config
+from mipo_ray.config_pairs import SamplingConfig
 from mipo_ray.errors import UserError
 from mipo_ray.generation.embedding import embed_rows
-from mipo_ray.generation.engine import REQUESTS, Sampler, ToScore
+from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS, Sampler, ToScore
 from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
 from mipo_ray.generation.vllm_arguments import engine_settings
 from mipo_ray.monitoring import Events, progress
@@ -210,16 +212,19 @@ def sample_responses(
     resources: Resources,
     events: Events,
     to_score: ToScore | None = None,
+    sampling: Mapping[str, SamplingConfig] | None = None,
 ) -> ray.data.Dataset:
     """Adds `responses` to rows with `requests`, through the pool of vLLM actors; a block stays a block.
 
-    With `to_score` also `scores`: log-probs of these responses under other prompts.
+    With `to_score` also `scores`: log-probs of the responses that it gives for each block. `sampling`: parameters by
+    the name that requests give (engine.REQUESTS), beside `generation.sampling`, which holds where they give none.
     """
     settings = engine_settings(config, policy, resources)
+    named_sampling = {**(sampling or {}), DEFAULT_SAMPLING: config.generation.sampling}
     return map_actors(
         rows,
         Sampler,
-        (settings, config.generation.sampling, events, to_score, resources.gpus_per_engine),
+        (settings, named_sampling, events, to_score, resources.gpus_per_engine),
         request=engine_request(config, resources),
         pool=engine_pool(config.generation.pool),
         wait_minutes=config.ray.wait_timeout_minutes,

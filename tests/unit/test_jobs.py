@@ -61,6 +61,13 @@ TASKS = {
     "mmlu": ("random_prompt", 1.0, 0.9, 25, 24),
     "instructions": ("random_prompt", 0.7, 0.9, 27, 64),
 }
+ACCURACY_TASKS = {
+    "gsm8k": ["gsm8k"],
+    "svamp": ["svamp"],
+    "arc-easy": ["arc_easy", "arc_easy_likelihood"],
+    "arc-challenge": ["arc_challenge", "arc_challenge_likelihood"],
+    "mmlu": ["mmlu", "mmlu_likelihood"],
+}
 PAPER = [f"{task}-{model}" for task, model in itertools.product(TASKS, MODELS)]
 
 
@@ -213,6 +220,7 @@ def hub_files() -> dict[str, bytes]:
         "allenai/ai2_arc/ARC-Easy/test-00000-of-00001.parquet": arc(0, 40),
         "allenai/ai2_arc/ARC-Challenge/train-00000-of-00001.parquet": arc(200, 23),
         "allenai/ai2_arc/ARC-Challenge/validation-00000-of-00001.parquet": arc(100, 22),
+        "allenai/ai2_arc/ARC-Challenge/test-00000-of-00001.parquet": arc(0, 41),
         "cais/mmlu/all/auxiliary_train-00000-of-00001.parquet": mmlu(300, 40),
         "cais/mmlu/all/validation-00000-of-00001.parquet": mmlu(200, 25),
         "cais/mmlu/all/dev-00000-of-00001.parquet": mmlu(100, 24),
@@ -303,6 +311,9 @@ def test_a_recipe_of_the_paper_passes_the_dry_run(name: str, capsys: pytest.Capt
     assert plan["conditioning"].startswith(strategy)
     assert f"temperature {temperature:g}" in plan["generate"]
     assert plan["evaluate"].startswith(f"{held_out_rows} held-out prompts")
+    tasks = load_config(JOBS / "paper" / f"{name}.yaml").evaluate.tasks
+    assert list(tasks) == ACCURACY_TASKS.get(task, [])
+    assert ("task work" in plan) == bool(tasks)
     gpus = {"1b": 1, ".5b": 1, "3b": 2, "7b": 4, "8b": 4}[re.search(r"\.?\db$", name).group()]
     assert plan["training"].startswith(f"{gpus} workers; reserves {gpus + 1} CPUs and {gpus} GPUs")
     assert load_config(JOBS / "paper" / f"{name}.yaml").generation.sampling.top_p == top_p
@@ -327,10 +338,12 @@ def test_a_recipe_runs_over_local_files(tmp_path: Path, capsys: pytest.CaptureFi
         "model.path=embedded",
         f"prompts.path={tmp_path}/train-*.parquet",
         f"evaluate.prompts.path={tmp_path}/test-*.parquet",
+        f"evaluate.tasks.gsm8k.path={tmp_path}/test-*.parquet",
     ]
     plan = dry_run([str(JOBS / "paper" / "gsm8k-llama-3.2-1b.yaml"), *overrides], capsys)
     assert plan["prompts"].startswith(f"30 rows of {tmp_path}/train-*.parquet")
     assert plan["evaluate"].startswith("29 held-out prompts")
+    assert plan["task"].startswith(f"gsm8k: 29 items of {tmp_path}/test-*.parquet")
 
 
 @pytest.mark.parametrize("file", [*(f"tasks/{task}.yaml" for task in TASKS), "README.md"])

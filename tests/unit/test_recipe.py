@@ -72,6 +72,7 @@ EXECUTION_ONLY = {
     "evaluate.judge.max_concurrent_requests",
     "evaluate.judge.timeout_seconds",
     "evaluate.judge.max_retries",
+    "evaluate.tasks",
     "ray.address",
     "ray.num_cpus",
     "ray.autoscaling",
@@ -126,6 +127,7 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluate.judge.pointwise_template": "pointwise.j2",
     "evaluate.judge.dtype": "bfloat16",
     "evaluate.judge.tensor_parallel_size": 2,
+    "evaluate.tasks": {"gsm8k": {"limit": 5}},
     "ray.address": "auto",
     "ray.num_cpus": 9,
 }

@@ -1,0 +1,210 @@
+"""The command that measures accuracy tasks and has held-out answers judged: of a recipe's model, or of a whole run.
+
+    python -m mipo_ray.evaluate jobs/NAME.yaml tasks=[gsm8k, svamp]         a recipe's model, as "base" of its run_dir
+    python -m mipo_ray.evaluate runs/NAME "tasks={arc_easy: {limit: 500}}"  the base and every finished round of a run
+    python -m mipo_ray.evaluate runs/NAME judge.model=ORG/JUDGE             judge the held-out answers of a run
+    python -m mipo_ray.evaluate --dry-run runs/NAME tasks=svamp             check everything and print the plan
+
+`tasks=` is short for `evaluate.tasks=`, `judge.` for `evaluate.judge.`. A judge compares answers that the run has
+sampled already. What is finished is not measured again; the same command goes on after a kill.
+Results: evaluation.json in the run directory, and each item below base/tasks and rounds/NNN/tasks.
+
+Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mipo_ray import run_lock
+from mipo_ray.config import Config
+from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
+from mipo_ray.errors import UserError
+from mipo_ray.evaluation.evaluation_file import read_evaluation, task_table
+from mipo_ray.evaluation.judge_rows import check_judge, judged_protocols
+from mipo_ray.evaluation.task import task_names
+from mipo_ray.evaluation.task_check import CheckedTask, check_finished_tasks, check_tasks, task_stage
+from mipo_ray.models import check_model
+from mipo_ray.plan import describe_judge, describe_tasks
+from mipo_ray.prompt_check import PromptSummary, check_held_out
+from mipo_ray.recipe import load_config
+from mipo_ray.resources import Node, NodeType, Resources, check_engines, resolve, total
+from mipo_ray.storage import RunDirectory, open_run
+from mipo_ray.trackers import check_trackers
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """A checked evaluation. `rounds`: the rounds whose policies are measured after the base; `unfinished`: directories
+    of the results that are still to be measured; `held_out`: the prompts of judged answers, None: nothing is judged."""
+
+    config: Config
+    run: RunDirectory
+    rounds: tuple[int, ...]
+    resources: Resources
+    tasks: tuple[CheckedTask, ...]
+    unfinished: tuple[str, ...]
+    held_out: PromptSummary | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = _parse(arguments)
+    try:
+        config, run, rounds = _load(options.target, options.overrides)
+        return _dry_run(config, run, rounds) if options.dry_run else _run(config, run, rounds)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def make_evaluation_plan(
+    config: Config,
+    run: RunDirectory,
+    rounds: Sequence[int],
+    cluster: Mapping[str, float],
+    nodes: Sequence[Node] | None = None,
+    types: Sequence[NodeType] | None = None,
+) -> EvaluationPlan:
+    """Checks everything that can be checked without an engine; raises UserError for what a user must mend.
+
+    `cluster`, `nodes` and `types` are those of `resources.check_resources`.
+    """
+    check_trackers(config.trackers)
+    check_model(config.model.path)
+    tasks = check_tasks(config)
+    judge = config.evaluate.judge
+    if not tasks and not judge.is_on:
+        raise UserError(
+            f"tasks: expected at least one of {', '.join(task_names())}, or a task file, or a judge (judge.model); "
+            "found none"
+        )
+    held_out = check_held_out(config) if judge.is_on else None
+    resources = resolve(config, cluster)
+    check_engines(config, resources, cluster, nodes, types)
+    run.check_writable()
+    run.check_config(config)
+    check_finished_tasks(tasks, run, rounds)
+    check_judge(config, run)
+    stages = [task_stage(run, index, task.name) for index in (None, *rounds) for task in tasks]
+    for index in (None, *rounds):
+        if judge.is_on and run.read_manifest(run.stage(index, "evaluate")) is None:
+            raise UserError(
+                f"judge: {run.path(run.stage(index, 'evaluate'))}: expected held-out answers to judge, found none; "
+                "python -m mipo_ray.run samples them"
+            )
+        stages += [run.stage(index, f"judge/{protocol}") for protocol in judged_protocols(judge, index)]
+    unfinished = tuple(stage for stage in stages if run.read_manifest(stage) is None)
+    return EvaluationPlan(config, run, tuple(rounds), resources, tasks, unfinished, held_out)
+
+
+def describe(plan: EvaluationPlan) -> str:
+    """The plan as text."""
+    config, pool = plan.config, plan.config.generation.pool
+    policies = ", ".join(["base", *map(str, plan.rounds)])
+    device = "GPU" if plan.resources.on_gpu else "CPU"
+    return "\n".join(
+        [
+            f"run directory   {plan.run.url}",
+            f"model           {config.model.path}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
+            f"policies        {policies}",
+            *describe_tasks(config, plan.resources, plan.tasks),
+            *([] if plan.held_out is None else describe_judge(config.evaluate, plan.held_out.rows)),
+            f"engines         {pool.min_size} to {pool.max_size}, each {pool.cpus_per_engine:g} CPUs and "
+            f"{plan.resources.gpus_per_engine:g} GPUs ({device})",
+            f"to do           {', '.join(plan.unfinished) or 'nothing'}",
+        ]
+    )
+
+
+def _dry_run(config: Config, run: RunDirectory, rounds: Sequence[int]) -> int:
+    nodes, types = nodes_for_dry_run(config)
+    print(describe(make_evaluation_plan(config, run, rounds, total(nodes), nodes, types)))
+    print("dry run: nothing was started")
+    return 0
+
+
+def _run(config: Config, run: RunDirectory, rounds: Sequence[int]) -> int:
+    run.check_writable()
+    with run_lock.hold(run):
+        started = time.monotonic()
+        here, is_local = unbounded_node(config)
+        plan = make_evaluation_plan(config, run, rounds, here.resources, [here] if is_local else None)
+        if not plan.unfinished:
+            print(f"{run.url}: finished before, nothing to do\n{task_table(read_evaluation(run))}")
+            return 0
+        nodes, types = connect(config)
+        plan = make_evaluation_plan(config, run, rounds, total(nodes), nodes, types)
+        if run.read_text("config.yaml") is None:
+            run.record_config(config)
+        print(describe(plan), flush=True)
+        with connected_work():
+            measure_policies(plan)
+        minutes = (time.monotonic() - started) / 60
+        print(f"\n{task_table(read_evaluation(run))}\nfinished in {minutes:.1f} minutes; results: {run.url}")
+    return 0
+
+
+def measure_policies(plan: EvaluationPlan) -> None:
+    """Measures the base and every round of the plan, policy by policy, on a cluster that is connected."""
+    from mipo_ray import monitoring
+    from mipo_ray.evaluation.accuracy import measure_tasks
+    from mipo_ray.evaluation.judging import judge_policy, reach_judge
+    from mipo_ray.evaluation.task_requests import prepare_tasks
+    from mipo_ray.run_report import write_report
+
+    config, run = plan.config, plan.run
+    with monitoring.recording(run, config.trackers) as events:
+        reach_judge(config.evaluate.judge)
+        prepare_tasks(plan.tasks, config, run, policy=config.model.path)
+        for index in (None, *plan.rounds):
+            policy = config.model.path if index is None else run.model_path(run.stage(index, "train/policy"))
+            if plan.tasks:
+                measure_tasks(plan.tasks, config, run, index, policy=policy, resources=plan.resources, events=events)
+            judge_policy(config, run, index, plan.resources, events)
+    write_report(config, run)
+
+
+def _load(target: str, overrides: Sequence[str]) -> tuple[Config, RunDirectory, list[int]]:
+    """The configuration, the run directory, and the rounds that a run has trained; a recipe's model has none."""
+    short = ("tasks", "judge.")
+    overrides = [f"evaluate.{override}" if override.startswith(short) else override for override in overrides]
+    if target.endswith((".yaml", ".yml")):
+        config = load_config(target, overrides)
+        return config, open_run(config.run_dir), []
+    run = open_run(target)
+    text = run.read_text("config.yaml")
+    if text is None:
+        raise UserError(f"{target}: expected a recipe (.yaml) or a run directory with a config.yaml, found none there")
+    with tempfile.TemporaryDirectory(prefix="mipo-ray-") as directory:
+        recipe = Path(directory) / "config.yaml"
+        recipe.write_text(text, encoding="utf-8")
+        config = load_config(recipe, [*overrides, f"run_dir={run.url}"])
+    trained = [index for index in range(config.rounds) if run.read_manifest(run.stage(index, "train")) is not None]
+    return config, run, trained
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m mipo_ray.evaluate",
+        description="Measure the model of a recipe, or every policy of a run, on accuracy tasks.",
+        epilog=f"Tasks: {', '.join(task_names())}, or the path of a task file.",
+    )
+    parser.add_argument("target", metavar="RECIPE_OR_RUN", help="a recipe (.yaml) or a run directory")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="tasks=[...], or any field of a recipe")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    options = parser.parse_intermixed_args(arguments)
+    if "=" in os.path.basename(options.target):
+        parser.error(f"expected a recipe or a run directory first, found {options.target}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

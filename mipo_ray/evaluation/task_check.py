@@ -1,0 +1,144 @@
+"""Checks the accuracy tasks of a run before anything starts: task files, every row of their data, what is finished.
+
+Nothing here imports ray, torch or vllm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mipo_ray.config import Config
+from mipo_ray.config_evaluate import TaskConfig
+from mipo_ray.config_pairs import SamplingConfig
+from mipo_ray.errors import UserError
+from mipo_ray.evaluation.task import Item, Task, load_task, read_items
+from mipo_ray.prompt_files import PromptFile, find_files
+from mipo_ray.storage import RunDirectory
+
+
+@dataclass(frozen=True)
+class CheckedTask:
+    """A task whose data was read once.
+
+    path: the data that the run measures on. items: how many; items_hash: 12 hex digits of what they ask and what is
+    right, in order. characters: those that an engine reads: every message and, of a likelihood, each option after it.
+    """
+
+    task: Task
+    path: str
+    limit: int | None
+    sampling: SamplingConfig | None
+    files: tuple[PromptFile, ...]
+    items: int
+    items_hash: str
+    characters: int
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What a result was measured by; results of different definitions are not compared."""
+        return {
+            "kind": self.task.kind,
+            "version": self.task.version,
+            "prompt_hash": self.task.prompt_hash,
+            "data": self.path,
+            "limit": self.limit,
+            "items": self.items,
+            "items_hash": self.items_hash,
+            "sampling": None if self.sampling is None else self.sampling.model_dump(mode="json"),
+        }
+
+    def read(self) -> Iterator[Item]:
+        """The items, as a stream; raises UserError when there are other ones than when they were checked."""
+        digest, count = hashlib.sha256(), 0
+        for item in read_items(self.task, self.files, self.limit):
+            count += 1
+            digest.update(_line(item))
+            yield item
+        if (found := digest.hexdigest()[:12]) != self.items_hash:
+            raise UserError(
+                f"evaluate.tasks.{self.name}: {self.path} changed since it was checked: had {self.items} items (hash "
+                f"{self.items_hash}), found {count} ({found})"
+            )
+
+
+def check_tasks(config: Config) -> tuple[CheckedTask, ...]:
+    """Every task of `evaluate.tasks`, its data read once. Raises UserError for what a user must mend."""
+    checked: dict[str, CheckedTask] = {}
+    for name, settings in config.evaluate.tasks.items():
+        task = load_task(name)
+        if task.name in checked:
+            raise UserError(f"evaluate.tasks: {name}: another task is named {task.name!r}, too; give one another name")
+        checked[task.name] = _check(config, task, settings)
+    return tuple(checked.values())
+
+
+def check_finished_tasks(tasks: Sequence[CheckedTask], run: RunDirectory, rounds: Sequence[int]) -> None:
+    """Raises UserError, with the difference, where finished results were measured by another definition."""
+    for task in tasks:
+        for round_index in (None, *rounds):
+            stage = task_stage(run, round_index, task.name)
+            manifest = run.read_manifest(stage)
+            if manifest is not None and (changes := differences(manifest["definition"], task.definition)):
+                raise UserError(
+                    f"evaluate.tasks.{task.name}: {run.path(stage)} holds results of another definition. Set these "
+                    "back, or remove that directory and those of the other policies to measure again:\n"
+                    + "\n".join(changes)
+                )
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """One line for each part of two definitions that is not the same."""
+    return [
+        f"  {key}: {before.get(key)!r} there, {after.get(key)!r} now"
+        for key in after
+        if before.get(key) != after.get(key)
+    ]
+
+
+def task_stage(run: RunDirectory, round_index: int | None, name: str) -> str:
+    """The directory of a task's results for one policy, below the run directory."""
+    return run.stage(round_index, f"tasks/{name}")
+
+
+def _check(config: Config, task: Task, settings: TaskConfig) -> CheckedTask:
+    path = settings.path or task.path
+    sampling = task.sampling
+    if settings.max_tokens is not None:
+        if sampling is None:
+            raise UserError(f"evaluate.tasks.{task.name}.max_tokens: a task of kind {task.kind} samples nothing")
+        sampling = sampling.model_copy(update={"max_tokens": settings.max_tokens})
+    if sampling is not None and sampling.max_tokens >= config.model.max_model_len:
+        raise UserError(
+            f"evaluate.tasks.{task.name}: responses of up to {sampling.max_tokens} tokens leave no room for a prompt "
+            f"in model.max_model_len ({config.model.max_model_len}): raise it, or set "
+            f"evaluate.tasks.{task.name}.max_tokens"
+        )
+    files = find_files(path, f"evaluate.tasks.{task.name}.path")
+    digest, count, characters = hashlib.sha256(), 0, 0
+    seen: set[str] = set()
+    for item in read_items(task, files, settings.limit):
+        if item.item_id in seen:
+            raise UserError(f"{path}: expected unique ids in column {task.id_column!r}, found {item.item_id!r} twice")
+        seen.add(item.item_id)
+        count += 1
+        prompt = sum(len(message["content"]) for message in item.messages)
+        options = item.option_texts if task.kind == "likelihood" else [""]
+        characters += sum(prompt + (len(option) if task.continuation == "text" else 1) for option in options)
+        digest.update(_line(item))
+    if not count:
+        raise UserError(f"evaluate.tasks.{task.name}: {path}: expected items, found no row")
+    return CheckedTask(task, path, settings.limit, sampling, files, count, digest.hexdigest()[:12], characters)
+
+
+def _line(item: Item) -> bytes:
+    # The last message is the item's own; exemplars and the system message are in the prompt hash.
+    own = {**asdict(item), "messages": item.messages[-1:]}
+    return json.dumps(own, sort_keys=True).encode() + b"\n"

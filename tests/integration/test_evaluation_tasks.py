@@ -1,0 +1,246 @@
+"""Accuracy tasks inside the loop and by the evaluate command, over real vLLM and Ray: whole runs, a kill, refusals.
+
+python -m pytest tests/integration/test_evaluation_tasks.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from tests.integration.test_loop import arguments, events, finish, kill_when, snapshot, start, write_prompts
+
+SUMS = 24
+CHOICES = 18
+LONG = 160
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts of a run, and rows of three tasks: SVAMP's columns, ARC's (three labels, some numeric), and GSM8K's."""
+    directory = tmp_path_factory.mktemp("tasks")
+    write_prompts(directory / "train.jsonl", "train", 16)
+    write_prompts(directory / "held_out.jsonl", "held-out", 6)
+    (directory / "recipe.yaml").write_text("{}")
+    sums = [
+        {"ID": f"s{i}", "Body": f"Dan has {i} pens.", "Question": "How many?", "Answer": float(i)} for i in range(SUMS)
+    ]
+    (directory / "sums.json").write_text(json.dumps(sums))
+    choices = [
+        {
+            "id": f"c{i}",
+            "question": f"What is number {i}?",
+            "choices": ["bread", "a long river", "tea"],
+            "labels": ["1", "2", "3"] if i % 3 else ["A", "B", "C"],
+            "answerKey": "2" if i % 3 else "B",
+        }
+        for i in range(CHOICES)
+    ]
+    (directory / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
+    long = [{"question": f"What is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(LONG)]
+    (directory / "long.json").write_text(json.dumps(long))
+    (directory / "short_svamp.yaml").write_text(
+        """
+name: short_svamp
+version: 3
+kind: generative
+path: nowhere
+id_column: ID
+answer_column: Answer
+question_template: "{{ Body }} {{ Question }}"
+sampling: {temperature: 0, max_tokens: 12}
+extraction: number
+"""
+    )
+    return directory
+
+
+def task_option(data: Path) -> str:
+    return (
+        f"evaluate.tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}, "
+        f"arc_easy_likelihood: {{path: {data}/choices.jsonl}}}}"
+    )
+
+
+def command(address: str, *options: str) -> subprocess.Popen[str]:
+    """Starts the evaluate command as a driver of the session's cluster."""
+    words = [sys.executable, "-m", "mipo_ray.evaluate", *options, f"ray.address={address}"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def examples(run_dir: Path, policy: str, task: str) -> list[dict[str, Any]]:
+    return pyarrow.parquet.read_table(run_dir / policy / "tasks" / task / "examples").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def finished(
+    ray_address: str, tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A run of one round with two tasks, and what it printed."""
+    run_dir = tmp_path_factory.mktemp("loop") / "run"
+    options = arguments(run_dir, tiny_model, data, "rounds=1", "generation.sampling.max_tokens=8", task_option(data))
+    return run_dir, finish(start(ray_address, *options))
+
+
+def test_the_loop_measures_the_base_and_the_round(finished: tuple[Path, str]) -> None:
+    run_dir, output = finished
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    assert list(evaluation) == ["base", "0"]
+    for policy in ("base", "0"):
+        svamp, arc = evaluation[policy]["short_svamp"], evaluation[policy]["arc_easy_likelihood"]
+        assert (svamp["kind"], svamp["version"], svamp["metrics"]["accuracy"]["n"]) == ("generative", 3, SUMS)
+        assert (arc["kind"], arc["metrics"]["accuracy"]["n"]) == ("likelihood", CHOICES)
+        assert svamp["data"].endswith("/sums.json")
+        assert len(svamp["prompt_hash"]) == 12
+        assert set(arc["metrics"]) == {"accuracy", "accuracy_normalized"}
+        entry = arc["metrics"]["accuracy"]
+        assert entry["low"] <= entry["value"] <= entry["high"]
+        assert ("verdict" in entry) == ("p_value" in entry) == ("change" in entry) == (policy == "0")
+    assert "short_svamp" in output
+    assert "arc_easy_likelihood" in output
+    # One pool of engines for both tasks of a policy.
+    starts = Counter(
+        event["round"] for event in events(run_dir) if event["event"] == "engine_start" and event["stage"] == "tasks"
+    )
+    assert starts == {None: 1, 0: 1}
+
+
+def test_the_examples_are_what_the_numbers_come_from(finished: tuple[Path, str]) -> None:
+    run_dir, _ = finished
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    for policy, name in (("base", "base"), ("0", "rounds/000")):
+        rows = examples(run_dir, name, "short_svamp")
+        assert [row["item_id"] for row in rows] == [f"s{i}" for i in range(SUMS)]
+        assert [row["answer"] for row in rows] == [str(i) for i in range(SUMS)]
+        assert "<|im_start|>user\nDan has 3 pens. How many?" in rows[3]["prompt"]
+        assert all(0 < row["tokens"] <= 12 for row in rows)
+        assert {row["verdict"] for row in rows} <= {"correct", "wrong", "no_answer"}
+        truncated = sum(row["finish_reason"] == "length" for row in rows) / SUMS
+        assert evaluation[policy]["short_svamp"]["metrics"]["truncated"]["value"] == pytest.approx(truncated)
+        rows = examples(run_dir, name, "arc_easy_likelihood")
+        assert [row["item_id"] for row in rows] == [f"c{i}" for i in range(CHOICES)]
+        for row in rows:
+            best = row["option_logprobs"].index(max(row["option_logprobs"]))
+            assert row["extracted"] == row["option_labels"][best]
+            assert row["prompt"] == f"Question: What is number {row['item_id'][1:]}?\nAnswer:"
+        correct = sum(row["extracted"] == row["answer"] for row in rows) / CHOICES
+        assert evaluation[policy]["arc_easy_likelihood"]["metrics"]["accuracy"]["value"] == pytest.approx(correct)
+    assert not (run_dir / "base/tasks_sampled").exists()
+
+
+def test_the_log_probs_of_options_are_those_of_transformers(finished: tuple[Path, str], tiny_model: Path) -> None:
+    """Every option after the same context: were vLLM's prefix cache used for prompt log-probs, they would be wrong."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run_dir, _ = finished
+    for policy, path in (("base", tiny_model), ("rounds/000", run_dir / "rounds/000/train/policy")):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        for row in examples(run_dir, policy, "arc_easy_likelihood"):
+            context = tokenizer(row["prompt"])["input_ids"]
+            for text, found, count in zip(
+                row["option_texts"], row["option_logprobs"], row["option_tokens"], strict=True
+            ):
+                ids = tokenizer(f"{row['prompt']} {text}")["input_ids"]
+                assert len(ids) - len(context) == count
+                with torch.inference_mode():
+                    logprobs = model(torch.tensor([ids])).logits[0, len(context) - 1 : -1].log_softmax(-1)
+                expected = float(logprobs.gather(1, torch.tensor(ids[len(context) :])[:, None]).sum())
+                assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_finished_run_takes_more_tasks_and_keeps_what_it_has(
+    finished: tuple[Path, str], data: Path, ray_address: str
+) -> None:
+    run_dir, _ = finished
+    before = snapshot(run_dir / "base/tasks/short_svamp"), snapshot(run_dir / "rounds/000/tasks/short_svamp")
+    tasks = (
+        f"tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}, "
+        f"arc_challenge_likelihood: {{path: {data}/choices.jsonl, limit: 7}}}}"
+    )
+    output = finish(command(ray_address, str(run_dir), tasks))
+    assert "policies        base, 0" in output
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    for policy in ("base", "0"):
+        assert set(evaluation[policy]) == {"short_svamp", "arc_easy_likelihood", "arc_challenge_likelihood"}
+        assert evaluation[policy]["arc_challenge_likelihood"]["metrics"]["accuracy"]["n"] == 7
+    assert before == (snapshot(run_dir / "base/tasks/short_svamp"), snapshot(run_dir / "rounds/000/tasks/short_svamp"))
+    after = snapshot(run_dir)
+    assert "finished before, nothing to do" in finish(command(ray_address, str(run_dir), tasks))
+    assert snapshot(run_dir) == after
+
+    refused = command(ray_address, str(run_dir), tasks.replace("limit: 7", "limit: 6"))
+    output, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 2, output
+    assert "limit: 7 there, 6 now" in output
+    assert snapshot(run_dir) == after
+
+
+def test_a_killed_evaluation_samples_no_item_twice(
+    ray_address: str, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    recipe = tmp_path / "recipe.yaml"
+    # No prompts, no held-out prompts: measuring a model needs neither.
+    recipe.write_text(
+        f"run_dir: {run_dir}\nmodel: {{path: {tiny_model}, max_model_len: 256}}\n"
+        "prompts: {path: nowhere.jsonl}\nevaluate: {prompts: {path: nowhere.jsonl}}\n"
+        "generation: {pool: {batches_in_flight: 1}}\n"
+    )
+    first = f"tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}}}"
+    finish(command(ray_address, str(recipe), first))
+    untouched = snapshot(run_dir / "base/tasks/short_svamp")
+
+    tasks = (
+        f"tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}, "
+        f"gsm8k_zero_shot: {{path: {data}/long.json, max_tokens: 64}}}}"
+    )
+    rows = run_dir / "base/tasks_sampled/rows"
+    kill_when(command(ray_address, str(recipe), tasks), lambda: len(list(rows.glob("*.parquet"))) > 2)
+    checkpoint = run_dir / "base/tasks_sampled/checkpoint"
+    committed = {path.stem for path in checkpoint.glob("*.parquet") if "pending" not in path.name}
+    saved = sum(
+        pyarrow.parquet.read_metadata(path).num_rows
+        for path in rows.glob("*.parquet")
+        if any(path.name.startswith(name) for name in committed)
+    )
+    assert 0 < saved < LONG
+    sampled_before = generated_rows(run_dir)
+
+    finish(command(ray_address, str(recipe), tasks))
+    found = examples(run_dir, "base", "gsm8k_zero_shot")
+    assert [row["answer"] for row in found] == [str(2 * i) for i in range(LONG)]
+    assert len({row["item_id"] for row in found}) == LONG
+    # What was written before the kill was not sampled again.
+    assert generated_rows(run_dir) - sampled_before == LONG - saved
+    assert snapshot(run_dir / "base/tasks/short_svamp") == untouched
+
+
+def generated_rows(run_dir: Path) -> int:
+    return sum(event["rows"] for event in events(run_dir) if event["event"] == "generated")
+
+
+def test_a_prompt_that_is_too_long_stops_before_any_engine(
+    ray_address: str, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": "word " * (400 if index == 1 else 3), "answer": "#### 1"} for index in (0, 1)]
+    (tmp_path / "long.json").write_text(json.dumps(rows))
+    (tmp_path / "recipe.yaml").write_text(
+        f"run_dir: {tmp_path}/run\nmodel: {{path: {tiny_model}, max_model_len: 512}}\n"
+    )
+    task = f"tasks={{gsm8k_zero_shot: {{path: {tmp_path}/long.json, max_tokens: 12}}}}"
+    process = command(ray_address, f"{tmp_path}/recipe.yaml", task)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert "prompt 'gsm8k_zero_shot/long.json:2'" in output
+    assert "expected at most 500 prompt tokens" in output
+    assert not any(event["event"] == "engine_start" for event in events(tmp_path / "run"))
+    assert not list((tmp_path / "run").rglob("manifest.json"))
