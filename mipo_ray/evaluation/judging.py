@@ -98,9 +98,11 @@ def _judge(
     facts = definition(config, run, round_index, protocol)
     expected = _write_requests(config, run, round_index, protocol, facts)
     label = f"{'base   ' if round_index is None else f'round {round_index}'}  {protocol}"
-    if len(_judgements(run, stage)) < expected:
+    # Files alone do not tell: a kill in the middle of a write leaves some that Ray Data removes when it goes on.
+    if run.read_text(f"{stage}/judged.txt") is None:
         with progress(events, "generated", "rows", label, total=expected):
             _ask(config, run, stage, protocol, resources=resources, events=events)
+        run.write_text(f"{stage}/judged.txt", f"{expected} judgements\n")
     rows = _judgements(run, stage)
     if len(rows) != expected or len({row["judgement_id"] for row in rows}) != expected:
         raise RuntimeError(
