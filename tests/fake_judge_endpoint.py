@@ -25,7 +25,7 @@ def garbage(prompt: str) -> str:
 
 def longer(prompt: str) -> str:
     """Prefers the longer answer, whatever its place; rates an answer by its length."""
-    if "BEGIN ANSWER A" not in prompt:
+    if "BEGIN ANSWER A " not in prompt:  # a boundary may begin with an A, too
         return f"**Rating:** {1 + len(shown(prompt, 'ANSWER')) % 5}"
     first, second = (len(shown(prompt, f"ANSWER {letter}")) for letter in "AB")
     return f"Well.\n\nVerdict: {'A' if first > second else 'B' if second > first else 'tie'}"
