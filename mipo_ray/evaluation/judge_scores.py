@@ -111,10 +111,13 @@ def pointwise_metrics(
     return {"rating": rating, "unreadable": unreadable}
 
 
-def check_readable(judgements: Sequence[Judgement], texts: Sequence[str], most: float, what: str) -> None:
+def check_readable(
+    judgements: Sequence[Judgement], texts: Sequence[str], most: float, what: str, directory: str
+) -> None:
     """Raises UserError, with examples of what the judge said, when more than the share `most` cannot be read.
 
-    Also where nothing at all can be read, whatever is allowed. `texts` are the judge's, `what` says who judged where.
+    Also where nothing at all can be read, whatever is allowed. `texts` are the judge's, `what` says who judged, and
+    `directory` where the judgements are kept.
     """
     unread = [index for index, judgement in enumerate(judgements) if judgement.parsed is None]
     if len(unread) < len(judgements) and len(unread) <= most * len(judgements):
@@ -125,7 +128,8 @@ def check_readable(judgements: Sequence[Judgement], texts: Sequence[str], most: 
     raise UserError(
         f"{what}: {len(unread)} of {len(judgements)} judgements name no verdict that can be read, more than "
         f"evaluate.judge.max_unreadable_share ({most:g}) allows. The judge must end with a line such as "
-        f"'Verdict: A' or 'Rating: 4'; a larger judge or more evaluate.judge.max_tokens may help. It said:\n{examples}"
+        f"'Verdict: A' or 'Rating: 4'; a larger judge or more evaluate.judge.max_tokens may help. To ask it "
+        f"again, remove {directory}. It said:\n{examples}"
     )
 
 

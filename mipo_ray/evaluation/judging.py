@@ -110,8 +110,8 @@ def _judge(
             f"{len(rows)}. Remove {run.path(stage)} to judge again."
         )
     judgements = [as_judgement(row) for row in rows]
-    where = f"{label.strip()} by {judge.name} ({run.path(stage)})"
-    check_readable(judgements, [row["judgement"] for row in rows], judge.max_unreadable_share, where)
+    texts = [row["judgement"] for row in rows]
+    check_readable(judgements, texts, judge.max_unreadable_share, f"{label} by {judge.name}", run.path(stage))
     evaluation = {
         "kind": "judge",
         **{name: facts[name] for name in ("version", "prompt_hash", "prompt")},
