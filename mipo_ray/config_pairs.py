@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from mipo_ray.config_exemplars import Exemplars
 from mipo_ray.config_types import (
     EXECUTION_ONLY,
     LabelSelector,
@@ -21,9 +21,6 @@ from mipo_ray.config_types import (
     Section,
     Share,
 )
-from mipo_ray.examples import EXAMPLES_DIRECTORY
-
-EXEMPLARS = "_exemplars"  # what the names of exemplar files end in
 
 # A mixture chooses among the others, row by row.
 SingleStrategy = Literal[
@@ -31,28 +28,6 @@ SingleStrategy = Literal[
 ]
 Strategy = Literal[SingleStrategy, "mixture"]
 Similarity = Annotated[float, Field(ge=-1, le=1)]
-
-
-class Exemplar(Section):
-    """One solved example of a few-shot prompt."""
-
-    question: str = Field(description="what the user asks")
-    answer: str = Field(description="what the assistant answers")
-
-
-def _bundled_exemplars(value: Any) -> Any:
-    """The exemplars of mipo_ray/examples/NAME.yaml for bundled:NAME; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    names = {path.stem.removesuffix(EXEMPLARS): path for path in EXAMPLES_DIRECTORY.glob(f"*{EXEMPLARS}.yaml")}
-    name = value.removeprefix("bundled:")
-    if name not in names or name == value:
-        known = " or ".join(f"bundled:{name}" for name in sorted(names))
-        raise ValueError(f"expected a list of exemplars or {known}; found {value!r}")
-    return yaml.safe_load(names[name].read_text(encoding="utf-8"))
-
-
-Exemplars = Annotated[tuple[Exemplar, ...], BeforeValidator(_bundled_exemplars)]
 
 
 class PromptsConfig(Section):

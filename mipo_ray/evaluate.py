@@ -27,7 +27,7 @@ from mipo_ray import run_lock
 from mipo_ray.config import Config
 from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.evaluation_file import read_evaluation, task_table
+from mipo_ray.evaluation.evaluation_file import read_evaluation, task_table, write_evaluation
 from mipo_ray.evaluation.judge_rows import check_judge, judged_protocols
 from mipo_ray.evaluation.task import task_names
 from mipo_ray.evaluation.task_check import CheckedTask, check_finished_tasks, check_tasks, task_stage
@@ -138,7 +138,7 @@ def _run(config: Config, run: RunDirectory, rounds: Sequence[int]) -> int:
         here, is_local = unbounded_node(config)
         plan = make_evaluation_plan(config, run, rounds, here.resources, [here] if is_local else None)
         if not plan.unfinished:
-            print(f"{run.url}: finished before, nothing to do\n{task_table(read_evaluation(run))}")
+            print(f"{run.url}: finished before, nothing to do\n{task_table(write_evaluation(run))}")
             return 0
         nodes, types = connect(config)
         plan = make_evaluation_plan(config, run, rounds, total(nodes), nodes, types)

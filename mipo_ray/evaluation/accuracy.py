@@ -31,6 +31,7 @@ from mipo_ray.monitoring import Events, progress
 from mipo_ray.resources import Resources
 from mipo_ray.storage import RunDirectory
 
+SAMPLED = "tasks_sampled"  # where the rows of unfinished tasks are kept, beside the stage's `tasks`
 # Rows that are written, and so safe from a kill, together.
 ROWS_PER_BLOCK = 16
 
@@ -74,7 +75,10 @@ def measure_tasks(
     label = f"{'base   ' if round_index is None else f'round {round_index}'}  tasks   "
     unfinished = [task for task in tasks if run.read_manifest(task_stage(run, round_index, task.name)) is None]
     if not unfinished:
-        print(f"{label}  finished before", flush=True)
+        run.remove(run.stage(round_index, SAMPLED))  # a kill right after the last commit leaves these two undone
+        write_evaluation(run)
+        if tasks:
+            print(f"{label}  finished before", flush=True)
         return
     started = time.monotonic()
     print(f"{label}  started: {', '.join(task.name for task in unfinished)}", flush=True)
@@ -159,12 +163,14 @@ def _sample(
     label: str,
 ) -> str:
     """Samples and scores all items of the tasks; returns the directory with the rows (_SAMPLED_SCHEMA)."""
-    directory = run.stage(round_index, "tasks_sampled")
-    # What a killed call left is used again if it was for the same tasks.
-    wanted = json.dumps({task.name: task.definition for task in tasks}, indent=2)
-    if run.read_text(f"{directory}/definitions.json") != wanted:
+    directory = run.stage(round_index, SAMPLED)
+    # What a killed call left is used again, unless a task meant something else then.
+    wanted = {task.name: task.definition for task in tasks}
+    found = json.loads(run.read_text(f"{directory}/definitions.json") or "{}")
+    if any(found.get(name, definition) != definition for name, definition in wanted.items()):
         run.remove(directory)
-        run.write_text(f"{directory}/definitions.json", wanted)
+        found = {}
+    run.write_text(f"{directory}/definitions.json", json.dumps(found | wanted, indent=2))
     filesystem = run.arrow_filesystem()
     total = sum(task.items for task in tasks)
     with ordered_context() as context:

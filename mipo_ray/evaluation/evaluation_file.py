@@ -26,7 +26,7 @@ def read_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
 
 
 def write_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """Writes evaluation.json from every manifest with an `evaluation`, under its `name`; returns it."""
+    """Writes evaluation.json from every manifest with an `evaluation`, under its `name`, where that changes it."""
     found: dict[int, dict[str, Any]] = {}
     for file in sorted([*_files(run, "base"), *_files(run, "rounds")]):
         match = _MANIFEST.fullmatch(file)
@@ -35,7 +35,8 @@ def write_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
             policy = -1 if match["round"] is None else int(match["round"])
             found.setdefault(policy, {})[manifest["name"]] = manifest["evaluation"]
     evaluation = {"base" if policy < 0 else str(policy): found[policy] for policy in sorted(found)}
-    run.write_text(EVALUATION, json.dumps(evaluation, indent=2))
+    if evaluation != read_evaluation(run):
+        run.write_text(EVALUATION, json.dumps(evaluation, indent=2))
     return evaluation
 
 

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from mipo_ray.config_pairs import Exemplars, PromptsConfig, SamplingConfig
+from mipo_ray.config_exemplars import Exemplars
+from mipo_ray.config_pairs import PromptsConfig, SamplingConfig
 from mipo_ray.config_types import PositiveInt, Section
 from mipo_ray.errors import UserError
 from mipo_ray.final_answers import final_choice, final_number

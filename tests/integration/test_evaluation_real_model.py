@@ -74,13 +74,17 @@ def test_arc_easy_by_likelihood_is_reproduced_by_plain_transformers(
     rows = [json.loads(line) for line in (shared_data / "arc/arc_easy_test.jsonl").open()][:ARC_ITEMS]
     right = right_per_character = 0
     for row in rows:
-        context = tokenizer(f"Question: {row['question']}\nAnswer:")["input_ids"]
+        context = torch.tensor([tokenizer(f"Question: {row['question']}\nAnswer:")["input_ids"]])
         options = [tokenizer(f" {text}")["input_ids"] for text in row["choices"]]
-        batch = torch.full((len(options), len(context) + max(map(len, options))), tokenizer.eos_token_id)
+        batch = torch.zeros((len(options), max(map(len, options))), dtype=torch.long)
         for line, option in zip(batch, options, strict=True):
-            line[: len(context) + len(option)] = torch.tensor([*context, *option])
+            line[: len(option)] = torch.tensor(option)
         with torch.inference_mode():  # causal: padding on the right changes nothing before it
-            logprobs = model(batch).logits[:, len(context) - 1 : -1].log_softmax(-1)
+            read = model(context, use_cache=True)
+            read.past_key_values.batch_repeat_interleave(len(options))
+            after = model(batch, past_key_values=read.past_key_values).logits
+            first = read.logits[:, -1:].expand(len(options), -1, -1)
+            logprobs = torch.cat([first, after[:, :-1]], dim=1).log_softmax(-1)
         sums = [float(line[range(len(option)), option].sum()) for line, option in zip(logprobs, options, strict=True)]
         per_character = [value / len(text) for value, text in zip(sums, row["choices"], strict=True)]
         right += row["labels"][sums.index(max(sums))] == row["answerKey"]

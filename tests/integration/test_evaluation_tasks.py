@@ -222,6 +222,7 @@ def test_a_killed_evaluation_samples_no_item_twice(
     # What was written before the kill was not sampled again.
     assert generated_rows(run_dir) - sampled_before == LONG - saved
     assert snapshot(run_dir / "base/tasks/short_svamp") == untouched
+    assert not (run_dir / "base/tasks_sampled").exists()
 
 
 def generated_rows(run_dir: Path) -> int:
