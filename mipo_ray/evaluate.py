@@ -43,7 +43,8 @@ from mipo_ray.trackers import check_trackers
 @dataclass(frozen=True)
 class EvaluationPlan:
     """A checked evaluation. `rounds`: the rounds whose policies are measured after the base; `unfinished`: directories
-    of the results that are still to be measured; `held_out`: the prompts of judged answers, None: nothing is judged."""
+    of the results that are still to be measured; `judged`: the policies (None: the base) whose held-out answers are
+    judged, those of which there are any; `held_out`: their prompts, None without a judge."""
 
     config: Config
     run: RunDirectory
@@ -51,6 +52,7 @@ class EvaluationPlan:
     resources: Resources
     tasks: tuple[CheckedTask, ...]
     unfinished: tuple[str, ...]
+    judged: tuple[int | None, ...] = ()
     held_out: PromptSummary | None = None
 
 
@@ -94,15 +96,17 @@ def make_evaluation_plan(
     check_finished_tasks(tasks, run, rounds)
     check_judge(config, run)
     stages = [task_stage(run, index, task.name) for index in (None, *rounds) for task in tasks]
-    for index in (None, *rounds):
-        if judge.is_on and run.read_manifest(run.stage(index, "evaluate")) is None:
-            raise UserError(
-                f"judge: {run.path(run.stage(index, 'evaluate'))}: expected held-out answers to judge, found none; "
-                "python -m mipo_ray.run samples them"
-            )
+    answered = [index for index in (None, *rounds) if run.read_manifest(run.stage(index, "evaluate")) is not None]
+    judged = tuple(answered) if judge.is_on and None in answered else ()
+    if not tasks and not judged:
+        raise UserError(
+            f"judge: {run.path(run.stage(None, 'evaluate'))}: expected held-out answers to judge, found none; "
+            "python -m mipo_ray.run samples them"
+        )
+    for index in judged:
         stages += [run.stage(index, f"judge/{protocol}") for protocol in judged_protocols(judge, index)]
     unfinished = tuple(stage for stage in stages if run.read_manifest(stage) is None)
-    return EvaluationPlan(config, run, tuple(rounds), resources, tasks, unfinished, held_out)
+    return EvaluationPlan(config, run, tuple(rounds), resources, tasks, unfinished, judged, held_out)
 
 
 def describe(plan: EvaluationPlan) -> str:
@@ -116,7 +120,7 @@ def describe(plan: EvaluationPlan) -> str:
             f"model           {config.model.path}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
             f"policies        {policies}",
             *describe_tasks(config, plan.resources, plan.tasks),
-            *([] if plan.held_out is None else describe_judge(config.evaluate, plan.held_out.rows)),
+            *([] if plan.held_out is None or not plan.judged else describe_judge(config.evaluate, plan.held_out.rows)),
             f"engines         {pool.min_size} to {pool.max_size}, each {pool.cpus_per_engine:g} CPUs and "
             f"{plan.resources.gpus_per_engine:g} GPUs ({device})",
             f"to do           {', '.join(plan.unfinished) or 'nothing'}",
@@ -162,13 +166,15 @@ def measure_policies(plan: EvaluationPlan) -> None:
 
     config, run = plan.config, plan.run
     with monitoring.recording(run, config.trackers) as events:
-        reach_judge(config.evaluate.judge)
+        if plan.judged:
+            reach_judge(config.evaluate.judge)
         prepare_tasks(plan.tasks, config, run, policy=config.model.path)
         for index in (None, *plan.rounds):
             policy = config.model.path if index is None else run.model_path(run.stage(index, "train/policy"))
             if plan.tasks:
                 measure_tasks(plan.tasks, config, run, index, policy=policy, resources=plan.resources, events=events)
-            judge_policy(config, run, index, plan.resources, events)
+            if index in plan.judged:
+                judge_policy(config, run, index, plan.resources, events)
     write_report(config, run)
 
 
