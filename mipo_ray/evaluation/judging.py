@@ -115,13 +115,15 @@ def _judge(
     evaluation = {
         "kind": "judge",
         **{name: facts[name] for name in ("version", "prompt_hash", "prompt")},
-        "judge": judge.name,
+        # By its name alone: where it ran may differ from policy to policy.
+        "judge": judge.model,
         "metric": "net_win" if protocol == "pairwise" else "rating",
         "metrics": _metrics(config, run, round_index, protocol, judgements),
     }
     return {
         **facts,
         "name": f"judge_{protocol}",
+        "endpoint": judge.endpoint,
         "judgements": expected,
         "evaluation": evaluation,
         "files": _files(run, stage),

@@ -222,8 +222,8 @@ def test_faults_of_a_server_are_outlived(finished, run_dir: Path) -> None:
     with FakeJudgeEndpoint(longer, statuses=(500, 429, -1)).running() as endpoint:
         config = with_judge(finished, run_dir, endpoint, "evaluate.judge.timeout_seconds=5")
         found = values(judge(config)["judge_pairwise"])
-        assert set(endpoint.attempts.values()) == {4}
-        assert len(endpoint.judged) == len(endpoint.attempts)
+        assert min(endpoint.attempts.values()) >= 4  # more where two answers are the same text: one prompt, two orders
+        assert len(endpoint.judged) == 2 * PAIRS
     assert (found["unreadable"], found["self_consistency"]) == (0.0, 1.0)
 
 
