@@ -1,14 +1,15 @@
-"""The command that measures accuracy tasks, and has answers judged: of a recipe's model, or of every policy of a run.
+"""The command that measures accuracy tasks and has held-out answers judged: of a recipe's model, or of a whole run.
 
     python -m mipo_ray.evaluate jobs/NAME.yaml tasks=[gsm8k, svamp]         a recipe's model, as "base" of its run_dir
     python -m mipo_ray.evaluate runs/NAME "tasks={arc_easy: {limit: 500}}"  the base and every finished round of a run
-    python -m mipo_ray.evaluate runs/NAME evaluate.judge.model=org/judge    a judge reads a run's held-out answers
+    python -m mipo_ray.evaluate runs/NAME judge.model=ORG/JUDGE             judge the held-out answers of a run
     python -m mipo_ray.evaluate --dry-run runs/NAME tasks=svamp             check everything and print the plan
 
-`tasks=` is short for `evaluate.tasks=`. What is finished is not measured again; the same command goes on after a kill.
-Results: evaluation.json in the run directory; each item, and each judgement, below base/ and rounds/NNN/.
+`tasks=` is short for `evaluate.tasks=`, `judge.` for `evaluate.judge.`. A judge compares answers that the run has
+sampled already. What is finished is not measured again; the same command goes on after a kill.
+Results: evaluation.json in the run directory, and each item below base/tasks and rounds/NNN/tasks.
 
-Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster.
+Exit codes are those of mipo_ray.run.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from mipo_ray.evaluation.judge_rows import check_judge, judged_protocols
 from mipo_ray.evaluation.task import task_names
 from mipo_ray.evaluation.task_check import CheckedTask, check_finished_tasks, check_tasks, task_stage
 from mipo_ray.models import check_model
-from mipo_ray.plan import describe_tasks
-from mipo_ray.prompt_check import check_held_out
+from mipo_ray.plan import describe_judge, describe_tasks
+from mipo_ray.prompt_check import PromptSummary, check_held_out
 from mipo_ray.recipe import load_config
 from mipo_ray.resources import Node, NodeType, Resources, check_engines, resolve, total
 from mipo_ray.storage import RunDirectory, open_run
@@ -43,7 +44,8 @@ from mipo_ray.trackers import check_trackers
 @dataclass(frozen=True)
 class EvaluationPlan:
     """A checked evaluation. `rounds`: the rounds whose policies are measured after the base; `unfinished`: directories
-    of the results that are still to be measured."""
+    of the results that are still to be measured; `judged`: the policies (None: the base) whose held-out answers are
+    judged, those of which there are any; `held_out`: their prompts, None without a judge."""
 
     config: Config
     run: RunDirectory
@@ -51,6 +53,8 @@ class EvaluationPlan:
     resources: Resources
     tasks: tuple[CheckedTask, ...]
     unfinished: tuple[str, ...]
+    judged: tuple[int | None, ...] = ()
+    held_out: PromptSummary | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,32 +86,28 @@ def make_evaluation_plan(
     judge = config.evaluate.judge
     if not tasks and not judge.is_on:
         raise UserError(
-            f"tasks: expected at least one of {', '.join(task_names())}, or a task file, or evaluate.judge.model; "
+            f"tasks: expected at least one of {', '.join(task_names())}, or a task file, or a judge (judge.model); "
             "found none"
         )
+    held_out = check_held_out(config) if judge.is_on else None
     resources = resolve(config, cluster)
     check_engines(config, resources, cluster, nodes, types)
     run.check_writable()
     run.check_config(config)
     check_finished_tasks(tasks, run, rounds)
-    judged = judged_rounds(config, run, rounds)
-    if judge.is_on:
-        if not judged:
-            raise UserError(f"evaluate.judge: {run.url}: expected held-out answers (evaluate stages), found none")
-        check_judge(config, run)
-        if "pointwise" in judge.protocols:
-            check_held_out(config)
+    check_judge(config, run)
     stages = [task_stage(run, index, task.name) for index in (None, *rounds) for task in tasks]
-    stages += [run.stage(index, f"judge/{name}") for index in judged for name in judged_protocols(judge, index)]
+    answered = [index for index in (None, *rounds) if run.read_manifest(run.stage(index, "evaluate")) is not None]
+    judged = tuple(answered) if judge.is_on and None in answered else ()
+    if not tasks and not judged:
+        raise UserError(
+            f"judge: {run.path(run.stage(None, 'evaluate'))}: expected held-out answers to judge, found none; "
+            "python -m mipo_ray.run samples them"
+        )
+    for index in judged:
+        stages += [run.stage(index, f"judge/{protocol}") for protocol in judged_protocols(judge, index)]
     unfinished = tuple(stage for stage in stages if run.read_manifest(stage) is None)
-    return EvaluationPlan(config, run, tuple(rounds), resources, tasks, unfinished)
-
-
-def judged_rounds(config: Config, run: RunDirectory, rounds: Sequence[int]) -> list[int | None]:
-    """The base (None) and the rounds whose held-out answers are there to be judged; none without a judge."""
-    if not config.evaluate.judge.is_on:
-        return []
-    return [index for index in (None, *rounds) if run.read_manifest(run.stage(index, "evaluate")) is not None]
+    return EvaluationPlan(config, run, tuple(rounds), resources, tasks, unfinished, judged, held_out)
 
 
 def describe(plan: EvaluationPlan) -> str:
@@ -121,7 +121,7 @@ def describe(plan: EvaluationPlan) -> str:
             f"model           {config.model.path}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
             f"policies        {policies}",
             *describe_tasks(config, plan.resources, plan.tasks),
-            *([f"judge           {config.evaluate.judge.name}"] if config.evaluate.judge.is_on else []),
+            *([] if plan.held_out is None or not plan.judged else describe_judge(config.evaluate, plan.held_out.rows)),
             f"engines         {pool.min_size} to {pool.max_size}, each {pool.cpus_per_engine:g} CPUs and "
             f"{plan.resources.gpus_per_engine:g} GPUs ({device})",
             f"to do           {', '.join(plan.unfinished) or 'nothing'}",
@@ -158,7 +158,7 @@ def _run(config: Config, run: RunDirectory, rounds: Sequence[int]) -> int:
 
 
 def measure_policies(plan: EvaluationPlan) -> None:
-    """Measures the base and every round of the plan, policy by policy, then has them judged, on a connected cluster."""
+    """Measures the base and every round of the plan, policy by policy, on a cluster that is connected."""
     from mipo_ray import monitoring
     from mipo_ray.evaluation.accuracy import measure_tasks
     from mipo_ray.evaluation.judging import judge_policy, reach_judge
@@ -167,19 +167,22 @@ def measure_policies(plan: EvaluationPlan) -> None:
 
     config, run = plan.config, plan.run
     with monitoring.recording(run, config.trackers) as events:
-        reach_judge(config.evaluate.judge)
+        if plan.judged:
+            reach_judge(config.evaluate.judge)
         prepare_tasks(plan.tasks, config, run, policy=config.model.path)
         for index in (None, *plan.rounds):
             policy = config.model.path if index is None else run.model_path(run.stage(index, "train/policy"))
-            measure_tasks(plan.tasks, config, run, index, policy=policy, resources=plan.resources, events=events)
-        for index in judged_rounds(config, run, plan.rounds):
-            judge_policy(config, run, index, plan.resources, events)
+            if plan.tasks:
+                measure_tasks(plan.tasks, config, run, index, policy=policy, resources=plan.resources, events=events)
+            if index in plan.judged:
+                judge_policy(config, run, index, plan.resources, events)
     write_report(config, run)
 
 
 def _load(target: str, overrides: Sequence[str]) -> tuple[Config, RunDirectory, list[int]]:
     """The configuration, the run directory, and the rounds that a run has trained; a recipe's model has none."""
-    overrides = [f"evaluate.{override}" if override.startswith("tasks") else override for override in overrides]
+    short = ("tasks", "judge.")
+    overrides = [f"evaluate.{override}" if override.startswith(short) else override for override in overrides]
     if target.endswith((".yaml", ".yml")):
         config = load_config(target, overrides)
         return config, open_run(config.run_dir), []
@@ -198,7 +201,7 @@ def _load(target: str, overrides: Sequence[str]) -> tuple[Config, RunDirectory, 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m mipo_ray.evaluate",
-        description="Measure the model of a recipe, or every policy of a run, on accuracy tasks, or by a judge.",
+        description="Measure the model of a recipe, or every policy of a run, on accuracy tasks.",
         epilog=f"Tasks: {', '.join(task_names())}, or the path of a task file.",
     )
     parser.add_argument("target", metavar="RECIPE_OR_RUN", help="a recipe (.yaml) or a run directory")

@@ -145,7 +145,7 @@ def describe(plan: Plan) -> str:
             f"scored under its own and {evaluate.other_prompts} other conditionings"
             + (f"; matrices of up to {evaluate.matrix} x {evaluate.matrix}" if evaluate.matrix else "")
         )
-        lines += _judging(evaluate, plan.held_out.rows)
+        lines += describe_judge(evaluate, plan.held_out.rows)
     lines += describe_tasks(config, plan.resources, plan.tasks)
     for phase, needs in phases(config, plan.resources).items():
         shards = {"generation": pool.tensor_parallel_size}
@@ -167,7 +167,7 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _judging(evaluate: EvaluateConfig, prompts: int) -> list[str]:
+def describe_judge(evaluate: EvaluateConfig, prompts: int) -> list[str]:
     """Who judges, by what, and how often it is asked about each policy."""
     judge, answers = evaluate.judge, prompts * evaluate.samples_per_prompt
     if not judge.is_on:

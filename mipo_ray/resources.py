@@ -229,7 +229,10 @@ def check_engines(
     types: Sequence[NodeType] | None = None,
 ) -> None:
     """`check_resources` of a command that starts engines alone, as one that only evaluates does."""
-    _check_room(config, [engine_request(config, resources)], cluster, nodes, types)
+    asked = [engine_request(config, resources)]
+    if config.evaluate.judge.has_own_engines:
+        asked.append(judge_request(config, resources))
+    _check_room(config, asked, cluster, nodes, types)
 
 
 def _check_room(

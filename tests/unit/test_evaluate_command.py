@@ -180,3 +180,25 @@ def test_a_run_in_use_is_refused(recipe: str, tmp_path: Path, capsys: pytest.Cap
     with hold(run):
         assert main([recipe]) == 2
     assert "in use by process" in capsys.readouterr().err
+
+
+def test_a_judge_judges_answers_that_a_run_has_sampled(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Question {index}?", "context": f"I am {index}."} for index in range(6)]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [f"evaluate.prompts.path={tmp_path}/held_out.jsonl", "tasks={}", "judge.model=org/judge"]
+    run = open_run(f"{tmp_path}/run")
+    config = load_config(recipe, arguments[:1])
+    run.record_config(config)
+    train(run, recipe, 0)
+    assert main(["--dry-run", run.url, *arguments]) == 2
+    assert f"judge: {tmp_path}/run/base/evaluate: expected held-out answers to judge, found" in capsys.readouterr().err
+    for index in (None, 0):
+        run.commit(run.stage(index, "evaluate"), config, {})
+    assert main(["--dry-run", run.url, *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "judge           org/judge: pairwise 24 of each round (each pair in both orders)" in out
+    assert "to do           rounds/000/judge/pairwise\n" in out
+    assert main(["--dry-run", run.url, *arguments, "judge.protocols=[pointwise]"]) == 2
+    assert "expects a reference answer in every row, found none in 6 of 6 rows" in capsys.readouterr().err
