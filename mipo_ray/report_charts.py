@@ -169,7 +169,8 @@ def interval_chart(title: str, keys: Sequence[str], entries: Sequence[dict[str, 
         [entry["value"] if entry[bound] is None else entry[bound] for bound in ("low", "high")] for entry in entries
     ]
     reach = [*(entry["value"] for entry in entries), *(value for pair in bounds for value in pair)]
-    to_y, y_ticks = scale_and_ticks(min(reach), max([*reach, *([ceiling] if ceiling else [])]), _HEIGHT - _BOTTOM, _TOP)
+    reach += [ceiling] if ceiling else []
+    to_y, y_ticks = scale_and_ticks(min(reach), max(reach), _HEIGHT - _BOTTOM, _TOP)
     step = (_WIDTH - _LEFT - _RIGHT) / len(keys)
     bars = [
         Bar(

@@ -1,10 +1,13 @@
 """A headless Chromium driven over its DevTools pipe: no port, no driver, no package beyond the standard library.
 
-Used by tests/integration/test_report_browser.py. https://chromedevtools.github.io/devtools-protocol names the methods.
+Used by tests/integration/test_report_browser.py; methods are named as in the DevTools protocol. A picture of a report:
+
+python -m tests.chromium RUN/report.html picture.png --width 390 --height 844 --dark
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import fcntl
 import json
@@ -12,6 +15,7 @@ import os
 import select
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -141,3 +145,21 @@ def _pipe() -> tuple[int, int]:
     for end in ends:
         os.close(end)
     return high[0], high[1]
+
+
+def main() -> None:
+    """Writes a PNG of the top of a page; without --height of the whole page."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--width", type=int, default=1200, help="CSS pixels")
+    parser.add_argument("--height", type=int, help="CSS pixels")
+    parser.add_argument("--dark", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mipo-ray-chromium-") as directory, Chromium(Path(directory)) as browser:
+        browser.open(options.page.resolve(), options.width, dark=options.dark, height=options.height or 900)
+        options.picture.write_bytes(browser.screenshot(whole_page=options.height is None))
+
+
+if __name__ == "__main__":
+    main()
