@@ -119,9 +119,9 @@ def listed(cluster: LabelledCluster, kind: str, condition: str) -> list[dict[str
     """What the state API lists: `kind` is actors or placement-groups, `condition` such as state!=DEAD."""
     found = ray(cluster, "list", kind, "--format", "json", "--filter", condition, "--limit", "1000")
     assert found.returncode == 0, found.stdout
-    if "No resource in the cluster" in found.stdout:
-        return []
-    return list(json.loads(found.stdout[found.stdout.index("[\n") :]))
+    lines = [line for line in found.stdout.splitlines() if line.startswith("[")]
+    assert lines or "No resource in the cluster" in found.stdout, found.stdout
+    return list(json.loads(lines[-1])) if lines else []
 
 
 def left_over(cluster: LabelledCluster) -> list[dict[str, str]]:
