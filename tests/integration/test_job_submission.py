@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -115,20 +116,24 @@ def stop_when(cluster: LabelledCluster, job: str, condition: Callable[[], bool])
     return logs
 
 
-def listed(cluster: LabelledCluster, kind: str, condition: str) -> list[dict[str, str]]:
+def listed(cluster: LabelledCluster, kind: str, condition: str) -> list[dict[str, Any]]:
     """What the state API lists: `kind` is actors or placement-groups, `condition` such as state!=DEAD."""
-    found = ray(cluster, "list", kind, "--format", "json", "--filter", condition, "--limit", "1000")
+    found = ray(cluster, "list", kind, "--format", "json", "--filter", condition, "--limit", "1000", "--detail")
     assert found.returncode == 0, found.stdout
-    if "No resource in the cluster" in found.stdout:
-        return []
-    return list(json.loads(found.stdout[found.stdout.index("[\n") :]))
+    lines = [line for line in found.stdout.splitlines() if line.startswith("[")]
+    assert lines or "No resource in the cluster" in found.stdout, found.stdout
+    return list(json.loads(lines[-1])) if lines else []
 
 
-def left_over(cluster: LabelledCluster) -> list[dict[str, str]]:
-    """The living actors and the placement groups that jobs left behind; what has still to end gets a minute."""
+def left_over(cluster: LabelledCluster) -> list[dict[str, Any]]:
+    """The living actors and the placement groups that jobs left behind; what has still to end gets a minute.
+
+    Detached actors are Ray Data's own, without CPUs: one of each kind serves the cluster, whichever job made it.
+    """
     deadline = time.monotonic() + 60
     while True:
-        found = listed(cluster, "actors", "state!=DEAD") + listed(cluster, "placement-groups", "state!=REMOVED")
+        actors = [actor for actor in listed(cluster, "actors", "state!=DEAD") if not actor["is_detached"]]
+        found = actors + listed(cluster, "placement-groups", "state!=REMOVED")
         if not found or time.monotonic() > deadline:
             return found
 
