@@ -82,7 +82,7 @@ def findings(headline: str, arms: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _but(measures: dict[str, dict[str, Any]], headline: str) -> str:
-    """ " But length fell (...)."; "" where the headline is not better, or nothing but KL (which says it trained) moved."""
+    """What else moved where the headline is better, as " But length fell (...)."; KL moves in any training."""
     if measures[headline].get("verdict") != "better":
         return ""
     moved = [
