@@ -11,7 +11,8 @@ from typing import Any
 import jinja2
 
 from mipo_ray.compare_config import BASE, Comparison
-from mipo_ray.compare_results import Measure, gather, measures_of
+from mipo_ray.compare_findings import Measure, measures_of
+from mipo_ray.compare_results import gather
 from mipo_ray.evaluation.results import format_change, format_value
 from mipo_ray.recipe import result_fields, to_yaml
 from mipo_ray.report_charts import Tick, scale_and_ticks

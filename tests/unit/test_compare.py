@@ -20,9 +20,10 @@ from safetensors.numpy import save_file
 
 from mipo_ray.compare import main
 from mipo_ray.compare_config import BASE, Comparison, describe_arm, load_comparison
+from mipo_ray.compare_findings import control_sentences, findings, measures_of
 from mipo_ray.compare_loop import common_pairs, kept_pairs
 from mipo_ray.compare_report import dot_chart, markdown, render
-from mipo_ray.compare_results import control_sentences, findings, gather, measures_of
+from mipo_ray.compare_results import gather
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out import RESPONSE_SCHEMA
 from mipo_ray.evaluation.measured import measured_rows
@@ -412,6 +413,17 @@ def test_a_control_that_gains_is_a_finding(comparison):
     assert "says nothing about what an arm was trained to prefer" in found["control"][0]
     assert found["control"][0] in markdown(found)
     assert findings("context_pmi_initial", found["arms"])[0].startswith("mipo: context PMI is better than the base:")
+
+
+def test_a_gain_is_told_with_what_it_may_rest_on(comparison):
+    write_results(comparison, {"mipo": 4.0, "control": 0.0})
+    arms = gather(comparison)["arms"]
+    shorter = {"change": -11.8, "change_low": -17.5, "change_high": -6.1, "unit": "tokens", "n": 12, "verdict": "fell"}
+    for arm in ("mipo", "control"):
+        arms[arm]["measures"]["response_tokens"] |= shorter
+    better, same = findings("context_pmi_initial", arms)
+    assert better.endswith(". But length fell (-11.8 [-17.5, -6.1]).")
+    assert same.endswith("12 items).")
 
 
 def test_the_page_is_self_contained_and_says_what_the_table_says(comparison):
