@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,6 +86,8 @@ def test_a_token_changes_what_follows_it_and_no_other_response(llamas, layout, t
     model = llamas[layout]
     number = data.draw(st.integers(0, len(trees) - 1))
     tree = trees[number]
+    # Token 0 is this model's padding, and has no embedding: after nothing else every token is as likely as every other.
+    assume(tree.prompt.any())
     part = data.draw(st.sampled_from([None, *range(len(tree.responses))]))  # None: the prompt
     ids = (tree.prompt if part is None else tree.responses[part]).copy()
     position = data.draw(st.integers(0, len(ids) - 1))
