@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,11 @@ import pytest
 from tests.tiny_model import make_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# What the real model is measured on (`real_tasks`).
+ARC_ITEMS, SVAMP_ITEMS, GSM8K_ITEMS = 500, 100, 50
+SVAMP_TOKENS, GSM8K_TOKENS = 48, 64
+# Two quiet cores need about 8 minutes.
+REAL_TASKS_SECONDS = 1800
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +66,27 @@ def ray_cluster(test_environment: None) -> Iterator[Any]:
 def ray_address(ray_cluster: Any) -> str:
     """Where another driver joins the session's cluster."""
     return str(ray_cluster.address_info["gcs_address"])
+
+
+@pytest.fixture(scope="session")
+def real_tasks(ray_address: str, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory in which the real 135M model is measured on three tasks at once; tests must not change it.
+
+    Responses are kept short for a CPU.
+    """
+    from tests.integration.test_evaluation_tasks import command
+    from tests.integration.test_loop import finish
+
+    directory = tmp_path_factory.mktemp("real-tasks")
+    tasks = {
+        "arc_easy_likelihood": {"path": f"{shared_data}/arc/arc_easy_test.jsonl", "limit": ARC_ITEMS},
+        "svamp": {"path": f"{shared_data}/svamp/SVAMP.json", "limit": SVAMP_ITEMS, "max_tokens": SVAMP_TOKENS},
+        "gsm8k": {"path": f"{shared_data}/gsm8k/test.jsonl", "limit": GSM8K_ITEMS, "max_tokens": GSM8K_TOKENS},
+    }
+    (directory / "recipe.yaml").write_text(f"run_dir: {directory}/run\nmodel: {{max_model_len: 2048}}\n")
+    process = command(ray_address, f"{directory}/recipe.yaml", f"tasks={json.dumps(tasks)}")
+    print(finish(process, seconds=REAL_TASKS_SECONDS))
+    return directory / "run"
 
 
 def _free_port() -> int:

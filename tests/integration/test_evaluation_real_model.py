@@ -17,28 +17,18 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from tests.integration.test_evaluation_tasks import command
-from tests.integration.test_loop import finish
+from tests.integration.conftest import ARC_ITEMS, GSM8K_ITEMS, REAL_TASKS_SECONDS, SVAMP_ITEMS
 
-ARC_ITEMS, SVAMP_ITEMS, GSM8K_ITEMS = 500, 100, 50
-SVAMP_TOKENS, GSM8K_TOKENS = 48, 64
 GREEDY_ITEMS = 6
 # Two candidates this near are a tie, in which the order of float32 sums decides.
 TIE_NATS = 2e-3
 
+pytestmark = pytest.mark.timeout(REAL_TASKS_SECONDS + 900)  # whichever test is first makes the run
+
 
 @pytest.fixture(scope="module")
-def run_dir(ray_address: str, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory in which the embedded model is measured on the three tasks at once."""
-    directory = tmp_path_factory.mktemp("real-tasks")
-    tasks = {
-        "arc_easy_likelihood": {"path": f"{shared_data}/arc/arc_easy_test.jsonl", "limit": ARC_ITEMS},
-        "svamp": {"path": f"{shared_data}/svamp/SVAMP.json", "limit": SVAMP_ITEMS, "max_tokens": SVAMP_TOKENS},
-        "gsm8k": {"path": f"{shared_data}/gsm8k/test.jsonl", "limit": GSM8K_ITEMS, "max_tokens": GSM8K_TOKENS},
-    }
-    (directory / "recipe.yaml").write_text(f"run_dir: {directory}/run\nmodel: {{max_model_len: 2048}}\n")
-    print(finish(command(ray_address, f"{directory}/recipe.yaml", f"tasks={json.dumps(tasks)}")))
-    return directory / "run"
+def run_dir(real_tasks: Path) -> Path:
+    return real_tasks
 
 
 def examples(run_dir: Path, task: str) -> list[dict[str, Any]]:

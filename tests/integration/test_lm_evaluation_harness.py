@@ -1,4 +1,4 @@
-"""The same model on the same items: this project's numbers against lm-evaluation-harness and a few lines of torch.
+"""The same model on the same items: this project's numbers against lm-evaluation-harness.
 
     python -m pytest tests/integration/test_lm_evaluation_harness.py
 
@@ -18,12 +18,12 @@ import pytest
 import yaml
 
 from mipo_ray.final_answers import final_number
-from tests.integration.test_evaluation_tasks import command
-from tests.integration.test_loop import finish
+from tests.integration.conftest import ARC_ITEMS, REAL_TASKS_SECONDS
 
-ITEMS = 500
 TIE = 1e-3  # nats; sums of float32 in another order differ by less
 CASES = Path(__file__).resolve().parents[1] / "unit" / "extraction_cases.jsonl"
+
+pytestmark = pytest.mark.timeout(REAL_TASKS_SECONDS + 900)  # whichever test is first makes the run
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def harness() -> Path:
 
 @pytest.fixture(scope="module")
 def items(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first ITEMS rows of ARC-Easy's test split, with the column names of the published data set."""
+    """The first ARC_ITEMS rows of ARC-Easy's test split, with the column names of the published data set."""
     path = tmp_path_factory.mktemp("arc") / "items.jsonl"
-    lines = (shared_data / "arc" / "arc_easy_test.jsonl").read_text().splitlines()[:ITEMS]
+    lines = (shared_data / "arc" / "arc_easy_test.jsonl").read_text().splitlines()[:ARC_ITEMS]
     rows = [json.loads(line) for line in lines]
     published = [
         {
@@ -60,13 +60,10 @@ def model(test_environment: None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(ray_address: str, items: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def ours(real_tasks: Path) -> dict[str, Any]:
     """What the evaluate command writes: its metrics, and its examples in the order of the items."""
-    directory = tmp_path_factory.mktemp("evaluate")
-    (directory / "recipe.yaml").write_text(f"run_dir: {directory}/run\nmodel: {{path: {model}, max_model_len: 512}}\n")
-    finish(command(ray_address, f"{directory}/recipe.yaml", f"tasks={{arc_easy_likelihood: {{path: {items}}}}}"))
-    entry = json.loads((directory / "run/evaluation.json").read_text())["base"]["arc_easy_likelihood"]
-    table = pyarrow.parquet.read_table(directory / "run/base/tasks/arc_easy_likelihood/examples")
+    entry = json.loads((real_tasks / "evaluation.json").read_text())["base"]["arc_easy_likelihood"]
+    table = pyarrow.parquet.read_table(real_tasks / "base/tasks/arc_easy_likelihood/examples")
     return {"metrics": entry["metrics"], "examples": table.to_pylist()}
 
 
@@ -98,7 +95,7 @@ def test_likelihood_accuracy_agrees_with_the_harness(ours: dict[str, Any], their
     for mine, its in (("accuracy", "acc"), ("accuracy_normalized", "acc_norm")):
         here, there = ours["metrics"][mine], theirs["metrics"][f"{its},none"]
         print(f"{mine}: {here['value']:.4f} here, {there:.4f} there, on {here['n']} items")
-        assert here["n"] == ITEMS
+        assert here["n"] == ARC_ITEMS
         assert here["value"] == pytest.approx(there, abs=0.005)
         assert 0.3 < there < 0.9  # four options: more than chance, less than perfect
 
@@ -119,33 +116,6 @@ def test_every_option_has_the_log_prob_that_the_harness_finds(ours: dict[str, An
     )
     assert max(differences) < 10 * TIE
     assert other_choice <= 2
-
-
-def test_a_few_lines_of_torch_find_the_same(ours: dict[str, Any], items: Path, model: Path) -> None:
-    """The independent script: read, tokenise, sum log-probs, take the best; one option at a time, without batches."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    correct = normalized = 0
-    rows = [json.loads(line) for line in items.read_text().splitlines()][:100]
-    for row, example in zip(rows, ours["examples"], strict=False):
-        question, scores = f"Question: {row['question']}\nAnswer:", []
-        start = len(tokenizer(question).input_ids)
-        for option in row["choices"]["text"]:
-            ids = torch.tensor([tokenizer(f"{question} {option}").input_ids])
-            with torch.inference_mode():
-                logprobs = policy(ids).logits[0].log_softmax(-1)
-            scores.append(sum(logprobs[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1])))
-        assert scores == pytest.approx(example["option_logprobs"], abs=10 * TIE)
-        gold = row["choices"]["label"].index(row["answerKey"])
-        correct += scores.index(max(scores)) == gold
-        per_character = [score / len(option) for score, option in zip(scores, row["choices"]["text"], strict=True)]
-        normalized += per_character.index(max(per_character)) == gold
-    examples = ours["examples"][: len(rows)]
-    assert correct == sum(example["verdict"] == "correct" for example in examples)
-    assert normalized == sum(example["extracted_normalized"] == example["answer"] for example in examples)
 
 
 # --- the final numbers of generated answers ---------------------------------------------------------------------------

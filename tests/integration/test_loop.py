@@ -70,9 +70,9 @@ def start(address: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: subprocess.Popen[str], *, seconds: float = 600) -> str:
     """Its output, once it ended well."""
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, output
     return output
 
