@@ -97,6 +97,14 @@ def test_each_phase_gets_its_nodes_and_gives_them_back(cluster, source):
         assert (found[0], max(found), found[-1]) == (0, most, 0), found
 
 
+@pytest.mark.parametrize("source", ["nodes", "alive"])
+def test_the_engines_nodes_are_gone_before_training_ends(cluster, source):
+    seen = samples(cluster, "run")
+    last_engine = max(index for index, sample in enumerate(seen) if ENGINE in sample["actors"])
+    last_worker = max(index for index, sample in enumerate(seen) if WORKER in sample["actors"])
+    assert 0 in [sample[source].get("generate", 0) for sample in seen[last_engine:last_worker]]
+
+
 def test_engines_and_workers_run_on_their_groups(cluster):
     seen = samples(cluster, "run")
     for actor, role in ((ENGINE, "generate"), (WORKER, "train")):
