@@ -74,7 +74,7 @@ def real_tasks(ray_address: str, shared_data: Path, tmp_path_factory: pytest.Tem
 
     Responses are kept short for a CPU.
     """
-    from tests.integration.test_evaluation_tasks import command
+    from tests.integration.test_evaluation_loop import command
     from tests.integration.test_loop import finish
 
     directory = tmp_path_factory.mktemp("real-tasks")

@@ -1,6 +1,6 @@
 """Accuracy tasks inside the loop and by the evaluate command, over real vLLM and Ray: whole runs, a kill, refusals.
 
-python -m pytest tests/integration/test_evaluation_tasks.py
+python -m pytest tests/integration/test_evaluation_loop.py
 """
 
 from __future__ import annotations
