@@ -55,6 +55,11 @@ class EvaluateConfig(Section):
         "your own",
         json_schema_extra=EXECUTION_ONLY,
     )
+    task_max_model_len: PositiveInt | None = Field(
+        None,
+        description="window in tokens of the engines that measure tasks; null: model.max_model_len",
+        json_schema_extra=EXECUTION_ONLY,
+    )
 
     @field_validator("tasks", mode="before")
     @classmethod

@@ -2,11 +2,12 @@
 
     python -m mipo_ray.evaluate jobs/NAME.yaml tasks=[gsm8k, svamp]         a recipe's model, as "base" of its run_dir
     python -m mipo_ray.evaluate runs/NAME "tasks={arc_easy: {limit: 500}}"  the base and every finished round of a run
+    python -m mipo_ray.evaluate runs/NAME tasks=gsm8k task_max_model_len=2048   in a larger window than the run's own
     python -m mipo_ray.evaluate runs/NAME judge.model=ORG/JUDGE             judge the held-out answers of a run
     python -m mipo_ray.evaluate --dry-run runs/NAME tasks=svamp             check everything and print the plan
 
-`tasks=` is short for `evaluate.tasks=`, `judge.` for `evaluate.judge.`. A judge compares answers that the run has
-sampled already. What is finished is not measured again; the same command goes on after a kill.
+`tasks=`, `task_max_model_len=` and `judge.` are short for `evaluate.tasks=` and so on. A judge compares answers that
+the run has sampled already. What is finished is not measured again; the same command goes on after a kill.
 Results: evaluation.json in the run directory, and each item below base/tasks and rounds/NNN/tasks.
 
 Exit codes are those of mipo_ray.run.
@@ -181,7 +182,7 @@ def measure_policies(plan: EvaluationPlan) -> None:
 
 def _load(target: str, overrides: Sequence[str]) -> tuple[Config, RunDirectory, list[int]]:
     """The configuration, the run directory, and the rounds that a run has trained; a recipe's model has none."""
-    short = ("tasks", "judge.")
+    short = ("tasks", "task_max_model_len=", "judge.")
     overrides = [f"evaluate.{override}" if override.startswith(short) else override for override in overrides]
     if target.endswith((".yaml", ".yml")):
         config = load_config(target, overrides)

@@ -13,7 +13,7 @@ from mipo_ray.config_train import TrainConfig
 from mipo_ray.estimates import describe_estimates, describe_task_estimate
 from mipo_ray.evaluation.evaluation_file import EVALUATION, read_evaluation
 from mipo_ray.evaluation.judge_rows import check_judge, judged_protocols
-from mipo_ray.evaluation.task_check import CheckedTask, check_finished_tasks, check_tasks, task_stage
+from mipo_ray.evaluation.task_check import CheckedTask, check_finished_tasks, check_tasks, task_stage, task_window
 from mipo_ray.labels import shown
 from mipo_ray.model_shape import model_shape
 from mipo_ray.models import check_model, embedding_model
@@ -190,6 +190,8 @@ def describe_tasks(config: Config, resources: Resources, tasks: Sequence[Checked
         lines.append(f"task            {task.name}: {task.items:,} items of {task.path}, {how}")
     if not tasks:
         return []
+    if config.evaluate.task_max_model_len is not None:
+        lines.append(f"task window     {task_window(config)} tokens")
     generated = sum(task.items * task.sampling.max_tokens for task in tasks if task.sampling is not None)
     characters = sum(task.characters for task in tasks)
     return lines + describe_task_estimate(resources, model_shape(config.model.path), characters, generated)

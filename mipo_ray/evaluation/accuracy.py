@@ -25,7 +25,7 @@ from mipo_ray.evaluation.evaluation_file import write_evaluation
 from mipo_ray.evaluation.significance import Measured, accuracy_entry, mean_entry
 from mipo_ray.evaluation.task import Task, extract, verdict
 from mipo_ray.evaluation.task_check import CheckedTask, task_stage
-from mipo_ray.evaluation.task_requests import request_files
+from mipo_ray.evaluation.task_requests import request_files, task_config
 from mipo_ray.generation.pipeline import sample_responses
 from mipo_ray.monitoring import Events, progress
 from mipo_ray.resources import Resources
@@ -185,7 +185,7 @@ def _sample(
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
         answered = sample_responses(
             rows,
-            config,
+            task_config(config),
             policy=policy,
             resources=resources,
             events=events,

@@ -19,6 +19,8 @@ from mipo_ray.evaluation.task import Item, Task, load_task, read_items
 from mipo_ray.prompt_files import PromptFile, find_files
 from mipo_ray.storage import RunDirectory
 
+TASK_WINDOW = "evaluate.task_max_model_len"
+
 
 @dataclass(frozen=True)
 class CheckedTask:
@@ -94,6 +96,11 @@ def check_finished_tasks(tasks: Sequence[CheckedTask], run: RunDirectory, rounds
                 )
 
 
+def task_window(config: Config) -> int:
+    """The window of the engines that measure tasks, in tokens. It bounds what fits and changes no result."""
+    return config.evaluate.task_max_model_len or config.model.max_model_len
+
+
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """One line for each part of two definitions that is not the same."""
     return [
@@ -115,11 +122,11 @@ def _check(config: Config, task: Task, settings: TaskConfig) -> CheckedTask:
         if sampling is None:
             raise UserError(f"evaluate.tasks.{task.name}.max_tokens: a task of kind {task.kind} samples nothing")
         sampling = sampling.model_copy(update={"max_tokens": settings.max_tokens})
-    if sampling is not None and sampling.max_tokens >= config.model.max_model_len:
+    window = task_window(config)
+    if sampling is not None and sampling.max_tokens >= window:
         raise UserError(
             f"evaluate.tasks.{task.name}: responses of up to {sampling.max_tokens} tokens leave no room for a prompt "
-            f"in model.max_model_len ({config.model.max_model_len}): raise it, or set "
-            f"evaluate.tasks.{task.name}.max_tokens"
+            f"in the window of {window} tokens: raise {TASK_WINDOW}, or set evaluate.tasks.{task.name}.max_tokens"
         )
     files = find_files(path, f"evaluate.tasks.{task.name}.path")
     digest, count, characters = hashlib.sha256(), 0, 0

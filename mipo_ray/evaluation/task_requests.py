@@ -17,7 +17,7 @@ import ray.data
 
 from mipo_ray.blocks import map_blocks, named, ordered_context
 from mipo_ray.config import Config
-from mipo_ray.evaluation.task_check import CheckedTask
+from mipo_ray.evaluation.task_check import TASK_WINDOW, CheckedTask, task_window
 from mipo_ray.generation.engine import REQUESTS
 from mipo_ray.generation.rendering import check_length, load_tokenizer, render_prompts
 from mipo_ray.pairs import MESSAGES, TOKEN_IDS
@@ -62,6 +62,12 @@ def prepare_tasks(tasks: Sequence[CheckedTask], config: Config, run: RunDirector
                 run.path(directory, "requests"), filesystem=filesystem
             )
         run.write_text(f"{directory}/definition.json", json.dumps(task.definition, indent=2))
+
+
+def task_config(config: Config) -> Config:
+    """The run's configuration with the tasks' window in the place of the run's own, for the vLLM pool."""
+    model = config.model.model_copy(update={"max_model_len": task_window(config)})
+    return config.model_copy(update={"model": model})
 
 
 def request_files(run: RunDirectory, name: str) -> list[str]:
@@ -153,6 +159,7 @@ def _check_length(row: dict[str, Any], task: CheckedTask, token_ids: list[int], 
         f"{task.name}/{row['item_id']}",
         token_ids,
         max_tokens=tokens,
-        max_model_len=config.model.max_model_len,
+        max_model_len=task_window(config),
+        field=TASK_WINDOW,
         hint=hint,
     )

@@ -40,12 +40,21 @@ def fits(token_ids: Sequence[int], *, max_tokens: int, max_model_len: int) -> bo
 
 
 def check_length(
-    prompt_id: str, token_ids: Sequence[int], *, max_tokens: int, max_model_len: int, hint: str = DROP_HINT
+    prompt_id: str,
+    token_ids: Sequence[int],
+    *,
+    max_tokens: int,
+    max_model_len: int,
+    field: str = "model.max_model_len",
+    hint: str = DROP_HINT,
 ) -> None:
-    """Raises PromptTooLongError, which ends with `hint`, when a prompt leaves too little of the window (in tokens)."""
+    """Raises PromptTooLongError when a prompt leaves too little of the window (in tokens).
+
+    `field` is the window's name in the configuration; `hint` ends the message.
+    """
     if not fits(token_ids, max_tokens=max_tokens, max_model_len=max_model_len):
         raise PromptTooLongError(
             f"prompt {prompt_id!r}: {len(token_ids)} tokens and a response of up to {max_tokens} do not fit the "
-            f"context window: expected at most {max_model_len - max_tokens} prompt tokens (model.max_model_len "
-            f"{max_model_len} - max_tokens {max_tokens}). Shorten it or raise model.max_model_len{hint}."
+            f"context window: expected at most {max_model_len - max_tokens} prompt tokens ({field} "
+            f"{max_model_len} - max_tokens {max_tokens}). Shorten it or raise {field}{hint}."
         )

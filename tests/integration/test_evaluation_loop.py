@@ -231,7 +231,7 @@ def rows_of_the_last_call(run_dir: Path) -> int:
     return sum(event["rows"] for event in found[started:] if event["event"] == "generated")
 
 
-def test_a_prompt_that_is_too_long_stops_before_any_engine(
+def test_a_prompt_that_is_too_long_stops_before_any_engine_and_fits_a_larger_window(
     ray_address: str, tiny_model: Path, data: Path, tmp_path: Path
 ) -> None:
     rows = [{"question": "word " * (400 if index == 1 else 3), "answer": "#### 1"} for index in (0, 1)]
@@ -244,6 +244,11 @@ def test_a_prompt_that_is_too_long_stops_before_any_engine(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
     assert "prompt 'gsm8k_zero_shot/long.json:2'" in output
-    assert "expected at most 500 prompt tokens" in output
+    assert "expected at most 500 prompt tokens (evaluate.task_max_model_len 512 - max_tokens 12)" in output
     assert not any(event["event"] == "engine_start" for event in events(tmp_path / "run"))
     assert not list((tmp_path / "run").rglob("manifest.json"))
+
+    finish(command(ray_address, f"{tmp_path}/recipe.yaml", task, "task_max_model_len=1024"))
+    long = examples(tmp_path / "run", "base", "gsm8k_zero_shot")[1]
+    assert long["prompt"].count("word") == 400
+    assert 0 < long["tokens"] <= 12

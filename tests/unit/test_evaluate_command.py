@@ -97,6 +97,22 @@ def test_tasks_is_short_for_evaluate_tasks(recipe: str, tmp_path: Path, capsys: 
     assert "gsm8k: 2 items" in capsys.readouterr().out
 
 
+def test_tasks_of_a_finished_run_may_have_a_larger_window(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(f"{tmp_path}/run")
+    run.record_config(load_config(recipe, ["model.max_model_len=400"]))
+    finish(run, recipe, None, "gsm8k")
+    assert main(["--dry-run", run.url]) == 2
+    assert "raise evaluate.task_max_model_len, or set evaluate.tasks.gsm8k.max_tokens" in capsys.readouterr().err
+    assert main(["--dry-run", run.url, "model.max_model_len=2048"]) == 2  # the run's own window defines its pairs
+    assert "model.max_model_len" in capsys.readouterr().err
+    assert main(["--dry-run", run.url, "task_max_model_len=2048"]) == 0
+    out = capsys.readouterr().out
+    assert "task window     2048 tokens\n" in out
+    assert "to do           base/tasks/arc_easy_likelihood\n" in out  # what is finished stays so
+
+
 def test_a_run_is_measured_in_its_base_and_its_trained_rounds(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

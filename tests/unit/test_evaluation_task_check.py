@@ -80,7 +80,7 @@ def test_items_are_counted_and_their_definition_says_what_was_measured(data: Pat
         ({"svamp": {"path": "{data}/sums.json"}}, "sums.json, row 1: no column 'Body', which question_template uses"),
         (
             {"gsm8k": {"path": "{data}/sums.json", "max_tokens": 2048}},
-            "leave no room for a prompt in model.max_model_len",
+            "leave no room for a prompt in the window of",
         ),
         (
             {"arc_easy_likelihood": {"path": "{data}/choices.json", "max_tokens": 5}},

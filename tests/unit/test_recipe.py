@@ -74,6 +74,7 @@ EXECUTION_ONLY = {
     "evaluate.judge.timeout_seconds",
     "evaluate.judge.max_retries",
     "evaluate.tasks",
+    "evaluate.task_max_model_len",
     "ray.address",
     "ray.num_cpus",
     "ray.autoscaling",
@@ -129,6 +130,7 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluate.judge.dtype": "bfloat16",
     "evaluate.judge.tensor_parallel_size": 2,
     "evaluate.tasks": {"gsm8k": {"limit": 5}},
+    "evaluate.task_max_model_len": 2048,
     "ray.address": "auto",
     "ray.num_cpus": 9,
 }
