@@ -14,9 +14,9 @@ import json
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from mipo_ray.compare_config import load_comparison
-from mipo_ray.compare_report import markdown
-from mipo_ray.compare_results import gather
+from mipo_ray.comparison.config import load_comparison
+from mipo_ray.comparison.report import markdown
+from mipo_ray.comparison.results import gather
 
 RESULTS = Path(__file__).parent / "results"
 

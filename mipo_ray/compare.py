@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from mipo_ray import run_lock
 from mipo_ray.command import run_command
-from mipo_ray.compare_config import BASE, Comparison, describe_arm, load_comparison
+from mipo_ray.comparison.config import BASE, Comparison, describe_arm, load_comparison
 from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.errors import UserError
 from mipo_ray.plan import Plan, describe, make_plan
@@ -60,8 +60,8 @@ def _run(comparison: Comparison) -> int:
         plans = _plans(comparison, nodes, types)
         print(describe_comparison(comparison, plans), flush=True)
 
-        from mipo_ray.compare_loop import run_arms
-        from mipo_ray.compare_report import write_comparison
+        from mipo_ray.comparison.loop import run_arms
+        from mipo_ray.comparison.report import write_comparison
 
         resources = {arm: plans[arm, comparison.seeds[0]].resources for arm in (BASE, *comparison.arms)}
         with connected_work():
@@ -72,7 +72,7 @@ def _run(comparison: Comparison) -> int:
 
 
 def _report(comparison: Comparison, root: RunDirectory) -> None:
-    from mipo_ray.compare_report import write_comparison
+    from mipo_ray.comparison.report import write_comparison
 
     found = write_comparison(comparison, root)
     print("\n".join(["", *found["control"], *found["findings"], "", f"table and plot: {root.path('comparison.html')}"]))

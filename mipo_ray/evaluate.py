@@ -164,7 +164,7 @@ def measure_policies(plan: EvaluationPlan) -> None:
     from mipo_ray.evaluation.accuracy import measure_tasks
     from mipo_ray.evaluation.judging import judge_policy, reach_judge
     from mipo_ray.evaluation.task_requests import prepare_tasks
-    from mipo_ray.run_report import write_report
+    from mipo_ray.report.run_report import write_report
 
     config, run = plan.config, plan.run
     with monitoring.recording(run, config.trackers) as events:

@@ -28,8 +28,8 @@ from mipo_ray.evaluation.task_requests import prepare_tasks
 from mipo_ray.generation.pipeline import condition_prompts, generate_pairs
 from mipo_ray.monitoring import Events, progress
 from mipo_ray.pairs import as_version_2, shuffle_labels
+from mipo_ray.report.run_report import read_results, write_report
 from mipo_ray.resources import Request, Resources, engine_request, worker_request
-from mipo_ray.run_report import read_results, write_report
 from mipo_ray.stages import once
 from mipo_ray.storage import RunDirectory
 from mipo_ray.training.trainer import CHECKPOINTS, check_training, train_policy

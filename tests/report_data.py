@@ -16,7 +16,7 @@ from mipo_ray.evaluation.results import UNITS
 from mipo_ray.evaluation.significance import accuracy_entry, mean_entry
 from mipo_ray.pair_statistics import merge_statistics, pair_statistics
 from mipo_ray.pairs import PAIR_SCHEMA
-from mipo_ray.report import ReportData
+from mipo_ray.report.page import ReportData
 
 
 def entry(name: str, value: float, change: float | None = None, spread: float = 0.05) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mipo_ray.evaluation.results import UNITS
-from mipo_ray.report import render_report
+from mipo_ray.report.page import render_report
 from tests.chromium import CHROMIUM, Chromium
 from tests.report_data import JUDGE_PROMPT, USERS, rich_run
 

@@ -19,11 +19,11 @@ import yaml
 from safetensors.numpy import save_file
 
 from mipo_ray.compare import main
-from mipo_ray.compare_config import BASE, Comparison, describe_arm, load_comparison
-from mipo_ray.compare_findings import control_sentences, findings, measures_of
-from mipo_ray.compare_loop import common_pairs, kept_pairs
-from mipo_ray.compare_report import dot_chart, markdown, render
-from mipo_ray.compare_results import gather
+from mipo_ray.comparison.config import BASE, Comparison, describe_arm, load_comparison
+from mipo_ray.comparison.findings import control_sentences, findings, measures_of
+from mipo_ray.comparison.loop import common_pairs, kept_pairs
+from mipo_ray.comparison.report import dot_chart, markdown, render
+from mipo_ray.comparison.results import gather
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out import RESPONSE_SCHEMA
 from mipo_ray.evaluation.measured import measured_rows

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.evaluation.results import UNITS
-from mipo_ray.report import render_report, summary_sentences
+from mipo_ray.report.page import render_report, summary_sentences
 from tests.report_data import make_results, make_run, make_statistics, rich_run
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=\"y\"> {{ 7 * 7 }} </pre></article> & \u202eabc"

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from mipo_ray.evaluation.mutual_information import pmi_matrix
-from mipo_ray.report import render_report
-from mipo_ray.report_charts import drift_charts, interval_chart
-from mipo_ray.report_cost import run_cost
-from mipo_ray.report_evaluation import comparisons, definitions, headline, judgings, task_charts, task_rows
-from mipo_ray.report_flow import flows
-from mipo_ray.report_heatmaps import heat_maps
+from mipo_ray.report.charts import drift_charts, interval_chart
+from mipo_ray.report.cost import run_cost
+from mipo_ray.report.evaluation import comparisons, definitions, headline, judgings, task_charts, task_rows
+from mipo_ray.report.flow import flows
+from mipo_ray.report.heatmaps import heat_maps
+from mipo_ray.report.page import render_report
 from tests.report_data import JUDGE_PROMPT, make_evaluation, make_matrix, make_results, make_run, make_statistics
 
 GENERATOR = np.random.default_rng

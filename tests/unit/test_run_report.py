@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mipo_ray.config import Config
-from mipo_ray.run_report import write_report
+from mipo_ray.report.run_report import write_report
 from mipo_ray.storage import open_run
 from tests.report_data import make_evaluation
 

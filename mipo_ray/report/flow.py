@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mipo_ray.report_charts import Part
+from mipo_ray.report.charts import Part
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from fractions import Fraction
 
-from mipo_ray.final_statements import ANSWER, END_OF_SENTENCE, IS, OPERATOR, own_answer
-from mipo_ray.number_tokens import Number, find_number_words, find_numbers, normalised
+from mipo_ray.final_answers.number_tokens import Number, find_number_words, find_numbers, normalised
+from mipo_ray.final_answers.statements import ANSWER, END_OF_SENTENCE, IS, OPERATOR, own_answer
 
 _REACH = 300  # characters after a mark in which its number stands
 

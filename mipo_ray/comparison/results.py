@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset
 
-from mipo_ray.compare_config import BASE, Comparison, common_pairs_file, describe_arm
-from mipo_ray.compare_findings import HELD_OUT, TASK_METRICS, control_sentences, findings
+from mipo_ray.comparison.config import BASE, Comparison, common_pairs_file, describe_arm
+from mipo_ray.comparison.findings import HELD_OUT, TASK_METRICS, control_sentences, findings
 from mipo_ray.evaluation import mutual_information as mi
 from mipo_ray.evaluation.intervals import bootstrap_change, describe_change, group_means
 from mipo_ray.evaluation.measured import measured_rows
 from mipo_ray.evaluation.results import change_of, item_values
 from mipo_ray.evaluation.significance import item_changes, over_seeds, verdict
 from mipo_ray.pairs import has_swapped_labels
-from mipo_ray.run_report import read_results
+from mipo_ray.report.run_report import read_results
 from mipo_ray.storage import RunDirectory
 
 Items = tuple[Any, Any]  # values [responses], and the item of each

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from mipo_ray.final_statements import ANSWER, END_OF_SENTENCE, IS, OPERATOR, own_answer
-from mipo_ray.option_texts import Mention, OptionTexts
+from mipo_ray.final_answers.option_texts import Mention, OptionTexts
+from mipo_ray.final_answers.statements import ANSWER, END_OF_SENTENCE, IS, OPERATOR, own_answer
 
 # What may stand between "the answer is" and the answer: quotes, brackets, Markdown and LaTeX around it.
 _OPEN = r"""(?:[\s*_`"'\u201c\u2018(\[{<$:,-]|\\(?:boxed|textbf|text|mathbf|mathrm)?){0,16}+"""

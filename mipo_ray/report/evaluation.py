@@ -13,7 +13,7 @@ from typing import Any
 from mipo_ray.evaluation.intervals import Estimate
 from mipo_ray.evaluation.results import change_of, format_change, format_value, rounds_of
 from mipo_ray.evaluation.significance import sentence, verdict
-from mipo_ray.report_charts import Chart, Part, interval_chart
+from mipo_ray.report.charts import Chart, Part, interval_chart
 
 Evaluation = dict[str, dict[str, Any]]
 

@@ -18,7 +18,7 @@ from mipo_ray.monitoring import read_events
 from mipo_ray.pair_filters import prompt_text
 from mipo_ray.pairs import as_version_2
 from mipo_ray.recipe import to_yaml
-from mipo_ray.report import ReportData, render_report
+from mipo_ray.report.page import ReportData, render_report
 from mipo_ray.storage import RunDirectory
 
 EXAMPLES = 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mipo_ray.compare_config import BASE
+from mipo_ray.comparison.config import BASE
 from mipo_ray.evaluation.intervals import Estimate
 from mipo_ray.evaluation.results import UNITS, change_of, format_change
 from mipo_ray.evaluation.significance import sentence

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mipo_ray.final_statements import END_OF_SENTENCE
+from mipo_ray.final_answers.statements import END_OF_SENTENCE
 
 # Numbers, words, and the signs that tell two formulas apart. Case, articles, brackets and punctuation do not matter.
 _WORD = re.compile(

@@ -16,9 +16,9 @@ import jinja2
 
 from mipo_ray.evaluation.intervals import describe_change
 from mipo_ray.evaluation.results import UNITS, change_of, format_change, format_value, rounds_of
-from mipo_ray.report_charts import Results, drift_charts, pair_charts, score_charts, training_charts
-from mipo_ray.report_cost import run_cost
-from mipo_ray.report_evaluation import (
+from mipo_ray.report.charts import Results, drift_charts, pair_charts, score_charts, training_charts
+from mipo_ray.report.cost import run_cost
+from mipo_ray.report.evaluation import (
     comparisons,
     definitions,
     headline,
@@ -27,9 +27,9 @@ from mipo_ray.report_evaluation import (
     task_charts,
     task_rows,
 )
-from mipo_ray.report_flow import flows
-from mipo_ray.report_heatmaps import heat_maps
-from mipo_ray.report_pairs import pair_tables
+from mipo_ray.report.flow import flows
+from mipo_ray.report.heatmaps import heat_maps
+from mipo_ray.report.pairs import pair_tables
 
 _LENGTH_TOLERANCE = 0.2  # a change of mean response length beyond this share of the base is pointed out
 _SHOWN_EXAMPLES = 12
@@ -47,8 +47,8 @@ class ReportData:
     pair_statistics: for each round what `pair_statistics.merge_statistics` returns, with `round`.
     example_pairs: {prompt, context, chosen, rejected}, rejected being a list of
     {text, mismatched}. answers: {prompt, context, base_answer, base_pmi, final_answer, final_pmi}, PMI in nats per
-    response. Context, mismatched and PMI may be None or absent. matrices: as `report_heatmaps.heat_maps` takes them.
-    evaluation: evaluation.json, of tasks and judge (`report_evaluation`).
+    response. Context, mismatched and PMI may be None or absent. matrices: as `report.heatmaps.heat_maps` takes them.
+    evaluation: evaluation.json, of tasks and judge (`report.evaluation`).
     """
 
     title: str
@@ -110,7 +110,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _template(name: str) -> str:
-    return resources.files("mipo_ray").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("mipo_ray.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def summary_sentences(results: Results) -> list[str]:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Literal
 
-from mipo_ray.final_choices import final_choice
-from mipo_ray.final_numbers import final_number
+from mipo_ray.final_answers.choices import final_choice
+from mipo_ray.final_answers.numbers import final_number
 
 __all__ = ["final_choice", "final_number", "same_final_answer"]
 

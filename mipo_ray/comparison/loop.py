@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pyarrow.dataset
 
 from mipo_ray import monitoring
-from mipo_ray.compare_config import BASE, Comparison, common_pairs_file
+from mipo_ray.comparison.config import BASE, Comparison, common_pairs_file
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judging import reach_judge
 from mipo_ray.evaluation.task_check import CheckedTask, check_tasks

@@ -10,13 +10,13 @@ from typing import Any
 
 import jinja2
 
-from mipo_ray.compare_config import BASE, Comparison
-from mipo_ray.compare_findings import Measure, measures_of
-from mipo_ray.compare_results import gather
+from mipo_ray.comparison.config import BASE, Comparison
+from mipo_ray.comparison.findings import Measure, measures_of
+from mipo_ray.comparison.results import gather
 from mipo_ray.evaluation.results import format_change, format_value
 from mipo_ray.recipe import result_fields, to_yaml
-from mipo_ray.report_charts import Tick, scale_and_ticks
-from mipo_ray.run_report import installed_versions
+from mipo_ray.report.charts import Tick, scale_and_ticks
+from mipo_ray.report.run_report import installed_versions
 from mipo_ray.storage import RunDirectory
 
 _WIDTH, _NAMES, _RIGHT, _ROW, _TOP, _BOTTOM = 360.0, 128.0, 14.0, 22.0, 8.0, 24.0
@@ -128,7 +128,7 @@ def notes(found: dict[str, Any]) -> list[str]:
 def render(found: dict[str, Any], comparison: Comparison) -> str:
     """The comparison as one HTML document: no script, nothing fetched, every text escaped."""
     columns = measures_of(found["arms"])
-    template = resources.files("mipo_ray").joinpath("comparison.html.j2").read_text(encoding="utf-8")
+    template = resources.files("mipo_ray.comparison").joinpath("comparison.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
