@@ -78,13 +78,14 @@ class Chromium:
         return self._call(method, parameters, self._session)
 
     def open(self, file: Path, width: int, *, dark: bool, height: int = 900) -> None:
-        """Loads a file in a window of this size (CSS pixels), with `events` from then on."""
+        """Loads a file in a window of this size (CSS pixels), with `events` from then on; RuntimeError without it."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.events.clear()
-        self.call("Page.navigate", url=file.as_uri())
+        if error := self.call("Page.navigate", url=file.as_uri()).get("errorText"):
+            raise RuntimeError(f"{file}: {error}")
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._receive()
 
