@@ -60,11 +60,13 @@ def started(*arguments: str, until: str) -> Iterator[subprocess.Popen[str]]:
     """A Python process that has printed a line with these words."""
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert until in line, line + process.communicate()[1]
-        yield process
-        process.kill()
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert until in line, line + process.communicate()[1]
+            yield process
+        finally:
+            process.kill()
 
 
 def stop_and_check(process: subprocess.Popen[str], stop: signal.Signals) -> None:
