@@ -43,10 +43,14 @@ _UNDECIDED = re.compile(r"(?:between|either|from)\b", re.IGNORECASE)
 _DENIED = re.compile(r"not\b(?!.{0,80}\bbut\b)", re.IGNORECASE)
 _HEADING = re.compile(r"(?:step|part|solution|explanation)\b", re.IGNORECASE)
 
-# What takes back an answer that was given before, and how the new one is stated.
+# What takes back an answer that was given before, and how the new one is stated. People wait and err in problems, too:
+# "Wait, ..." opens a clause, and it is the writer who made the mistake.
 _CORRECTION = re.compile(
-    r"\b(?:wait|sorry|correction|oops|hold on|scratch that|made a mistake"
-    r"|(?:that|this)(?:['\u2019]s| is| was) (?:not right|not correct|wrong|incorrect))\b",
+    r"(?:\A|[.!?,;:\n(\u2014*_-])[\s*_(]{0,4}(?:(?:oh|no|but|hmm|actually|so|and|i['\u2019]m)\b[,.]?\s){0,3}"
+    r"(?:wait|sorry|correction|oops|hold on)\b"
+    r"(?=[\s*_]{0,3}[,.!:;\u2014-]|\s(?:no|that|this|i|let|a (?:minute|second|moment)|actually|there)\b)"
+    r"|\bscratch that\b|\b(?:i|we)(?:['\u2019]ve| have)? (?:just )?made an? (?:mistake|error)\b"
+    r"|\b(?:that|this)(?:['\u2019]s| is| was) (?:not right|not correct|wrong|incorrect)\b",
     re.IGNORECASE,
 )
 _CORRECTED = re.compile(r"\b(?:(?:should|must|has to|would) be|it(?:['\u2019]s| is))\b", re.IGNORECASE)

@@ -16,7 +16,13 @@ END_OF_SENTENCE = re.compile(r"[.!?\u3002](?:\s|\Z)|\n")
 OPERATOR = re.compile(r"%?\s?(?:\\times|\\cdot|\\div|[-+*/x\u00d7\u00f7\u00b7^])\s?\\?[$(]?\d|%\sof\s\\?[$]?\d")
 
 _TAG = re.compile(r"</?(?:answer|b|i|u|p|em|strong|span|br|code|li|ul|ol)(?:\s?/)?>")
-_ANSWERED = re.compile(rf"\#{{4}}\s?\S|\\boxed|{ANSWER}", re.IGNORECASE)
+# Looser than the marks of the readers: whether an answer was given, not which one. "To answer this, ..." gives none.
+_ANSWERED = re.compile(
+    rf"\#{{4}}|\\boxed|(?<!\bto\s){ANSWER}(?:(?!{ANSWER})[^.!?,;\n]){{0,80}}?{IS}"
+    rf"|{ANSWER}(?=[^\w.,;\n]{{0,10}}(?:\d|(?-i:[A-J])\b))",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"\w")
 _NEXT_QUESTION = re.compile(
     r"^[ \t>*#]{0,8}+(?:(?:question|problem|exercise|q|human|user|instruction)\b[ \t]?\#?\d{0,4}[*_]{0,2}\s?:"
     r"|<\|(?:im_start|start_header_id|user)\|>|\[INST\])",
@@ -27,9 +33,14 @@ _NEXT_QUESTION = re.compile(
 def own_answer(text: str) -> str:
     """`text` without HTML tags, up to where the model, its answer given, goes on to write the next question itself.
 
-    Few-shot prompts teach small models to do so; what follows answers another question.
+    Few-shot prompts teach small models to do so; what follows answers another question. A question that is restated
+    before an answer was given is no next one.
     """
     text = _TAG.sub(lambda tag: "\nanswer: " if tag[0] == "<answer>" else " ", text)
-    answered = _ANSWERED.search(text)
-    following = _NEXT_QUESTION.search(text, answered.end()) if answered else None
-    return text[: following.start()] if following else text
+    for answered in _ANSWERED.finditer(text):
+        following = _NEXT_QUESTION.search(text, answered.end())
+        if following is None:
+            break
+        if _WORD.search(text, answered.end(), following.start()):  # an answer, not the heading of one
+            return text[: following.start()]
+    return text

@@ -167,6 +167,55 @@ def test_final_number(text: str, expected: str | None) -> None:
     assert final_number(text) == (None if expected is None else Fraction(expected))
 
 
+RESTATED = "To find the answer, let's restate it.\n\n**Problem:** Tom has 5 apples and buys 2.\n\n5 + 2 = 7\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{RESTATED}The answer is 7.", "7"),
+        (f"{RESTATED}The answer is 7.\n\nProblem: And 3 more?\nThe answer is 10.", "7"),
+        ("Let's find the answer step by step.\n\nProblem: 3 boxes of 4.\n3*4 = 12\n#### 12", "12"),
+        ("Let's find the answer:\n\nProblem: 3 boxes of 4.\n3*4 = 12\n#### 12", "12"),
+        ("The answer is\n\nQuestion: 3 boxes of 4?\n#### 12", "12"),
+        ("Answer: 12\n\nQuestion: 3 more?\nAnswer: 15", "12"),
+        ("Answer:\n12\n\nQ: 3 more?\nAnswer: 15", "12"),
+        ("Answer 12\n\nQ: 3 more?\nAnswer 15", "12"),
+    ],
+)
+def test_a_question_that_is_restated_before_an_answer_is_no_next_one(text: str, expected: str) -> None:
+    assert final_number(text) == Fraction(expected)
+
+
+def test_a_choice_is_read_behind_a_restated_question() -> None:
+    text = "To answer the question, think.\nQuestion: what falls?\nSnow falls. The answer is B."
+    assert final_choice(text, labels="ABCD", texts=["fog", "snow", "drought", "tornado"]) == "B"
+    text += "\nQuestion: and what blows?\nThe answer is D."
+    assert final_choice(text, labels="ABCD", texts=["fog", "snow", "drought", "tornado"]) == "B"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is 40 minutes. He has to wait 40 minutes, so it is 5 minutes more than last time.", 40),
+        ("The answer is 12. They had to wait in line for 3 minutes; it is 3 minutes longer.", 12),
+        ("The answer is $18.\nIf they wait 10 days, it is 10 times more.", 18),
+        ("The answer is 18. Wait times vary: it is 10 on Sundays.", 18),
+        ("The answer is 4. The cashier made a mistake; it is 3 dollars.", 4),
+        ("The answer is 4. He was sorry, because it is 3 miles to the shop.", 4),
+        ("The answer is 4. Wait, it should be 5.", 5),
+        ("The answer is 4. Oh no, wait! That is off: it is 5.", 5),
+        ("The answer is 4 - sorry, it is 5.", 5),
+        ("The answer is 4. **Wait**, it's 5.", 5),
+        ("The answer is 4. Wait a minute, it is 6.", 6),
+        ("The answer is 4. I made a mistake. It should be 6.", 6),
+        ("The answer is 4. Sorry, that's wrong. It must be 6.", 6),
+    ],
+)
+def test_only_who_takes_an_answer_back_corrects_it(text: str, expected: int) -> None:
+    assert final_number(text) == expected
+
+
 @pytest.mark.parametrize(
     ("kind", "first", "second", "same"),
     [
