@@ -27,8 +27,7 @@ demo: setup ## run the main job with the embedded model; ARGS="..." passes overr
 	@$(BIN)/python -m mipo_ray.embedded_model
 	@$(BIN)/python -m mipo_ray.run $(ARGS)
 
-test: lint types ## lint, types, unit and integration tests
-	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
+test: lint types unit integration ## lint, types, unit and integration tests
 
 lint: setup ## check style and formatting
 	$(BIN)/python -m ruff check .
@@ -38,7 +37,7 @@ types: setup ## check types
 	$(BIN)/python -m mypy mipo_ray
 
 unit: setup ## the tests without engine and cluster
-	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 integration: setup ## the tests with real vLLM, Ray and DeepSpeed
 	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
