@@ -59,6 +59,16 @@ def test_a_task_may_be_a_name_a_list_or_a_mapping() -> None:
         load_config(overrides=["evaluate.tasks=[svamp, svamp]"])
 
 
+@pytest.mark.parametrize("entry", ["gsm8k: {limit: 100}", "7"])
+def test_a_list_of_tasks_holds_names_alone(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"evaluate:\n  tasks:\n    - svamp\n    - {entry}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "recipe.yaml")
+    found = "{'gsm8k': {'limit': 100}}" if entry.startswith("gsm8k") else "7"
+    expected = "expected task names, or a mapping of names to {path, limit, max_tokens}; found " + found
+    assert f"evaluate.tasks: {expected}" in str(caught.value)
+
+
 def test_items_are_counted_and_their_definition_says_what_was_measured(data: Path) -> None:
     sums, choices = check_tasks(both(data, max_tokens=64))
     assert (sums.items, choices.items) == (10, 6)
