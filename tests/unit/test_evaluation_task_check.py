@@ -6,14 +6,17 @@ python -m pytest tests/unit/test_evaluation_task_check.py
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.evaluation_file import final_tables, read_evaluation, write_evaluation
+from mipo_ray.evaluation.task import TASKS_DIRECTORY
 from mipo_ray.evaluation.task_check import check_finished_tasks, check_tasks, differences, task_stage
 from mipo_ray.recipe import ConfigError, load_config
 from mipo_ray.storage import RunDirectory
@@ -103,6 +106,49 @@ def test_what_cannot_be_measured_is_told(data: Path, tasks: dict[str, Any], expe
     with pytest.raises(UserError) as caught:
         check_tasks(config(tasks))
     assert expected in str(caught.value)
+
+
+def test_what_to_set_for_a_task_is_told_in_a_form_that_works(data: Path) -> None:
+    values = yaml.safe_load((TASKS_DIRECTORY / "gsm8k.yaml").read_text())
+    own = data / "it's mine.yaml"
+    own.write_text(yaml.safe_dump({**values, "name": "mine", "path": f"{data}/sums.json"}))
+    (data / "recipe.yaml").write_text(f"""evaluate: {{tasks: ["{own}"]}}""")  # a list, which has no keys to set
+    with pytest.raises(UserError) as caught:
+        check_tasks(load_config(data / "recipe.yaml", ["model.max_model_len=400"]))
+    message = str(caught.value)
+    assert message.startswith(f"evaluate.tasks.{own}: responses of up to 512 tokens leave no room")
+    (override,) = shlex.split(message.partition("or set ")[2])
+    settings = load_config(data / "recipe.yaml", ["model.max_model_len=400", override])
+    (task,) = check_tasks(settings)
+    assert task.sampling is not None
+    assert task.sampling.max_tokens == 200
+
+
+def test_what_to_set_for_a_task_keeps_the_others_and_their_settings(data: Path) -> None:
+    tasks = {"svamp": {"path": str(write_svamp(data))}, "gsm8k": {"path": f"{data}/sums.json", "limit": 3}}
+    with pytest.raises(UserError) as caught:
+        check_tasks(config(tasks, "model.max_model_len=400"))
+    override = shlex.split(str(caught.value).partition("or set ")[2])
+    settings = load_config(overrides=override).evaluate.tasks
+    found = {name: task.model_dump(exclude_none=True) for name, task in settings.items()}
+    assert found == {**tasks, "gsm8k": {**tasks["gsm8k"], "max_tokens": 200}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"path": "none.json"}, ".path: no file matches none.json"),
+        ({"path": "{data}/empty.json"}, ": {data}/empty.json: expected items, found no row"),
+    ],
+)
+def test_a_task_file_is_named_by_its_path(data: Path, settings: dict[str, str], expected: str) -> None:
+    (data / "empty.json").write_text("[]")
+    own = data / "mine.yaml"
+    own.write_text((TASKS_DIRECTORY / "gsm8k.yaml").read_text().replace("name: gsm8k", "name: mine"))
+    settings = json.loads(json.dumps(settings).replace("{data}", str(data)))
+    with pytest.raises(UserError) as caught:
+        check_tasks(config({str(own): settings}))
+    assert str(caught.value).startswith(f"evaluate.tasks.{own}{expected.replace('{data}', str(data))}")
 
 
 def test_ids_are_unique_and_rows_are_there(data: Path) -> None:
