@@ -17,6 +17,7 @@ from mipo_ray.config_evaluate import TaskConfig
 from mipo_ray.config_pairs import SamplingConfig
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.task import Item, Task, load_task, read_items
+from mipo_ray.final_answers import RULES
 from mipo_ray.prompt_files import PromptFile, find_files
 from mipo_ray.storage import RunDirectory
 
@@ -49,6 +50,7 @@ class CheckedTask:
     @property
     def definition(self) -> dict[str, Any]:
         """What a result was measured by; results of different definitions are not compared."""
+        extraction = self.task.extraction
         return {
             "kind": self.task.kind,
             "version": self.task.version,
@@ -58,6 +60,8 @@ class CheckedTask:
             "items": self.items,
             "items_hash": self.items_hash,
             "sampling": None if self.sampling is None else self.sampling.model_dump(mode="json"),
+            "extraction": None if extraction is None else f"{extraction}, rules {RULES}",
+            "metric": self.task.metric,
         }
 
     def read(self) -> Iterator[Item]:
@@ -91,7 +95,11 @@ def check_finished_tasks(tasks: Sequence[CheckedTask], run: RunDirectory, rounds
         for round_index in (None, *rounds):
             stage = task_stage(run, round_index, task.name)
             manifest = run.read_manifest(stage)
-            if manifest is not None and (changes := differences(manifest["definition"], task.definition)):
+            if manifest is None:
+                continue
+            # Earlier results have their metric beside the definition alone.
+            before = {"metric": manifest["evaluation"]["metric"], **manifest["definition"]}
+            if changes := differences(before, task.definition):
                 raise UserError(
                     f"evaluate.tasks.{task.key}: {run.path(stage)} holds results of another definition. Set these "
                     "back, or remove that directory and those of the other policies to measure again:\n"
@@ -105,11 +113,11 @@ def task_window(config: Config) -> int:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """One line for each part of two definitions that is not the same."""
+    """One line for each part that is not the same in `before`; one that is missing there counts as None."""
     return [
-        f"  {key}: {before.get(key)!r} there, {after.get(key)!r} now"
-        for key in after
-        if before.get(key) != after.get(key)
+        f"  {key}: {repr(before[key]) if key in before else 'not recorded'} there, {value!r} now"
+        for key, value in after.items()
+        if before.get(key) != value
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.evaluation.evaluation_file import final_tables, read_evaluation, write_evaluation
 from mipo_ray.evaluation.task import TASKS_DIRECTORY
 from mipo_ray.evaluation.task_check import check_finished_tasks, check_tasks, differences, task_stage
+from mipo_ray.final_answers import RULES
 from mipo_ray.recipe import ConfigError, load_config
 from mipo_ray.storage import RunDirectory
 
@@ -190,6 +192,41 @@ def test_finished_work_of_another_definition_is_refused_with_the_difference(data
     assert "  limit: 5 there, 4 now\n" in message
     assert "'max_tokens': 512" in message
     assert "prompt_hash" not in message
+
+
+def test_the_definition_holds_what_is_read_of_a_response_and_shown(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, choices = check_tasks(both(data))
+    assert (sums.definition["extraction"], sums.definition["metric"]) == (f"number, rules {RULES}", "accuracy")
+    assert choices.definition["extraction"] is None
+    run = RunDirectory(str(data / "run"))
+    finish(run, both(data))
+    monkeypatch.setattr("mipo_ray.evaluation.task_check.RULES", RULES + 1)
+    check_finished_tasks(check_tasks(both(data))[1:], run, ())
+    with pytest.raises(UserError) as caught:
+        check_finished_tasks(check_tasks(both(data))[:1], run, ())
+    changed = f"  extraction: 'number, rules {RULES}' there, 'number, rules {RULES + 1}' now"
+    assert str(caught.value).splitlines()[1:] == [changed]
+
+
+def test_results_from_before_the_rules_had_a_number_were_read_by_others(data: Path) -> None:
+    run = RunDirectory(str(data / "run"))
+    finish(run, both(data))
+    for name in ("gsm8k", "arc_easy_likelihood"):
+        path = data / f"run/base/tasks/{name}/manifest.json"
+        manifest = json.loads(path.read_text())
+        del manifest["definition"]["extraction"], manifest["definition"]["metric"]
+        path.write_text(json.dumps(manifest))
+    sums, choices = check_tasks(both(data))
+    # Nothing is extracted of a likelihood, and the metric stood beside the definition.
+    check_finished_tasks([choices], run, ())
+    with pytest.raises(UserError) as caught:
+        check_finished_tasks([sums], run, ())
+    assert str(caught.value).splitlines()[1:] == [
+        f"  extraction: not recorded there, 'number, rules {RULES}' now",
+    ]
+    other = replace(choices, task=choices.task.model_copy(update={"metric": "accuracy_normalized"}))
+    with pytest.raises(UserError, match="  metric: 'accuracy' there, 'accuracy_normalized' now"):
+        check_finished_tasks([other], run, ())
 
 
 def write_svamp(directory: Path) -> Path:
