@@ -108,7 +108,10 @@ def check_finished_tasks(tasks: Sequence[CheckedTask], run: RunDirectory, rounds
 
 
 def task_window(config: Config) -> int:
-    """The window of the engines that measure tasks, in tokens. It bounds what fits and changes no result."""
+    """The window of the engines that measure tasks, in tokens.
+
+    No part of a definition: nothing is measured unless every item fits (task_requests), and then it changes no result.
+    """
     return config.evaluate.task_max_model_len or config.model.max_model_len
 
 
