@@ -147,6 +147,8 @@ def describe(plan: Plan) -> str:
         )
         lines += describe_judge(evaluate, plan.held_out.rows)
     lines += describe_tasks(config, plan.resources, plan.tasks)
+    if config.evaluate.tasks and not config.evaluate.enabled:
+        lines.append(f"tasks           {', '.join(config.evaluate.tasks)}: not measured (evaluate.enabled=false)")
     for phase, needs in phases(config, plan.resources).items():
         shards = {"generation": pool.tensor_parallel_size}
         shards["judging"] = config.evaluate.judge.tensor_parallel_size or pool.tensor_parallel_size
