@@ -22,6 +22,7 @@ from mipo_ray.prompt_files import PromptFile, find_files
 from mipo_ray.storage import RunDirectory
 
 TASK_WINDOW = "evaluate.task_max_model_len"
+SAMPLED = "tasks_sampled"  # where the rows of unfinished tasks are kept, beside the stage's `tasks`
 
 
 @dataclass(frozen=True)
