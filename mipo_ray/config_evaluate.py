@@ -67,7 +67,12 @@ class EvaluateConfig(Section):
         if isinstance(tasks, str):
             tasks = [tasks]
         if isinstance(tasks, list | tuple):
-            if repeated := sorted({str(name) for name in tasks if tasks.count(name) > 1}):
+            if others := [entry for entry in tasks if not isinstance(entry, str)]:
+                raise ValueError(
+                    "expected task names, or a mapping of names to {path, limit, max_tokens}; found "
+                    + ", ".join(map(repr, others))
+                )
+            if repeated := sorted({name for name in tasks if tasks.count(name) > 1}):
                 raise ValueError(f"expected each task once, found {', '.join(repeated)} several times")
             return {name: {} for name in tasks}
         if isinstance(tasks, dict):

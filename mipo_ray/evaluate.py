@@ -32,9 +32,9 @@ from mipo_ray.errors import UserError
 from mipo_ray.evaluation.evaluation_file import read_evaluation, task_table, write_evaluation
 from mipo_ray.evaluation.judge_rows import check_judge, judged_protocols
 from mipo_ray.evaluation.task import task_names
-from mipo_ray.evaluation.task_check import CheckedTask, check_finished_tasks, check_tasks, task_stage
+from mipo_ray.evaluation.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks, task_stage
 from mipo_ray.models import check_model
-from mipo_ray.plan import describe_judge, describe_tasks
+from mipo_ray.plan import describe_judge, describe_tasks, is_report_current
 from mipo_ray.prompt_check import PromptSummary, check_held_out
 from mipo_ray.recipe import load_config
 from mipo_ray.resources import Node, NodeType, Resources, check_engines, resolve, total
@@ -123,6 +123,7 @@ def describe(plan: EvaluationPlan) -> str:
             f"policies        {policies}",
             *describe_tasks(config, plan.resources, plan.tasks),
             *([] if plan.held_out is None or not plan.judged else describe_judge(config.evaluate, plan.held_out.rows)),
+            *_not_judged(plan),
             f"engines         {pool.min_size} to {pool.max_size}, each {pool.cpus_per_engine:g} CPUs and "
             f"{plan.resources.gpus_per_engine:g} GPUs ({device})",
             f"to do           {', '.join(plan.unfinished) or 'nothing'}",
@@ -144,7 +145,7 @@ def _run(config: Config, run: RunDirectory, rounds: Sequence[int]) -> int:
         here, is_local = unbounded_node(config)
         plan = make_evaluation_plan(config, run, rounds, here.resources, [here] if is_local else None)
         if not plan.unfinished:
-            print(f"{run.url}: finished before, nothing to do\n{task_table(write_evaluation(run))}")
+            print("\n".join([f"{run.url}: finished before, nothing to do", *_not_judged(plan), _finish(plan)]))
             return 0
         nodes, types = connect(config)
         plan = make_evaluation_plan(config, run, rounds, total(nodes), nodes, types)
@@ -156,6 +157,29 @@ def _run(config: Config, run: RunDirectory, rounds: Sequence[int]) -> int:
         minutes = (time.monotonic() - started) / 60
         print(f"\n{task_table(read_evaluation(run))}\nfinished in {minutes:.1f} minutes; results: {run.url}")
     return 0
+
+
+def _not_judged(plan: EvaluationPlan) -> list[str]:
+    """Lines for the plan: whose answers a judge is not asked about, since there are none."""
+    if not plan.config.evaluate.judge.is_on:
+        return []
+    if not plan.judged:
+        return ["judge           nothing to judge: base has no held-out answers"]
+    missing = [index for index in plan.rounds if index not in plan.judged]
+    return [f"judge           not round {index}: it has no held-out answers" for index in missing]
+
+
+def _finish(plan: EvaluationPlan) -> str:
+    """Does what a kill right after the last commit left undone; returns the table of the tasks."""
+    run = plan.run
+    for index in (None, *plan.rounds) if plan.tasks else ():
+        run.remove(run.stage(index, SAMPLED))
+    table = task_table(write_evaluation(run))
+    if not is_report_current(run):
+        from mipo_ray.report.run_report import write_report
+
+        write_report(plan.config, run)
+    return table
 
 
 def measure_policies(plan: EvaluationPlan) -> None:

@@ -64,9 +64,14 @@ class Plan:
         names = {task.name for task in self.tasks}
         if any(not names <= evaluation.get(policy, {}).keys() for policy in measured):
             return False
-        written = self.run.modified("report.html")
-        read = [self.run.modified(name) for name in ("results.json", EVALUATION)]
-        return written is not None and all(time is None or time <= written for time in read)
+        return is_report_current(self.run)
+
+
+def is_report_current(run: RunDirectory) -> bool:
+    """Whether report.html is there and no file of results was written after it."""
+    written = run.modified("report.html")
+    read = [run.modified(name) for name in ("results.json", EVALUATION)]
+    return written is not None and all(time is None or time <= written for time in read)
 
 
 def make_plan(
@@ -147,6 +152,8 @@ def describe(plan: Plan) -> str:
         )
         lines += describe_judge(evaluate, plan.held_out.rows)
     lines += describe_tasks(config, plan.resources, plan.tasks)
+    if config.evaluate.tasks and not config.evaluate.enabled:
+        lines.append(f"tasks           {', '.join(config.evaluate.tasks)}: not measured (evaluate.enabled=false)")
     for phase, needs in phases(config, plan.resources).items():
         shards = {"generation": pool.tensor_parallel_size}
         shards["judging"] = config.evaluate.judge.tensor_parallel_size or pool.tensor_parallel_size

@@ -122,7 +122,7 @@ def _templated(row: SourceRow, prompts: PromptsConfig, template: str) -> str:
     except UserError as error:
         check_question_columns(prompts, row)  # a missing column is the likeliest cause, and the clearest message
         raise UserError(f"{row.where}: {error}") from None
-    return _encodable(f"{row.where}, question_template", text)
+    return encodable(f"{row.where}, question_template", text)
 
 
 def _chat(row: SourceRow, column: str, values: list[Any]) -> list[Message]:
@@ -142,7 +142,7 @@ def _chat(row: SourceRow, column: str, values: list[Any]) -> list[Message]:
             raise UserError(f"{where}, message {index}: expected a role of {', '.join(ROLES)}; found {_show(role)}")
         if not isinstance(content, str):
             raise UserError(f"{where}, message {index}: expected a string as content, found {_show(content)}")
-        messages.append({"role": role, "content": _encodable(where, content)})
+        messages.append({"role": role, "content": encodable(where, content)})
     if messages[-1]["role"] != "user":
         raise UserError(f"{where}: expected the last message to be the user's, found role {messages[-1]['role']!r}")
     _filled(row, column, messages[-1]["content"])
@@ -167,7 +167,7 @@ def _optional_string(row: SourceRow, column: str, integers: bool = False) -> str
     if not isinstance(value, str):
         expected = "a string or an integer" if integers else "a string"
         raise UserError(f"{row.where}, field {column!r}: expected {expected}, found {_show(value)}")
-    return _encodable(f"{row.where}, field {column!r}", value)
+    return encodable(f"{row.where}, field {column!r}", value)
 
 
 def _reference(row: SourceRow, column: str) -> str:
@@ -175,17 +175,17 @@ def _reference(row: SourceRow, column: str) -> str:
     value = row.values.get(column)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return ""
-    return _encodable(f"{row.where}, field {column!r}", str(value)) if str(value).strip() else ""
+    return encodable(f"{row.where}, field {column!r}", str(value)) if str(value).strip() else ""
 
 
 def _filled(row: SourceRow, column: str, text: str) -> str:
     if not text.strip():
         raise UserError(f"{row.where}, field {column!r}: expected a prompt, found an empty string")
-    return _encodable(f"{row.where}, field {column!r}", text)
+    return encodable(f"{row.where}, field {column!r}", text)
 
 
-def _encodable(where: str, text: str) -> str:
-    """JSON can spell half of a surrogate pair, which no UTF-8 table can hold."""
+def encodable(where: str, text: str) -> str:
+    """The text; raises UserError for half of a surrogate pair, which JSON can spell and no UTF-8 table can hold."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -24,14 +24,13 @@ from mipo_ray.config import Config
 from mipo_ray.evaluation.evaluation_file import write_evaluation
 from mipo_ray.evaluation.significance import Measured, accuracy_entry, mean_entry
 from mipo_ray.evaluation.task import Task, extract, verdict
-from mipo_ray.evaluation.task_check import CheckedTask, task_stage
+from mipo_ray.evaluation.task_check import SAMPLED, CheckedTask, task_stage
 from mipo_ray.evaluation.task_requests import request_files, task_config
 from mipo_ray.generation.pipeline import sample_responses
 from mipo_ray.monitoring import Events, progress
 from mipo_ray.resources import Resources
 from mipo_ray.storage import RunDirectory
 
-SAMPLED = "tasks_sampled"  # where the rows of unfinished tasks are kept, beside the stage's `tasks`
 # Rows that are written, and so safe from a kill, together.
 ROWS_PER_BLOCK = 16
 

@@ -24,8 +24,9 @@ from mipo_ray.config_pairs import PromptsConfig, SamplingConfig
 from mipo_ray.config_types import PositiveInt, Section
 from mipo_ray.errors import UserError
 from mipo_ray.final_answers import final_choice, final_number
+from mipo_ray.final_answers.choices import LABELS
 from mipo_ray.prompt_files import PromptFile, SourceRow, missing_column, nearest, read_rows
-from mipo_ray.prompt_rows import Message, normalize_row
+from mipo_ray.prompt_rows import Message, encodable, normalize_row
 from mipo_ray.prompt_templates import check_question_columns
 
 TASKS_DIRECTORY = Path(__file__).parent / "tasks"
@@ -51,7 +52,9 @@ class Task(Section):
         None, description="column with the options: a list of texts, or a struct of two lists, text and label"
     )
     labels_column: str = Field(
-        "labels", description="optional column with the labels of options that are a list of texts; else A, B, C, ..."
+        "labels",
+        description="optional column with the labels of options that are a list of texts; else A, B, C, ...; where "
+        "answers are read, each label is one of A to J, a to j or 1 to 5",
     )
     question_template: str = Field(description="Jinja2 template of the question, and of the context of a likelihood")
     system: str | None = Field(None, description="system message before every question")
@@ -236,11 +239,20 @@ def _options(task: Task, row: SourceRow) -> tuple[list[str], list[str]]:
             f"{where}: expected 2 to {len(LETTERS)} options, a list of texts or a struct of the lists text and label; "
             f"found {value!r:.100}"
         )
+    texts = [encodable(where, text) for text in texts]
     if labels is None:
-        labels = list(LETTERS[: len(texts)])
-    labels = [str(label) for label in labels] if isinstance(labels, list) else labels
-    if not _are_texts(labels) or len(labels) != len(texts) or len(set(labels)) < len(labels):
+        return list(LETTERS[: len(texts)]), texts
+    if not isinstance(value, dict):
+        where = f"{row.where}, field {task.labels_column!r}"
+    labels = [encodable(where, str(label)) for label in labels] if isinstance(labels, list) else labels
+    # Case does not matter where answers are compared.
+    if not _are_texts(labels) or len(labels) != len(texts) or len({label.casefold() for label in labels}) < len(labels):
         raise UserError(f"{where}: expected {len(texts)} different labels, one for each option; found {labels!r:.100}")
+    if task.extraction == "choice" and not LABELS.issuperset(labels):
+        raise UserError(
+            f"{where}: expected labels that are read from answers, each one of A to J, a to j or 1 to 5; found "
+            f"{labels!r:.100}"
+        )
     return labels, texts
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,20 +17,24 @@ from mipo_ray.config_evaluate import TaskConfig
 from mipo_ray.config_pairs import SamplingConfig
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.task import Item, Task, load_task, read_items
+from mipo_ray.final_answers import RULES
 from mipo_ray.prompt_files import PromptFile, find_files
 from mipo_ray.storage import RunDirectory
 
 TASK_WINDOW = "evaluate.task_max_model_len"
+SAMPLED = "tasks_sampled"  # where the rows of unfinished tasks are kept, beside the stage's `tasks`
 
 
 @dataclass(frozen=True)
 class CheckedTask:
     """A task whose data was read once.
 
-    path: the data that the run measures on. items: how many; items_hash: 12 hex digits of what they ask and what is
-    right, in order. characters: those that an engine reads: every message and, of a likelihood, each option after it.
+    key: what `evaluate.tasks` names it by: its name, or the path of its file. path: the data that the run measures on.
+    items: how many; items_hash: 12 hex digits of what they ask and what is right, in order. characters: those that an
+    engine reads: every message and, of a likelihood, each option after it.
     """
 
+    key: str
     task: Task
     path: str
     limit: int | None
@@ -46,6 +51,7 @@ class CheckedTask:
     @property
     def definition(self) -> dict[str, Any]:
         """What a result was measured by; results of different definitions are not compared."""
+        extraction = self.task.extraction
         return {
             "kind": self.task.kind,
             "version": self.task.version,
@@ -55,6 +61,8 @@ class CheckedTask:
             "items": self.items,
             "items_hash": self.items_hash,
             "sampling": None if self.sampling is None else self.sampling.model_dump(mode="json"),
+            "extraction": None if extraction is None else f"{extraction}, rules {RULES}",
+            "metric": self.task.metric,
         }
 
     def read(self) -> Iterator[Item]:
@@ -66,7 +74,7 @@ class CheckedTask:
             yield item
         if (found := digest.hexdigest()[:12]) != self.items_hash:
             raise UserError(
-                f"evaluate.tasks.{self.name}: {self.path} changed since it was checked: had {self.items} items (hash "
+                f"evaluate.tasks.{self.key}: {self.path} changed since it was checked: had {self.items} items (hash "
                 f"{self.items_hash}), found {count} ({found})"
             )
 
@@ -74,11 +82,11 @@ class CheckedTask:
 def check_tasks(config: Config) -> tuple[CheckedTask, ...]:
     """Every task of `evaluate.tasks`, its data read once. Raises UserError for what a user must mend."""
     checked: dict[str, CheckedTask] = {}
-    for name, settings in config.evaluate.tasks.items():
-        task = load_task(name)
+    for key, settings in config.evaluate.tasks.items():
+        task = load_task(key)
         if task.name in checked:
-            raise UserError(f"evaluate.tasks: {name}: another task is named {task.name!r}, too; give one another name")
-        checked[task.name] = _check(config, task, settings)
+            raise UserError(f"evaluate.tasks: {key}: another task is named {task.name!r}, too; give one another name")
+        checked[task.name] = _check(config, key, task, settings)
     return tuple(checked.values())
 
 
@@ -88,25 +96,32 @@ def check_finished_tasks(tasks: Sequence[CheckedTask], run: RunDirectory, rounds
         for round_index in (None, *rounds):
             stage = task_stage(run, round_index, task.name)
             manifest = run.read_manifest(stage)
-            if manifest is not None and (changes := differences(manifest["definition"], task.definition)):
+            if manifest is None:
+                continue
+            # Earlier results have their metric beside the definition alone.
+            before = {"metric": manifest["evaluation"]["metric"], **manifest["definition"]}
+            if changes := differences(before, task.definition):
                 raise UserError(
-                    f"evaluate.tasks.{task.name}: {run.path(stage)} holds results of another definition. Set these "
+                    f"evaluate.tasks.{task.key}: {run.path(stage)} holds results of another definition. Set these "
                     "back, or remove that directory and those of the other policies to measure again:\n"
                     + "\n".join(changes)
                 )
 
 
 def task_window(config: Config) -> int:
-    """The window of the engines that measure tasks, in tokens. It bounds what fits and changes no result."""
+    """The window of the engines that measure tasks, in tokens.
+
+    No part of a definition: nothing is measured unless every item fits (task_requests), and then it changes no result.
+    """
     return config.evaluate.task_max_model_len or config.model.max_model_len
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """One line for each part of two definitions that is not the same."""
+    """One line for each part that is not the same in `before`; one that is missing there counts as None."""
     return [
-        f"  {key}: {before.get(key)!r} there, {after.get(key)!r} now"
-        for key in after
-        if before.get(key) != after.get(key)
+        f"  {key}: {repr(before[key]) if key in before else 'not recorded'} there, {value!r} now"
+        for key, value in after.items()
+        if before.get(key) != value
     ]
 
 
@@ -115,20 +130,21 @@ def task_stage(run: RunDirectory, round_index: int | None, name: str) -> str:
     return run.stage(round_index, f"tasks/{name}")
 
 
-def _check(config: Config, task: Task, settings: TaskConfig) -> CheckedTask:
+def _check(config: Config, key: str, task: Task, settings: TaskConfig) -> CheckedTask:
     path = settings.path or task.path
     sampling = task.sampling
     if settings.max_tokens is not None:
         if sampling is None:
-            raise UserError(f"evaluate.tasks.{task.name}.max_tokens: a task of kind {task.kind} samples nothing")
+            raise UserError(f"evaluate.tasks.{key}.max_tokens: a task of kind {task.kind} samples nothing")
         sampling = sampling.model_copy(update={"max_tokens": settings.max_tokens})
     window = task_window(config)
     if sampling is not None and sampling.max_tokens >= window:
         raise UserError(
-            f"evaluate.tasks.{task.name}: responses of up to {sampling.max_tokens} tokens leave no room for a prompt "
-            f"in the window of {window} tokens: raise {TASK_WINDOW}, or set evaluate.tasks.{task.name}.max_tokens"
+            f"evaluate.tasks.{key}: responses of up to {sampling.max_tokens} tokens leave no room for a prompt "
+            f"in the window of {window} tokens: raise {TASK_WINDOW}, or set "
+            + _with_max_tokens(config, key, window // 2)
         )
-    files = find_files(path, f"evaluate.tasks.{task.name}.path")
+    files = find_files(path, f"evaluate.tasks.{key}.path")
     digest, count, characters = hashlib.sha256(), 0, 0
     seen: set[str] = set()
     for item in read_items(task, files, settings.limit):
@@ -141,8 +157,18 @@ def _check(config: Config, task: Task, settings: TaskConfig) -> CheckedTask:
         characters += sum(prompt + (len(option) if task.continuation == "text" else 1) for option in options)
         digest.update(_line(item))
     if not count:
-        raise UserError(f"evaluate.tasks.{task.name}: {path}: expected items, found no row")
-    return CheckedTask(task, path, settings.limit, sampling, files, count, digest.hexdigest()[:12], characters)
+        raise UserError(f"evaluate.tasks.{key}: {path}: expected items, found no row")
+    return CheckedTask(key, task, path, settings.limit, sampling, files, count, digest.hexdigest()[:12], characters)
+
+
+def _with_max_tokens(config: Config, key: str, tokens: int) -> str:
+    """The override, as a shell takes it, that lowers one task's max_tokens and leaves all else in `evaluate.tasks`.
+
+    It gives every task: `evaluate.tasks.KEY.max_tokens` cannot be set where the tasks are a list, or the key a path.
+    """
+    tasks = {name: settings.model_dump(exclude_none=True) for name, settings in config.evaluate.tasks.items()}
+    tasks[key]["max_tokens"] = tokens
+    return shlex.quote(f"evaluate.tasks={json.dumps(tasks, ensure_ascii=False)}")
 
 
 def _line(item: Item) -> bytes:

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet
 import ray.data
 
@@ -46,22 +47,24 @@ def prepare_tasks(tasks: Sequence[CheckedTask], config: Config, run: RunDirector
     """Writes the requests of every task that has none yet, or those of another definition, below ITEMS.
 
     `policy` names the model whose tokenizer and chat template are used. Raises UserError for a prompt that does not fit
-    the window.
+    the window, also of requests that an earlier call wrote: the window may have been larger then.
     """
     for task in tasks:
         directory = f"{ITEMS}/{task.name}"
         if json.loads(run.read_text(f"{directory}/definition.json") or "null") == task.definition:
+            _check_lengths(task, config, run)
             continue
         run.remove(directory)
         filesystem = run.arrow_filesystem()
         _write_items(task, run, f"{directory}/items.parquet")
         with ordered_context():
             items = ray.data.read_parquet(run.path(directory, "items.parquet"), filesystem=filesystem)
-            requests = map_blocks(items, _requests, task=task, config=config, policy=policy)
+            requests = map_blocks(items, requests_of, task=task, config=config, policy=policy)
             named(requests, f"{task.name}_requests").write_parquet(
                 run.path(directory, "requests"), filesystem=filesystem
             )
         run.write_text(f"{directory}/definition.json", json.dumps(task.definition, indent=2))
+        _check_lengths(task, config, run)
 
 
 def task_config(config: Config) -> Config:
@@ -109,17 +112,23 @@ def _write_items(task: CheckedTask, run: RunDirectory, name: str) -> None:
             writer.write_table(pa.Table.from_pylist(batch, schema=ITEM_SCHEMA))
 
 
-def _requests(block: pa.Table, *, task: CheckedTask, config: Config, policy: str) -> pa.Table:
-    """Adds `key` (unique over all tasks), `prompt` (text as the model sees it), `requests` and `scored`.
+def requests_of(block: pa.Table, *, task: CheckedTask, config: Config, policy: str) -> pa.Table:
+    """Adds `key` (unique over all tasks), `prompt` (text as the model sees it), `requests`, `scored` and its lengths.
 
     A generative item has one request, a likelihood item none, but something to score for each of its options.
+    `context_tokens` and `answer_tokens` are those of its longest request or option, the answer at its limit.
     """
     tokenizer = load_tokenizer(policy, config.model.trust_remote_code)
     rows = block.to_pylist()
     render = _scored if task.sampling is None else _sampled
-    prompts, requests, scored = [], [], []
+    prompts, requests, scored, longest = [], [], [], []
     for row in rows:
         prompt, asked, options = render(row, task, config, tokenizer)
+        # The engine scores while it generates: one token more.
+        needs = [(len(option["prompt_token_ids"]), len(option["response_token_ids"]) + 1) for option in options]
+        if task.sampling is not None:
+            needs += [(len(request["prompt_token_ids"]), task.sampling.max_tokens) for request in asked]
+        longest.append(max(needs, key=sum))
         prompts.append(prompt)
         requests.append(asked)
         scored.append(options)
@@ -128,6 +137,8 @@ def _requests(block: pa.Table, *, task: CheckedTask, config: Config, policy: str
         "prompt": pa.array(prompts, pa.string()),
         "requests": pa.array(requests, REQUESTS),
         "scored": pa.array(scored, SCORED),
+        "context_tokens": pa.array([context for context, _ in longest], pa.int32()),
+        "answer_tokens": pa.array([answer for _, answer in longest], pa.int32()),
     }
     return pa.table({**{name: block[name] for name in ITEM_SCHEMA.names if name != "messages"}, **columns})
 
@@ -136,7 +147,6 @@ def _sampled(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: 
     assert task.sampling is not None
     messages = [dict(message) for message in row["messages"]]
     (token_ids,) = render_prompts(tokenizer, [messages])
-    _check_length(row, task, token_ids, task.sampling.max_tokens, config)
     seed = stable_seed(config.seed, "task", task.name, row["item_id"]) % 2**31
     request = {"prompt_token_ids": token_ids, "seed": seed, "sampling": task.name}
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False), [request], []
@@ -147,18 +157,21 @@ def _scored(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: A
     options = []
     for text in row["option_labels"] if task.task.continuation == "label" else row["option_texts"]:
         context_ids, option_ids = option_token_ids(tokenizer, context, f" {text}")
-        # The engine scores while it generates: one token more.
-        _check_length(row, task, context_ids, len(option_ids) + 1, config)
         options.append({"prompt_token_ids": context_ids, "response_token_ids": option_ids})
     return context, [], options
 
 
-def _check_length(row: dict[str, Any], task: CheckedTask, token_ids: list[int], tokens: int, config: Config) -> None:
+def _check_lengths(task: CheckedTask, config: Config, run: RunDirectory) -> None:
+    """Raises UserError when the longest item of a prepared task does not fit the window."""
+    path = run.path(ITEMS, task.name, "requests")
+    rows = pyarrow.dataset.dataset(path, filesystem=run.arrow_filesystem(), format="parquet")
+    lengths = rows.to_table(columns=["item_id", "context_tokens", "answer_tokens"]).to_pylist()
+    longest = max(lengths, key=lambda row: row["context_tokens"] + row["answer_tokens"])
     hint = ", or lower the task's max_tokens; items of a task are never dropped" if task.sampling is not None else ""
     check_length(
-        f"{task.name}/{row['item_id']}",
-        token_ids,
-        max_tokens=tokens,
+        f"{task.name}/{longest['item_id']}",
+        range(longest["context_tokens"]),
+        max_tokens=longest["answer_tokens"],
         max_model_len=task_window(config),
         field=TASK_WINDOW,
         hint=hint,

@@ -9,7 +9,10 @@ from typing import Literal
 from mipo_ray.final_answers.choices import final_choice
 from mipo_ray.final_answers.numbers import final_number
 
-__all__ = ["final_choice", "final_number", "same_final_answer"]
+__all__ = ["RULES", "final_choice", "final_number", "same_final_answer"]
+
+# Raised when a reader of final answers changes: results of different rules are not compared.
+RULES = 2
 
 
 def same_final_answer(kind: Literal["choice", "number"], first: str, second: str) -> bool:

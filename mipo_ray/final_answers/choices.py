@@ -19,6 +19,8 @@ _NOUNS = (
     r"(?:(?:the|option|choice|answer|letter|number|statement|therefore|thus|indeed|actually|clearly|probably|likely"
     rf"|most|definitely|still|correct|right|best|final|la|el|le|die|der|letra|lettre|opci\u00f3n)\b{_OPEN})" + "{0,5}"
 )
+# The labels of options that the reader knows; the letter classes of the patterns below are these.
+LABELS = frozenset("ABCDEFGHIJabcdefghij12345")
 _LETTER = r"(?P<letter>[A-Ja-j1-5])(?!\w)"
 _CLOSE = r"""[)\]}>.:*_"'\u201d\u2019`$]{0,6}+"""
 

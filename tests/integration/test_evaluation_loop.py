@@ -240,11 +240,12 @@ def test_a_prompt_that_is_too_long_stops_before_any_engine_and_fits_a_larger_win
         f"run_dir: {tmp_path}/run\nmodel: {{path: {tiny_model}, max_model_len: 512}}\n"
     )
     task = f"tasks={{gsm8k_zero_shot: {{path: {tmp_path}/long.json, max_tokens: 12}}}}"
-    process = command(ray_address, f"{tmp_path}/recipe.yaml", task)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2, output
-    assert "prompt 'gsm8k_zero_shot/long.json:2'" in output
-    assert "expected at most 500 prompt tokens (evaluate.task_max_model_len 512 - max_tokens 12)" in output
+    for _ in range(2):  # what a refused call wrote is not taken for what fits
+        process = command(ray_address, f"{tmp_path}/recipe.yaml", task)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, output
+        assert "prompt 'gsm8k_zero_shot/long.json:2'" in output
+        assert "expected at most 500 prompt tokens (evaluate.task_max_model_len 512 - max_tokens 12)" in output
     assert not any(event["event"] == "engine_start" for event in events(tmp_path / "run"))
     assert not list((tmp_path / "run").rglob("manifest.json"))
 

@@ -626,6 +626,13 @@ def test_a_cluster_that_grows_may_be_too_small(options: list[str], capsys: pytes
     assert "no node has a GPU now" not in plan
 
 
+def test_the_plan_says_which_tasks_are_not_measured(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = ["evaluate.tasks=[gsm8k, svamp]", "evaluate.enabled=false"]
+    line = "tasks           gsm8k, svamp: not measured (evaluate.enabled=false)\n"
+    assert line in dry_run([*options, *tasks], capsys)
+    assert "not measured" not in dry_run([*options, "evaluate.enabled=false"], capsys)
+
+
 def test_the_plan_says_what_an_autoscaler_can_start(options: list[str]) -> None:
     config = load_config(options[0], [*options[1:], "ray.autoscaling=true", "generation.pool.gpus_per_engine=1"])
     nodes = [Node({"CPU": 1.0})]

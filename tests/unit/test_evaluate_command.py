@@ -66,7 +66,7 @@ def finish(run: RunDirectory, recipe: str, round_index: int | None, *names: str)
 def train(run: RunDirectory, recipe: str, *rounds: int) -> None:
     for index in rounds:
         run.write_text(f"{run.stage(index, 'train')}/policy/config.json", "{}")
-        run.commit(run.stage(index, "train"), load_config(recipe), {"round": index})
+        run.commit(run.stage(index, "train"), load_config(recipe), {"round": index, "seconds": 1.0})
 
 
 def test_a_dry_run_of_a_recipe_shows_tasks_and_items(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +104,7 @@ def test_tasks_of_a_finished_run_may_have_a_larger_window(
     run.record_config(load_config(recipe, ["model.max_model_len=400"]))
     finish(run, recipe, None, "gsm8k")
     assert main(["--dry-run", run.url]) == 2
-    assert "raise evaluate.task_max_model_len, or set evaluate.tasks.gsm8k.max_tokens" in capsys.readouterr().err
+    assert "raise evaluate.task_max_model_len, or set 'evaluate.tasks={" in capsys.readouterr().err
     assert main(["--dry-run", run.url, "model.max_model_len=2048"]) == 2  # the run's own window defines its pairs
     assert "model.max_model_len" in capsys.readouterr().err
     assert main(["--dry-run", run.url, "task_max_model_len=2048"]) == 0
@@ -150,6 +150,23 @@ def test_what_is_finished_is_shown_and_not_measured_again(
     assert "finished before, nothing to do" in out
     assert "0.500 [0.240, 0.760]" in out
     assert "better" in out
+
+
+def test_what_a_kill_after_the_last_commit_left_undone_is_done(recipe: str, tmp_path: Path) -> None:
+    run = open_run(f"{tmp_path}/run")
+    run.record_config(load_config(recipe))
+    train(run, recipe, 0)
+    for index in (None, 0):
+        finish(run, recipe, index, "gsm8k", "arc_easy_likelihood")
+        run.write_text(run.stage(index, "tasks_sampled/definitions.json"), "{}")
+    run.write_text("report.html", "without tasks")
+    assert main([run.url]) == 0
+    report = tmp_path / "run/report.html"
+    assert "arc_easy_likelihood" in report.read_text()
+    assert not list((tmp_path / "run").rglob("tasks_sampled"))
+    before = report.stat().st_mtime_ns
+    assert main([run.url]) == 0
+    assert report.stat().st_mtime_ns == before  # what is up to date is left alone
 
 
 @pytest.mark.parametrize(
@@ -218,3 +235,36 @@ def test_a_judge_judges_answers_that_a_run_has_sampled(
     assert "to do           rounds/000/judge/pairwise\n" in out
     assert main(["--dry-run", run.url, *arguments, "judge.protocols=[pointwise]"]) == 2
     assert "expects a reference answer in every row, found none in 6 of 6 rows" in capsys.readouterr().err
+
+
+def test_policies_without_held_out_answers_are_named_beside_a_judge(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"Question {index}?", "context": f"I am {index}."} for index in range(6)]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [f"evaluate.prompts.path={tmp_path}/held_out.jsonl", "judge.model=org/judge"]
+    run = open_run(f"{tmp_path}/run")
+    config = load_config(recipe, arguments[:1])
+    run.record_config(config)
+    train(run, recipe, 0, 1)
+    nothing = "judge           nothing to judge: base has no held-out answers\n"
+    assert main(["--dry-run", run.url, *arguments]) == 0
+    assert nothing in capsys.readouterr().out
+    for index in (None, 0, 1):
+        finish(run, recipe, index, "gsm8k", "arc_easy_likelihood")
+    assert main([run.url, *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "finished before, nothing to do" in out
+    assert nothing in out
+    for index in (None, 0):
+        run.commit(run.stage(index, "evaluate"), config, {})
+    assert main(["--dry-run", run.url, *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "judge           org/judge: pairwise" in out
+    assert "judge           not round 1: it has no held-out answers\n" in out
+    assert nothing not in out
+    run.commit(run.stage(1, "evaluate"), config, {})
+    assert main(["--dry-run", run.url, *arguments]) == 0
+    assert "no held-out answers" not in capsys.readouterr().out
+    assert main(["--dry-run", run.url, *arguments[:1]]) == 0
+    assert "judge   " not in capsys.readouterr().out

@@ -6,15 +6,20 @@ python -m pytest tests/unit/test_evaluation_task_check.py
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mipo_ray.config import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.evaluation_file import final_tables, read_evaluation, write_evaluation
+from mipo_ray.evaluation.task import TASKS_DIRECTORY
 from mipo_ray.evaluation.task_check import check_finished_tasks, check_tasks, differences, task_stage
+from mipo_ray.final_answers import RULES
 from mipo_ray.recipe import ConfigError, load_config
 from mipo_ray.storage import RunDirectory
 
@@ -59,6 +64,16 @@ def test_a_task_may_be_a_name_a_list_or_a_mapping() -> None:
         load_config(overrides=["evaluate.tasks=[svamp, svamp]"])
 
 
+@pytest.mark.parametrize("entry", ["gsm8k: {limit: 100}", "7"])
+def test_a_list_of_tasks_holds_names_alone(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"evaluate:\n  tasks:\n    - svamp\n    - {entry}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "recipe.yaml")
+    found = "{'gsm8k': {'limit': 100}}" if entry.startswith("gsm8k") else "7"
+    expected = "expected task names, or a mapping of names to {path, limit, max_tokens}; found " + found
+    assert f"evaluate.tasks: {expected}" in str(caught.value)
+
+
 def test_items_are_counted_and_their_definition_says_what_was_measured(data: Path) -> None:
     sums, choices = check_tasks(both(data, max_tokens=64))
     assert (sums.items, choices.items) == (10, 6)
@@ -93,6 +108,49 @@ def test_what_cannot_be_measured_is_told(data: Path, tasks: dict[str, Any], expe
     with pytest.raises(UserError) as caught:
         check_tasks(config(tasks))
     assert expected in str(caught.value)
+
+
+def test_what_to_set_for_a_task_is_told_in_a_form_that_works(data: Path) -> None:
+    values = yaml.safe_load((TASKS_DIRECTORY / "gsm8k.yaml").read_text())
+    own = data / "it's mine.yaml"
+    own.write_text(yaml.safe_dump({**values, "name": "mine", "path": f"{data}/sums.json"}))
+    (data / "recipe.yaml").write_text(f"""evaluate: {{tasks: ["{own}"]}}""")  # a list, which has no keys to set
+    with pytest.raises(UserError) as caught:
+        check_tasks(load_config(data / "recipe.yaml", ["model.max_model_len=400"]))
+    message = str(caught.value)
+    assert message.startswith(f"evaluate.tasks.{own}: responses of up to 512 tokens leave no room")
+    (override,) = shlex.split(message.partition("or set ")[2])
+    settings = load_config(data / "recipe.yaml", ["model.max_model_len=400", override])
+    (task,) = check_tasks(settings)
+    assert task.sampling is not None
+    assert task.sampling.max_tokens == 200
+
+
+def test_what_to_set_for_a_task_keeps_the_others_and_their_settings(data: Path) -> None:
+    tasks = {"svamp": {"path": str(write_svamp(data))}, "gsm8k": {"path": f"{data}/sums.json", "limit": 3}}
+    with pytest.raises(UserError) as caught:
+        check_tasks(config(tasks, "model.max_model_len=400"))
+    override = shlex.split(str(caught.value).partition("or set ")[2])
+    settings = load_config(overrides=override).evaluate.tasks
+    found = {name: task.model_dump(exclude_none=True) for name, task in settings.items()}
+    assert found == {**tasks, "gsm8k": {**tasks["gsm8k"], "max_tokens": 200}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"path": "none.json"}, ".path: no file matches none.json"),
+        ({"path": "{data}/empty.json"}, ": {data}/empty.json: expected items, found no row"),
+    ],
+)
+def test_a_task_file_is_named_by_its_path(data: Path, settings: dict[str, str], expected: str) -> None:
+    (data / "empty.json").write_text("[]")
+    own = data / "mine.yaml"
+    own.write_text((TASKS_DIRECTORY / "gsm8k.yaml").read_text().replace("name: gsm8k", "name: mine"))
+    settings = json.loads(json.dumps(settings).replace("{data}", str(data)))
+    with pytest.raises(UserError) as caught:
+        check_tasks(config({str(own): settings}))
+    assert str(caught.value).startswith(f"evaluate.tasks.{own}{expected.replace('{data}', str(data))}")
 
 
 def test_ids_are_unique_and_rows_are_there(data: Path) -> None:
@@ -134,6 +192,41 @@ def test_finished_work_of_another_definition_is_refused_with_the_difference(data
     assert "  limit: 5 there, 4 now\n" in message
     assert "'max_tokens': 512" in message
     assert "prompt_hash" not in message
+
+
+def test_the_definition_holds_what_is_read_of_a_response_and_shown(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, choices = check_tasks(both(data))
+    assert (sums.definition["extraction"], sums.definition["metric"]) == (f"number, rules {RULES}", "accuracy")
+    assert choices.definition["extraction"] is None
+    run = RunDirectory(str(data / "run"))
+    finish(run, both(data))
+    monkeypatch.setattr("mipo_ray.evaluation.task_check.RULES", RULES + 1)
+    check_finished_tasks(check_tasks(both(data))[1:], run, ())
+    with pytest.raises(UserError) as caught:
+        check_finished_tasks(check_tasks(both(data))[:1], run, ())
+    changed = f"  extraction: 'number, rules {RULES}' there, 'number, rules {RULES + 1}' now"
+    assert str(caught.value).splitlines()[1:] == [changed]
+
+
+def test_results_from_before_the_rules_had_a_number_were_read_by_others(data: Path) -> None:
+    run = RunDirectory(str(data / "run"))
+    finish(run, both(data))
+    for name in ("gsm8k", "arc_easy_likelihood"):
+        path = data / f"run/base/tasks/{name}/manifest.json"
+        manifest = json.loads(path.read_text())
+        del manifest["definition"]["extraction"], manifest["definition"]["metric"]
+        path.write_text(json.dumps(manifest))
+    sums, choices = check_tasks(both(data))
+    # Nothing is extracted of a likelihood, and the metric stood beside the definition.
+    check_finished_tasks([choices], run, ())
+    with pytest.raises(UserError) as caught:
+        check_finished_tasks([sums], run, ())
+    assert str(caught.value).splitlines()[1:] == [
+        f"  extraction: not recorded there, 'number, rules {RULES}' now",
+    ]
+    other = replace(choices, task=choices.task.model_copy(update={"metric": "accuracy_normalized"}))
+    with pytest.raises(UserError, match="  metric: 'accuracy' there, 'accuracy_normalized' now"):
+        check_finished_tasks([other], run, ())
 
 
 def write_svamp(directory: Path) -> Path:

@@ -182,6 +182,56 @@ def test_a_row_that_is_no_item_is_named(task: str, values: dict[str, Any], expec
     assert expected in str(caught.value)
 
 
+def arc_labelled(labels: list[str]) -> dict[str, Any]:
+    return {**ARC_NESTED, "choices": ["light", "sand"], "labels": labels, "answerKey": labels[0]}
+
+
+@pytest.mark.parametrize("labels", [["0", "1"], ["K", "L"], ["yes", "no"], ["5", "6"], ["AB", "C"], ["\u0131", "a"]])
+def test_labels_that_the_reader_of_choices_cannot_see_are_refused(labels: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        item("arc_easy", arc_labelled(labels))
+    assert str(caught.value) == (
+        "rows.jsonl, line 7, field 'labels': expected labels that are read from answers, each one of A to J, a to j or "
+        f"1 to 5; found {labels!r}"
+    )
+    nested = {"text": ["light", "sand"], "label": labels}
+    with pytest.raises(UserError, match="field 'choices': expected labels that are read from answers"):
+        item("arc_easy", {**ARC_NESTED, "choices": nested, "answerKey": labels[0]})
+    # What is not read but scored may have any label.
+    assert item("arc_easy_likelihood", arc_labelled(labels)).option_labels == labels
+
+
+@pytest.mark.parametrize("task", ["arc_easy", "arc_easy_likelihood"])
+def test_labels_differ_in_more_than_case(task: str) -> None:
+    with pytest.raises(UserError, match=r"field 'labels': expected 2 different labels, .*; found \['a', 'A'\]"):
+        item(task, arc_labelled(["a", "A"]))
+
+
+@pytest.mark.parametrize("label", [*"ABCDEFGHIJabcdefghij12345"])
+def test_every_label_that_is_taken_is_read(label: str) -> None:
+    other = "3" if label == "2" else "2"
+    found = item("arc_easy", arc_labelled([label, other]))
+    extracted = extract(load_task("arc_easy"), f"The answer is {label}.", found.option_labels, found.option_texts)
+    assert verdict(extracted, found.answer) == "correct"
+
+
+@pytest.mark.parametrize("task", ["arc_easy", "arc_easy_likelihood"])
+@pytest.mark.parametrize("nested", [True, False])
+def test_half_a_surrogate_pair_in_an_option_or_label_is_named(task: str, nested: bool) -> None:
+    for texts, labels, field in (
+        (["light", "s\ud83d"], ["A", "B"], "choices"),
+        (["a", "b"], ["A", "\ud83d"], "labels"),
+    ):
+        options: dict[str, Any] = (
+            {"choices": {"text": texts, "label": labels}} if nested else {"choices": texts, "labels": labels}
+        )
+        with pytest.raises(UserError) as caught:
+            item(task, {**ARC_NESTED, **options})
+        where = "choices" if nested else field
+        message = f"rows.jsonl, line 7, field {where!r}: expected Unicode text, found a lone surrogate at character "
+        assert str(caught.value).startswith(message)
+
+
 def test_a_column_that_the_template_lacks_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"query": "How many?", "answer": "#### 3"}))
     with pytest.raises(UserError, match=r"rows\.jsonl, line 1: no column 'question', which question_template uses"):
