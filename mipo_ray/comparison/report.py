@@ -121,7 +121,8 @@ def notes(found: dict[str, Any]) -> list[str]:
         "Seconds: generation, training and evaluation of the arm; pairs that another arm generated already cost none.",
     ]
     if found["unfinished"]:
-        lines.append(f"Not measured yet: {', '.join(found['unfinished'])}.")
+        what = "Not measured yet" if len(found["seeds"]) == 1 else "Not measured with every seed yet"
+        lines.append(f"{what}: {', '.join(found['unfinished'])}.")
     return lines
 
 

@@ -29,14 +29,16 @@ Items = tuple[Any, Any]  # values [responses], and the item of each
 
 
 def gather(comparison: Comparison) -> dict[str, Any]:
-    """What comparison.json holds, from the arms that have been measured so far (the base at least)."""
+    """What comparison.json holds, from what has been measured so far: the base with one seed at least, and the arms
+    with all seeds; seed comes after seed, so that the first bases are there long before the last."""
     last = comparison.shared.rounds - 1
     measured = {
-        arm: [seed for seed in comparison.seeds if _manifest(comparison.run(arm, seed), last, "evaluate") is not None]
-        for arm in comparison.arms
+        arm: [seed for seed in comparison.seeds if _manifest(comparison.run(arm, seed), index, "evaluate") is not None]
+        for arm, index in [(BASE, None), *((arm, last) for arm in comparison.arms)]
     }
-    complete = [arm for arm, seeds in measured.items() if len(seeds) == len(comparison.seeds)]
-    arms = {BASE: _arm(comparison, BASE, None), **{arm: _arm(comparison, arm, last) for arm in complete}}
+    complete = [arm for arm in comparison.arms if measured[arm] == measured[BASE] == list(comparison.seeds)]
+    arms = {BASE: _arm(comparison, BASE, None, measured[BASE])}
+    arms |= {arm: _arm(comparison, arm, last, comparison.seeds) for arm in complete}
     headline = next(name for name in HELD_OUT if name in arms[BASE]["measures"])
     for arm in complete:
         arms[arm]["against_control"] = {
@@ -51,16 +53,16 @@ def gather(comparison: Comparison) -> dict[str, Any]:
         "equal": _equal(comparison, complete),
         "control": [line for control in comparison.controls for line in control_sentences(control, arms)],
         "findings": findings(headline, arms),
-        "unfinished": [arm for arm in comparison.arms if arm not in complete],
+        "unfinished": [arm for arm, seeds in measured.items() if seeds != list(comparison.seeds)],
         "arms": arms,
     }
 
 
-def _arm(comparison: Comparison, arm: str, round_index: int | None) -> dict[str, Any]:
+def _arm(comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]) -> dict[str, Any]:
     config = comparison.shared if arm == BASE else comparison.arms[arm]
     stages = ["evaluate"] if arm == BASE else ["generate", "train", "evaluate"]
     seconds = dict.fromkeys(stages, 0.0)
-    for seed in comparison.seeds:
+    for seed in seeds:
         run = comparison.run(arm, seed)
         for index in [None] if round_index is None else range(round_index + 1):
             for stage in stages:
@@ -73,7 +75,7 @@ def _arm(comparison: Comparison, arm: str, round_index: int | None) -> dict[str,
         "description": "the initial model, prompted alone" if arm == BASE else describe_arm(config),
         "control": arm in comparison.controls,
         "seconds": seconds,
-        "measures": _measures(comparison, arm, round_index),
+        "measures": _measures(comparison, arm, round_index, seeds),
     }
 
 
@@ -87,7 +89,9 @@ def _swapped(comparison: Comparison, last: int | None) -> int:
     )
 
 
-def _measures(comparison: Comparison, arm: str, round_index: int | None) -> dict[str, dict[str, Any]]:
+def _measures(
+    comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
     """Measure -> entry. With one seed those of the run itself; with several the mean over seeds."""
     policy = BASE if round_index is None else str(round_index)
     if len(comparison.seeds) == 1:
@@ -95,7 +99,7 @@ def _measures(comparison: Comparison, arm: str, round_index: int | None) -> dict
         entries = {name: entry for name, entry in read_results(run)[policy].items() if name in HELD_OUT}
         entries |= _task_entries(run, policy)
     else:
-        entries = _over_seeds(comparison, arm, round_index)
+        entries = _over_seeds(comparison, arm, round_index, seeds)
     return {name: _judged(name, entry) for name, entry in entries.items()}
 
 
@@ -118,11 +122,13 @@ def _task_entries(run: RunDirectory, policy: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _over_seeds(comparison: Comparison, arm: str, round_index: int | None) -> dict[str, dict[str, Any]]:
+def _over_seeds(
+    comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
     config = comparison.shared
     draw: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
-    own = [_items(comparison, arm, seed, round_index) for seed in comparison.seeds]
-    base = [_items(comparison, BASE, seed, None) for seed in comparison.seeds]
+    own = [_items(comparison, arm, seed, round_index) for seed in seeds]
+    base = [_items(comparison, BASE, seed, None) for seed in seeds]
     entries: dict[str, dict[str, Any]] = {}
     for name in own[0]:
         if not all(name in of_seed for of_seed in own):

@@ -22,12 +22,12 @@ from mipo_ray.compare import main
 from mipo_ray.comparison.config import BASE, Comparison, describe_arm, load_comparison
 from mipo_ray.comparison.findings import control_sentences, findings, measures_of
 from mipo_ray.comparison.loop import common_pairs, kept_pairs
-from mipo_ray.comparison.report import dot_chart, markdown, render
+from mipo_ray.comparison.report import dot_chart, markdown, render, write_comparison
 from mipo_ray.comparison.results import gather
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out import RESPONSE_SCHEMA
 from mipo_ray.evaluation.measured import measured_rows
-from mipo_ray.evaluation.results import measure
+from mipo_ray.evaluation.results import MeasuredRows, measure
 from mipo_ray.loop import pair_set_hash
 from mipo_ray.pairs import as_version_2, has_swapped_labels, shuffle_labels
 from mipo_ray.recipe import ConfigError, load_config, to_yaml
@@ -299,14 +299,20 @@ def write_scores(comparison: Comparison, arm: str, seed: int, pmi: float, *, pro
     pyarrow.parquet.write_table(table, directory / "scores.parquet")
 
 
+def write_base(comparison: Comparison, seed: int) -> tuple[RunDirectory, MeasuredRows]:
+    """The measured base of one seed, with a PMI of 3 nats."""
+    base = comparison.run(BASE, seed)
+    write_scores(comparison, BASE, seed, 3.0)
+    write_stage(base, base.stage(None, "evaluate"), {}, comparison)
+    rows = measured_rows(base, None)
+    base.write_text("results.json", json.dumps({"base": measure(rows, None, beta=0.1, samples=200, seed=0)}))
+    return base, rows
+
+
 def write_results(comparison: Comparison, changes: dict[str, float], *, pairs: dict[str, int] | None = None) -> None:
     """Finished runs of every arm in `changes`, whose PMI lies that much above the base's 3 nats."""
     for seed in comparison.seeds:
-        base = comparison.run(BASE, seed)
-        write_scores(comparison, BASE, seed, 3.0)
-        write_stage(base, base.stage(None, "evaluate"), {}, comparison)
-        base_rows = measured_rows(base, None)
-        base.write_text("results.json", json.dumps({"base": measure(base_rows, None, beta=0.1, samples=200, seed=0)}))
+        base, base_rows = write_base(comparison, seed)
         comparison.root().write_text(f"common_pairs/seed-{seed}/round-000.json", json.dumps(["a", "b", "c", "d"]))
         for arm, change in changes.items():
             run = comparison.run(arm, seed)
@@ -373,6 +379,24 @@ def test_several_seeds_are_one_row_with_each_seeds_change(tmp_path):
     assert entry["n"] == 12
     assert entry["verdict"] == "better"
     assert "kl_per_token" in gather(comparison)["arms"]["mipo"]["measures"]
+
+
+def test_several_seeds_are_reported_from_the_first_measured_base_on(tmp_path):
+    comparison = load_comparison(write_recipe(tmp_path, seeds=[0, 1, 2]))
+    write_base(comparison, 0)
+    found = write_comparison(comparison, comparison.root())
+    base = found["arms"][BASE]["measures"]["context_pmi_initial"]
+    assert list(found["arms"]) == [BASE]
+    assert base["value"] == pytest.approx(3.0, abs=0.5)
+    assert "Not measured with every seed yet: base, mipo, control, sft, random_context." in markdown(found)
+    # Another seed's base, of other answers, counts as soon as it is there.
+    write_scores(comparison, BASE, 2, 5.0)
+    write_stage(comparison.run(BASE, 2), "base/evaluate", {}, comparison)
+    found = write_comparison(comparison, comparison.root())
+    assert found["arms"][BASE]["measures"]["context_pmi_initial"]["value"] == pytest.approx(base["value"] + 1.0)
+    # An arm that only the first seed has is not shown yet.
+    write_results(load_comparison(write_recipe(tmp_path)), {"mipo": 1.0})
+    assert list(gather(comparison)["arms"]) == [BASE]
 
 
 def test_tasks_are_columns_of_the_table(comparison):
