@@ -416,6 +416,38 @@ def test_tasks_are_columns_of_the_table(comparison):
     assert "arc_easy_likelihood accuracy" in render(found, comparison)
 
 
+def judged_in_pairs(net: float) -> dict[str, Any]:
+    """The pairwise judge's entry of a round in evaluation.json; the base has none."""
+    figures = {"interval": "bootstrap", "n": 12, "unit": "share"}
+    wins = {"value": net, "low": net - 0.2, "high": net + 0.2, **figures}
+    wins |= {"change": net, "change_low": net - 0.2, "change_high": net + 0.2}
+    word = "better" if net > 0.2 else "worse" if net < -0.2 else "not distinguishable"
+    shares = {"win": 0.5 + net / 2, "tie": 0.0, "loss": 0.5 - net / 2}
+    metrics = {name: {"value": share, "low": share, "high": share, **figures} for name, share in shares.items()}
+    return {"kind": "judge", "version": 1, "metrics": {**metrics, "net_win": {**wins, "verdict": word}}}
+
+
+def test_the_pairwise_judge_of_a_control_is_said_without_a_value_of_the_base(comparison):
+    write_results(comparison, {"mipo": 1.0, "control": 0.0})
+    for arm, net in (("mipo", 0.5), ("control", 0.1)):
+        judged = {"0": {"judge_pairwise": judged_in_pairs(net)}}
+        comparison.run(arm, 0).write_text("evaluation.json", json.dumps(judged))
+    found = gather(comparison)
+    assert (
+        "Judged in pairs, control is not distinguishable from the base: wins less losses +0.100 [-0.100, +0.300] "
+        "(12 items)."
+    ) in found["control"]
+    assert found["arms"]["mipo"]["measures"]["judge_pairwise.net_win"]["verdict"] == "better"
+    assert found["control"][-1] in render(found, comparison)
+    # What the control gains in the judge's eyes is a finding as any other.
+    comparison.run("control", 0).write_text(
+        "evaluation.json", json.dumps({"0": {"judge_pairwise": judged_in_pairs(0.5)}})
+    )
+    found = gather(comparison)
+    assert "shows a gain in reward accuracy, judge_pairwise net win." in found["control"][0]
+    assert found["control"][-1].startswith("Judged in pairs, control is better than the base: wins less losses +0.500 ")
+
+
 # Sentences and page
 
 
