@@ -106,6 +106,39 @@ def test_the_key_comes_from_the_environment_and_stays_there(monkeypatch: pytest.
         assert len(judged(judge, ["one"], key=endpoint_key(judge).get_secret_value())) == 1
 
 
+def test_a_key_is_read_without_what_stands_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\r\n")
+    with FakeJudgeEndpoint(always_first, key=KEY).running() as endpoint:
+        judge = config(endpoint, api_key_variable="JUDGE_KEY")
+        assert endpoint_key(judge).get_secret_value() == KEY
+        check_endpoint(judge)
+        monkeypatch.setenv("JUDGE_KEY", "\n")
+        assert endpoint_key(judge).get_secret_value() == "none"
+
+
+@pytest.mark.parametrize("wrong", ["sk-\u00e4bc", "sk-abc\ndef", "sk-abc\x7f"])
+def test_a_key_that_no_header_can_hold_is_refused_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", wrong)
+    with FakeJudgeEndpoint(always_first).running() as endpoint:
+        judge = config(endpoint, api_key_variable="JUDGE_KEY")
+        with pytest.raises(UserError) as error:
+            check_endpoint(judge)
+    assert str(error.value).startswith("environment variable JUDGE_KEY: expected the key of evaluate.judge.endpoint")
+    assert "sk-" not in str(error.value)
+    assert "abc" not in str(error.value)
+
+
+def test_a_server_that_repeats_the_key_does_not_get_it_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with FakeJudgeEndpoint(always_first, statuses=(400,), fault=f"no quota for Bearer {KEY}").running() as endpoint:
+        judge = config(endpoint, api_key_variable="JUDGE_KEY")
+        with pytest.raises(UserError, match=r"no quota for Bearer \(the key in JUDGE_KEY\)") as error:
+            judged(judge, ["one"], key=KEY)
+    assert KEY not in str(error.value)
+
+
 def test_a_model_that_is_not_served_is_refused_with_those_that_are() -> None:
     with FakeJudgeEndpoint(always_first).running() as endpoint:
         check_endpoint(config(endpoint))
