@@ -21,6 +21,8 @@ from mipo_ray.monitoring import Events
 
 ENGINE = "endpoint"  # where events of vLLM actors name an engine
 CHECK_SECONDS = 30.0
+# What the client raises over HTTP 200 with something that is not the API's: it does not check what it parses.
+_OTHER_FORM = (AttributeError, TypeError, ValueError)
 NO_KEY = "none"  # sent where there is no key: the client insists on one
 
 
@@ -56,6 +58,8 @@ def check_endpoint(judge: JudgeConfig) -> None:
         raise _refused(judge, key, error) from None
     except openai.APIError:
         return  # a server that lists no models may still judge
+    except _OTHER_FORM as error:
+        raise _refused(judge, key, error) from None
     if names and judge.model not in names:
         raise UserError(f"evaluate.judge.model: {judge.endpoint} serves {', '.join(names[:10])}; found {judge.model!r}")
 
@@ -109,13 +113,13 @@ class EndpointJudge:
                     temperature=self._judge.temperature,
                     max_tokens=self._judge.max_tokens,
                 )
-            except openai.APIError as error:
+                if not completion.choices:
+                    return "", "", 0
+                choice, usage = completion.choices[0], completion.usage
+                text, reason = choice.message.content or "", choice.finish_reason or ""
+                return text, reason, usage.completion_tokens if usage else 0
+            except (openai.APIError, *_OTHER_FORM) as error:
                 raise _refused(self._judge, self._key, error, f", prompt {row['prompt_id']!r}") from None
-        if not completion.choices:
-            return "", "", 0
-        choice = completion.choices[0]
-        usage = completion.usage
-        return choice.message.content or "", choice.finish_reason or "", usage.completion_tokens if usage else 0
 
 
 def _refused(judge: JudgeConfig, key: SecretStr, error: Exception, where: str = "") -> UserError:
@@ -130,6 +134,11 @@ def _refused(judge: JudgeConfig, key: SecretStr, error: Exception, where: str = 
     elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         # Servers repeat a part of the key in their message.
         what = f"refuses the key in the environment variable {judge.api_key_variable}"
+    elif isinstance(error, _OTHER_FORM):
+        what = (
+            "expected an OpenAI-compatible API, found an answer of another form, as a web page has it (does the URL "
+            f"lack /v1?): {type(error).__name__}: {error}"
+        )
     if key.get_secret_value() != NO_KEY:
         what = what.replace(key.get_secret_value(), f"(the key in {judge.api_key_variable})")
     tried = f" (sent again {judge.max_retries} times)" if _is_sent_again(error) else ""
