@@ -17,12 +17,12 @@ import pyarrow.dataset
 from mipo_ray.comparison.config import BASE, Comparison, common_pairs_file, describe_arm
 from mipo_ray.comparison.findings import HELD_OUT, TASK_METRICS, control_sentences, findings
 from mipo_ray.evaluation import mutual_information as mi
+from mipo_ray.evaluation.evaluation_file import gather_evaluation
 from mipo_ray.evaluation.intervals import bootstrap_change, describe_change, group_means
 from mipo_ray.evaluation.measured import measured_rows
 from mipo_ray.evaluation.results import change_of, item_values
 from mipo_ray.evaluation.significance import item_changes, over_seeds, verdict
 from mipo_ray.pairs import has_swapped_labels
-from mipo_ray.report.run_report import read_results
 from mipo_ray.storage import RunDirectory
 
 Items = tuple[Any, Any]  # values [responses], and the item of each
@@ -96,7 +96,9 @@ def _measures(
     policy = BASE if round_index is None else str(round_index)
     if len(comparison.seeds) == 1:
         run = comparison.run(arm, comparison.seeds[0])
-        entries = {name: entry for name, entry in read_results(run)[policy].items() if name in HELD_OUT}
+        manifest = _manifest(run, round_index, "evaluate")
+        assert manifest is not None
+        entries = {name: entry for name, entry in manifest["results"].items() if name in HELD_OUT}
         entries |= _task_entries(run, policy)
     else:
         entries = _over_seeds(comparison, arm, round_index, seeds)
@@ -112,8 +114,9 @@ def _judged(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _task_entries(run: RunDirectory, policy: str) -> dict[str, dict[str, Any]]:
-    """The figures of evaluation.json that the table shows, by "task.metric"."""
-    tasks = json.loads(run.read_text("evaluation.json") or "{}").get(policy, {})
+    """The figures of tasks and judgements that the table shows, by "task.metric"; from the manifests: evaluation.json
+    is written after them, and a kill may come between."""
+    tasks = gather_evaluation(run).get(policy, {})
     return {
         f"{task}.{metric}": entry
         for task, result in tasks.items()

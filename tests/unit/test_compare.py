@@ -31,6 +31,7 @@ from mipo_ray.evaluation.results import MeasuredRows, measure
 from mipo_ray.loop import pair_set_hash
 from mipo_ray.pairs import as_version_2, has_swapped_labels, shuffle_labels
 from mipo_ray.recipe import ConfigError, load_config, to_yaml
+from mipo_ray.report import run_report
 from mipo_ray.storage import RunDirectory, StorageError
 
 ARMS: dict[str, Any] = {
@@ -303,10 +304,15 @@ def write_base(comparison: Comparison, seed: int) -> tuple[RunDirectory, Measure
     """The measured base of one seed, with a PMI of 3 nats."""
     base = comparison.run(BASE, seed)
     write_scores(comparison, BASE, seed, 3.0)
-    write_stage(base, base.stage(None, "evaluate"), {}, comparison)
     rows = measured_rows(base, None)
-    base.write_text("results.json", json.dumps({"base": measure(rows, None, beta=0.1, samples=200, seed=0)}))
+    results = measure(rows, None, beta=0.1, samples=200, seed=0)
+    write_stage(base, base.stage(None, "evaluate"), {"results": results}, comparison)
     return base, rows
+
+
+def write_evaluated(run: RunDirectory, stage: str, name: str, evaluation: dict[str, Any], one: Comparison) -> None:
+    """The manifest of a finished task, or of a finished judgement."""
+    write_stage(run, stage, {"name": name, "evaluation": evaluation}, one)
 
 
 def write_results(comparison: Comparison, changes: dict[str, float], *, pairs: dict[str, int] | None = None) -> None:
@@ -321,10 +327,8 @@ def write_results(comparison: Comparison, changes: dict[str, float], *, pairs: d
             summary = {"pairs": (pairs or {}).get(arm, 4), "steps": 1}
             write_stage(run, run.stage(0, "generate"), {"pairs": []}, comparison)
             write_stage(run, run.stage(0, "train"), {"summary": summary}, comparison)
-            write_stage(run, run.stage(0, "evaluate"), {}, comparison)
-            rows = measured_rows(run, 0)
-            entry = measure(rows, base_rows, beta=0.1, samples=200, seed=0)
-            run.write_text("results.json", json.dumps({"0": entry}))
+            entry = measure(measured_rows(run, 0), base_rows, beta=0.1, samples=200, seed=0)
+            write_stage(run, run.stage(0, "evaluate"), {"results": entry}, comparison)
 
 
 def test_the_table_has_every_arm_with_intervals_and_verdicts(comparison):
@@ -403,11 +407,12 @@ def test_tasks_are_columns_of_the_table(comparison):
     write_results(comparison, {"mipo": 1.0, "control": 0.0})
     entry = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 100, "unit": "share", "interval": "wilson"}
     task = {"kind": "likelihood", "version": 1, "metrics": {"accuracy": entry, "no_answer": entry}}
-    comparison.run(BASE, 0).write_text("evaluation.json", json.dumps({"base": {"arc_easy_likelihood": task}}))
+    name, stage = "arc_easy_likelihood", "tasks/arc_easy_likelihood"
+    write_evaluated(comparison.run(BASE, 0), f"base/{stage}", name, task, comparison)
     better = entry | {"change": 0.1, "change_low": 0.02, "change_high": 0.18, "p_value": 0.2}
     better |= {"verdict": "not distinguishable"}  # by McNemar, whatever the interval says
     task = {**task, "metrics": {"accuracy": better}}
-    comparison.run("mipo", 0).write_text("evaluation.json", json.dumps({"0": {"arc_easy_likelihood": task}}))
+    write_evaluated(comparison.run("mipo", 0), f"rounds/000/{stage}", name, task, comparison)
     found = gather(comparison)
     columns = measures_of(found["arms"])
     assert list(columns)[-1] == "arc_easy_likelihood.accuracy"
@@ -427,11 +432,15 @@ def judged_in_pairs(net: float) -> dict[str, Any]:
     return {"kind": "judge", "version": 1, "metrics": {**metrics, "net_win": {**wins, "verdict": word}}}
 
 
+def write_judged(comparison: Comparison, arm: str, net: float) -> None:
+    evaluation = judged_in_pairs(net)
+    write_evaluated(comparison.run(arm, 0), "rounds/000/judge/pairwise", "judge_pairwise", evaluation, comparison)
+
+
 def test_the_pairwise_judge_of_a_control_is_said_without_a_value_of_the_base(comparison):
     write_results(comparison, {"mipo": 1.0, "control": 0.0})
     for arm, net in (("mipo", 0.5), ("control", 0.1)):
-        judged = {"0": {"judge_pairwise": judged_in_pairs(net)}}
-        comparison.run(arm, 0).write_text("evaluation.json", json.dumps(judged))
+        write_judged(comparison, arm, net)
     found = gather(comparison)
     assert (
         "Judged in pairs, control is not distinguishable from the base: wins less losses +0.100 [-0.100, +0.300] "
@@ -440,9 +449,7 @@ def test_the_pairwise_judge_of_a_control_is_said_without_a_value_of_the_base(com
     assert found["arms"]["mipo"]["measures"]["judge_pairwise.net_win"]["verdict"] == "better"
     assert found["control"][-1] in render(found, comparison)
     # What the control gains in the judge's eyes is a finding as any other.
-    comparison.run("control", 0).write_text(
-        "evaluation.json", json.dumps({"0": {"judge_pairwise": judged_in_pairs(0.5)}})
-    )
+    write_judged(comparison, "control", 0.5)
     found = gather(comparison)
     assert "shows a gain in reward accuracy, judge_pairwise net win." in found["control"][0]
     assert found["control"][-1].startswith("Judged in pairs, control is better than the base: wins less losses +0.500 ")
@@ -566,15 +573,28 @@ def test_the_directory_of_a_run_is_no_comparison(runnable, tmp_path, capsys):
     assert issubclass(StorageError, UserError)
 
 
-def test_a_finished_comparison_starts_nothing(runnable, capsys):
+def test_a_finished_comparison_starts_nothing(runnable, capsys, monkeypatch):
+    reported = []
+    monkeypatch.setattr(run_report, "write_report", lambda config, run: reported.append((config.run_dir, run.url)))
     comparison = load_comparison(runnable)
     write_results(comparison, {"mipo": 4.0, "control": 0.0, "sft": -1.0, "random_context": 2.0})
+    runs = [comparison.run(arm, seed) for arm, seed in [(BASE, 0), *comparison.runs()]]
     for arm, seed in [(BASE, 0), *comparison.runs()]:
+        # Nobody but the stages wrote anything: as after a kill right behind the last commit.
+        assert comparison.run(arm, seed).read_text("results.json") is None
         comparison.run(arm, seed).write_text("config.yaml", to_yaml(comparison.config(arm, seed)))
     assert main([str(runnable)]) == 0
     output = capsys.readouterr().out
     assert "finished before, nothing to train" in output
     assert "mipo: context PMI is better than the base" in output
     assert Path(comparison.root().path("comparison.html")).exists()
+    assert sorted(reported) == sorted((one.url, one.url) for one in runs)
+    assert [run_report.read_results(one).keys() for one in runs] == [{"base"}, *([{"base", "0"}] * 4)]
+    # Files that are as new as the stages are left as they are.
+    reported.clear()
+    for one in runs:
+        one.write_text("report.html", "")
+    assert main([str(runnable)]) == 0
+    assert reported == []
     assert main([str(runnable), "arms.sft.train.beta=0.2"]) == 2
     assert "sft, seed 0: " in capsys.readouterr().err
