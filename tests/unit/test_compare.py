@@ -94,6 +94,15 @@ def test_arms_that_sample_the_same_share_their_pairs(comparison):
         ({"arms": {"a": {"generation": {"sampling": {"max_tokens": 9}}}}}, "arms.a.generation.sampling.max_tokens"),
         ({"arms": {"a": {"evaluate": {"samples_per_prompt": 1}}}}, "arms.a.evaluate.samples_per_prompt"),
         ({"arms": {"a": {"rounds": 3}}}, "arms.a.rounds: expected those of all arms, 1; found 3"),
+        ({"arms": {"a": {"run_dir": "elsewhere"}}}, "arms.a.run_dir: the arms of a comparison"),
+        ({"arms": {"a": {"seed": 3}}}, "arms.a.seed: the arms of a comparison"),
+        ({"arms": {"a": {"ray": {"num_cpus": 3}}}}, "arms.a.ray.num_cpus: the arms of a comparison"),
+        ({"arms": {"a": {"prompts": {"reference_column": "x"}}}}, "arms.a.prompts.reference_column: the arms of"),
+        ({"arms": {"a": {"evaluate": {"judge": {"model": "m"}}}}}, "arms.a.evaluate.judge.model: the arms of a"),
+        ({"arms": {"a": {"evaluate": {"tasks": ["svamp"]}}}}, "arms.a.evaluate.tasks: the arms of a comparison"),
+        ({"arms": {"a": {"evaluate": {"matrix": 0}}}}, "arms.a.evaluate.matrix: the arms of a comparison"),
+        ({"arms": {1: {}}}, "arms: expected names that are text, found 1: put it in quotes"),
+        ({"arms": {1e-5: {}, True: {}}}, "arms: expected names that are text, found 1e-05, True: put them in quotes"),
         ({"seeds": []}, "seeds: expected a list of different whole numbers"),
         ({"seeds": [1, 1]}, "seeds: expected a list of different whole numbers"),
         ({"seeds": [True]}, "seeds: expected a list of different whole numbers"),
@@ -106,6 +115,13 @@ def test_wrong_recipes_are_refused(tmp_path, values, message):
     with pytest.raises(ConfigError) as caught:
         load_comparison(write_recipe(tmp_path, **values))
     assert message in str(caught.value)
+
+
+def test_an_arm_may_run_in_another_place(tmp_path):
+    own = {"train": {"micro_batch_tokens": 64}, "generation": {"pool": {"max_size": 3}}, "trackers": ["tensorboard"]}
+    comparison = load_comparison(write_recipe(tmp_path, arms={"mipo": {}, "elsewhere": own}))
+    assert comparison.arms["elsewhere"].generation.pool.max_size == 3
+    assert comparison.same_pairs("elsewhere") == "mipo"
 
 
 def test_every_wrong_arm_is_told_at_once(tmp_path):
