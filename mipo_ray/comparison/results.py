@@ -1,8 +1,9 @@
 """What a comparison found: every arm's figures, their change from the initial model, and sentences in plain words.
 
-comparison.json: {"headline": measure, "seeds", "rounds", "equal": {prompts, pairs, steps, ...}, "control": [sentences],
-"findings": [sentences], "arms": {"base": ARM, name: ARM}}; an ARM has `description`, `control`, `seconds` by stage and
-`measures`: measure -> an entry as in results.json with `verdict`, and with several seeds `seed_changes`.
+comparison.json: {"headline": measure, "seeds", "judged", "rounds", "equal": {prompts, pairs, steps, ...}, "control":
+[sentences], "findings": [sentences], "unfinished", "arms": {"base": ARM, name: ARM}}; an ARM has `description`,
+`control`, `seconds` by stage and `measures`: measure -> an entry as in results.json with `verdict`, and with several
+seeds `seed_changes`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def gather(comparison: Comparison) -> dict[str, Any]:
     return {
         "headline": headline,
         "seeds": list(comparison.seeds),
+        "judged": comparison.shared.evaluate.judge.is_on,
         "rounds": comparison.shared.rounds,
         "equal": _equal(comparison, complete),
         "control": [line for control in comparison.controls for line in control_sentences(control, arms)],
@@ -60,23 +62,27 @@ def gather(comparison: Comparison) -> dict[str, Any]:
 
 def _arm(comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]) -> dict[str, Any]:
     config = comparison.shared if arm == BASE else comparison.arms[arm]
-    stages = ["evaluate"] if arm == BASE else ["generate", "train", "evaluate"]
-    seconds = dict.fromkeys(stages, 0.0)
-    for seed in seeds:
-        run = comparison.run(arm, seed)
-        for index in [None] if round_index is None else range(round_index + 1):
-            for stage in stages:
-                manifest = _manifest(run, index, stage)
-                seconds[stage] += 0.0 if manifest is None else manifest["seconds"]
-    if arm != BASE and comparison.same_pairs(arm) != arm:
-        seconds["generate"] = 0.0  # of another arm, copied
     swapped = {"swapped_pairs": _swapped(comparison, round_index)} if arm in comparison.controls else {}
     return swapped | {
         "description": "the initial model, prompted alone" if arm == BASE else describe_arm(config),
         "control": arm in comparison.controls,
-        "seconds": seconds,
+        "seconds": stage_seconds(comparison, arm, round_index, seeds),
         "measures": _measures(comparison, arm, round_index, seeds),
     }
+
+
+def stage_seconds(comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]) -> dict[str, float]:
+    """Seconds of each kind of stage, up to a round (None: the base); pairs that were copied cost none."""
+    stages = ["evaluate"] if arm == BASE else ["generate", "train", "evaluate"]
+    shares_pairs = arm != BASE and comparison.same_pairs(arm) != arm  # those of the first round
+    seconds = dict.fromkeys(stages, 0.0)
+    for seed in seeds:
+        for index in [None] if round_index is None else range(round_index + 1):
+            for stage in stages:
+                manifest = _manifest(comparison.run(arm, seed), index, stage)
+                if manifest is not None and not (shares_pairs and stage == "generate" and index == 0):
+                    seconds[stage] += manifest["seconds"]
+    return seconds
 
 
 def _swapped(comparison: Comparison, last: int | None) -> int:

@@ -23,7 +23,7 @@ from mipo_ray.comparison.config import BASE, Comparison, describe_arm, load_comp
 from mipo_ray.comparison.findings import control_sentences, findings, measures_of
 from mipo_ray.comparison.loop import common_pairs, kept_pairs
 from mipo_ray.comparison.report import dot_chart, markdown, render, write_comparison
-from mipo_ray.comparison.results import gather
+from mipo_ray.comparison.results import gather, stage_seconds
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out import RESPONSE_SCHEMA
 from mipo_ray.evaluation.measured import measured_rows
@@ -401,6 +401,35 @@ def test_several_seeds_are_one_row_with_each_seeds_change(tmp_path):
     assert "kl_per_token" in gather(comparison)["arms"]["mipo"]["measures"]
 
 
+def test_several_seeds_say_where_the_judges_figures_are(tmp_path):
+    judge = {"evaluate": {"judge": {"model": "org/judge"}}}
+    several = load_comparison(write_recipe(tmp_path, seeds=[0, 1], **judge))
+    write_results(several, {"mipo": 1.0, "control": 0.0})
+    for seed in (0, 1):
+        stage, run = "rounds/000/judge/pairwise", several.run("mipo", seed)
+        write_evaluated(run, stage, "judge_pairwise", judged_in_pairs(0.5), several)
+    found = gather(several)
+    said = "The judge's figures are not in this table: they are shown for one seed only."
+    assert "judge_pairwise.net_win" not in found["arms"]["mipo"]["measures"]
+    assert said in markdown(found)
+    assert "are not in this table: they are shown for one seed only." in render(found, several)
+    one = load_comparison(write_recipe(tmp_path, **judge))
+    assert "judge_pairwise.net_win" in gather(one)["arms"]["mipo"]["measures"]
+    assert said not in markdown(gather(one))
+    assert said not in markdown(gather(load_comparison(write_recipe(tmp_path, seeds=[0, 1]))))
+
+
+def test_only_the_first_rounds_pairs_cost_an_arm_nothing(tmp_path):
+    comparison = load_comparison(write_recipe(tmp_path, rounds=2))
+    for arm in ("mipo", "sft"):
+        run = comparison.run(arm, 0)
+        for index, seconds in ((0, 10.0), (1, 7.0)):
+            write_stage(run, run.stage(index, "generate"), {"pairs": [], "seconds": seconds}, comparison)
+            write_stage(run, run.stage(index, "train"), {"seconds": 3.0}, comparison)
+    assert stage_seconds(comparison, "mipo", 1, [0]) == {"generate": 17.0, "train": 6.0, "evaluate": 0.0}
+    assert stage_seconds(comparison, "sft", 1, [0]) == {"generate": 7.0, "train": 6.0, "evaluate": 0.0}
+
+
 def test_several_seeds_are_reported_from_the_first_measured_base_on(tmp_path):
     comparison = load_comparison(write_recipe(tmp_path, seeds=[0, 1, 2]))
     write_base(comparison, 0)
@@ -535,6 +564,25 @@ def test_dots_stand_at_their_values(comparison):
     for dot in chart.dots:
         assert chart.left <= dot.low <= dot.x <= dot.high <= chart.right
     assert len({dot.y for dot in chart.dots}) == 4
+
+
+def test_a_measure_that_the_base_lacks_has_no_line_of_the_base(comparison):
+    write_results(comparison, {"mipo": 1.0, "control": 0.0})
+    write_judged(comparison, "mipo", 0.5)
+    write_judged(comparison, "control", 0.4)
+    found = gather(comparison)
+    columns = measures_of(found["arms"])
+    chart = dot_chart(found["arms"], "judge_pairwise.net_win", columns["judge_pairwise.net_win"])
+    mipo, control = chart.dots
+    # Judged in pairs, the base has 0 against itself, which is drawn, though no interval reaches it.
+    assert chart.left <= chart.level < control.low < mipo.low
+    assert (mipo.x - chart.level) / (mipo.x - control.x) == pytest.approx(0.5 / 0.1)
+    for arm in ("mipo", "control"):
+        found["arms"][arm]["measures"]["x.accuracy"] = found["arms"][arm]["measures"]["reward_accuracy"]
+    columns = measures_of(found["arms"])
+    assert dot_chart(found["arms"], "x.accuracy", columns["x.accuracy"]).level is None
+    html = render(found, comparison)
+    assert html.count('<line class="level"') == len(columns) - 1
 
 
 # The command
