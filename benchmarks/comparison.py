@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
@@ -33,13 +34,15 @@ def main() -> None:
     seconds = sum(sum(arm["seconds"].values()) for arm in found["arms"].values())
     made_by = {
         "recipe": options.recipe,
+        "overrides": options.overrides,
         "commit": options.commit,
         "machine": describe_machine(),
         "stage_seconds": round(seconds),
         "note": options.note,
     }
+    arguments = shlex.join([options.recipe, *options.overrides])
     foot = (
-        f"`python -m mipo_ray.compare {options.recipe}` at commit {options.commit}, {seconds / 60:.0f} minutes in the "
+        f"`python -m mipo_ray.compare {arguments}` at commit {options.commit}, {seconds / 60:.0f} minutes in the "
         f"stages of the arms above. {made_by['machine']}. {options.note}".rstrip()
     )
     (RESULTS / "compare.json").write_text(json.dumps({"made_by": made_by, **found}, indent=1) + "\n")

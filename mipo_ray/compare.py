@@ -53,7 +53,11 @@ def _run(comparison: Comparison) -> int:
         here, is_local = unbounded_node(comparison.shared)
         plans = _plans(comparison, [here], None, known=is_local)
         if _is_finished(plans):
+            from mipo_ray.report import run_report
+
             print(f"{root.url}: finished before, nothing to train")
+            for plan in plans.values():
+                run_report.bring_up_to_date(plan.config, plan.run)
             _report(comparison, root)
             return 0
         nodes, types = connect(comparison.shared)

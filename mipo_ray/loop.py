@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -28,7 +27,7 @@ from mipo_ray.evaluation.task_requests import prepare_tasks
 from mipo_ray.generation.pipeline import condition_prompts, generate_pairs
 from mipo_ray.monitoring import Events, progress
 from mipo_ray.pairs import as_version_2, shuffle_labels
-from mipo_ray.report.run_report import read_results, write_report
+from mipo_ray.report.run_report import read_results, write_report, write_results
 from mipo_ray.resources import Request, Resources, engine_request, worker_request
 from mipo_ray.stages import once
 from mipo_ray.storage import RunDirectory
@@ -164,11 +163,7 @@ def evaluate(
         return {**facts, "results": results, "gpus": _gpus(engine_request(config, resources))}
 
     once(config, run, round_index, "evaluate", events, work)
-    manifests = {"base": run.read_manifest(run.stage(None, "evaluate"))}
-    for index in range(config.rounds):
-        manifests[str(index)] = run.read_manifest(run.stage(index, "evaluate"))
-    results = {name: manifest["results"] for name, manifest in manifests.items() if manifest is not None}
-    run.write_text("results.json", json.dumps(results, indent=2))
+    write_results(run, config.rounds)
     write_report(config, run)
 
 

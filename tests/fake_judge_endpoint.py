@@ -42,13 +42,21 @@ class FakeJudgeEndpoint:
     """The server. `say` makes the judgement of a prompt.
 
     statuses: HTTP statuses that the first attempts at each prompt get, one after the other, before it is judged; -1: no
-    answer at all until the server closes. key: requests with another one get 401; None: any will do.
+    answer at all until the server closes; fault: what it says with such a status. key: requests with another one get
+    401; None: any will do.
     """
 
-    def __init__(self, say: Callable[[str], str], statuses: tuple[int, ...] = (), key: str | None = None) -> None:
+    def __init__(
+        self,
+        say: Callable[[str], str],
+        statuses: tuple[int, ...] = (),
+        key: str | None = None,
+        fault: str = "injected fault",
+    ) -> None:
         self.say = say
         self.statuses = statuses
         self.key = key
+        self.fault = fault
         self.judged: list[dict[str, Any]] = []
         self.attempts: Counter[str] = Counter()
         self.closing = threading.Event()
@@ -98,7 +106,7 @@ class FakeJudgeEndpoint:
             self.closing.wait()
             return
         if status != 200:
-            _send(handler, status, {"error": {"message": f"injected fault {status}"}})
+            _send(handler, status, {"error": {"message": f"{self.fault} {status}"}})
             return
         with self._lock:
             self.judged.append(request)

@@ -15,7 +15,9 @@ vllm.
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
@@ -26,13 +28,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from mipo_ray.config import Config
-from mipo_ray.recipe import ConfigError, explain, merge, read_recipe, result_fields
+from mipo_ray.recipe import ConfigError, explain, fields, merge, read_recipe, result_fields
 from mipo_ray.storage import RunDirectory, open_run
 
 BASE = "base"
 
 # What the arms may differ in. All prompts, samples, filters and measurements are those of the comparison.
 _OF_AN_ARM = ("conditioning.", "generation.negatives_per_prompt", "generation.pairing", "train.")
+# And where an arm may run otherwise; all of them share one cluster.
+_PLACES = ("generation.pool.", "trackers")
 _EQUAL_STEPS = ("train.batch_size", "train.epochs")
 # What the generate stage of the first round depends on.
 _GENERATED_BY = ("model.", "prompts.", "conditioning.", "generation.", "filters.")
@@ -91,11 +95,14 @@ def load_comparison(recipe: str | Path, overrides: Sequence[str] = ()) -> Compar
     shared = _checked("", values)
     if not shared.evaluate.enabled:
         raise ConfigError("evaluate.enabled: a comparison measures: expected true, found false")
-    wrong = [name for name in arms if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", str(name)) or name == BASE]
+    if unquoted := [str(name) for name in arms if not isinstance(name, str)]:
+        them = "it" if len(unquoted) == 1 else "them"
+        raise ConfigError(f"arms: expected names that are text, found {', '.join(unquoted)}: put {them} in quotes")
+    wrong = [name for name in arms if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == BASE]
     if wrong:
         raise ConfigError(
             f"arms: expected names of small letters, digits, _ and -, other than base (which is always measured); "
-            f"found {', '.join(map(str, wrong))}"
+            f"found {', '.join(wrong)}"
         )
     checked, faults = {}, []
     for name, own in arms.items():
@@ -128,18 +135,28 @@ def _arm(name: str, own: Any, values: dict[str, Any], shared: Config) -> Config:
     if not isinstance(own, dict):
         raise ConfigError(f"arms.{name}: expected a mapping of configuration keys, found {own!r}")
     config = _checked(f"arms.{name}.", merge(values, own))
-    there, here = (result_fields(one.model_dump(mode="json")) for one in (shared, config))
+    there, here = (_leaves(one) for one in (shared, config))
     faults = [
         f"arms.{name}.{key}: the arms of a comparison have equal data and steps, and are measured alike: set {key} for "
-        f"all of them ({there.get(key)!r} there, {here.get(key)!r} here)"
-        for key in sorted({*there, *here})
-        if there.get(key) != here.get(key) and (not key.startswith(_OF_AN_ARM) or key in _EQUAL_STEPS)
+        f"all of them ({there[key]!r} there, {here[key]!r} here)"
+        for key in sorted(there)
+        if there[key] != here[key] and key != "rounds" and not _is_of_an_arm(key)
     ]
     if config.rounds != shared.rounds:
         faults.append(f"arms.{name}.rounds: expected those of all arms, {shared.rounds}; found {config.rounds}")
     if faults:
         raise ConfigError("\n".join(faults))
     return config
+
+
+def _is_of_an_arm(key: str) -> bool:
+    return key.startswith((*_OF_AN_ARM, *_PLACES)) and key not in _EQUAL_STEPS
+
+
+def _leaves(config: Config) -> dict[str, Any]:
+    """Every field by its dotted path, also those that decide no result of a single run."""
+    dumped = config.model_dump(mode="json")
+    return {path: functools.reduce(operator.getitem, path.split("."), dumped) for path, _ in fields()}
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:

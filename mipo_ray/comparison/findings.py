@@ -94,9 +94,15 @@ def _but(measures: dict[str, dict[str, Any]], headline: str) -> str:
 
 
 def _sentence(arm: str, name: str, measure: Measure, arms: dict[str, dict[str, Any]]) -> str:
-    entry, base = arms[arm]["measures"][name], arms[BASE]["measures"][name]
+    entry, base = arms[arm]["measures"][name], arms[BASE]["measures"].get(name)
     change = change_of(entry)
     if change is None:
         return f"{measure.title} has no interval."
+    if base is None:  # the base is not judged against itself: the figure is its own change
+        joined = "from" if entry["verdict"] == "not distinguishable" else "than"
+        return (
+            f"Judged in pairs, {arm} is {entry['verdict']} {joined} the base: wins less losses {format_change(entry)} "
+            f"({entry['n']} items)."
+        )
     before, after = (Estimate(one["value"], one["low"], one["high"], one["n"]) for one in (base, entry))
     return sentence(measure.title, before, after, change, unit=measure.unit, p_value=entry.get("p_value"))

@@ -23,6 +23,7 @@ from mipo_ray.evaluation.task_requests import prepare_tasks
 from mipo_ray.generation.pipeline import condition_prompts
 from mipo_ray.loop import evaluate_all, generate, pair_set_hash, train
 from mipo_ray.plan import measured_stages
+from mipo_ray.report.run_report import write_report
 from mipo_ray.resources import Resources
 from mipo_ray.storage import RunDirectory
 from mipo_ray.training.trainer import check_training
@@ -59,9 +60,10 @@ def _run_seed(
         if comparison.same_pairs(arm) == arm:
             condition_prompts(config, run, 0, policy=initial, resources=resources[arm])
     _say(BASE, seed)
-    with monitoring.recording(base) as events:
+    with monitoring.recording(base, base_config.trackers) as events:
         prepare_tasks(tasks, base_config, base, policy=initial)
         evaluate_all(base_config, base, None, initial, initial, tasks, resources[BASE], events)
+    write_report(base_config, base)  # tasks and judgements are not in the one that the evaluate stage wrote
     report()
     policies = dict.fromkeys(comparison.arms, initial)
     for round_index in range(comparison.shared.rounds):
@@ -80,6 +82,7 @@ def _run_seed(
                 _check_trained_on(run, round_index, only)
                 prepare_tasks(tasks, config, run, policy=initial)
                 evaluate_all(config, run, round_index, policy, initial, tasks, resources[arm], events)
+            write_report(config, run)
             policies[arm] = policy
             report()
 

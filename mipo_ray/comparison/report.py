@@ -37,12 +37,13 @@ class Dot:
 
 @dataclass(frozen=True)
 class DotChart:
-    """All arms in one measure, one below the other, with a dashed line at the base's value."""
+    """All arms in one measure, one below the other, with a dashed line at the base's value (`level`, where it has
+    one)."""
 
     title: str
     dots: list[Dot]
     x_ticks: list[Tick]
-    level: float
+    level: float | None
     height: float
     left: float = _NAMES
     right: float = _WIDTH - _RIGHT
@@ -120,8 +121,14 @@ def notes(found: dict[str, Any]) -> list[str]:
         "together with length, copied 3-grams and distinct 2-grams.",
         "Seconds: generation, training and evaluation of the arm; pairs that another arm generated already cost none.",
     ]
+    if found["judged"] and len(found["seeds"]) > 1:
+        lines.append(
+            "The judge's figures are not in this table: they are shown for one seed only. Each run has its own in "
+            "evaluation.json and report.html."
+        )
     if found["unfinished"]:
-        lines.append(f"Not measured yet: {', '.join(found['unfinished'])}.")
+        what = "Not measured yet" if len(found["seeds"]) == 1 else "Not measured with every seed yet"
+        lines.append(f"{what}: {', '.join(found['unfinished'])}.")
     return lines
 
 
@@ -151,7 +158,11 @@ def dot_chart(arms: dict[str, dict[str, Any]], name: str, measure: Measure) -> D
     """A dot with its interval for every arm that has the measure, the base first."""
     shown = {arm: facts for arm, facts in arms.items() if name in facts["measures"]}
     entries = [facts["measures"][name] for facts in shown.values()]
-    reach = [entry[key] for entry in entries for key in ("value", "low", "high") if entry[key] is not None]
+    level = arms[BASE]["measures"].get(name, {}).get("value")
+    if level is None and name.endswith(".net_win"):
+        level = 0.0  # the base judged against itself
+    reach = [] if level is None else [level]
+    reach += [entry[key] for entry in entries for key in ("value", "low", "high") if entry[key] is not None]
     to_x, x_ticks = scale_and_ticks(min(reach), max(reach), _NAMES, _WIDTH - _RIGHT)
     dots = []
     for row, (arm, facts) in enumerate(shown.items()):
@@ -172,7 +183,7 @@ def dot_chart(arms: dict[str, dict[str, Any]], name: str, measure: Measure) -> D
         title=f"{measure.title}, {measure.unit}",
         dots=dots,
         x_ticks=_thinned(x_ticks),
-        level=dots[0].x,
+        level=None if level is None else to_x(level),
         height=_TOP + len(dots) * _ROW + _BOTTOM,
     )
 

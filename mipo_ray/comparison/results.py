@@ -1,8 +1,9 @@
 """What a comparison found: every arm's figures, their change from the initial model, and sentences in plain words.
 
-comparison.json: {"headline": measure, "seeds", "rounds", "equal": {prompts, pairs, steps, ...}, "control": [sentences],
-"findings": [sentences], "arms": {"base": ARM, name: ARM}}; an ARM has `description`, `control`, `seconds` by stage and
-`measures`: measure -> an entry as in results.json with `verdict`, and with several seeds `seed_changes`.
+comparison.json: {"headline": measure, "seeds", "judged", "rounds", "equal": {prompts, pairs, steps, ...}, "control":
+[sentences], "findings": [sentences], "unfinished", "arms": {"base": ARM, name: ARM}}; an ARM has `description`,
+`control`, `seconds` by stage and `measures`: measure -> an entry as in results.json with `verdict`, and with several
+seeds `seed_changes`.
 """
 
 from __future__ import annotations
@@ -17,26 +18,28 @@ import pyarrow.dataset
 from mipo_ray.comparison.config import BASE, Comparison, common_pairs_file, describe_arm
 from mipo_ray.comparison.findings import HELD_OUT, TASK_METRICS, control_sentences, findings
 from mipo_ray.evaluation import mutual_information as mi
+from mipo_ray.evaluation.evaluation_file import gather_evaluation
 from mipo_ray.evaluation.intervals import bootstrap_change, describe_change, group_means
 from mipo_ray.evaluation.measured import measured_rows
 from mipo_ray.evaluation.results import change_of, item_values
 from mipo_ray.evaluation.significance import item_changes, over_seeds, verdict
 from mipo_ray.pairs import has_swapped_labels
-from mipo_ray.report.run_report import read_results
 from mipo_ray.storage import RunDirectory
 
 Items = tuple[Any, Any]  # values [responses], and the item of each
 
 
 def gather(comparison: Comparison) -> dict[str, Any]:
-    """What comparison.json holds, from the arms that have been measured so far (the base at least)."""
+    """What comparison.json holds, from what has been measured so far: the base with one seed at least, and the arms
+    with all seeds; seed comes after seed, so that the first bases are there long before the last."""
     last = comparison.shared.rounds - 1
     measured = {
-        arm: [seed for seed in comparison.seeds if _manifest(comparison.run(arm, seed), last, "evaluate") is not None]
-        for arm in comparison.arms
+        arm: [seed for seed in comparison.seeds if _manifest(comparison.run(arm, seed), index, "evaluate") is not None]
+        for arm, index in [(BASE, None), *((arm, last) for arm in comparison.arms)]
     }
-    complete = [arm for arm, seeds in measured.items() if len(seeds) == len(comparison.seeds)]
-    arms = {BASE: _arm(comparison, BASE, None), **{arm: _arm(comparison, arm, last) for arm in complete}}
+    complete = [arm for arm in comparison.arms if measured[arm] == measured[BASE] == list(comparison.seeds)]
+    arms = {BASE: _arm(comparison, BASE, None, measured[BASE])}
+    arms |= {arm: _arm(comparison, arm, last, comparison.seeds) for arm in complete}
     headline = next(name for name in HELD_OUT if name in arms[BASE]["measures"])
     for arm in complete:
         arms[arm]["against_control"] = {
@@ -47,34 +50,39 @@ def gather(comparison: Comparison) -> dict[str, Any]:
     return {
         "headline": headline,
         "seeds": list(comparison.seeds),
+        "judged": comparison.shared.evaluate.judge.is_on,
         "rounds": comparison.shared.rounds,
         "equal": _equal(comparison, complete),
         "control": [line for control in comparison.controls for line in control_sentences(control, arms)],
         "findings": findings(headline, arms),
-        "unfinished": [arm for arm in comparison.arms if arm not in complete],
+        "unfinished": [arm for arm, seeds in measured.items() if seeds != list(comparison.seeds)],
         "arms": arms,
     }
 
 
-def _arm(comparison: Comparison, arm: str, round_index: int | None) -> dict[str, Any]:
+def _arm(comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]) -> dict[str, Any]:
     config = comparison.shared if arm == BASE else comparison.arms[arm]
-    stages = ["evaluate"] if arm == BASE else ["generate", "train", "evaluate"]
-    seconds = dict.fromkeys(stages, 0.0)
-    for seed in comparison.seeds:
-        run = comparison.run(arm, seed)
-        for index in [None] if round_index is None else range(round_index + 1):
-            for stage in stages:
-                manifest = _manifest(run, index, stage)
-                seconds[stage] += 0.0 if manifest is None else manifest["seconds"]
-    if arm != BASE and comparison.same_pairs(arm) != arm:
-        seconds["generate"] = 0.0  # of another arm, copied
     swapped = {"swapped_pairs": _swapped(comparison, round_index)} if arm in comparison.controls else {}
     return swapped | {
         "description": "the initial model, prompted alone" if arm == BASE else describe_arm(config),
         "control": arm in comparison.controls,
-        "seconds": seconds,
-        "measures": _measures(comparison, arm, round_index),
+        "seconds": stage_seconds(comparison, arm, round_index, seeds),
+        "measures": _measures(comparison, arm, round_index, seeds),
     }
+
+
+def stage_seconds(comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]) -> dict[str, float]:
+    """Seconds of each kind of stage, up to a round (None: the base); pairs that were copied cost none."""
+    stages = ["evaluate"] if arm == BASE else ["generate", "train", "evaluate"]
+    shares_pairs = arm != BASE and comparison.same_pairs(arm) != arm  # those of the first round
+    seconds = dict.fromkeys(stages, 0.0)
+    for seed in seeds:
+        for index in [None] if round_index is None else range(round_index + 1):
+            for stage in stages:
+                manifest = _manifest(comparison.run(arm, seed), index, stage)
+                if manifest is not None and not (shares_pairs and stage == "generate" and index == 0):
+                    seconds[stage] += manifest["seconds"]
+    return seconds
 
 
 def _swapped(comparison: Comparison, last: int | None) -> int:
@@ -87,15 +95,19 @@ def _swapped(comparison: Comparison, last: int | None) -> int:
     )
 
 
-def _measures(comparison: Comparison, arm: str, round_index: int | None) -> dict[str, dict[str, Any]]:
+def _measures(
+    comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
     """Measure -> entry. With one seed those of the run itself; with several the mean over seeds."""
     policy = BASE if round_index is None else str(round_index)
     if len(comparison.seeds) == 1:
         run = comparison.run(arm, comparison.seeds[0])
-        entries = {name: entry for name, entry in read_results(run)[policy].items() if name in HELD_OUT}
+        manifest = _manifest(run, round_index, "evaluate")
+        assert manifest is not None
+        entries = {name: entry for name, entry in manifest["results"].items() if name in HELD_OUT}
         entries |= _task_entries(run, policy)
     else:
-        entries = _over_seeds(comparison, arm, round_index)
+        entries = _over_seeds(comparison, arm, round_index, seeds)
     return {name: _judged(name, entry) for name, entry in entries.items()}
 
 
@@ -108,8 +120,9 @@ def _judged(name: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _task_entries(run: RunDirectory, policy: str) -> dict[str, dict[str, Any]]:
-    """The figures of evaluation.json that the table shows, by "task.metric"."""
-    tasks = json.loads(run.read_text("evaluation.json") or "{}").get(policy, {})
+    """The figures of tasks and judgements that the table shows, by "task.metric"; from the manifests: evaluation.json
+    is written after them, and a kill may come between."""
+    tasks = gather_evaluation(run).get(policy, {})
     return {
         f"{task}.{metric}": entry
         for task, result in tasks.items()
@@ -118,11 +131,13 @@ def _task_entries(run: RunDirectory, policy: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _over_seeds(comparison: Comparison, arm: str, round_index: int | None) -> dict[str, dict[str, Any]]:
+def _over_seeds(
+    comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
     config = comparison.shared
     draw: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
-    own = [_items(comparison, arm, seed, round_index) for seed in comparison.seeds]
-    base = [_items(comparison, BASE, seed, None) for seed in comparison.seeds]
+    own = [_items(comparison, arm, seed, round_index) for seed in seeds]
+    base = [_items(comparison, BASE, seed, None) for seed in seeds]
     entries: dict[str, dict[str, Any]] = {}
     for name in own[0]:
         if not all(name in of_seed for of_seed in own):

@@ -25,8 +25,8 @@ def read_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
     return json.loads(run.read_text(EVALUATION) or "{}")
 
 
-def write_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """Writes evaluation.json from every manifest with an `evaluation`, under its `name`, where that changes it."""
+def gather_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
+    """What evaluation.json holds, from every manifest with an `evaluation`, under its `name`."""
     found: dict[int, dict[str, Any]] = {}
     for file in sorted([*_files(run, "base"), *_files(run, "rounds")]):
         match = _MANIFEST.fullmatch(file)
@@ -34,7 +34,12 @@ def write_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
         if match and manifest is not None and "evaluation" in manifest:
             policy = -1 if match["round"] is None else int(match["round"])
             found.setdefault(policy, {})[manifest["name"]] = manifest["evaluation"]
-    evaluation = {"base" if policy < 0 else str(policy): found[policy] for policy in sorted(found)}
+    return {"base" if policy < 0 else str(policy): found[policy] for policy in sorted(found)}
+
+
+def write_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
+    """Writes evaluation.json from the manifests, where that changes it."""
+    evaluation = gather_evaluation(run)
     if evaluation != read_evaluation(run):
         run.write_text(EVALUATION, json.dumps(evaluation, indent=2))
     return evaluation

@@ -21,11 +21,23 @@ from mipo_ray.monitoring import Events
 
 ENGINE = "endpoint"  # where events of vLLM actors name an engine
 CHECK_SECONDS = 30.0
+# What the client raises over HTTP 200 with something that is not the API's: it does not check what it parses.
+_OTHER_FORM = (AttributeError, TypeError, ValueError)
+NO_KEY = "none"  # sent where there is no key: the client insists on one
 
 
 def endpoint_key(judge: JudgeConfig) -> SecretStr:
-    """The key in the environment of this process; a server without keys takes any."""
-    return SecretStr(os.environ.get(judge.api_key_variable) or "none")
+    """The key in the environment of this process; a server without keys takes any.
+
+    Raises UserError for a key that no HTTP header can hold: the client's own error would show it.
+    """
+    key = os.environ.get(judge.api_key_variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"environment variable {judge.api_key_variable}: expected the key of evaluate.judge.endpoint in printable "
+            "ASCII characters, found others (not shown)"
+        )
+    return SecretStr(key or NO_KEY)
 
 
 def check_endpoint(judge: JudgeConfig) -> None:
@@ -33,18 +45,21 @@ def check_endpoint(judge: JudgeConfig) -> None:
     import openai
 
     assert judge.endpoint is not None
+    key = endpoint_key(judge)
     client = openai.OpenAI(
         base_url=judge.endpoint,
-        api_key=endpoint_key(judge).get_secret_value(),
+        api_key=key.get_secret_value(),
         timeout=min(CHECK_SECONDS, judge.timeout_seconds),
         max_retries=min(2, judge.max_retries),
     )
     try:
         names = [model.id for model in client.models.list()]
     except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
-        raise _refused(judge, error) from None
+        raise _refused(judge, key, error) from None
     except openai.APIError:
         return  # a server that lists no models may still judge
+    except _OTHER_FORM as error:
+        raise _refused(judge, key, error) from None
     if names and judge.model not in names:
         raise UserError(f"evaluate.judge.model: {judge.endpoint} serves {', '.join(names[:10])}; found {judge.model!r}")
 
@@ -56,6 +71,7 @@ class EndpointJudge:
         import openai
 
         self._judge = judge
+        self._key = key
         self._events = events
         self._client = openai.AsyncOpenAI(
             base_url=judge.endpoint,
@@ -97,16 +113,16 @@ class EndpointJudge:
                     temperature=self._judge.temperature,
                     max_tokens=self._judge.max_tokens,
                 )
-            except openai.APIError as error:
-                raise _refused(self._judge, error, f", prompt {row['prompt_id']!r}") from None
-        if not completion.choices:
-            return "", "", 0
-        choice = completion.choices[0]
-        usage = completion.usage
-        return choice.message.content or "", choice.finish_reason or "", usage.completion_tokens if usage else 0
+                if not completion.choices:
+                    return "", "", 0
+                choice, usage = completion.choices[0], completion.usage
+                text, reason = choice.message.content or "", choice.finish_reason or ""
+                return text, reason, usage.completion_tokens if usage else 0
+            except (openai.APIError, *_OTHER_FORM) as error:
+                raise _refused(self._judge, self._key, error, f", prompt {row['prompt_id']!r}") from None
 
 
-def _refused(judge: JudgeConfig, error: Exception, where: str = "") -> UserError:
+def _refused(judge: JudgeConfig, key: SecretStr, error: Exception, where: str = "") -> UserError:
     """What the server said, or that it said nothing; what was judged before is kept."""
     import openai
 
@@ -118,6 +134,13 @@ def _refused(judge: JudgeConfig, error: Exception, where: str = "") -> UserError
     elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         # Servers repeat a part of the key in their message.
         what = f"refuses the key in the environment variable {judge.api_key_variable}"
+    elif isinstance(error, _OTHER_FORM):
+        what = (
+            "expected an OpenAI-compatible API, found an answer of another form, as a web page has it (does the URL "
+            f"lack /v1?): {type(error).__name__}: {error}"
+        )
+    if key.get_secret_value() != NO_KEY:
+        what = what.replace(key.get_secret_value(), f"(the key in {judge.api_key_variable})")
     tried = f" (sent again {judge.max_retries} times)" if _is_sent_again(error) else ""
     return UserError(
         f"evaluate.judge.endpoint {judge.endpoint}{where}: {what}{tried}. Judgements made so far are kept: the same "

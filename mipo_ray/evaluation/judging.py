@@ -145,25 +145,47 @@ def _metrics(
 def _write_requests(
     config: Config, run: RunDirectory, round_index: int | None, protocol: Protocol, facts: dict[str, Any]
 ) -> int:
-    """Writes requests/, what the judge is to be asked, once; returns how many judgements there are to be.
-
-    Requests and judgements of another definition, of a stage that was never finished, are removed.
-    """
+    """Writes requests/, what the judge is to be asked, once; returns how many judgements there are to be."""
     stage = run.stage(round_index, f"judge/{protocol}")
-    before = json.loads(run.read_text(f"{stage}/requests.json") or "{}")
-    if before.get("definition") == facts:
-        return int(before["judgements"])
-    run.remove(stage)
+    own_engines = config.evaluate.judge.has_own_engines
+    if (stored := stored_requests(run, stage, facts, own_engines=own_engines)) is not None:
+        return stored
     table = judgement_rows(config, run, round_index, judge_prompt(config.evaluate.judge, protocol))
     with ordered_context():
         rows: ray.data.Dataset = ray.data.from_arrow(table)
-        if config.evaluate.judge.has_own_engines:
+        if own_engines:
             rows = map_blocks(rows, _add_requests, judge=config.evaluate.judge, seed=config.seed)
         named(rows, f"{stage.replace('/', '_')}_requests").write_parquet(
             run.path(stage, "requests"), filesystem=run.arrow_filesystem()
         )
-    run.write_text(f"{stage}/requests.json", json.dumps({"definition": facts, "judgements": table.num_rows}))
+    note_requests(run, stage, facts, judgements=table.num_rows, own_engines=own_engines)
     return table.num_rows
+
+
+def stored_requests(run: RunDirectory, stage: str, facts: dict[str, Any], *, own_engines: bool) -> int | None:
+    """How many judgements the stored requests ask for; None where they are to be written.
+
+    Requests and judgements of another definition, of a stage that was never finished, are removed. Those of a judge
+    that ran elsewhere are its own: only engines of this run need token ids, so that its requests alone are removed.
+    """
+    before = json.loads(run.read_text(f"{stage}/requests.json") or "{}")
+    if before.get("definition") != facts:
+        run.remove(stage)
+        return None
+    if before.get("own_engines") is own_engines:
+        return int(before["judgements"])
+    # First that they are no longer whole: a kill may come before they are written again.
+    note_requests(run, stage, facts, judgements=before["judgements"], own_engines=None)
+    run.remove(f"{stage}/requests")
+    return None
+
+
+def note_requests(
+    run: RunDirectory, stage: str, facts: dict[str, Any], *, judgements: int, own_engines: bool | None
+) -> None:
+    """Notes by which definition requests/ was written, and whether for engines of this run; None: for neither yet."""
+    noted = {"definition": facts, "judgements": judgements, "own_engines": own_engines}
+    run.write_text(f"{stage}/requests.json", json.dumps(noted))
 
 
 def _ask(

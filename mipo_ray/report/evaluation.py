@@ -24,8 +24,9 @@ _DEFINITION = ("kind", "version", "prompt_hash", "data", "limit", "judge")
 
 @dataclass(frozen=True)
 class Comparison:
-    """The newest round against the base in one respect: what, the verdict, figures for people and a sentence."""
+    """The newest round that was measured so against the base: what, the verdict, figures for people and a sentence."""
 
+    round: str
     what: str
     word: str
     before: str
@@ -94,18 +95,23 @@ def comparisons(evaluation: Evaluation) -> list[Comparison]:
             metric = main_metric(result)
             entry, before = result["metrics"].get(metric), base["metrics"].get(metric)
             if entry and before and change_of(entry) is not None:
-                found.append(_compared(name, metric, before, entry))
+                found.append(_compared(key, name, metric, before, entry))
     return found
 
 
 def headline(found: Sequence[Comparison]) -> str:
-    """One plain sentence over all comparisons: where the newest round is better, worse or not distinguishable."""
+    """One plain sentence over all comparisons: where which round is better, worse or not distinguishable. What the
+    newest of them was not measured in is said of the round that was."""
     parts = []
-    for word, joined in (("better", "better in"), ("worse", "worse in"), ("not distinguishable", "")):
-        names = [comparison.what for comparison in found if comparison.word == word]
-        if names:
-            parts.append(f"{joined or 'not distinguishable in'} {', '.join(names)}")
-    return f"Against the base, the newest policy is {'; '.join(parts)}." if parts else ""
+    for key in sorted({comparison.round for comparison in found}, key=int, reverse=True):
+        of_round = [comparison for comparison in found if comparison.round == key]
+        said = []
+        for word, joined in (("better", "better in"), ("worse", "worse in"), ("not distinguishable", "")):
+            names = [comparison.what for comparison in of_round if comparison.word == word]
+            if names:
+                said.append(f"{joined or 'not distinguishable in'} {', '.join(names)}")
+        parts.append(f"round {key} is {'; '.join(said)}")
+    return f"Against the base, {'; '.join(parts)}." if parts else ""
 
 
 def main_metric(result: dict[str, Any]) -> str:
@@ -182,13 +188,14 @@ def _names(evaluation: Evaluation) -> list[str]:
     return sorted(names, key=lambda name: name in (PAIRWISE, POINTWISE))
 
 
-def _compared(name: str, metric: str, before: dict[str, Any], entry: dict[str, Any]) -> Comparison:
+def _compared(key: str, name: str, metric: str, before: dict[str, Any], entry: dict[str, Any]) -> Comparison:
     what = "the judge's rating" if name == POINTWISE else f"{name} {metric}"
     change = change_of(entry)
     assert change is not None
     p_value = entry.get("p_value")
     said = sentence(what, _estimate(before), _estimate(entry), change, unit=entry["unit"], p_value=p_value)
     return Comparison(
+        round=key,
         what=what,
         word=entry.get("verdict") or verdict(change, p_value=p_value),
         before=format_value(before["value"], entry["unit"]),
@@ -208,6 +215,7 @@ def _pairwise(key: str, result: dict[str, Any]) -> Comparison:
     )
     joined = f"{word} from" if word == "not distinguishable" else f"{word} than"
     return Comparison(
+        round=key,
         what="the judge's pairwise verdict",
         word=word,
         before="",

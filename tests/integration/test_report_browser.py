@@ -110,7 +110,7 @@ def test_the_story_is_told_in_the_rendered_text(chromium: Chromium, page: Path) 
         text.index(shown)
         for shown in (
             "mipo-ray: embedded, missing_context",
-            "Against the base, the newest policy is better in arc_easy_likelihood accuracy",
+            "Against the base, round 1 is better in arc_easy_likelihood accuracy",
             "After 2 rounds, the mutual information between answer and user context",
             "From prompts to answers",
             "chosen_truncated: 1",

@@ -22,15 +22,16 @@ from mipo_ray.compare import main
 from mipo_ray.comparison.config import BASE, Comparison, describe_arm, load_comparison
 from mipo_ray.comparison.findings import control_sentences, findings, measures_of
 from mipo_ray.comparison.loop import common_pairs, kept_pairs
-from mipo_ray.comparison.report import dot_chart, markdown, render
-from mipo_ray.comparison.results import gather
+from mipo_ray.comparison.report import dot_chart, markdown, render, write_comparison
+from mipo_ray.comparison.results import gather, stage_seconds
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out import RESPONSE_SCHEMA
 from mipo_ray.evaluation.measured import measured_rows
-from mipo_ray.evaluation.results import measure
+from mipo_ray.evaluation.results import MeasuredRows, measure
 from mipo_ray.loop import pair_set_hash
 from mipo_ray.pairs import as_version_2, has_swapped_labels, shuffle_labels
 from mipo_ray.recipe import ConfigError, load_config, to_yaml
+from mipo_ray.report import run_report
 from mipo_ray.storage import RunDirectory, StorageError
 
 ARMS: dict[str, Any] = {
@@ -93,6 +94,15 @@ def test_arms_that_sample_the_same_share_their_pairs(comparison):
         ({"arms": {"a": {"generation": {"sampling": {"max_tokens": 9}}}}}, "arms.a.generation.sampling.max_tokens"),
         ({"arms": {"a": {"evaluate": {"samples_per_prompt": 1}}}}, "arms.a.evaluate.samples_per_prompt"),
         ({"arms": {"a": {"rounds": 3}}}, "arms.a.rounds: expected those of all arms, 1; found 3"),
+        ({"arms": {"a": {"run_dir": "elsewhere"}}}, "arms.a.run_dir: the arms of a comparison"),
+        ({"arms": {"a": {"seed": 3}}}, "arms.a.seed: the arms of a comparison"),
+        ({"arms": {"a": {"ray": {"num_cpus": 3}}}}, "arms.a.ray.num_cpus: the arms of a comparison"),
+        ({"arms": {"a": {"prompts": {"reference_column": "x"}}}}, "arms.a.prompts.reference_column: the arms of"),
+        ({"arms": {"a": {"evaluate": {"judge": {"model": "m"}}}}}, "arms.a.evaluate.judge.model: the arms of a"),
+        ({"arms": {"a": {"evaluate": {"tasks": ["svamp"]}}}}, "arms.a.evaluate.tasks: the arms of a comparison"),
+        ({"arms": {"a": {"evaluate": {"matrix": 0}}}}, "arms.a.evaluate.matrix: the arms of a comparison"),
+        ({"arms": {1: {}}}, "arms: expected names that are text, found 1: put it in quotes"),
+        ({"arms": {1e-5: {}, True: {}}}, "arms: expected names that are text, found 1e-05, True: put them in quotes"),
         ({"seeds": []}, "seeds: expected a list of different whole numbers"),
         ({"seeds": [1, 1]}, "seeds: expected a list of different whole numbers"),
         ({"seeds": [True]}, "seeds: expected a list of different whole numbers"),
@@ -105,6 +115,13 @@ def test_wrong_recipes_are_refused(tmp_path, values, message):
     with pytest.raises(ConfigError) as caught:
         load_comparison(write_recipe(tmp_path, **values))
     assert message in str(caught.value)
+
+
+def test_an_arm_may_run_in_another_place(tmp_path):
+    own = {"train": {"micro_batch_tokens": 64}, "generation": {"pool": {"max_size": 3}}, "trackers": ["tensorboard"]}
+    comparison = load_comparison(write_recipe(tmp_path, arms={"mipo": {}, "elsewhere": own}))
+    assert comparison.arms["elsewhere"].generation.pool.max_size == 3
+    assert comparison.same_pairs("elsewhere") == "mipo"
 
 
 def test_every_wrong_arm_is_told_at_once(tmp_path):
@@ -299,14 +316,25 @@ def write_scores(comparison: Comparison, arm: str, seed: int, pmi: float, *, pro
     pyarrow.parquet.write_table(table, directory / "scores.parquet")
 
 
+def write_base(comparison: Comparison, seed: int) -> tuple[RunDirectory, MeasuredRows]:
+    """The measured base of one seed, with a PMI of 3 nats."""
+    base = comparison.run(BASE, seed)
+    write_scores(comparison, BASE, seed, 3.0)
+    rows = measured_rows(base, None)
+    results = measure(rows, None, beta=0.1, samples=200, seed=0)
+    write_stage(base, base.stage(None, "evaluate"), {"results": results}, comparison)
+    return base, rows
+
+
+def write_evaluated(run: RunDirectory, stage: str, name: str, evaluation: dict[str, Any], one: Comparison) -> None:
+    """The manifest of a finished task, or of a finished judgement."""
+    write_stage(run, stage, {"name": name, "evaluation": evaluation}, one)
+
+
 def write_results(comparison: Comparison, changes: dict[str, float], *, pairs: dict[str, int] | None = None) -> None:
     """Finished runs of every arm in `changes`, whose PMI lies that much above the base's 3 nats."""
     for seed in comparison.seeds:
-        base = comparison.run(BASE, seed)
-        write_scores(comparison, BASE, seed, 3.0)
-        write_stage(base, base.stage(None, "evaluate"), {}, comparison)
-        base_rows = measured_rows(base, None)
-        base.write_text("results.json", json.dumps({"base": measure(base_rows, None, beta=0.1, samples=200, seed=0)}))
+        base, base_rows = write_base(comparison, seed)
         comparison.root().write_text(f"common_pairs/seed-{seed}/round-000.json", json.dumps(["a", "b", "c", "d"]))
         for arm, change in changes.items():
             run = comparison.run(arm, seed)
@@ -315,10 +343,8 @@ def write_results(comparison: Comparison, changes: dict[str, float], *, pairs: d
             summary = {"pairs": (pairs or {}).get(arm, 4), "steps": 1}
             write_stage(run, run.stage(0, "generate"), {"pairs": []}, comparison)
             write_stage(run, run.stage(0, "train"), {"summary": summary}, comparison)
-            write_stage(run, run.stage(0, "evaluate"), {}, comparison)
-            rows = measured_rows(run, 0)
-            entry = measure(rows, base_rows, beta=0.1, samples=200, seed=0)
-            run.write_text("results.json", json.dumps({"0": entry}))
+            entry = measure(measured_rows(run, 0), base_rows, beta=0.1, samples=200, seed=0)
+            write_stage(run, run.stage(0, "evaluate"), {"results": entry}, comparison)
 
 
 def test_the_table_has_every_arm_with_intervals_and_verdicts(comparison):
@@ -375,21 +401,103 @@ def test_several_seeds_are_one_row_with_each_seeds_change(tmp_path):
     assert "kl_per_token" in gather(comparison)["arms"]["mipo"]["measures"]
 
 
+def test_several_seeds_say_where_the_judges_figures_are(tmp_path):
+    judge = {"evaluate": {"judge": {"model": "org/judge"}}}
+    several = load_comparison(write_recipe(tmp_path, seeds=[0, 1], **judge))
+    write_results(several, {"mipo": 1.0, "control": 0.0})
+    for seed in (0, 1):
+        stage, run = "rounds/000/judge/pairwise", several.run("mipo", seed)
+        write_evaluated(run, stage, "judge_pairwise", judged_in_pairs(0.5), several)
+    found = gather(several)
+    said = "The judge's figures are not in this table: they are shown for one seed only."
+    assert "judge_pairwise.net_win" not in found["arms"]["mipo"]["measures"]
+    assert said in markdown(found)
+    assert "are not in this table: they are shown for one seed only." in render(found, several)
+    one = load_comparison(write_recipe(tmp_path, **judge))
+    assert "judge_pairwise.net_win" in gather(one)["arms"]["mipo"]["measures"]
+    assert said not in markdown(gather(one))
+    assert said not in markdown(gather(load_comparison(write_recipe(tmp_path, seeds=[0, 1]))))
+
+
+def test_only_the_first_rounds_pairs_cost_an_arm_nothing(tmp_path):
+    comparison = load_comparison(write_recipe(tmp_path, rounds=2))
+    for arm in ("mipo", "sft"):
+        run = comparison.run(arm, 0)
+        for index, seconds in ((0, 10.0), (1, 7.0)):
+            write_stage(run, run.stage(index, "generate"), {"pairs": [], "seconds": seconds}, comparison)
+            write_stage(run, run.stage(index, "train"), {"seconds": 3.0}, comparison)
+    assert stage_seconds(comparison, "mipo", 1, [0]) == {"generate": 17.0, "train": 6.0, "evaluate": 0.0}
+    assert stage_seconds(comparison, "sft", 1, [0]) == {"generate": 7.0, "train": 6.0, "evaluate": 0.0}
+
+
+def test_several_seeds_are_reported_from_the_first_measured_base_on(tmp_path):
+    comparison = load_comparison(write_recipe(tmp_path, seeds=[0, 1, 2]))
+    write_base(comparison, 0)
+    found = write_comparison(comparison, comparison.root())
+    base = found["arms"][BASE]["measures"]["context_pmi_initial"]
+    assert list(found["arms"]) == [BASE]
+    assert base["value"] == pytest.approx(3.0, abs=0.5)
+    assert "Not measured with every seed yet: base, mipo, control, sft, random_context." in markdown(found)
+    # Another seed's base, of other answers, counts as soon as it is there.
+    write_scores(comparison, BASE, 2, 5.0)
+    write_stage(comparison.run(BASE, 2), "base/evaluate", {}, comparison)
+    found = write_comparison(comparison, comparison.root())
+    assert found["arms"][BASE]["measures"]["context_pmi_initial"]["value"] == pytest.approx(base["value"] + 1.0)
+    # An arm that only the first seed has is not shown yet.
+    write_results(load_comparison(write_recipe(tmp_path)), {"mipo": 1.0})
+    assert list(gather(comparison)["arms"]) == [BASE]
+
+
 def test_tasks_are_columns_of_the_table(comparison):
     write_results(comparison, {"mipo": 1.0, "control": 0.0})
     entry = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 100, "unit": "share", "interval": "wilson"}
     task = {"kind": "likelihood", "version": 1, "metrics": {"accuracy": entry, "no_answer": entry}}
-    comparison.run(BASE, 0).write_text("evaluation.json", json.dumps({"base": {"arc_easy_likelihood": task}}))
+    name, stage = "arc_easy_likelihood", "tasks/arc_easy_likelihood"
+    write_evaluated(comparison.run(BASE, 0), f"base/{stage}", name, task, comparison)
     better = entry | {"change": 0.1, "change_low": 0.02, "change_high": 0.18, "p_value": 0.2}
     better |= {"verdict": "not distinguishable"}  # by McNemar, whatever the interval says
     task = {**task, "metrics": {"accuracy": better}}
-    comparison.run("mipo", 0).write_text("evaluation.json", json.dumps({"0": {"arc_easy_likelihood": task}}))
+    write_evaluated(comparison.run("mipo", 0), f"rounds/000/{stage}", name, task, comparison)
     found = gather(comparison)
     columns = measures_of(found["arms"])
     assert list(columns)[-1] == "arc_easy_likelihood.accuracy"
     assert columns["arc_easy_likelihood.accuracy"].title == "arc_easy_likelihood accuracy"
     assert found["arms"]["mipo"]["measures"]["arc_easy_likelihood.accuracy"]["verdict"] == "not distinguishable"
     assert "arc_easy_likelihood accuracy" in render(found, comparison)
+
+
+def judged_in_pairs(net: float) -> dict[str, Any]:
+    """The pairwise judge's entry of a round in evaluation.json; the base has none."""
+    figures = {"interval": "bootstrap", "n": 12, "unit": "share"}
+    wins = {"value": net, "low": net - 0.2, "high": net + 0.2, **figures}
+    wins |= {"change": net, "change_low": net - 0.2, "change_high": net + 0.2}
+    word = "better" if net > 0.2 else "worse" if net < -0.2 else "not distinguishable"
+    shares = {"win": 0.5 + net / 2, "tie": 0.0, "loss": 0.5 - net / 2}
+    metrics = {name: {"value": share, "low": share, "high": share, **figures} for name, share in shares.items()}
+    return {"kind": "judge", "version": 1, "metrics": {**metrics, "net_win": {**wins, "verdict": word}}}
+
+
+def write_judged(comparison: Comparison, arm: str, net: float) -> None:
+    evaluation = judged_in_pairs(net)
+    write_evaluated(comparison.run(arm, 0), "rounds/000/judge/pairwise", "judge_pairwise", evaluation, comparison)
+
+
+def test_the_pairwise_judge_of_a_control_is_said_without_a_value_of_the_base(comparison):
+    write_results(comparison, {"mipo": 1.0, "control": 0.0})
+    for arm, net in (("mipo", 0.5), ("control", 0.1)):
+        write_judged(comparison, arm, net)
+    found = gather(comparison)
+    assert (
+        "Judged in pairs, control is not distinguishable from the base: wins less losses +0.100 [-0.100, +0.300] "
+        "(12 items)."
+    ) in found["control"]
+    assert found["arms"]["mipo"]["measures"]["judge_pairwise.net_win"]["verdict"] == "better"
+    assert found["control"][-1] in render(found, comparison)
+    # What the control gains in the judge's eyes is a finding as any other.
+    write_judged(comparison, "control", 0.5)
+    found = gather(comparison)
+    assert "shows a gain in reward accuracy, judge_pairwise net win." in found["control"][0]
+    assert found["control"][-1].startswith("Judged in pairs, control is better than the base: wins less losses +0.500 ")
 
 
 # Sentences and page
@@ -458,6 +566,25 @@ def test_dots_stand_at_their_values(comparison):
     assert len({dot.y for dot in chart.dots}) == 4
 
 
+def test_a_measure_that_the_base_lacks_has_no_line_of_the_base(comparison):
+    write_results(comparison, {"mipo": 1.0, "control": 0.0})
+    write_judged(comparison, "mipo", 0.5)
+    write_judged(comparison, "control", 0.4)
+    found = gather(comparison)
+    columns = measures_of(found["arms"])
+    chart = dot_chart(found["arms"], "judge_pairwise.net_win", columns["judge_pairwise.net_win"])
+    mipo, control = chart.dots
+    # Judged in pairs, the base has 0 against itself, which is drawn, though no interval reaches it.
+    assert chart.left <= chart.level < control.low < mipo.low
+    assert (mipo.x - chart.level) / (mipo.x - control.x) == pytest.approx(0.5 / 0.1)
+    for arm in ("mipo", "control"):
+        found["arms"][arm]["measures"]["x.accuracy"] = found["arms"][arm]["measures"]["reward_accuracy"]
+    columns = measures_of(found["arms"])
+    assert dot_chart(found["arms"], "x.accuracy", columns["x.accuracy"]).level is None
+    html = render(found, comparison)
+    assert html.count('<line class="level"') == len(columns) - 1
+
+
 # The command
 
 
@@ -510,15 +637,28 @@ def test_the_directory_of_a_run_is_no_comparison(runnable, tmp_path, capsys):
     assert issubclass(StorageError, UserError)
 
 
-def test_a_finished_comparison_starts_nothing(runnable, capsys):
+def test_a_finished_comparison_starts_nothing(runnable, capsys, monkeypatch):
+    reported = []
+    monkeypatch.setattr(run_report, "write_report", lambda config, run: reported.append((config.run_dir, run.url)))
     comparison = load_comparison(runnable)
     write_results(comparison, {"mipo": 4.0, "control": 0.0, "sft": -1.0, "random_context": 2.0})
+    runs = [comparison.run(arm, seed) for arm, seed in [(BASE, 0), *comparison.runs()]]
     for arm, seed in [(BASE, 0), *comparison.runs()]:
+        # Nobody but the stages wrote anything: as after a kill right behind the last commit.
+        assert comparison.run(arm, seed).read_text("results.json") is None
         comparison.run(arm, seed).write_text("config.yaml", to_yaml(comparison.config(arm, seed)))
     assert main([str(runnable)]) == 0
     output = capsys.readouterr().out
     assert "finished before, nothing to train" in output
     assert "mipo: context PMI is better than the base" in output
     assert Path(comparison.root().path("comparison.html")).exists()
+    assert sorted(reported) == sorted((one.url, one.url) for one in runs)
+    assert [run_report.read_results(one).keys() for one in runs] == [{"base"}, *([{"base", "0"}] * 4)]
+    # Files that are as new as the stages are left as they are.
+    reported.clear()
+    for one in runs:
+        one.write_text("report.html", "")
+    assert main([str(runnable)]) == 0
+    assert reported == []
     assert main([str(runnable), "arms.sft.train.beta=0.2"]) == 2
     assert "sft, seed 0: " in capsys.readouterr().err

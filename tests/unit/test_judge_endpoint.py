@@ -6,7 +6,11 @@ python -m pytest tests/unit/test_judge_endpoint.py
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +33,37 @@ class FakeEvents:
 
     def emit(self, event: dict[str, Any]) -> None:
         self.emitted.append(event)
+
+
+class AnotherServer:
+    """Answers every request with HTTP 200 and the same body."""
+
+    def __init__(self, kind: str, body: str) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            do_POST = do_GET
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{self._server.server_port}/v1"
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+            thread.join()
 
 
 def config(endpoint: FakeJudgeEndpoint, **more: Any) -> JudgeConfig:
@@ -104,6 +139,67 @@ def test_the_key_comes_from_the_environment_and_stays_there(monkeypatch: pytest.
         check_endpoint(judge)
         assert KEY not in repr(endpoint_key(judge))
         assert len(judged(judge, ["one"], key=endpoint_key(judge).get_secret_value())) == 1
+
+
+def test_a_key_is_read_without_what_stands_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\r\n")
+    with FakeJudgeEndpoint(always_first, key=KEY).running() as endpoint:
+        judge = config(endpoint, api_key_variable="JUDGE_KEY")
+        assert endpoint_key(judge).get_secret_value() == KEY
+        check_endpoint(judge)
+        monkeypatch.setenv("JUDGE_KEY", "\n")
+        assert endpoint_key(judge).get_secret_value() == "none"
+
+
+@pytest.mark.parametrize("wrong", ["sk-\u00e4bc", "sk-abc\ndef", "sk-abc\x7f"])
+def test_a_key_that_no_header_can_hold_is_refused_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", wrong)
+    with FakeJudgeEndpoint(always_first).running() as endpoint:
+        judge = config(endpoint, api_key_variable="JUDGE_KEY")
+        with pytest.raises(UserError) as error:
+            check_endpoint(judge)
+    assert str(error.value).startswith("environment variable JUDGE_KEY: expected the key of evaluate.judge.endpoint")
+    assert "sk-" not in str(error.value)
+    assert "abc" not in str(error.value)
+
+
+def test_a_server_that_repeats_the_key_does_not_get_it_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with FakeJudgeEndpoint(always_first, statuses=(400,), fault=f"no quota for Bearer {KEY}").running() as endpoint:
+        judge = config(endpoint, api_key_variable="JUDGE_KEY")
+        with pytest.raises(UserError, match=r"no quota for Bearer \(the key in JUDGE_KEY\)") as error:
+            judged(judge, ["one"], key=KEY)
+    assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("text/html", "<html><body>Welcome</body></html>"),
+        ("application/json", "<html>"),
+        ("application/json", '["a", "b"]'),
+        ("application/json", '{"choices": 3, "data": 3}'),
+    ],
+)
+def test_a_server_of_another_kind_is_named(kind: str, body: str) -> None:
+    with AnotherServer(kind, body).running() as url:
+        judge = JudgeConfig(model=MODEL, endpoint=url)
+        expected = rf"^evaluate\.judge\.endpoint {url}.*: expected an OpenAI-compatible API, found "
+        with pytest.raises(UserError, match=expected):
+            check_endpoint(judge)
+        with pytest.raises(UserError, match=expected) as error:
+            judged(judge, ["one"])
+    assert "prompt 'p0'" in str(error.value)
+    assert KEY not in str(error.value)
+
+
+def test_a_server_that_answers_without_choices_is_taken_for_a_judge_that_says_nothing() -> None:
+    with AnotherServer("application/json", '{"choices": [], "data": []}').running() as url:
+        judge = JudgeConfig(model=MODEL, endpoint=url)
+        check_endpoint(judge)
+        assert judged(judge, ["one"])[0]["judgement"] == ""
 
 
 def test_a_model_that_is_not_served_is_refused_with_those_that_are() -> None:

@@ -116,8 +116,24 @@ def test_comparisons_take_the_newest_round_and_say_it_plainly() -> None:
     assert found["svamp accuracy"].word == "not distinguishable"
     assert found["the judge's pairwise verdict"].sentence.startswith("Judged in pairs, round 1 is")
     said = headline(list(found.values()))
-    assert said.startswith("Against the base, the newest policy is better in arc_easy_likelihood accuracy")
+    assert said.startswith("Against the base, round 1 is better in arc_easy_likelihood accuracy")
     assert "not distinguishable in svamp accuracy" in said
+    assert "round 0" not in said
+
+
+def test_what_only_an_earlier_round_was_measured_in_is_said_of_that_round() -> None:
+    def measured(change: float, p_value: float) -> dict[str, Any]:
+        return task(accuracy=entry(0.5 + change, change, fixed=9, broken=3, p_value=p_value))
+
+    evaluation = {
+        "base": {"x": task(accuracy=entry(0.5)), "svamp": task(accuracy=entry(0.5))},
+        "9": {"x": measured(0.1, 0.001), "svamp": measured(0.1, 0.001)},
+        "10": {"x": measured(-0.1, 0.001)},
+    }
+    said = headline(comparisons(evaluation))
+    assert said == "Against the base, round 10 is worse in x accuracy; round 9 is better in svamp accuracy."
+    del evaluation["10"]
+    assert headline(comparisons(evaluation)) == "Against the base, round 9 is better in x accuracy, svamp accuracy."
 
 
 @pytest.mark.parametrize(
