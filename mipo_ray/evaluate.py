@@ -29,12 +29,12 @@ from mipo_ray.command import run_command
 from mipo_ray.config import Config
 from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.evaluation_file import read_evaluation, task_table, write_evaluation
+from mipo_ray.evaluation.evaluation_file import is_report_current, read_evaluation, task_table, write_evaluation
 from mipo_ray.evaluation.judge_rows import check_judge, judged_protocols
 from mipo_ray.evaluation.task import task_names
 from mipo_ray.evaluation.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks, task_stage
 from mipo_ray.models import check_model
-from mipo_ray.plan import describe_judge, describe_tasks, is_report_current
+from mipo_ray.plan import describe_judge, describe_tasks
 from mipo_ray.prompt_check import PromptSummary, check_held_out
 from mipo_ray.recipe import load_config
 from mipo_ray.resources import Node, NodeType, Resources, check_engines, resolve, total

@@ -11,7 +11,7 @@ from mipo_ray.config import Config
 from mipo_ray.config_evaluate import EvaluateConfig
 from mipo_ray.config_train import TrainConfig
 from mipo_ray.estimates import describe_estimates, describe_task_estimate
-from mipo_ray.evaluation.evaluation_file import EVALUATION, read_evaluation
+from mipo_ray.evaluation.evaluation_file import is_report_current, read_evaluation
 from mipo_ray.evaluation.judge_rows import check_judge, judged_protocols
 from mipo_ray.evaluation.task_check import CheckedTask, check_finished_tasks, check_tasks, task_stage, task_window
 from mipo_ray.labels import shown
@@ -65,13 +65,6 @@ class Plan:
         if any(not names <= evaluation.get(policy, {}).keys() for policy in measured):
             return False
         return is_report_current(self.run)
-
-
-def is_report_current(run: RunDirectory) -> bool:
-    """Whether report.html is there and no file of results was written after it."""
-    written = run.modified("report.html")
-    read = [run.modified(name) for name in ("results.json", EVALUATION)]
-    return written is not None and all(time is None or time <= written for time in read)
 
 
 def make_plan(

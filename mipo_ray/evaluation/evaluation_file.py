@@ -37,6 +37,13 @@ def gather_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
     return {"base" if policy < 0 else str(policy): found[policy] for policy in sorted(found)}
 
 
+def is_report_current(run: RunDirectory) -> bool:
+    """Whether report.html is there and no file of results was written after it."""
+    written = run.modified("report.html")
+    read = [run.modified(name) for name in ("results.json", EVALUATION)]
+    return written is not None and all(time is None or time <= written for time in read)
+
+
 def write_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
     """Writes evaluation.json from the manifests, where that changes it."""
     evaluation = gather_evaluation(run)

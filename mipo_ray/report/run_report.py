@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.dataset
 
 from mipo_ray.config import Config
-from mipo_ray.evaluation.evaluation_file import EVALUATION, read_evaluation, write_evaluation
+from mipo_ray.evaluation.evaluation_file import is_report_current, read_evaluation, write_evaluation
 from mipo_ray.evaluation.measured import measured_rows
 from mipo_ray.evaluation.mutual_information import leave_one_out_pmi, pmi_without_context
 from mipo_ray.monitoring import read_events
@@ -44,9 +44,7 @@ def bring_up_to_date(config: Config, run: RunDirectory) -> None:
     committed leaves older ones."""
     write_results(run, config.rounds)
     write_evaluation(run)
-    written = run.modified("report.html")
-    read = [run.modified(name) for name in ("results.json", EVALUATION)]
-    if written is None or any(time is not None and time > written for time in read):
+    if not is_report_current(run):
         write_report(config, run)
 
 
