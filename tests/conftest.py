@@ -1,8 +1,12 @@
 """Settings of all tests."""
 
+import os
 import signal
 
 from hypothesis import settings
+
+# No test reaches for the Hub, on a machine that could as on one that cannot. Libraries read it when they are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # In the background of a shell script Ctrl-C is ignored, also by the processes that the tests would stop with it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

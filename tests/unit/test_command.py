@@ -187,13 +187,15 @@ def test_the_plan_says_its_numbers(options: list[str], capsys: pytest.CaptureFix
     assert plan.splitlines()[-1] == "dry run: nothing was started"
 
 
-def test_the_plan_shows_the_judge(options: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_plan_shows_the_judge(
+    options: list[str], model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     write_rows(tmp_path / "held_out.jsonl", [{**prompt_row(index), "reference": "r"} for index in range(6)])
-    overrides = ["rounds=1", "evaluate.judge.model=org/judge", "evaluate.judge.protocols=[pairwise, pointwise]"]
+    overrides = ["rounds=1", f"evaluate.judge.model={model}", "evaluate.judge.protocols=[pairwise, pointwise]"]
     plan = dry_run([*options, *overrides, "evaluate.samples_per_prompt=3", "ray.num_cpus=6"], capsys)
     lines = {line.split("  ")[0]: " ".join(line.split()) for line in plan.splitlines()}
     assert lines["judge"] == (
-        "judge org/judge: pairwise 36 of each round (each pair in both orders), pointwise 18 of the base and of each "
+        f"judge {model}: pairwise 36 of each round (each pair in both orders), pointwise 18 of the base and of each "
         "round; judgements of up to 512 tokens, temperature 0"
     )
     assert lines["judging"].startswith("judging 1 to 1 engines, tensor parallel 1; reserves 2 CPUs and 0 GPUs")
@@ -206,7 +208,7 @@ def test_the_plan_shows_the_judge(options: list[str], capsys: pytest.CaptureFixt
     ]
     # A server's engines are its own business.
     served = dry_run([*options, *overrides, "evaluate.judge.endpoint=http://localhost:1/v1"], capsys)
-    assert "org/judge at http://localhost:1/v1: pairwise 24" in served
+    assert f"{model} at http://localhost:1/v1: pairwise 24" in served
     assert "judging " not in served
 
 

@@ -220,7 +220,7 @@ def test_a_judge_judges_answers_that_a_run_has_sampled(
 ) -> None:
     rows = [{"prompt": f"Question {index}?", "context": f"I am {index}."} for index in range(6)]
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = [f"evaluate.prompts.path={tmp_path}/held_out.jsonl", "tasks={}", "judge.model=org/judge"]
+    arguments = [f"evaluate.prompts.path={tmp_path}/held_out.jsonl", "tasks={}", f"judge.model={tmp_path}/model"]
     run = open_run(f"{tmp_path}/run")
     config = load_config(recipe, arguments[:1])
     run.record_config(config)
@@ -231,7 +231,7 @@ def test_a_judge_judges_answers_that_a_run_has_sampled(
         run.commit(run.stage(index, "evaluate"), config, {})
     assert main(["--dry-run", run.url, *arguments]) == 0
     out = capsys.readouterr().out
-    assert "judge           org/judge: pairwise 24 of each round (each pair in both orders)" in out
+    assert f"judge           {tmp_path}/model: pairwise 24 of each round (each pair in both orders)" in out
     assert "to do           rounds/000/judge/pairwise\n" in out
     assert main(["--dry-run", run.url, *arguments, "judge.protocols=[pointwise]"]) == 2
     assert "expects a reference answer in every row, found none in 6 of 6 rows" in capsys.readouterr().err
@@ -242,7 +242,7 @@ def test_policies_without_held_out_answers_are_named_beside_a_judge(
 ) -> None:
     rows = [{"prompt": f"Question {index}?", "context": f"I am {index}."} for index in range(6)]
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = [f"evaluate.prompts.path={tmp_path}/held_out.jsonl", "judge.model=org/judge"]
+    arguments = [f"evaluate.prompts.path={tmp_path}/held_out.jsonl", f"judge.model={tmp_path}/model"]
     run = open_run(f"{tmp_path}/run")
     config = load_config(recipe, arguments[:1])
     run.record_config(config)
@@ -260,7 +260,7 @@ def test_policies_without_held_out_answers_are_named_beside_a_judge(
         run.commit(run.stage(index, "evaluate"), config, {})
     assert main(["--dry-run", run.url, *arguments]) == 0
     out = capsys.readouterr().out
-    assert "judge           org/judge: pairwise" in out
+    assert f"judge           {tmp_path}/model: pairwise" in out
     assert "judge           not round 1: it has no held-out answers\n" in out
     assert nothing not in out
     run.commit(run.stage(1, "evaluate"), config, {})
