@@ -144,7 +144,9 @@ def _over_seeds(
             continue
         value = over_seeds([_by_item(of_seed[name]) for of_seed in own], **draw)
         unit = HELD_OUT[name].unit if name in HELD_OUT else "share"
-        entry: dict[str, Any] = {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
+        # What seeds differ by is widened, which would take a share below 0 or above 1.
+        low, high = np.clip((value.low, value.high), 0, 1).tolist() if unit == "share" else (value.low, value.high)
+        entry: dict[str, Any] = {"value": value.value, "low": low, "high": high, "n": value.n}
         entry |= {"unit": unit, "interval": "bootstrap"}
         if round_index is not None and all(name in of_seed for of_seed in base):
             changes = [item_changes(before[name], after[name]) for before, after in zip(base, own, strict=True)]

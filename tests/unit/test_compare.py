@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,9 @@ def test_a_finished_stage_is_copied_whole_and_only_once(comparison):
 # Results: small made-up scores, written as the evaluate stage writes them
 
 
-def write_scores(comparison: Comparison, arm: str, seed: int, pmi: float, *, prompts: int = 12) -> None:
+def write_scores(
+    comparison: Comparison, arm: str, seed: int, pmi: float, *, prompts: int = 12, finish_reason: str = "stop"
+) -> None:
     """Scored answers of an arm: `pmi` nats above not knowing the context, give or take noise that all arms share."""
     round_index = None if arm == BASE else 0
     run = comparison.run(arm, seed)
@@ -297,7 +300,7 @@ def write_scores(comparison: Comparison, arm: str, seed: int, pmi: float, *, pro
             "kind": "answer",
             "sample": 0,
             "response": f"Bake bread number {index} today with your oven.",
-            "finish_reason": "stop",
+            "finish_reason": finish_reason,
             "tokens": 9,
             "logprobs_initial": [-20.0, -25.0, -20.0 - pmi - noise[index]],
             "logprobs_policy": None if arm == BASE else [-19.0, -25.0, -24.0],
@@ -331,15 +334,25 @@ def write_evaluated(run: RunDirectory, stage: str, name: str, evaluation: dict[s
     write_stage(run, stage, {"name": name, "evaluation": evaluation}, one)
 
 
-def write_results(comparison: Comparison, changes: dict[str, float], *, pairs: dict[str, int] | None = None) -> None:
-    """Finished runs of every arm in `changes`, whose PMI lies that much above the base's 3 nats."""
+def write_results(
+    comparison: Comparison,
+    changes: dict[str, float],
+    *,
+    pairs: dict[str, int] | None = None,
+    cut_seeds: Sequence[int] = (),
+) -> None:
+    """Finished runs of every arm in `changes`, whose PMI lies that much above the base's 3 nats.
+
+    With a seed of `cut_seeds` an arm's every answer is cut at the length limit.
+    """
     for seed in comparison.seeds:
         base, base_rows = write_base(comparison, seed)
         comparison.root().write_text(f"common_pairs/seed-{seed}/round-000.json", json.dumps(["a", "b", "c", "d"]))
         for arm, change in changes.items():
             run = comparison.run(arm, seed)
             run.copy_stage(base, "base/evaluate")
-            write_scores(comparison, arm, seed, 3.0 + change + 0.1 * seed)
+            reason = "length" if seed in cut_seeds else "stop"
+            write_scores(comparison, arm, seed, 3.0 + change + 0.1 * seed, finish_reason=reason)
             summary = {"pairs": (pairs or {}).get(arm, 4), "steps": 1}
             write_stage(run, run.stage(0, "generate"), {"pairs": []}, comparison)
             write_stage(run, run.stage(0, "train"), {"summary": summary}, comparison)
@@ -399,6 +412,13 @@ def test_several_seeds_are_one_row_with_each_seeds_change(tmp_path):
     assert entry["n"] == 12
     assert entry["verdict"] == "better"
     assert "kl_per_token" in gather(comparison)["arms"]["mipo"]["measures"]
+
+
+def test_the_interval_of_a_share_stays_one_of_a_share(tmp_path):
+    comparison = load_comparison(write_recipe(tmp_path, seeds=[0, 1]))
+    write_results(comparison, {"mipo": 1.0, "control": 0.0}, cut_seeds=[1])
+    entry = gather(comparison)["arms"]["mipo"]["measures"]["truncated"]
+    assert (entry["value"], entry["low"], entry["high"]) == (0.5, 0.0, 1.0)
 
 
 def test_several_seeds_say_where_the_judges_figures_are(tmp_path):
