@@ -125,11 +125,11 @@ def check_readable(
     examples = "\n".join(
         f"  prompt {judgements[index].prompt_id!r}: {_shortened(texts[index])}" for index in unread[:EXAMPLES]
     )
+    allowed = f", more than evaluate.judge.max_unreadable_share ({most:g}) allows" if most < 1 else ""
     raise UserError(
-        f"{what}: {len(unread)} of {len(judgements)} judgements name no verdict that can be read, more than "
-        f"evaluate.judge.max_unreadable_share ({most:g}) allows. The judge must end with a line such as "
-        f"'Verdict: A' or 'Rating: 4'; a larger judge or more evaluate.judge.max_tokens may help. To ask it "
-        f"again, remove {directory}. It said:\n{examples}"
+        f"{what}: {len(unread)} of {len(judgements)} judgements name no verdict that can be read{allowed}. The judge "
+        "must end with a line such as 'Verdict: A' or 'Rating: 4'; a larger judge or more evaluate.judge.max_tokens "
+        f"may help. To ask it again, remove {directory}. It said:\n{examples}"
     )
 
 

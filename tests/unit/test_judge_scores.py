@@ -190,7 +190,7 @@ def test_a_judge_that_cannot_be_read_is_refused_with_what_it_said() -> None:
 
 
 def test_a_judge_of_which_nothing_can_be_read_is_refused_whatever_is_allowed() -> None:
-    with pytest.raises(UserError, match="2 of 2 judgements"):
+    with pytest.raises(UserError, match=r"2 of 2 judgements name no verdict that can be read\. The judge must end"):
         check_readable(ratings(None, None), ["", ""], 1.0, "base", "")
 
 
