@@ -7,7 +7,7 @@ Prompts that do not fit the window are told here, before any engine starts.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -91,10 +91,10 @@ def option_token_ids(tokenizer: Any, context: str, continuation: str) -> tuple[l
     return context_ids, tokenizer(kept + continuation)["input_ids"][len(context_ids) :]
 
 
-def _write_items(task: CheckedTask, run: RunDirectory, name: str) -> None:
-    """The items as one Parquet file, written as a stream."""
-    rows = (
-        {
+def item_rows(task: CheckedTask) -> Iterator[dict[str, Any]]:
+    """The items of a task as rows of ITEM_SCHEMA, as a stream."""
+    for position, item in enumerate(task.read()):
+        yield {
             "task": task.name,
             "item_id": item.item_id,
             "position": position,
@@ -103,8 +103,11 @@ def _write_items(task: CheckedTask, run: RunDirectory, name: str) -> None:
             "option_labels": item.option_labels,
             "option_texts": item.option_texts,
         }
-        for position, item in enumerate(task.read())
-    )
+
+
+def _write_items(task: CheckedTask, run: RunDirectory, name: str) -> None:
+    """The items as one Parquet file, written as a stream."""
+    rows = item_rows(task)
     filesystem = run.arrow_filesystem()
     filesystem.create_dir(run.path(name.rpartition("/")[0]), recursive=True)
     with pyarrow.parquet.ParquetWriter(run.path(name), ITEM_SCHEMA, filesystem=filesystem) as writer:

@@ -14,7 +14,7 @@ import pytest
 
 from mipo_ray.config import Config
 from mipo_ray.evaluation.task_check import CheckedTask, check_tasks
-from mipo_ray.evaluation.task_requests import ITEM_SCHEMA, ITEMS, prepare_tasks, requests_of
+from mipo_ray.evaluation.task_requests import ITEM_SCHEMA, ITEMS, item_rows, prepare_tasks, requests_of
 from mipo_ray.generation.rendering import PromptTooLongError
 from mipo_ray.recipe import load_config
 from mipo_ray.storage import RunDirectory
@@ -38,19 +38,7 @@ def settings(data: Path, window: int) -> Config:
 
 def prepare(task: CheckedTask, config: Config, run: RunDirectory, model: str) -> pa.Table:
     """What `prepare_tasks` leaves of a task, written without Ray; returns the requests."""
-    rows = [
-        {
-            "task": task.name,
-            "item_id": item.item_id,
-            "position": position,
-            "messages": item.messages,
-            "answer": item.answer,
-            "option_labels": item.option_labels,
-            "option_texts": item.option_texts,
-        }
-        for position, item in enumerate(task.read())
-    ]
-    block = pa.Table.from_pylist(rows, schema=ITEM_SCHEMA)
+    block = pa.Table.from_pylist(list(item_rows(task)), schema=ITEM_SCHEMA)
     requests = requests_of(block, task=task, config=config, policy=model)
     run.write_text(f"{ITEMS}/{task.name}/definition.json", json.dumps(task.definition))
     directory = Path(run.path(ITEMS, task.name, "requests"))
