@@ -1,8 +1,10 @@
-"""A real Prometheus scrapes the session's Ray cluster during a run of the command: every series that is shown has data.
+"""A real Prometheus scrapes a Ray cluster during a run of the command: every series that is shown has data.
 
 python -m pytest tests/integration/test_metrics.py
 
-Skipped where prometheus and promtool are missing (Debian: apt-get install prometheus).
+The cluster is one of its own: every dataset leaves its histograms on Ray's endpoint for as long as the cluster lives,
+and that of a session with many runs takes longer than Prometheus waits here. Skipped where prometheus and promtool are
+missing (Debian: apt-get install prometheus).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,12 @@ import pytest
 import yaml
 
 from mipo_ray.metric_table import METRICS
+from tests.labelled_cluster import LabelledCluster, labelled_cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MONITORING = REPOSITORY / "cluster" / "monitoring"
 DASHBOARD = json.loads((REPOSITORY / "cluster" / "grafana" / "mipo-ray.json").read_text())
+NODES = [{"num_cpus": 6, "object_store_memory": 1024**3}]
 ALERTS = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"][0]["rules"]
 
 # What has no series in a healthy run on a machine without a GPU.
@@ -88,18 +92,22 @@ class WatchedRun:
 
 
 @pytest.fixture(scope="module")
-def prometheus(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """cluster/monitoring/prometheus.yml over the nodes of the session's cluster, with a shorter interval."""
-    import ray
+def cluster(test_environment: None) -> Iterator[LabelledCluster]:
+    with labelled_cluster(NODES) as started:
+        yield started
 
+
+@pytest.fixture(scope="module")
+def prometheus(cluster: LabelledCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """cluster/monitoring/prometheus.yml over the nodes that Ray lists, with a shorter interval."""
     directory = tmp_path_factory.mktemp("prometheus")
-    # Ray's own list of nodes is one file for all clusters of a machine; this one holds the session's alone.
-    targets = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
-    (directory / "nodes.json").write_text(json.dumps([{"targets": targets}]))
+    nodes = cluster.files / "ray" / "prom_metrics_service_discovery.json"
+    wait_for(nodes.exists, "Ray's list of its nodes' endpoints")
     config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": "2s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(MONITORING / name) for name in config["rule_files"]]
-    config["scrape_configs"][0]["file_sd_configs"] = [{"files": [str(directory / "nodes.json")]}]
+    assert [Path(name).name for name in config["scrape_configs"][0]["file_sd_configs"][0]["files"]] == [nodes.name]
+    config["scrape_configs"][0]["file_sd_configs"] = [{"files": [str(nodes)]}]
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -117,20 +125,27 @@ def prometheus(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while True:
+    def is_ready() -> bool:
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
         try:
             with urllib.request.urlopen(f"{url}/-/ready"):
-                return
+                return True
         except OSError:
-            time.sleep(0.1)
+            return False
+
+    wait_for(is_ready, "Prometheus")
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"waited a minute for {what}"
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
 def watched(
-    prometheus: Prometheus, ray_address: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    prometheus: Prometheus, cluster: LabelledCluster, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> WatchedRun:
     """One round of the command, with a tracker."""
     directory = tmp_path_factory.mktemp("watched")
@@ -147,7 +162,7 @@ def watched(
     recipe = {
         "run_dir": str(directory / "run"),
         "rounds": 1,
-        "ray": {"address": ray_address},
+        "ray": {"address": cluster.address},
         "model": {"path": str(tiny_model), "max_model_len": 256},
         "prompts": {"path": str(directory / "train.jsonl")},
         "conditioning": {"block_size": 8},
@@ -167,20 +182,12 @@ def watched(
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     started = time.time()
     command = [sys.executable, "-m", "mipo_ray.run", str(directory / "recipe.yaml")]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600, env=cluster.environment)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    # The endpoint shows the last numbers at least as long as two exports take; scraped every second.
-    wait_for_last_numbers(prometheus, started)
-    return WatchedRun(prometheus, directory / "run", started)
-
-
-def wait_for_last_numbers(prometheus: Prometheus, started: float) -> None:
-    """Until the last stage of the run was seen to be committed."""
-    deadline = time.monotonic() + 30
+    # The endpoint shows the last numbers at least as long as two exports take, twenty seconds.
     committed = 'ray_mipo_stage_active{round="0", stage="evaluate"} == 0'
-    while not prometheus.history(committed, started):
-        assert time.monotonic() < deadline, "the last numbers of the run never reached Prometheus"
-        time.sleep(0.5)
+    wait_for(lambda: prometheus.history(committed, started), "the last numbers of the run")
+    return WatchedRun(prometheus, directory / "run", started)
 
 
 def expressions() -> list[str]:
