@@ -24,7 +24,7 @@ setup: ## make .venv and install the pinned packages; does nothing when that is 
 	@PYTHON="$(PYTHON)" ACCELERATOR="$(ACCELERATOR)" sh requirements/install.sh
 
 demo: setup ## run the main job with the embedded model; ARGS="..." passes overrides on
-	@$(BIN)/python -m mipo_ray.embedded_model
+	@$(BIN)/python -m mipo_ray.models.embedded
 	@$(BIN)/python -m mipo_ray.run $(ARGS)
 
 test: lint types unit integration ## lint, types, unit and integration tests

@@ -15,9 +15,9 @@ import shlex
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from mipo_ray.comparison.config import load_comparison
-from mipo_ray.comparison.report import markdown
-from mipo_ray.comparison.results import gather
+from mipo_ray.comparison.definition import load_comparison
+from mipo_ray.comparison.outcome import gather
+from mipo_ray.comparison.tables import markdown
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -51,12 +51,12 @@ def measure(rows: int, strategy: str, block_size: int, tokenise: str | None) -> 
     """Checks, reads, conditions and writes `rows` prompts; times in seconds, memory of this process in MiB."""
     import ray
 
-    from mipo_ray.blocks import map_blocks, ordered_context
-    from mipo_ray.conditioning_blocks import condition_block, rows_per_block
-    from mipo_ray.generation.pipeline import add_requests
-    from mipo_ray.prompt_check import check_training
-    from mipo_ray.prompts import blocks_of, read_prompts
-    from mipo_ray.recipe import load_config
+    from mipo_ray.conditioning.blocks import condition_block, rows_per_block
+    from mipo_ray.conditioning.needs import check_training
+    from mipo_ray.config.recipe import load_config
+    from mipo_ray.generation.requests import add_requests
+    from mipo_ray.prompts.dataset import blocks_of, read_prompts
+    from mipo_ray.ray_cluster.blocks import map_blocks, ordered_context
 
     with tempfile.TemporaryDirectory() as scratch:
         _write_prompts(Path(scratch), rows)
@@ -70,7 +70,7 @@ def measure(rows: int, strategy: str, block_size: int, tokenise: str | None) -> 
         summary = check_training(config)
         checked = time.perf_counter()
         with ordered_context():
-            dataset = blocks_of(read_prompts(config.prompts, summary), rows, block_size)
+            dataset = blocks_of(read_prompts(config.prompts, summary), rows_per_block(rows, block_size))
             dataset = map_blocks(
                 dataset,
                 condition_block,

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow.parquet
 
 from benchmarks.machine import describe_machine
-from mipo_ray.config import Config
-from mipo_ray.config_pairs import SingleStrategy
+from mipo_ray.config.conditioning import SingleStrategy
+from mipo_ray.config.recipe import load_config
+from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.intervals import bootstrap_mean
-from mipo_ray.recipe import load_config
-from mipo_ray.storage import open_run
+from mipo_ray.storage.run_directory import open_run
 
 BOOTSTRAP_SAMPLES = 10_000
 QUANTILES = (5, 25, 50, 75, 95)
@@ -65,9 +65,9 @@ def main() -> None:
 
 def measure(config: Config) -> dict[str, Any]:
     """Generates one round's pairs and returns their PMI (nats per response, and per token), lengths and cost."""
-    from mipo_ray import monitoring
-    from mipo_ray.generation.pipeline import generate_pairs
-    from mipo_ray.resources import resolve
+    from mipo_ray.generation.stage import generate_pairs
+    from mipo_ray.monitoring import events as monitoring
+    from mipo_ray.ray_cluster.resources import resolve
 
     run = open_run(config.run_dir)
     facts = generate_pairs(

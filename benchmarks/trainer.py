@@ -68,7 +68,7 @@ def main() -> None:
             model, vocabulary = directory, MODEL_SHAPES[options.model_shape]["vocab_size"]
             tables = {options.model_shape: measure_model_shape}
         else:
-            from mipo_ray.embedded_model import prepare_embedded_model
+            from mipo_ray.models.embedded import prepare_embedded_model
 
             model = str(prepare_embedded_model())
             vocabulary = json.loads(Path(model, "config.json").read_text())["vocab_size"]

@@ -114,9 +114,8 @@ class Contestant:
 
 
 def _ours(specification: Specification) -> tuple[Step, Any]:
-    from mipo_ray.config_train import TrainConfig
-    from mipo_ray.training.engine import join_process_group, quiet_libraries
-    from mipo_ray.training.prepare import policy_and_reference
+    from mipo_ray.config.train import TrainConfig
+    from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
     from mipo_ray.training.step import optimizer_step
 
     train = TrainConfig.model_validate(

@@ -15,14 +15,15 @@ import sys
 import time
 from collections.abc import Sequence
 
-from mipo_ray import run_lock
 from mipo_ray.command import run_command
-from mipo_ray.comparison.config import BASE, Comparison, describe_arm, load_comparison
-from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
+from mipo_ray.comparison.definition import BASE, Comparison, describe_arm, load_comparison
 from mipo_ray.errors import UserError
-from mipo_ray.plan import Plan, describe, make_plan
-from mipo_ray.resources import Node, NodeType, total
-from mipo_ray.storage import RunDirectory, StorageError
+from mipo_ray.planning.describe import describe
+from mipo_ray.planning.plan import Plan, make_plan
+from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
+from mipo_ray.ray_cluster.resources import Node, NodeType, total
+from mipo_ray.storage import lock as run_lock
+from mipo_ray.storage.run_directory import RunDirectory, StorageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +65,8 @@ def _run(comparison: Comparison) -> int:
         plans = _plans(comparison, nodes, types)
         print(describe_comparison(comparison, plans), flush=True)
 
-        from mipo_ray.comparison.loop import run_arms
-        from mipo_ray.comparison.report import write_comparison
+        from mipo_ray.comparison.arms import run_arms
+        from mipo_ray.comparison.tables import write_comparison
 
         resources = {arm: plans[arm, comparison.seeds[0]].resources for arm in (BASE, *comparison.arms)}
         with connected_work():
@@ -76,7 +77,7 @@ def _run(comparison: Comparison) -> int:
 
 
 def _report(comparison: Comparison, root: RunDirectory) -> None:
-    from mipo_ray.comparison.report import write_comparison
+    from mipo_ray.comparison.tables import write_comparison
 
     found = write_comparison(comparison, root)
     print("\n".join(["", *found["control"], *found["findings"], "", f"table and plot: {root.path('comparison.html')}"]))

@@ -24,22 +24,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mipo_ray import run_lock
 from mipo_ray.command import run_command
-from mipo_ray.config import Config
-from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
+from mipo_ray.conditioning.needs import check_held_out
+from mipo_ray.config.recipe import load_config
+from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.evaluation_file import is_report_current, read_evaluation, task_table, write_evaluation
-from mipo_ray.evaluation.judge_rows import check_judge, judged_protocols
-from mipo_ray.evaluation.task import task_names
-from mipo_ray.evaluation.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks, task_stage
-from mipo_ray.models import check_model
-from mipo_ray.plan import describe_judge, describe_tasks
-from mipo_ray.prompt_check import PromptSummary, check_held_out
-from mipo_ray.recipe import load_config
-from mipo_ray.resources import Node, NodeType, Resources, check_engines, resolve, total
-from mipo_ray.storage import RunDirectory, open_run
-from mipo_ray.trackers import check_trackers
+from mipo_ray.evaluation.figures import task_table
+from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols
+from mipo_ray.evaluation.tasks.task import task_names
+from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks, task_stage
+from mipo_ray.models.source import check_model
+from mipo_ray.monitoring.trackers import check_trackers
+from mipo_ray.planning.describe import describe_judge, describe_tasks
+from mipo_ray.prompts.check import PromptSummary
+from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
+from mipo_ray.ray_cluster.resources import Node, NodeType, Resources, check_engines, resolve, total
+from mipo_ray.storage import lock as run_lock
+from mipo_ray.storage.results import is_report_current, read_evaluation, write_evaluation
+from mipo_ray.storage.run_directory import RunDirectory, open_run
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,10 @@ def _finish(plan: EvaluationPlan) -> str:
 
 def measure_policies(plan: EvaluationPlan) -> None:
     """Measures the base and every round of the plan, policy by policy, on a cluster that is connected."""
-    from mipo_ray import monitoring
-    from mipo_ray.evaluation.accuracy import measure_tasks
-    from mipo_ray.evaluation.judging import judge_policy, reach_judge
-    from mipo_ray.evaluation.task_requests import prepare_tasks
+    from mipo_ray.evaluation.judge.stage import judge_policy, reach_judge
+    from mipo_ray.evaluation.tasks.stage import measure_tasks
+    from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
+    from mipo_ray.monitoring import events as monitoring
     from mipo_ray.report.run_report import write_report
 
     config, run = plan.config, plan.run

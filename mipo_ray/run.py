@@ -18,14 +18,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mipo_ray import run_lock
 from mipo_ray.command import run_command
-from mipo_ray.config import Config
-from mipo_ray.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
-from mipo_ray.plan import Plan, describe, make_plan
-from mipo_ray.recipe import fields, load_config
-from mipo_ray.resources import total
-from mipo_ray.storage import open_run
+from mipo_ray.config.recipe import fields, load_config
+from mipo_ray.config.schema import Config
+from mipo_ray.planning.describe import describe
+from mipo_ray.planning.plan import Plan, make_plan
+from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
+from mipo_ray.ray_cluster.resources import total
+from mipo_ray.storage import lock as run_lock
+from mipo_ray.storage.run_directory import open_run
 
 DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
 
@@ -74,7 +75,7 @@ def _run(config: Config) -> int:
 
 
 def _finished(plan: Plan) -> int:
-    from mipo_ray.evaluation.evaluation_file import final_tables
+    from mipo_ray.evaluation.figures import final_tables
 
     print(f"{plan.run.url}: finished before, nothing to do")
     if plan.config.evaluate.enabled:

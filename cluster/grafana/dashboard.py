@@ -2,7 +2,7 @@
 
 python cluster/grafana/dashboard.py                  writes cluster/grafana/mipo-ray.json
 
-Series are named through mipo_ray.metric_table, so that a misspelt one fails here. vLLM's and Ray's own series are
+Series are named through mipo_ray.monitoring.metrics, so that a misspelt one fails here. vLLM's and Ray's own series are
 listed below. Panels of GPUs stay empty on machines without one, and engine deaths where none died.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from mipo_ray.metric_table import METRICS  # noqa: E402
+from mipo_ray.monitoring.metrics import METRICS  # noqa: E402
 
 OUTPUT = Path(__file__).with_name("mipo-ray.json")
 

@@ -1,0 +1,1 @@
+"""Several arms beside each other, trained on equal data."""

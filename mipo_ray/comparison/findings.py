@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mipo_ray.comparison.config import BASE
+from mipo_ray.comparison.definition import BASE
+from mipo_ray.evaluation.figures import change_of, format_change
 from mipo_ray.evaluation.intervals import Estimate
-from mipo_ray.evaluation.results import UNITS, change_of, format_change
 from mipo_ray.evaluation.significance import sentence
+from mipo_ray.measures import UNITS
 
 Direction = Literal["higher", "neither"]
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mipo_ray.evaluation.figures import format_value
 from mipo_ray.evaluation.intervals import (
     Array,
     Estimate,
@@ -24,7 +25,6 @@ from mipo_ray.evaluation.intervals import (
     describe_change,
     group_means,
 )
-from mipo_ray.evaluation.results import format_value
 
 Verdict = Literal["better", "worse", "not distinguishable"]
 Measured = tuple[ArrayLike, Groups]  # values [responses], and the item of each response

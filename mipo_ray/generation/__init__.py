@@ -1,0 +1,1 @@
+"""The generate stage: requests, the pool of vLLM engines, pairs."""

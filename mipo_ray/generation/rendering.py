@@ -20,7 +20,7 @@ def load_tokenizer(model_path: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model (any name that the configuration takes), one per process."""
     from transformers import AutoTokenizer
 
-    from mipo_ray.models import local_model_directory
+    from mipo_ray.models.source import local_model_directory
 
     directory = local_model_directory(model_path, trust_remote_code=trust_remote_code)
     return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)

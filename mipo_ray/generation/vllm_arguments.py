@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from mipo_ray.config import Config
-from mipo_ray.resources import Resources
+from mipo_ray.config.schema import Config
+from mipo_ray.ray_cluster.resources import Resources
 
 
 @dataclass(frozen=True)

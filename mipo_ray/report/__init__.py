@@ -1,0 +1,1 @@
+"""The run's page: report.html."""

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mipo_ray.evaluation.results import format_value, rounds_of
+from mipo_ray.evaluation.figures import format_value
+from mipo_ray.storage.results import rounds_of
 
 Results = dict[str, dict[str, Any]]
 

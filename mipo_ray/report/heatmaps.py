@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mipo_ray.evaluation.mutual_information import pmi_matrix
-from mipo_ray.evaluation.results import rounds_of
+from mipo_ray.evaluation.held_out.mutual_information import pmi_matrix
+from mipo_ray.storage.results import rounds_of
 
 WIDTH, LEFT, TOP = 360.0, 30.0, 34.0
 _MOST_WITH_NUMBERS = 12  # beyond, a cell is too small for its number

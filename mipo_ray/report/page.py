@@ -14,11 +14,15 @@ from typing import Any
 
 import jinja2
 
+from mipo_ray.evaluation.figures import change_of, format_change, format_value
 from mipo_ray.evaluation.intervals import describe_change
-from mipo_ray.evaluation.results import UNITS, change_of, format_change, format_value, rounds_of
+from mipo_ray.measures import UNITS
 from mipo_ray.report.charts import Results, drift_charts, pair_charts, score_charts, training_charts
 from mipo_ray.report.cost import run_cost
-from mipo_ray.report.evaluation import (
+from mipo_ray.report.flow import flows
+from mipo_ray.report.heatmaps import heat_maps
+from mipo_ray.report.pair_samples import pair_tables
+from mipo_ray.report.tasks_and_judge import (
     comparisons,
     definitions,
     headline,
@@ -27,9 +31,7 @@ from mipo_ray.report.evaluation import (
     task_charts,
     task_rows,
 )
-from mipo_ray.report.flow import flows
-from mipo_ray.report.heatmaps import heat_maps
-from mipo_ray.report.pairs import pair_tables
+from mipo_ray.storage.results import rounds_of
 
 _LENGTH_TOLERANCE = 0.2  # a change of mean response length beyond this share of the base is pointed out
 _SHOWN_EXAMPLES = 12
@@ -44,7 +46,7 @@ class ReportData:
     stages: {round, stage, seconds, gpus (reserved at most, optional), counts: {label: number}}; the base's evaluation
     has the round "base". Counts with a place in the flow: prompts, generated_tokens (generate), steps, tokens,
     first_loss, last_loss (train), responses (evaluate).
-    pair_statistics: for each round what `pair_statistics.merge_statistics` returns, with `round`.
+    pair_statistics: for each round what `statistics.merge_statistics` returns, with `round`.
     example_pairs: {prompt, context, chosen, rejected}, rejected being a list of
     {text, mismatched}. answers: {prompt, context, base_answer, base_pmi, final_answer, final_pmi}, PMI in nats per
     response. Context, mismatched and PMI may be None or absent. matrices: as `report.heatmaps.heat_maps` takes them.

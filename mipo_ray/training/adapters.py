@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, addmm, nn
 
-from mipo_ray.config_train import LoraConfig
+from mipo_ray.config.train import LoraConfig
 from mipo_ray.errors import UserError
 
 ALL_LINEAR = "all-linear"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from mipo_ray.config_train import Attention, Layout
+from mipo_ray.config.train import Attention, Layout
 from mipo_ray.errors import UserError
 from mipo_ray.training.layout import Segment, TokenBatch
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mipo_ray.config_train import Layout, Objective
+from mipo_ray.config.train import Layout, Objective
 from mipo_ray.training.layout import Pair, Tree, laid_out_tokens, pair_trees
 
 

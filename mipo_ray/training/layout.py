@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mipo_ray.config_train import Layout, Objective
+from mipo_ray.config.train import Layout, Objective
 
 # The columns of a pair row that training reads, in the form of pairs.as_version_2: `rejected_token_ids` is a list of
 # responses. Objective sami reads the last one too, a list of prompts.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mipo_ray.config_train import Layout
+from mipo_ray.config.train import Layout
 from mipo_ray.errors import UserError
 from mipo_ray.training.attention import attention_inputs
 from mipo_ray.training.layout import TokenBatch, Tree, lay_out

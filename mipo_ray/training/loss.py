@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from mipo_ray.config_train import TrainConfig
+from mipo_ray.config.train import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mipo_ray.config import Config
-from mipo_ray.training.engine import join_process_group, quiet_libraries
+from mipo_ray.config.schema import Config
+from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.layout import MISMATCHED_PROMPTS, Pair
-from mipo_ray.training.prepare import policy_and_reference
 from mipo_ray.training.step import optimizer_step
 
 OPERATORS = 15  # lines of the table of operators
@@ -28,8 +27,8 @@ OPERATORS = 15  # lines of the table of operators
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a warm-up step, whose FLOPs are counted, and a profiled one, and prints what they took."""
-    from mipo_ray.models import local_model_directory
-    from mipo_ray.recipe import load_config
+    from mipo_ray.config.recipe import load_config
+    from mipo_ray.models.source import local_model_directory
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help="embedded, or a model directory: policy and reference")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from mipo_ray.config_train import TrainConfig
+from mipo_ray.config.train import TrainConfig
 from mipo_ray.training.batching import in_groups, micro_batches
 from mipo_ray.training.layout import Pair, TokenBatch, Tree, lay_out, pair_trees, token_count
 from mipo_ray.training.loss import PairLogprobs, pair_losses, ranked_correctly, rewards

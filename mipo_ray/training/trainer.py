@@ -15,18 +15,18 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
-from mipo_ray.cluster_waiting import watch_workers
-from mipo_ray.config import Config
-from mipo_ray.config_train import TrainConfig
+from mipo_ray.config.schema import Config
+from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
-from mipo_ray.idle import IdleClock
-from mipo_ray.models import local_model_directory
-from mipo_ray.monitoring import Events
-from mipo_ray.resources import Request, Resources, worker_request
-from mipo_ray.storage import RunDirectory
+from mipo_ray.models.source import local_model_directory
+from mipo_ray.monitoring.events import Events
+from mipo_ray.monitoring.idle import IdleClock
+from mipo_ray.ray_cluster.resources import Request, Resources, worker_request
+from mipo_ray.ray_cluster.watch import watch_workers
+from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints
-from mipo_ray.training.engine import check_trainable, deepspeed_config
-from mipo_ray.training.ingest import StepShares, own_steps
+from mipo_ray.training.deepspeed_engine import check_trainable, deepspeed_config
+from mipo_ray.training.shares import StepShares, own_steps
 from mipo_ray.training.step import TrainingDiverged
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
 
@@ -46,7 +46,7 @@ _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 def check_training(config: Config) -> None:
     """Finds out, on a node of the cluster and from config.json alone, whether the initial model can be trained so.
 
-    Raises what `engine.check_trainable` raises, as the cause of a RayTaskError.
+    Raises what `deepspeed_engine.check_trainable` raises, as the cause of a RayTaskError.
     """
     task = ray.remote(num_cpus=1)(_check_model).options(name="check_training")
     ray.get(task.remote(config.model.path, config.train, config.model.trust_remote_code))

@@ -20,14 +20,13 @@ from typing import Any
 import torch
 from torch import distributed
 
-from mipo_ray.config import Config
-from mipo_ray.config_train import TrainConfig
+from mipo_ray.config.schema import Config
+from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.training.checkpoint import Checkpoints, Progress, load_checkpoint, save_checkpoint
-from mipo_ray.training.engine import join_process_group, quiet_libraries
+from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.export import export_policy
 from mipo_ray.training.layout import MISMATCHED_PROMPTS, PAIR_COLUMNS, Pair
-from mipo_ray.training.prepare import policy_and_reference
 from mipo_ray.training.reference import Reference
 from mipo_ray.training.schedule import learning_rate_at
 from mipo_ray.training.step import optimizer_step
@@ -215,7 +214,7 @@ def steps_of(pairs: Sequence[Pair], batch_size: int) -> Iterator[Sequence[Pair]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains on a Parquet file of pairs in this process alone and prints one line per step; returns the exit code."""
-    from mipo_ray.recipe import load_config
+    from mipo_ray.config.recipe import load_config
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, help="Parquet file with " + ", ".join(PAIR_COLUMNS))
@@ -232,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train_on_file(options: argparse.Namespace, config: Config) -> None:
-    from mipo_ray.models import local_model_directory
+    from mipo_ray.models.source import local_model_directory
 
     pairs = _read_pairs(options.pairs, config.train)
     model = local_model_directory(options.model, config.model.trust_remote_code)
@@ -259,7 +258,7 @@ def _read_pairs(path: str, train: TrainConfig) -> list[Pair]:
     import pyarrow.compute
     import pyarrow.parquet
 
-    from mipo_ray.pairs import as_version_2
+    from mipo_ray.pairs.schema import as_version_2
 
     try:
         table = pyarrow.parquet.read_table(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_model import make_tiny_model
+from tests.helpers.tiny_model import make_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What the real model is measured on (`real_tasks`).

@@ -2,7 +2,7 @@
 
 python -m pytest tests/integration/test_autoscaling.py
 
-The cluster and the runs are processes of namespaces of their own (`tests.autoscaling_cluster`), so that no other
+The cluster and the runs are processes of namespaces of their own (`autoscaling_cluster`), so that no other
 cluster of this machine is touched. Only the making of machines is fake: Ray's fake provider starts raylets here.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.autoscaling_cluster import ROLE, run_apart, why_not_apart
+from tests.helpers.autoscaling_cluster import ROLE, run_apart, why_not_apart
 
 ENGINE = "MapWorker(MapBatches(Sampler))"
 WORKER = "RayTrainWorker"

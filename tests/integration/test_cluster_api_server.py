@@ -1,7 +1,7 @@
 """A real Kubernetes API server with KubeRay's CRDs takes the RayJobs and RayClusters, and refuses mistaken ones.
 
 The server and the CRDs lie beside the repository, in ../shared/kuberay. It serves the CRDs and no core API: the other
-objects are checked in tests/unit/test_cluster_manifests.py.
+objects are checked in tests/unit/cluster/test_manifests.py.
 
 python -m pytest tests/integration/test_cluster_api_server.py
 """
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.cluster_manifests import ALL, CRDS, Manifest, build, only, ray_objects
+from tests.helpers.cluster_manifests import ALL, CRDS, Manifest, build, only, ray_objects
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster_manifests import ALL, Manifest, as_pods, build, only, ray_objects
+from tests.helpers.cluster_manifests import ALL, Manifest, as_pods, build, only, ray_objects
 
 CHECKOV = "checkov==3.3.30"
 

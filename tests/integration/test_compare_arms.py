@@ -19,7 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mipo_ray.pairs import has_swapped_labels
+from mipo_ray.pairs.label_control import has_swapped_labels
 
 TOPICS = ["bread", "rivers", "stars", "maps", "tea", "trains", "moss", "chess"]
 ARMS = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mipo_ray.embedded_model import gguf_file
-from mipo_ray.models import check_model
+from mipo_ray.models.embedded import gguf_file
+from mipo_ray.models.source import check_model
 
 QUESTIONS = ["What is the capital of Norway?", "In 2024, 3 dogs ate 12.5 kg.\nHow much each?", "naïve café, 日本 🙂"]
 
@@ -20,14 +20,14 @@ QUESTIONS = ["What is the capital of Norway?", "In 2024, 3 dogs ate 12.5 kg.\nHo
 @pytest.fixture(scope="module")
 def converted() -> Path:
     """The embedded model, made by its command in the test session's own cache."""
-    result = subprocess.run([sys.executable, "-m", "mipo_ray.embedded_model"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "mipo_ray.models.embedded"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return Path(result.stdout.rsplit("embedded model: ", 1)[1].strip())
 
 
 def test_second_call_returns_it_without_importing_torch(converted: Path) -> None:
     code = (
-        "import sys; from mipo_ray.models import local_model_directory;"
+        "import sys; from mipo_ray.models.source import local_model_directory;"
         "print(local_model_directory('embedded'), 'torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,11 +13,11 @@ import ray.data
 import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
-from mipo_ray.config import Config, ModelConfig
-from mipo_ray.config_pairs import ConditioningConfig, SimilarConfig
+from mipo_ray.config.conditioning import ConditioningConfig, SimilarConfig
+from mipo_ray.config.schema import Config, ModelConfig
 from mipo_ray.errors import UserError
-from mipo_ray.generation.embedding import EMBEDDING, check_window, embed_rows
-from mipo_ray.resources import Resources
+from mipo_ray.generation.embedder import EMBEDDING, check_window, embed_rows
+from mipo_ray.ray_cluster.resources import Resources
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

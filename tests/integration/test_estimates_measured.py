@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from mipo_ray.config_train import TrainConfig
-from mipo_ray.estimates import training_memory
-from mipo_ray.model_shape import ModelShape, model_shape
-from mipo_ray.training.engine import join_process_group, policy_engine, quiet_libraries
+from mipo_ray.config.train import TrainConfig
+from mipo_ray.models.shape import ModelShape, model_shape
+from mipo_ray.planning.estimates import training_memory
+from mipo_ray.training.deepspeed_engine import join_process_group, policy_engine, quiet_libraries
 from mipo_ray.training.step import optimizer_step
-from tests.tiny_training import ragged_pairs
+from tests.helpers.tiny_training import ragged_pairs
 
 
 def held(tensors: Any) -> int:

@@ -45,7 +45,7 @@ def plain_model() -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from mipo_ray.models import local_model_directory
+    from mipo_ray.models.source import local_model_directory
 
     directory = local_model_directory("embedded")
     return (

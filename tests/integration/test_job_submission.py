@@ -23,7 +23,7 @@ import pyarrow.parquet
 import pytest
 import requests
 
-from tests.labelled_cluster import LabelledCluster, labelled_cluster
+from tests.helpers.labelled_cluster import LabelledCluster, labelled_cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NODES = [{"num_cpus": 4}]

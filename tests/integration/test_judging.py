@@ -24,14 +24,14 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from mipo_ray import monitoring
-from mipo_ray.config import Config
+from mipo_ray.config.recipe import load_config
+from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.judging import judge_policy, judge_results, reach_judge
-from mipo_ray.recipe import load_config
-from mipo_ray.resources import resolve
-from mipo_ray.storage import RunDirectory, StorageError
-from tests.fake_judge_endpoint import MODEL, FakeJudgeEndpoint, always_first, garbage, longer
+from mipo_ray.evaluation.judge.stage import judge_policy, judge_results, reach_judge
+from mipo_ray.monitoring import events as monitoring
+from mipo_ray.ray_cluster.resources import resolve
+from mipo_ray.storage.run_directory import RunDirectory, StorageError
+from tests.helpers.fake_judge_endpoint import MODEL, FakeJudgeEndpoint, always_first, garbage, longer
 
 TOPICS = ["bread", "rivers", "stars", "maps", "tea", "trains", "moss", "chess", "rain", "clocks"]
 HELD_OUT = 6

@@ -17,11 +17,11 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from mipo_ray.final_answers import final_number
+from mipo_ray.text.final_answers import final_number
 from tests.integration.conftest import ARC_ITEMS, REAL_TASKS_SECONDS
 
 TIE = 1e-3  # nats; sums of float32 in another order differ by less
-CASES = Path(__file__).resolve().parents[1] / "unit" / "extraction_cases.jsonl"
+CASES = Path(__file__).resolve().parents[1] / "unit" / "text" / "extraction_cases.jsonl"
 
 pytestmark = pytest.mark.timeout(REAL_TASKS_SECONDS + 900)  # whichever test is first makes the run
 
@@ -54,7 +54,7 @@ def items(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(test_environment: None) -> Path:
-    from mipo_ray.embedded_model import prepare_embedded_model
+    from mipo_ray.models.embedded import prepare_embedded_model
 
     return prepare_embedded_model()
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mipo_ray.config_pairs import PromptsConfig
-from mipo_ray.evaluation.held_out import _one_row_per_response, _pairs_only
-from mipo_ray.evaluation.matrix import matrix_conditionings, matrix_of, render_matrix
-from mipo_ray.evaluation.scoring import Scorer, ScorerSettings
+from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.evaluation.held_out.matrix import matrix_conditionings, matrix_of, render_matrix
+from mipo_ray.evaluation.held_out.scorer import Scorer, ScorerSettings
+from mipo_ray.evaluation.held_out.stage import _one_row_per_response, _pairs_only
 from mipo_ray.generation.rendering import load_tokenizer, render_prompts
-from mipo_ray.prompt_files import SourceRow
-from mipo_ray.prompt_rows import normalize_row
-from mipo_ray.storage import open_run
-from tests.tiny_model import make_tiny_model
+from mipo_ray.prompts.files import SourceRow
+from mipo_ray.prompts.rows import normalize_row
+from mipo_ray.storage.run_directory import open_run
+from tests.helpers.tiny_model import make_tiny_model
 
 PROMPTS = PromptsConfig(path="held_out.jsonl")
 USERS = ["I am a baker.", "I sail the northern sea.", "I mend clocks and eat no nuts."]

@@ -28,8 +28,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mipo_ray.metric_table import METRICS
-from tests.labelled_cluster import LabelledCluster, labelled_cluster
+from mipo_ray.monitoring.metrics import METRICS
+from tests.helpers.labelled_cluster import LabelledCluster, labelled_cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MONITORING = REPOSITORY / "cluster" / "monitoring"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from mipo_ray.labels import check_selector
-from mipo_ray.resources import Request
-from mipo_ray.waiting import Autoscaling
-from tests.labelled_cluster import LabelledCluster, labelled_cluster
-from tests.watched_run import is_clear
+from mipo_ray.config.label_selectors import check_selector
+from mipo_ray.ray_cluster.resources import Request
+from mipo_ray.ray_cluster.waiting import Autoscaling
+from tests.helpers.labelled_cluster import LabelledCluster, labelled_cluster
+from tests.helpers.watched_run import is_clear
 
 ROLE = "mipo.io/role"
 NODES = [{"num_cpus": 2, "labels": {ROLE: role}} for role in ("head", "generate", "train")]
@@ -77,7 +77,7 @@ def actors_by_role(cluster: LabelledCluster) -> dict[str, set[str]]:
 def test_what_is_read_of_an_autoscalers_status():
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
-    from mipo_ray.cluster import read_status
+    from mipo_ray.ray_cluster.nodes import read_status
 
     request = Request("training", "worker", "train.num_workers", 2, 2, 1.0, 1.0, {ROLE: "train"})
     status = GetClusterStatusReply()
@@ -178,14 +178,16 @@ def test_phases_run_on_their_groups_and_give_everything_back(cluster, options, t
     # Training that no node fits: generation is done by then, and stays done.
     seen_before = tmp_path / "before.jsonl"
     nowhere = [*ON_GROUPS, f"train.label_selector={{{ROLE}: nowhere}}", "ray.autoscaling=true"]
-    refused = run(cluster, "tests.watched_run", str(seen_before), *options, *nowhere, "ray.wait_timeout_minutes=0.3")
+    refused = run(
+        cluster, "tests.helpers.watched_run", str(seen_before), *options, *nowhere, "ray.wait_timeout_minutes=0.3"
+    )
     assert refused.returncode == 2, refused.stdout
     assert "waiting for 2 training workers, each on a node with 1 CPUs, 0 GPUs and labels" in refused.stdout
     assert "training: waited " in refused.stdout
     assert "RayTrainWorker" not in actors_by_role(cluster)
 
     seen_after = tmp_path / "after.jsonl"
-    done = run(cluster, "tests.watched_run", str(seen_after), *options, *ON_GROUPS)
+    done = run(cluster, "tests.helpers.watched_run", str(seen_after), *options, *ON_GROUPS)
     assert done.returncode == 0, done.stdout
     assert "round 0  generate  finished before" in done.stdout
     assert "waiting for" not in done.stdout

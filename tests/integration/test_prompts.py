@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from ray.exceptions import RayTaskError
 
-from mipo_ray.conditioning_blocks import condition_block
-from mipo_ray.config_pairs import ConditioningConfig, PromptsConfig
-from mipo_ray.prompt_check import PromptSummary, check_prompts
-from mipo_ray.prompt_needs import PromptNeeds
-from mipo_ray.prompts import PROMPT_SCHEMA, blocks_of, read_prompts, rows_per_block
+from mipo_ray.conditioning.blocks import condition_block
+from mipo_ray.config.conditioning import ConditioningConfig
+from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.prompts.check import PromptNeeds, PromptSummary, check_prompts
+from mipo_ray.prompts.dataset import PROMPT_SCHEMA, blocks_of, read_prompts, rows_per_block
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -102,7 +102,9 @@ def test_conditioning_does_not_depend_on_parallelism(tmp_path: Path, strategy: s
     results = []
     for path, tasks in layouts:
         prompts, summary = checked(path)
-        blocks = blocks_of(read_prompts(prompts, summary, override_num_blocks=tasks), summary.rows, BLOCK_SIZE)
+        blocks = blocks_of(
+            read_prompts(prompts, summary, override_num_blocks=tasks), rows_per_block(summary.rows, BLOCK_SIZE)
+        )
         conditioned = blocks.map_batches(
             cast(Any, condition_block),
             batch_format="pyarrow",
@@ -136,7 +138,7 @@ def test_blocks_are_exact_when_tasks_end_out_of_order(tmp_path: Path) -> None:
         return table
 
     dataset = read_prompts(prompts, summary).map_batches(first_files_last, batch_format="pyarrow", batch_size=None)
-    blocks = blocks_of(dataset, summary.rows, 20)
+    blocks = blocks_of(dataset, rows_per_block(summary.rows, 20))
     found = blocks.map_batches(
         lambda table: pa.table({"ids": [table["prompt_id"].to_pylist()]}), batch_format="pyarrow", batch_size=None
     ).take_all()

@@ -46,9 +46,9 @@ def test_the_exported_policy_answers_alike_in_vllm_and_transformers(finished_run
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
-    from mipo_ray.config_pairs import PromptsConfig
-    from mipo_ray.prompt_files import find_files, read_rows
-    from mipo_ray.prompt_rows import normalize_row
+    from mipo_ray.config.prompts import PromptsConfig
+    from mipo_ray.prompts.files import find_files, read_rows
+    from mipo_ray.prompts.rows import normalize_row
 
     policy = finished_run / "rounds/000/train/policy"
     tokenizer = AutoTokenizer.from_pretrained(policy)
@@ -87,7 +87,7 @@ def test_the_samplers_logprobs_are_the_trainers(finished_run):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from mipo_ray.models import local_model_directory
+    from mipo_ray.models.source import local_model_directory
     from mipo_ray.training.layout import lay_out, sequence_trees
     from mipo_ray.training.logprobs import response_logprobs
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from mipo_ray.evaluation.results import UNITS
+from mipo_ray.measures import UNITS
 from mipo_ray.report.page import render_report
-from tests.chromium import CHROMIUM, Chromium
-from tests.report_data import JUDGE_PROMPT, USERS, rich_run
+from tests.helpers.chromium import CHROMIUM, Chromium
+from tests.helpers.report_data import JUDGE_PROMPT, USERS, rich_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path (Debian: apt-get install chromium)")
 

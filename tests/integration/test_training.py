@@ -21,16 +21,17 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from mipo_ray.config_train import TrainConfig
+from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
-from mipo_ray.training import prepare, profile, worker
+from mipo_ray.training import deepspeed_engine as prepare
+from mipo_ray.training import profile, worker
 from mipo_ray.training.checkpoint import Checkpoints
-from mipo_ray.training.engine import deepspeed_config
+from mipo_ray.training.deepspeed_engine import deepspeed_config
 from mipo_ray.training.layout import PAIR_COLUMNS
 from mipo_ray.training.reference import read_logprobs
 from mipo_ray.training.step import TrainingDiverged
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
-from tests.tiny_training import VOCABULARY, ragged_pairs
+from tests.helpers.tiny_training import VOCABULARY, ragged_pairs
 
 LAYOUTS = ("padded", "packed", "shared")
 LORA = {"rank": 4, "alpha": 8.0}

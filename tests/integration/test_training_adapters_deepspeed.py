@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from mipo_ray.config_train import LoraConfig, TrainConfig
+from mipo_ray.config.train import LoraConfig, TrainConfig
 from mipo_ray.training.adapters import adapters_off, plain_weights
-from mipo_ray.training.engine import join_process_group, policy_engine, quiet_libraries
+from mipo_ray.training.deepspeed_engine import join_process_group, policy_engine, quiet_libraries
 from mipo_ray.training.export import export_policy
 from mipo_ray.training.layout import TokenBatch, Tree, lay_out
 from mipo_ray.training.logprobs import ResponseLogprobs

@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import distributed
 
-from mipo_ray.config_train import TrainConfig
+from mipo_ray.config.train import TrainConfig
 from mipo_ray.training.batching import deal
 from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints, Progress, load_checkpoint, save_checkpoint
-from mipo_ray.training.engine import join_process_group, policy_engine, quiet_libraries
+from mipo_ray.training.deepspeed_engine import join_process_group, policy_engine, quiet_libraries
 from mipo_ray.training.step import optimizer_step
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
-from tests.tiny_training import ragged_pairs, save_tied_llama
+from tests.helpers.tiny_training import ragged_pairs, save_tied_llama
 
 # 11 pairs in steps of 4: 3 steps in each of 2 epochs, the last of which has 3 pairs.
 PAIRS = ragged_pairs(11)

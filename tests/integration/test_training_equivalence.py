@@ -15,15 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mipo_ray.config_train import TrainConfig
+from mipo_ray.config.train import TrainConfig
 from mipo_ray.training.attention import use_attention
 from mipo_ray.training.batching import micro_batches
 from mipo_ray.training.layout import lay_out, pair_trees
 from mipo_ray.training.logprobs import response_logprobs
 from mipo_ray.training.loss import PairLogprobs, pair_losses
-from tests.tiny_families import VOCABULARY, assert_gradients_agree, tiny_model
-from tests.tiny_training import ragged_pairs
-from tests.trl_trainer import trl_dpo_trainer
+from tests.helpers.tiny_families import VOCABULARY, assert_gradients_agree, tiny_model
+from tests.helpers.tiny_training import ragged_pairs
+from tests.helpers.trl_trainer import trl_dpo_trainer
 
 BETA = 0.3
 LAYOUTS = ("padded", "packed", "shared")

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mipo_ray.config_train import TrainConfig
-from mipo_ray.training.engine import join_process_group, quiet_libraries
+from mipo_ray.config.train import TrainConfig
+from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.layout import pair_trees
-from mipo_ray.training.prepare import policy_and_reference
 from mipo_ray.training.step import optimizer_step
-from tests.tiny_families import assert_gradients_agree, plain_logprobs, tiny_model
-from tests.tiny_training import ragged_pairs
+from tests.helpers.tiny_families import assert_gradients_agree, plain_logprobs, tiny_model
+from tests.helpers.tiny_training import ragged_pairs
 
 BETA = 0.5
 LAYOUTS = ("padded", "packed", "shared")
@@ -138,7 +137,7 @@ def bytes_held(weight: Any) -> int:
 def test_a_cached_reference_is_gone_before_the_policy_is_loaded(models, monkeypatch, zero_stage):
     import weakref
 
-    from mipo_ray.training import prepare
+    from mipo_ray.training import deepspeed_engine as prepare
 
     weights: list[Any] = []
     load_reference, load_policy = prepare.reference_module, prepare.policy_engine

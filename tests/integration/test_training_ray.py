@@ -16,17 +16,18 @@ import pytest
 import ray.data
 import torch
 
-from mipo_ray import loop, monitoring
-from mipo_ray.blocks import ordered_context
-from mipo_ray.config import Config
+from mipo_ray import loop
+from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.pairs import TOKEN_IDS
-from mipo_ray.resources import Resources
-from mipo_ray.storage import RunDirectory, open_run
-from mipo_ray.training.ingest import StepShares, own_steps
+from mipo_ray.monitoring import events as monitoring
+from mipo_ray.pairs.schema import TOKEN_IDS
+from mipo_ray.ray_cluster.blocks import ordered_context
+from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.storage.run_directory import RunDirectory, open_run
+from mipo_ray.training.shares import StepShares, own_steps
 from mipo_ray.training.trainer import train_policy
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
-from tests.tiny_training import KillsItsWorker, ragged_pairs, save_tied_llama
+from tests.helpers.tiny_training import KillsItsWorker, ragged_pairs, save_tied_llama
 
 # 11 pairs in steps of 4: 3 steps in each of 2 epochs, the last of which has 3 pairs. A checkpoint after every other.
 PAIRS = ragged_pairs(11)

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import distributed
 
-from mipo_ray.config_train import TrainConfig
+from mipo_ray.config.train import TrainConfig
 from mipo_ray.training.batching import deal, micro_batches
 from mipo_ray.training.layout import pair_trees, token_count
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
-from tests.tiny_training import VOCABULARY, ragged_pairs, save_tied_llama
+from tests.helpers.tiny_training import VOCABULARY, ragged_pairs, save_tied_llama
 
 WORKERS = (1, 2, 4)
 # 19 pairs in steps of 9, which neither 2 nor 4 divide; the last step has 1 pair, and all workers but one have none.

@@ -18,14 +18,15 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from mipo_ray.config import Config
+from mipo_ray.config.recipe import fields, load_config
+from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.plan import describe, make_plan
-from mipo_ray.recipe import fields, load_config
-from mipo_ray.resources import Node, NodeType
+from mipo_ray.planning.describe import describe
+from mipo_ray.planning.plan import make_plan
+from mipo_ray.ray_cluster.resources import Node, NodeType
 from mipo_ray.run import DEMO_RECIPE, main
-from mipo_ray.run_lock import hold
-from mipo_ray.storage import RunDirectory, open_run
+from mipo_ray.storage.lock import hold
+from mipo_ray.storage.run_directory import RunDirectory, open_run
 
 CPU_ONLY = {"CPU": 6.0, "GPU": 0.0}
 FINISHED_FILES = ("manifest.json", "results.json", "report.html", "config.yaml")

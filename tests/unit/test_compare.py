@@ -20,20 +20,21 @@ import yaml
 from safetensors.numpy import save_file
 
 from mipo_ray.compare import main
-from mipo_ray.comparison.config import BASE, Comparison, describe_arm, load_comparison
+from mipo_ray.comparison.arms import common_pairs, kept_pairs
+from mipo_ray.comparison.definition import BASE, Comparison, describe_arm, load_comparison
 from mipo_ray.comparison.findings import control_sentences, findings, measures_of
-from mipo_ray.comparison.loop import common_pairs, kept_pairs
-from mipo_ray.comparison.report import dot_chart, markdown, render, write_comparison
-from mipo_ray.comparison.results import gather, stage_seconds
+from mipo_ray.comparison.outcome import gather, stage_seconds
+from mipo_ray.comparison.tables import dot_chart, markdown, render, write_comparison
+from mipo_ray.config.recipe import ConfigError, load_config, to_yaml
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.held_out import RESPONSE_SCHEMA
-from mipo_ray.evaluation.measured import measured_rows
-from mipo_ray.evaluation.results import MeasuredRows, measure
-from mipo_ray.loop import pair_set_hash
-from mipo_ray.pairs import as_version_2, has_swapped_labels, shuffle_labels
-from mipo_ray.recipe import ConfigError, load_config, to_yaml
+from mipo_ray.evaluation.held_out.metrics import MeasuredRows, measure
+from mipo_ray.evaluation.held_out.rows import measured_rows
+from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA
+from mipo_ray.pairs.label_control import has_swapped_labels, shuffle_labels
+from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.report import run_report
-from mipo_ray.storage import RunDirectory, StorageError
+from mipo_ray.storage.run_directory import RunDirectory, StorageError
+from mipo_ray.training.stage import pair_set_hash
 
 ARMS: dict[str, Any] = {
     "mipo": {},

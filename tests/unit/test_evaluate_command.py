@@ -14,13 +14,13 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
+from mipo_ray.config.recipe import load_config
 from mipo_ray.evaluate import main
-from mipo_ray.evaluation.evaluation_file import write_evaluation
-from mipo_ray.evaluation.task_check import check_tasks, task_stage
-from mipo_ray.recipe import load_config
-from mipo_ray.run_lock import hold
-from mipo_ray.storage import RunDirectory, open_run
-from tests.unit.test_evaluation_task_check import CHANGE, ENTRY
+from mipo_ray.evaluation.tasks.task_check import check_tasks, task_stage
+from mipo_ray.storage.lock import hold
+from mipo_ray.storage.results import write_evaluation
+from mipo_ray.storage.run_directory import RunDirectory, open_run
+from tests.unit.evaluation.tasks.test_task_check import CHANGE, ENTRY
 
 
 @pytest.fixture(autouse=True)

@@ -30,15 +30,15 @@ from fsspec.spec import AbstractFileSystem
 from huggingface_hub import HfFileSystem
 from safetensors.numpy import save_file
 
-from mipo_ray.config_pairs import PromptsConfig
-from mipo_ray.final_answers import same_final_answer
-from mipo_ray.models import local_model_directory
-from mipo_ray.personalization import row_reader
-from mipo_ray.prompt_files import find_files
-from mipo_ray.prompt_rows import PromptRow, normalize_row
-from mipo_ray.recipe import load_config, result_fields
+from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.config.recipe import load_config, result_fields
+from mipo_ray.models.source import local_model_directory
+from mipo_ray.prompts.files import find_files
+from mipo_ray.prompts.public_sets import row_reader
+from mipo_ray.prompts.rows import PromptRow, normalize_row
 from mipo_ray.run import main
-from tests.tiny_model import CHAT_TEMPLATE
+from mipo_ray.text.final_answers import same_final_answer
+from tests.helpers.tiny_model import CHAT_TEMPLATE
 
 JOBS = Path(__file__).parents[2] / "jobs"
 

@@ -17,14 +17,15 @@ from pathlib import Path
 import pytest
 
 from mipo_ray.stop_signals import stop_signals
-from tests.tiny_model import make_tiny_model
+from tests.helpers.tiny_model import make_tiny_model
 
 STOPS = [signal.SIGINT, signal.SIGTERM]
 
 # In place of the cluster that the command would join: it is asked to stop there, and once more while it tidies up.
 COMMAND = """
 import os, signal, sys, time
-from mipo_ray import run, run_lock
+from mipo_ray import run
+from mipo_ray.storage import lock as run_lock
 
 def fake_connect(config):
     print("connecting", flush=True)

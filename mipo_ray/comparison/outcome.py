@@ -1,0 +1,231 @@
+"""What a comparison found: every arm's figures, their change from the initial model, and sentences in plain words.
+
+comparison.json: {"headline": measure, "seeds", "judged", "rounds", "equal": {prompts, pairs, steps, ...}, "control":
+[sentences], "findings": [sentences], "unfinished", "arms": {"base": ARM, name: ARM}}; an ARM has `description`,
+`control`, `seconds` by stage and `measures`: measure -> an entry as in results.json with `verdict`, and with several
+seeds `seed_changes`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset
+
+from mipo_ray.comparison.definition import BASE, Comparison, common_pairs_file, describe_arm
+from mipo_ray.comparison.findings import HELD_OUT, TASK_METRICS, control_sentences, findings
+from mipo_ray.evaluation.figures import change_of
+from mipo_ray.evaluation.held_out import mutual_information as mi
+from mipo_ray.evaluation.held_out.metrics import item_values
+from mipo_ray.evaluation.held_out.rows import measured_rows
+from mipo_ray.evaluation.intervals import bootstrap_change, describe_change, group_means
+from mipo_ray.evaluation.significance import item_changes, over_seeds, verdict
+from mipo_ray.pairs.label_control import has_swapped_labels
+from mipo_ray.storage.results import gather_evaluation
+from mipo_ray.storage.run_directory import RunDirectory
+
+Items = tuple[Any, Any]  # values [responses], and the item of each
+
+
+def gather(comparison: Comparison) -> dict[str, Any]:
+    """What comparison.json holds, from what has been measured so far: the base with one seed at least, and the arms
+    with all seeds; seed comes after seed, so that the first bases are there long before the last."""
+    last = comparison.shared.rounds - 1
+    measured = {
+        arm: [seed for seed in comparison.seeds if _manifest(comparison.run(arm, seed), index, "evaluate") is not None]
+        for arm, index in [(BASE, None), *((arm, last) for arm in comparison.arms)]
+    }
+    complete = [arm for arm in comparison.arms if measured[arm] == measured[BASE] == list(comparison.seeds)]
+    arms = {BASE: _arm(comparison, BASE, None, measured[BASE])}
+    arms |= {arm: _arm(comparison, arm, last, comparison.seeds) for arm in complete}
+    headline = next(name for name in HELD_OUT if name in arms[BASE]["measures"])
+    for arm in complete:
+        arms[arm]["against_control"] = {
+            control: _difference(comparison, control, arm, last, headline)
+            for control in comparison.controls
+            if control in complete and control != arm
+        }
+    return {
+        "headline": headline,
+        "seeds": list(comparison.seeds),
+        "judged": comparison.shared.evaluate.judge.is_on,
+        "rounds": comparison.shared.rounds,
+        "equal": _equal(comparison, complete),
+        "control": [line for control in comparison.controls for line in control_sentences(control, arms)],
+        "findings": findings(headline, arms),
+        "unfinished": [arm for arm, seeds in measured.items() if seeds != list(comparison.seeds)],
+        "arms": arms,
+    }
+
+
+def _arm(comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]) -> dict[str, Any]:
+    config = comparison.shared if arm == BASE else comparison.arms[arm]
+    swapped = {"swapped_pairs": _swapped(comparison, round_index)} if arm in comparison.controls else {}
+    return swapped | {
+        "description": "the initial model, prompted alone" if arm == BASE else describe_arm(config),
+        "control": arm in comparison.controls,
+        "seconds": stage_seconds(comparison, arm, round_index, seeds),
+        "measures": _measures(comparison, arm, round_index, seeds),
+    }
+
+
+def stage_seconds(comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]) -> dict[str, float]:
+    """Seconds of each kind of stage, up to a round (None: the base); pairs that were copied cost none."""
+    stages = ["evaluate"] if arm == BASE else ["generate", "train", "evaluate"]
+    shares_pairs = arm != BASE and comparison.same_pairs(arm) != arm  # those of the first round
+    seconds = dict.fromkeys(stages, 0.0)
+    for seed in seeds:
+        for index in [None] if round_index is None else range(round_index + 1):
+            for stage in stages:
+                manifest = _manifest(comparison.run(arm, seed), index, stage)
+                if manifest is not None and not (shares_pairs and stage == "generate" and index == 0):
+                    seconds[stage] += manifest["seconds"]
+    return seconds
+
+
+def _swapped(comparison: Comparison, last: int | None) -> int:
+    """In how many of its pairs a control has chosen and rejected swapped."""
+    return sum(
+        has_swapped_labels(seed, pair_id)
+        for seed in comparison.seeds
+        for index in range((last or 0) + 1)
+        for pair_id in json.loads(comparison.root().read_text(common_pairs_file(seed, index)) or "[]")
+    )
+
+
+def _measures(
+    comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """Measure -> entry. With one seed those of the run itself; with several the mean over seeds."""
+    policy = BASE if round_index is None else str(round_index)
+    if len(comparison.seeds) == 1:
+        run = comparison.run(arm, comparison.seeds[0])
+        manifest = _manifest(run, round_index, "evaluate")
+        assert manifest is not None
+        entries = {name: entry for name, entry in manifest["results"].items() if name in HELD_OUT}
+        entries |= _task_entries(run, policy)
+    else:
+        entries = _over_seeds(comparison, arm, round_index, seeds)
+    return {name: _judged(name, entry) for name, entry in entries.items()}
+
+
+def _judged(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    change = change_of(entry)
+    if change is None or "verdict" in entry:
+        return entry
+    is_better = name not in HELD_OUT or HELD_OUT[name].direction == "higher"
+    return {**entry, "verdict": verdict(change) if is_better else describe_change(change)}
+
+
+def _task_entries(run: RunDirectory, policy: str) -> dict[str, dict[str, Any]]:
+    """The figures of tasks and judgements that the table shows, by "task.metric"; from the manifests: evaluation.json
+    is written after them, and a kill may come between."""
+    tasks = gather_evaluation(run).get(policy, {})
+    return {
+        f"{task}.{metric}": entry
+        for task, result in tasks.items()
+        for metric, entry in result["metrics"].items()
+        if metric in TASK_METRICS
+    }
+
+
+def _over_seeds(
+    comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    config = comparison.shared
+    draw: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
+    own = [_items(comparison, arm, seed, round_index) for seed in seeds]
+    base = [_items(comparison, BASE, seed, None) for seed in seeds]
+    entries: dict[str, dict[str, Any]] = {}
+    for name in own[0]:
+        if not all(name in of_seed for of_seed in own):
+            continue
+        value = over_seeds([_by_item(of_seed[name]) for of_seed in own], **draw)
+        unit = HELD_OUT[name].unit if name in HELD_OUT else "share"
+        # What seeds differ by is widened, which would take a share below 0 or above 1.
+        low, high = np.clip((value.low, value.high), 0, 1).tolist() if unit == "share" else (value.low, value.high)
+        entry: dict[str, Any] = {"value": value.value, "low": low, "high": high, "n": value.n}
+        entry |= {"unit": unit, "interval": "bootstrap"}
+        if round_index is not None and all(name in of_seed for of_seed in base):
+            changes = [item_changes(before[name], after[name]) for before, after in zip(base, own, strict=True)]
+            change = over_seeds(changes, **draw)
+            entry |= {"change": change.value, "change_low": change.low, "change_high": change.high}
+            entry["seed_changes"] = [float(np.mean(list(of_seed.values()))) for of_seed in changes]
+        entries[name] = entry
+    return entries
+
+
+def _held_out_items(comparison: Comparison, arm: str, seed: int, round_index: int | None) -> dict[str, Items]:
+    """Held-out measure -> (values, items) of one policy, from its scored answers."""
+    rows = measured_rows(comparison.run(arm, seed), round_index)
+    columns = item_values(rows, comparison.shared.train.beta)
+    found: dict[str, Items] = {name: (columns[name][1], columns[name][0]) for name in HELD_OUT if name in columns}
+    kl = mi.kl_per_token(rows.policy_own, rows.initial_own, rows.token_counts)
+    return found | {"kl_per_token": (kl, rows.prompt_ids)}
+
+
+def _items(comparison: Comparison, arm: str, seed: int, round_index: int | None) -> dict[str, Items]:
+    """Every measure of the table -> (values, items) of one policy; of the tasks only accuracies."""
+    run, found = comparison.run(arm, seed), _held_out_items(comparison, arm, seed, round_index)
+    policy = BASE if round_index is None else str(round_index)
+    for name in _task_entries(run, policy):
+        task, _, metric = name.rpartition(".")
+        if metric == "accuracy":
+            found[name] = _task_items(run, round_index, task)
+    return found
+
+
+def _task_items(run: RunDirectory, round_index: int | None, task: str) -> Items:
+    examples = pyarrow.dataset.dataset(
+        run.path(run.stage(round_index, "tasks"), task, "examples"),
+        filesystem=run.arrow_filesystem(),
+        format="parquet",
+    ).to_table(columns=["item_id", "verdict"])
+    correct = [float(word == "correct") for word in examples["verdict"].to_pylist()]
+    return correct, examples["item_id"].to_pylist()
+
+
+def _by_item(items: Items) -> dict[str, float]:
+    names, means = group_means(*items)
+    return dict(zip(names.tolist(), means.tolist(), strict=True))
+
+
+def _difference(comparison: Comparison, base: str, arm: str, round_index: int, name: str) -> dict[str, Any]:
+    """The paired change of one measure from one arm to another, with its verdict."""
+    draw: Any = {"samples": comparison.shared.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
+    before, after = (
+        [_held_out_items(comparison, one, seed, round_index)[name] for seed in comparison.seeds] for one in (base, arm)
+    )
+    pairs = list(zip(before, after, strict=True))
+    if len(pairs) == 1:
+        change = bootstrap_change(*pairs[0][0], *pairs[0][1], **draw)
+    else:
+        change = over_seeds([item_changes(*pair) for pair in pairs], **draw)
+    entry: dict[str, Any] = {"change": change.value, "change_low": change.low, "change_high": change.high}
+    return entry | {"n": change.n, "unit": HELD_OUT[name].unit, "verdict": verdict(change)}
+
+
+def _equal(comparison: Comparison, complete: Sequence[str]) -> dict[str, Any]:
+    """What is equal in all arms, looked up in each; raises RuntimeError where it is not."""
+    found: dict[str, set[int]] = {"pairs": set(), "steps": set()}
+    for arm in complete:
+        summaries = [
+            _manifest(comparison.run(arm, seed), index, "train")["summary"]  # type: ignore[index]
+            for seed in comparison.seeds
+            for index in range(comparison.shared.rounds)
+        ]
+        for name, values in found.items():
+            values.add(sum(summary[name] for summary in summaries))
+    for name, values in found.items():
+        if len(values) > 1:
+            raise RuntimeError(f"{comparison.run_dir}: expected equal {name} in all arms, found {sorted(values)}")
+    train = comparison.shared.train
+    totals = {name: next(iter(values), 0) for name, values in found.items()}
+    return {**totals, "batch_size": train.batch_size, "epochs": train.epochs}
+
+
+def _manifest(run: RunDirectory, round_index: int | None, stage: str) -> dict[str, Any] | None:
+    return run.read_manifest(run.stage(round_index, stage))

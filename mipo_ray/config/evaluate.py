@@ -1,0 +1,86 @@
+"""The section of the configuration that says what is measured of each policy.
+
+Nothing here imports torch, ray or vllm.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from mipo_ray.config.base import EXECUTION_ONLY, PositiveInt, Section
+from mipo_ray.config.judge import JudgeConfig
+from mipo_ray.config.prompts import PromptsConfig
+
+
+class TaskConfig(Section):
+    """What a run sets of an accuracy task; the rest stands in the task's own file (evaluation/tasks)."""
+
+    path: str | None = Field(None, description="the task's data, in place of the path that its file names")
+    limit: PositiveInt | None = Field(None, description="measure the first rows only; null: all")
+    max_tokens: PositiveInt | None = Field(None, description="response length limit in tokens; null: the task's own")
+
+
+class EvaluateConfig(Section):
+    """Held-out measurement before round 0 and after every round."""
+
+    enabled: bool = Field(True, description="measure the base and every round's policy")
+    prompts: PromptsConfig = Field(
+        default_factory=lambda: PromptsConfig(path="bundled:personalization_heldout"),
+        description="held-out prompts, never trained on",
+    )
+    samples_per_prompt: PositiveInt = Field(2, description="responses sampled for each held-out prompt")
+    other_prompts: PositiveInt = Field(
+        3, description="K: other held-out conditionings that each response is scored under"
+    )
+    matrix: Annotated[int, Field(ge=0)] = Field(
+        8,
+        description="M: held-out answers that are scored under each other's prompts, and under each other's contexts, "
+        "M x M sequences each (0: none); fixed when the base is measured",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    scoring_batch_size: PositiveInt = Field(
+        8, description="sequences per forward pass when scoring", json_schema_extra=EXECUTION_ONLY
+    )
+    scorers: PositiveInt = Field(1, description="scoring actors at most", json_schema_extra=EXECUTION_ONLY)
+    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
+        2000, description="bootstrap resamples behind each 95 % interval"
+    )
+    judge: JudgeConfig = Field(default_factory=JudgeConfig, description="a model that judges the held-out answers")
+    tasks: dict[str, TaskConfig] = Field(
+        default_factory=dict,
+        description="accuracy tasks, a list of names or a mapping of names to {path, limit, max_tokens}; a name is one "
+        "of mipo_ray/evaluation/tasks (gsm8k, svamp, arc_easy, mmlu_likelihood, ...) or the path of a task file of "
+        "your own",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    task_max_model_len: PositiveInt | None = Field(
+        None,
+        description="window in tokens of the engines that measure tasks; null: model.max_model_len",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names_are_enough(cls, tasks: Any) -> Any:
+        if isinstance(tasks, str):
+            tasks = [tasks]
+        if isinstance(tasks, list | tuple):
+            if others := [entry for entry in tasks if not isinstance(entry, str)]:
+                raise ValueError(
+                    "expected task names, or a mapping of names to {path, limit, max_tokens}; found "
+                    + ", ".join(map(repr, others))
+                )
+            if repeated := sorted({name for name in tasks if tasks.count(name) > 1}):
+                raise ValueError(f"expected each task once, found {', '.join(repeated)} several times")
+            return {name: {} for name in tasks}
+        if isinstance(tasks, dict):
+            return {name: {} if settings is None else settings for name, settings in tasks.items()}
+        return tasks
+
+    @model_validator(mode="after")
+    def _judge_has_answers(self) -> EvaluateConfig:
+        if self.judge.is_on and not self.enabled:
+            raise ValueError("judge judges the held-out answers, which enabled=false leaves out; set enabled=true")
+        return self

@@ -1,0 +1,82 @@
+"""The filters section: which sampled pairs are left out of training."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mipo_ray.config.base import (
+    EXECUTION_ONLY,
+    NonNegativeFloat,
+    PositiveFloat,
+    Section,
+    Share,
+)
+
+
+class PatternFilter(Section):
+    """A regular expression that decides over a pair."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="counted as pattern_NAME")
+    regex: str = Field(description="Python regular expression, searched anywhere in the response")
+    side: Literal["chosen", "rejected", "either"] = Field("chosen", description="which responses are searched")
+    drop_when: Literal["found", "missing"] = Field("found", description="drop pairs where it is found, or missing")
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, regex: str) -> str:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return regex
+
+
+class FiltersConfig(Section):
+    """Which sampled pairs are left out of training; every reason is counted."""
+
+    drop_too_long: bool = Field(
+        False, description="drop prompts that do not fit the context window; false: stop before any engine starts"
+    )
+    identical: bool = Field(True, description="drop pairs whose chosen and rejected responses are the same text")
+    equal_answers: Literal["choice", "number"] | None = Field(
+        None, description="drop pairs with the same final answer: an option's letter, or a number; null: keep them"
+    )
+    truncated: bool = Field(False, description="drop pairs with a response cut at the length limit")
+    min_length_ratio: NonNegativeFloat = Field(
+        0.0, description="drop when chosen tokens / rejected tokens is below this"
+    )
+    max_length_ratio: PositiveFloat | None = Field(
+        None, description="drop when chosen tokens / rejected tokens is above this; null: no limit"
+    )
+    max_repetition: Share = Field(
+        1.0, description="drop when more than this share of a response's word 3-grams repeats earlier ones"
+    )
+    max_copy_rate: Share = Field(
+        1.0, description="drop when more than this share of the chosen response's word 3-grams stands in its prompt"
+    )
+    min_pmi: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        None, description="drop when log p(chosen | prompt) - log p(chosen | mismatched prompt) is below this, nats"
+    )
+    patterns: tuple[PatternFilter, ...] = Field(
+        (),
+        strict=False,
+        description="regular expressions (refusals, languages), each with a name, regex, side, drop_when",
+    )
+    max_dropped_share: Share = Field(
+        0.9,
+        description="stop the run when filters drop more than this share of the rows",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> FiltersConfig:
+        if self.max_length_ratio is not None and self.min_length_ratio > self.max_length_ratio:
+            raise ValueError(
+                f"min_length_ratio ({self.min_length_ratio}) is above max_length_ratio ({self.max_length_ratio})"
+            )
+        if len({pattern.name for pattern in self.patterns}) < len(self.patterns):
+            raise ValueError("patterns: expected different names")
+        return self

@@ -1,0 +1,110 @@
+"""The generation section: sampling, and the pool of vLLM actors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mipo_ray.config.base import (
+    EXECUTION_ONLY,
+    LabelSelector,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
+
+
+class SamplingConfig(Section):
+    """vLLM sampling parameters of every response."""
+
+    temperature: NonNegativeFloat = Field(0.7, description="0 is greedy decoding")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="nucleus sampling mass")
+    top_k: NonNegativeInt = Field(0, description="0: no limit")
+    max_tokens: PositiveInt = Field(48, description="response length limit in tokens")
+    min_tokens: NonNegativeInt = Field(0, description="no end token before this many tokens")
+
+
+class EnginePoolConfig(Section):
+    """The pool of vLLM actors. Sizes are execution only: they never change a pair's conditioning or seeds."""
+
+    min_size: PositiveInt = Field(1, description="engines at least", json_schema_extra=EXECUTION_ONLY)
+    max_size: PositiveInt = Field(1, description="engines at most", json_schema_extra=EXECUTION_ONLY)
+    tensor_parallel_size: PositiveInt = Field(
+        1, description="GPUs that share one engine, inside a node", json_schema_extra=EXECUTION_ONLY
+    )
+    gpus_per_engine: NonNegativeFloat | None = Field(
+        None,
+        description="GPUs reserved by an engine; null: tensor_parallel_size where the cluster has GPUs, else 0",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    cpus_per_engine: PositiveFloat = Field(
+        1.0, description="logical CPUs reserved by an engine", json_schema_extra=EXECUTION_ONLY
+    )
+    label_selector: LabelSelector = Field(
+        default_factory=dict,
+        description="labels of the Ray nodes that engines, those of the evaluation too, and scoring actors run on, for "
+        "example {mipo.io/role: generate}; conditions: value, !value, in(a, b), !in(a, b)",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    batches_in_flight: PositiveInt = Field(
+        4,
+        description="blocks that one engine works on at the same time, so that it never waits for a block's longest "
+        "answer",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="raw vLLM engine arguments, passed through (max_num_seqs, gpu_memory_utilization, ...)",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> EnginePoolConfig:
+        if self.min_size > self.max_size:
+            raise ValueError(f"min_size ({self.min_size}) is larger than max_size ({self.max_size})")
+        reserved = {"model", "tokenizer", "dtype", "max_model_len", "tensor_parallel_size", "trust_remote_code"}
+        reserved |= {"generation_config", "logprobs_mode"}
+        for key in sorted(reserved & self.engine_args.keys()):
+            raise ValueError(f"engine_args.{key} is set by the configuration itself; remove it")
+        return self
+
+
+class GenerationConfig(Section):
+    """Sampling matched and mismatched responses."""
+
+    samples_per_prompt: PositiveInt = Field(1, description="n: matched responses of each prompt, one pair row each")
+    negatives_per_prompt: PositiveInt = Field(
+        1,
+        description="K: mismatched responses of each prompt, each under another mismatched prompt where there are any",
+    )
+    pairing: Literal["zip", "all"] = Field(
+        "zip",
+        description="which mismatched responses a matched one is paired with. zip: K / n of them, no two matched ones "
+        "with the same; all: all K",
+    )
+    score_pmi: bool = Field(
+        True, description="score each chosen response under the mismatched prompt too, which gives the pair's PMI"
+    )
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="sampling parameters")
+    pool: EnginePoolConfig = Field(default_factory=EnginePoolConfig, description="the vLLM actors")
+
+    @property
+    def rejected_per_pair(self) -> int:
+        """Rejected responses of one pair row; above 1 the pairs have schema version 2."""
+        if self.pairing == "all":
+            return self.negatives_per_prompt
+        return self.negatives_per_prompt // self.samples_per_prompt
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> GenerationConfig:
+        if self.samples_per_prompt > 1 and self.sampling.temperature == 0:
+            raise ValueError("samples_per_prompt above 1 at sampling.temperature 0 would be the same answer each time")
+        if self.pairing == "zip" and self.negatives_per_prompt % self.samples_per_prompt:
+            raise ValueError(
+                f"pairing zip shares negatives_per_prompt ({self.negatives_per_prompt}) out to samples_per_prompt "
+                f"({self.samples_per_prompt}) matched responses: expected a multiple; or set pairing=all"
+            )
+        return self

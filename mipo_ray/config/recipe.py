@@ -1,0 +1,238 @@
+"""From a YAML recipe and dotted overrides to a checked `Config`, and back.
+
+    python -m mipo_ray.run jobs/NAME.yaml train.beta=0.2 rounds=3
+
+A recipe may build on others: `base: NAME.yaml`, or a list of them, each relative to the file that names it. Later
+bases override earlier ones, and the recipe itself overrides them all. Sections, and values that are mappings, are
+merged key by key; lists, other values and `conditioning.mixture` (a mixture is its weights together) are replaced. A
+base may have bases of its own; one that is reached twice counts once, where it is reached first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import os
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mipo_ray.config.schema import Config
+from mipo_ray.errors import UserError
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run; the message names each wrong key and what was expected."""
+
+
+# YAML 1.1 reads 1e-5 (no dot) as a string; users mean the number. Quoted, it is a string here too.
+_SCIENTIFIC_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+
+# Merged key by key, a base's weights would stay in the mixture unseen.
+_REPLACED_WHOLE = "conditioning.mixture"
+_NOWHERE = object()
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads scientific notation as numbers."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that `_Loader` would read as numbers, and writes what stands in two places twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC_FLOAT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC_FLOAT, list("-+.0123456789"))
+
+
+def load_config(recipe: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> Config:
+    """Reads a YAML recipe with its bases (none: the defaults), applies `dotted.key=value` overrides, checks everything.
+
+    Raises ConfigError with one line per wrong key: its path, what was expected, what was found, for an unknown key
+    the nearest valid name, and the base that it stands in, where it stands in one. A base that cannot be used is named
+    with the recipes that led to it.
+    """
+    values, layers = read_recipe(recipe, overrides)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(explain(item) + _origin(item, layers, overrides) for item in error.errors())
+        ) from None
+
+
+def read_recipe(
+    recipe: str | Path | None, overrides: typing.Sequence[str]
+) -> tuple[dict[str, Any], dict[Path, dict[str, Any]]]:
+    """The values of a recipe, its bases and the overrides, not yet checked; and those of each file, overridden first.
+
+    Raises ConfigError where a file cannot be read or an override is none.
+    """
+    layers = {} if recipe is None else _read_layers(Path(recipe))
+    values: dict[str, Any] = {}
+    for layer in layers.values():
+        values = merge(values, layer)
+    for override in overrides:
+        _apply_override(values, override)
+    return values, layers
+
+
+def fields(section: type[BaseModel] = Config, prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
+    """Every leaf field as (dotted path, pydantic FieldInfo), in the order of their definition."""
+    for name, info in section.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from fields(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
+
+
+def result_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """The leaf values of a dumped configuration that decide what the run computes, by dotted path.
+
+    Execution-only fields (places, sizes of pools, ...) are left out.
+    """
+    execution_only = {path for path, info in fields() if (info.json_schema_extra or {}).get("execution_only")}
+    return {path: value for path, value in _flatten(values) if path not in execution_only}
+
+
+def config_hash(config: Config) -> str:
+    """Stable hash (16 hex digits) of `result_fields`."""
+    text = json.dumps(result_fields(config.model_dump(mode="json")), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal object."""
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _read_layers(path: Path, chain: tuple[Path, ...] = ()) -> dict[Path, dict[str, Any]]:
+    """The values of a recipe and its bases by absolute path, overridden ones first; `chain`: what led to the recipe."""
+    chain = (*chain, path)
+    shown = " -> ".join(map(str, chain))
+    values = _read_recipe(path, shown)
+    bases = values.pop("base", [])
+    bases = bases if isinstance(bases, list) else [bases]
+    if not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{shown}: base: expected the file name of a recipe, or a list of them; found {bases}")
+    layers: dict[Path, dict[str, Any]] = {}
+    for base in bases:
+        # ".." is taken from the names, not from where links point: a mounted folder of recipes may consist of links.
+        base_path = Path(os.path.normpath(path.parent / base))
+        if _absolute(base_path) in map(_absolute, chain):
+            raise ConfigError(f"{shown} -> {base_path}: a recipe cannot be its own base")
+        for name, layer in _read_layers(base_path, chain).items():
+            layers.setdefault(name, layer)
+    return {**layers, _absolute(path): values}
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _read_recipe(path: Path, shown: str) -> dict[str, Any]:
+    try:
+        values = _load_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{shown}: cannot read the recipe: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown}: expected UTF-8 text: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+        raise ConfigError(f"{shown}: not valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{shown}: expected a mapping of configuration keys, found {type(values).__name__}")
+    return values
+
+
+def merge(values: dict[str, Any], layer: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`values` overridden by `layer`, as new dicts: YAML's aliases stand for one and the same dict."""
+    merged = dict(values)
+    for key, value in layer.items():
+        if isinstance(value, dict):
+            below = merged.get(key)
+            kept = below if isinstance(below, dict) and f"{prefix}{key}" != _REPLACED_WHOLE else {}
+            value = merge(kept, value, f"{prefix}{key}.")
+        merged[key] = value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"{override!r}: expected key=value, for example train.beta=0.2")
+    try:
+        value = _load_yaml(text)
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"{key}: {text!r} is not a valid YAML value; put text in quotes: {key}='\"...\"'") from None
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{key}: {parent} is a value, not a section")
+    values[leaf] = value
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+
+
+def explain(item: Any) -> str:
+    """One line for one error of pydantic's: the key, what was expected, what was found."""
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        valid = [name for name, _ in _names(Config)]
+        nearest = difflib.get_close_matches(path, valid, n=1, cutoff=0.5)
+        leaf_matches = [name for name in valid if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
+        best = leaf_matches or nearest
+        hint = f"; did you mean {best[0]}?" if best else ""
+        return f"{path}: unknown key{hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message}; found {item['input']!r}"
+
+
+def _origin(item: Any, layers: dict[Path, dict[str, Any]], overrides: typing.Sequence[str]) -> str:
+    """Names the base that a wrong value stands in; "" for the recipe's own values, overrides and whole sections."""
+    keys = list(itertools.takewhile(lambda part: isinstance(part, str), item["loc"]))
+    path = ".".join(keys)
+    if any(path == key or path.startswith(f"{key}.") for key in (override.split("=")[0] for override in overrides)):
+        return ""
+    for index, (name, layer) in enumerate(reversed(layers.items())):
+        found: Any = layer
+        for key in keys:
+            found = found.get(key, _NOWHERE) if isinstance(found, dict) else _NOWHERE
+        if found is not _NOWHERE:
+            return f"; in {name}" if index and not isinstance(found, dict) else ""
+    return ""
+
+
+def _names(section: type[BaseModel], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
+    for name, info in section.model_fields.items():
+        yield f"{prefix}{name}", info
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _names(info.annotation, f"{prefix}{name}.")
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
+    sections = {path for path, info in _names(Config) if _is_section(info)}
+    for name, value in values.items():
+        if f"{prefix}{name}" in sections:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_section(info: Any) -> bool:
+    return isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)

@@ -1,0 +1,113 @@
+"""The typed configuration of a run: every field, its default and its meaning.
+
+`recipe.load_config` makes one from a YAML recipe and overrides. Nothing here imports torch, ray or vllm, so that
+`--help` and `--dry-run` answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mipo_ray.config.base import EXECUTION_ONLY, Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from mipo_ray.config.conditioning import ConditioningConfig
+from mipo_ray.config.evaluate import EvaluateConfig
+from mipo_ray.config.filters import FiltersConfig
+from mipo_ray.config.generation import GenerationConfig
+from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.config.train import TrainConfig
+
+
+class ModelConfig(Section):
+    """The initial policy."""
+
+    path: str = Field(
+        "embedded",
+        description="'embedded' (SmolLM2-135M-Instruct), a local directory, a remote URL (s3://, gs://) of a model "
+        "directory, or a Hugging Face id",
+    )
+    dtype: Dtype = Field("auto", description="dtype of the policy; auto: bfloat16 on GPUs, float32 on CPUs")
+    max_model_len: Annotated[int, Field(ge=16)] = Field(
+        1024, description="context window in tokens, prompt and response together"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+class RayConfig(Section):
+    """Where the run executes."""
+
+    address: str | None = Field(
+        None,
+        description="cluster to join ('auto' or host:port); null: RAY_ADDRESS where it is set (as inside a Ray job), "
+        "else a local cluster of this machine",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    num_cpus: PositiveInt | None = Field(
+        None,
+        description="logical CPUs of a local cluster; null: the cores of this machine, at least 6 (engine actors "
+        "must leave room for read and write tasks)",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    autoscaling: bool = Field(
+        False,
+        description="the joined cluster adds nodes on demand: do not refuse a request that its present nodes cannot "
+        "hold",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    wait_timeout_minutes: PositiveFloat = Field(
+        30.0,
+        description="how long a stage waits for nodes for its first engine, or for all the workers that training "
+        "starts with, before the run stops with the reason",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+
+
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
+class Config(Section):
+    """Everything that defines a run."""
+
+    run_dir: str = Field(
+        "runs/demo",
+        description="run directory: a local path (shared between nodes on a cluster) or a remote URL",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    rounds: PositiveInt = Field(
+        2, description="generate -> train -> evaluate passes; may be raised later", json_schema_extra=EXECUTION_ONLY
+    )
+    seed: NonNegativeInt = Field(0, description="seed of every random choice")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the initial policy")
+    prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="training prompts")
+    conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig, description="mismatched prompts")
+    generation: GenerationConfig = Field(default_factory=GenerationConfig, description="sampling")
+    filters: FiltersConfig = Field(default_factory=FiltersConfig, description="pair filters")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="training")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="held-out measurement")
+    ray: RayConfig = Field(default_factory=RayConfig, description="the cluster")
+    trackers: tuple[Tracker, ...] = Field(
+        (),
+        strict=False,
+        description="who gets the numbers of metrics.jsonl too: tensorboard, mlflow, wandb; their addresses and keys "
+        "come from the environment (MLFLOW_TRACKING_URI, WANDB_API_KEY, WANDB_MODE=offline, ...)",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_window(self) -> Config:
+        if self.generation.sampling.max_tokens >= self.model.max_model_len:
+            raise ValueError(
+                f"generation.sampling.max_tokens ({self.generation.sampling.max_tokens}) leaves no room for a prompt "
+                f"in model.max_model_len ({self.model.max_model_len})"
+            )
+        if self.filters.min_pmi is not None and not self.generation.score_pmi:
+            raise ValueError("filters.min_pmi needs the PMI of each pair: set generation.score_pmi=true")
+        if self.train.shuffle_labels and self.generation.rejected_per_pair > 1:
+            raise ValueError(
+                "train.shuffle_labels swaps chosen and rejected: expected one rejected response in each pair, found "
+                f"{self.generation.rejected_per_pair}"
+            )
+        if self.generation.sampling.min_tokens > self.generation.sampling.max_tokens:
+            raise ValueError("generation.sampling.min_tokens is larger than generation.sampling.max_tokens")
+        return self

@@ -1,0 +1,219 @@
+"""The section of the configuration that says how the policy is trained.
+
+Nothing here imports torch, ray or vllm.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mipo_ray.config.base import (
+    EXECUTION_ONLY,
+    LabelSelector,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+)
+
+Layout = Literal["padded", "packed", "shared"]
+Attention = Literal["sdpa", "flex_attention", "flash_attention_2"]
+Objective = Literal["dpo", "ipo", "infonce", "sami", "sft"]
+PlacementStrategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+
+# Objectives that look at log policy / reference; the others need no reference.
+WITH_REFERENCE = ("dpo", "ipo", "infonce")
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), by peft. Merged into the weights when a round ends."""
+
+    rank: NonNegativeInt = Field(0, description="rank of the adapters; 0: full fine-tuning")
+    alpha: PositiveFloat = Field(32.0, description="adapters are scaled by alpha / rank")
+    target_modules: tuple[str, ...] = Field(
+        ("all-linear",),
+        strict=False,
+        description="names of the layers that get adapters; all-linear: every linear layer but the output head",
+    )
+
+
+class TrainConfig(Section):
+    """Preference optimisation on the round's pairs."""
+
+    objective: Objective = Field(
+        "dpo",
+        description="dpo (Rafailov et al. 2023); ipo (Azar et al. 2023); infonce: one chosen against all K rejected; "
+        "sami (Fraenken et al. 2024); sft: negative log-likelihood of the chosen response",
+    )
+    beta: PositiveFloat = Field(0.1, description="dpo, ipo (its tau), infonce: strength of the tie to the reference")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="dpo: assumed share of pairs with swapped labels (conservative DPO)"
+    )
+    length_normalized: bool = Field(
+        False, description="dpo, ipo, infonce: divide each response's log-prob ratio by its tokens"
+    )
+    nll_coefficient: NonNegativeFloat = Field(
+        0.0, description="dpo, ipo, infonce: weight of the chosen response's negative log-likelihood per token"
+    )
+    reference: Literal["round_start", "initial"] = Field(
+        "round_start", description="the frozen reference: the round's starting policy, or the initial model always"
+    )
+    reference_mode: Literal["colocated", "cached", "adapter"] = Field(
+        "colocated",
+        description="colocated: a frozen copy beside the policy; cached: its log-probs are computed once, before the "
+        "first update, and stored; adapter: the policy with its LoRA adapters off",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    offload_reference: bool = Field(
+        False,
+        description="colocated: the reference stays in CPU memory, sharded over the workers, and comes layer by layer",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    shuffle_labels: bool = Field(
+        False,
+        description="a control that must not win: dpo and ipo on pairs of which a seeded half has chosen and rejected "
+        "swapped, so that nothing is preferred on average",
+    )
+    lora: LoraConfig = Field(default_factory=LoraConfig, description="train adapters instead of all weights")
+    learning_rate: PositiveFloat = Field(5e-7, description="peak learning rate of AdamW")
+    batch_size: PositiveInt = Field(4, description="pairs per optimizer step over all workers")
+    epochs: PositiveInt = Field(1, description="passes over the round's pairs")
+    warmup_ratio: Share = Field(0.03, description="share of the steps with a linearly rising learning rate")
+    min_learning_rate_ratio: Share = Field(0.1, description="floor of the cosine schedule, as a share of the peak")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradient clipping, L2 norm over all parameters")
+    adam_betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW betas", strict=False)
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW weight decay")
+    layout: Layout = Field(
+        "shared",
+        description="how pairs become tensors; the loss is the same. padded: a row for each response; packed: all "
+        "sequences in one row, without padding; shared: packed, with each prompt only once",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    attention: Attention = Field(
+        "sdpa",
+        description="sdpa: torch's scaled dot product attention, piece by piece; flex_attention: one compiled kernel "
+        "(GPUs only); flash_attention_2: flash-attn's varlen kernels (GPUs only; not for layout shared)",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    micro_batch_tokens: PositiveInt = Field(
+        4096,
+        description="tokens of one forward pass of one worker, padding included; a larger pair goes alone",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in backward", json_schema_extra=EXECUTION_ONLY
+    )
+    num_workers: PositiveInt = Field(
+        1, description="data-parallel training workers (at most, with min_workers)", json_schema_extra=EXECUTION_ONLY
+    )
+    min_workers: PositiveInt | None = Field(
+        None,
+        description="start, and go on after a loss, with as few workers as this; null: always num_workers",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    gpus_per_worker: NonNegativeFloat | None = Field(
+        None,
+        description="GPUs of a worker; null: 1 where the cluster has GPUs, else 0",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    cpus_per_worker: PositiveFloat = Field(
+        1.0, description="logical CPUs reserved by a worker", json_schema_extra=EXECUTION_ONLY
+    )
+    label_selector: LabelSelector = Field(
+        default_factory=dict,
+        description="labels of the Ray nodes that training workers run on, for example {mipo.io/role: train}; "
+        "conditions as in generation.pool.label_selector",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    placement_strategy: PlacementStrategy = Field(
+        "PACK",
+        description="how workers are spread over nodes. PACK: on as few as possible; SPREAD: on as many as possible; "
+        "STRICT_PACK: on one; STRICT_SPREAD: each on another",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2,
+        description="DeepSpeed ZeRO stage; the same until a round that has checkpoints is done",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    offload_optimizer: bool = Field(
+        False, description="keep optimizer states in CPU memory (ZeRO 1, 2, 3)", json_schema_extra=EXECUTION_ONLY
+    )
+    offload_parameters: bool = Field(
+        False, description="keep the policy's weights in CPU memory (ZeRO 3)", json_schema_extra=EXECUTION_ONLY
+    )
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="raw DeepSpeed configuration keys, merged over the generated ones"
+    )
+    checkpoint_steps: PositiveInt | None = Field(
+        None,
+        description="optimizer steps between two checkpoints inside a round; null: not by steps",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    checkpoint_minutes: PositiveFloat | None = Field(
+        30.0,
+        description="minutes between two checkpoints inside a round; null: not by time",
+        json_schema_extra=EXECUTION_ONLY,
+    )
+    max_failures: NonNegativeInt = Field(
+        1, description="restarts of the worker group after a worker dies", json_schema_extra=EXECUTION_ONLY
+    )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the objective compares the policy with a reference."""
+        return self.objective in WITH_REFERENCE
+
+    @property
+    def fewest_workers(self) -> int:
+        """With how few workers training starts."""
+        return self.num_workers if self.min_workers is None else self.min_workers
+
+    @model_validator(mode="after")
+    def _objective_has_what_it_reads(self) -> TrainConfig:
+        if self.label_smoothing and self.objective != "dpo":
+            raise ValueError(f"label_smoothing is part of objective dpo, found {self.objective}")
+        if self.shuffle_labels and self.objective not in ("dpo", "ipo"):
+            raise ValueError(f"shuffle_labels is for objectives dpo and ipo, found {self.objective}")
+        if self.shuffle_labels and self.nll_coefficient:
+            raise ValueError("shuffle_labels swaps preferences only: expected nll_coefficient 0")
+        for name in ("length_normalized", "nll_coefficient"):
+            if getattr(self, name) and not self.needs_reference:
+                raise ValueError(f"{name} is for objectives {', '.join(WITH_REFERENCE)}, found {self.objective}")
+        return self
+
+    @model_validator(mode="after")
+    def _reference_is_there(self) -> TrainConfig:
+        if self.reference_mode == "adapter" and not self.lora.rank:
+            raise ValueError("reference_mode adapter turns LoRA adapters off: expected lora.rank above 0, found 0")
+        if self.reference_mode == "adapter" and self.reference == "initial":
+            raise ValueError(
+                "reference_mode adapter is the round's starting policy, since adapters are merged after every round; "
+                "for reference initial choose colocated or cached"
+            )
+        if self.offload_reference and self.reference_mode != "colocated":
+            raise ValueError(f"offload_reference needs reference_mode colocated, found {self.reference_mode}")
+        return self
+
+    @model_validator(mode="after")
+    def _layout_is_possible(self) -> TrainConfig:
+        if self.attention == "flash_attention_2" and self.layout == "shared":
+            raise ValueError(
+                "attention flash_attention_2 cannot honour layout shared (its masks are causal sequences only); choose "
+                "layout packed, or attention sdpa or flex_attention"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_and_memory(self) -> TrainConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) is larger than num_workers ({self.num_workers})")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3, found {self.zero_stage}")
+        if self.offload_optimizer and not self.zero_stage:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, found 0")
+        return self

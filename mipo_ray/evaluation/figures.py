@@ -1,0 +1,119 @@
+"""Figures as people read them: values, changes with their intervals, and the tables that a run ends with."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mipo_ray.evaluation.intervals import (
+    Estimate,
+    describe_change,
+)
+from mipo_ray.measures import UNITS
+from mipo_ray.storage.results import read_evaluation, rounds_of
+from mipo_ray.storage.run_directory import RunDirectory
+
+
+def final_tables(run: RunDirectory) -> str:
+    """Plain text: the table of results.json, and that of the tasks, each where there is anything to show."""
+    results, evaluation = json.loads(run.read_text("results.json") or "{}"), read_evaluation(run)
+    tables = ([final_table(results)] if results else []) + ([task_table(evaluation)] if evaluation else [])
+    return "\n\n".join(tables)
+
+
+def task_table(evaluation: dict[str, dict[str, Any]]) -> str:
+    """Plain text: the main figure of every task, the base against each round, with n, interval and verdict."""
+    header = ("task", "metric", "n", "policy", "value [95 % interval]", "change [95 % interval]", "")
+    lines: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(name for entries in evaluation.values() for name in entries):
+        for policy in ["base", *rounds_of(evaluation)]:
+            entry = evaluation.get(policy, {}).get(name)
+            if entry is None or "metric" not in entry:
+                continue
+            figures = entry["metrics"][entry["metric"]]
+            value, low, high = (format_value(figures[key], figures["unit"]) for key in ("value", "low", "high"))
+            lines.append(
+                (
+                    name,
+                    entry["metric"],
+                    str(figures["n"]),
+                    policy,
+                    f"{value} [{low}, {high}]",
+                    format_change(figures),
+                    figures.get("verdict", ""),
+                )
+            )
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *lines]]
+    return "\n".join(row.rstrip() for row in [rows[0], "-" * len(rows[0].rstrip()), *rows[1:]])
+
+
+def change_of(entry: dict[str, Any]) -> Estimate | None:
+    """The change from the base in a results.json entry; None where it has none or has no interval."""
+    if entry.get("change_low") is None or entry.get("change_high") is None:
+        return None
+    return Estimate(entry["change"], entry["change_low"], entry["change_high"], entry["n"])
+
+
+def format_value(value: float, unit: str, *, signed: bool = False, scale: float | None = None) -> str:
+    """A figure for people, at most 7 characters wide: "0.812", "41.30", "0.0031", "2e-05"; signed: "+0.312".
+
+    `scale` is the size that decides the decimals, for figures that stand side by side; None: the value's own.
+    """
+    sign = "+" if signed else ""
+    size = abs(value) if scale is None else scale
+    if value == 0:
+        return "0"
+    if size < 0.00005 or size >= 999_999.5:
+        return f"{value:{sign}.0e}"
+    if size >= 999.5:
+        decimals = 0
+    elif unit == "share" and size < 10:
+        decimals = 3
+    elif unit == "tokens":
+        decimals = 1
+    else:
+        decimals = 2 if size >= 10 else 3 if size >= 0.1 else 4
+    return f"{value:{sign}z.{decimals}f}"
+
+
+def format_change(entry: dict[str, Any]) -> str:
+    """The change from the base with its interval, "+9.10 [+5.70, +12.50]"; empty where the entry has no change."""
+    if entry.get("change") is None:
+        return ""
+    change = change_of(entry)
+    figures = [entry["change"]] if change is None else [change.value, change.low, change.high]
+    scale = max(map(abs, figures))
+    value, *interval = (format_value(figure, entry["unit"], signed=True, scale=scale) for figure in figures)
+    return f"{value} [{', '.join(interval)}]" if interval else value
+
+
+def final_table(results: dict[str, dict[str, Any]]) -> str:
+    """Plain text, at most 110 columns: the base against each round, one line per metric and round."""
+    header = ("metric", "unit", "base", "round", "value", "change [95 % interval]", "")
+    lines: list[tuple[str, ...]] = []
+    for name, unit in UNITS.items():
+        base = results.get("base", {}).get(name)
+        rounds = [key for key in rounds_of(results) if name in results[key]]
+        ceiling = (base or {}).get("ceiling")
+        unit_text = unit.replace(" per ", "/") if ceiling is None else f"{unit} (≤{ceiling:.3f})"
+        first = (name, unit_text, format_value(base["value"], unit) if base else "")
+        if base and not rounds:
+            lines.append((*first, "", "", "", ""))
+        for key in rounds:
+            entry = results[key][name]
+            change = change_of(entry)
+            word = describe_change(change) if change else ""
+            lines.append((*first, key, format_value(entry["value"], unit), format_change(entry), word))
+            first = ("", "", "")
+    widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
+    right = {2, 3, 4}  # numbers
+
+    def render(line: tuple[str, ...]) -> str:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([render(header), "-" * len(render(tuple("-" * width for width in widths))), *map(render, lines)])

@@ -1,0 +1,1 @@
+"""Mutual information on held-out prompts: conditionings, scores, measures."""

@@ -1,0 +1,175 @@
+"""From the scored responses of one policy to its entry in results.json, and the table of all entries.
+
+results.json: {"base": {metric: entry}, "0": {...}, "1": {...}}, with "base" the initial model and a number the policy
+after that round. An entry holds `value`, `low`, `high` (95 % interval), `n` (prompts) and `unit`; for a round also
+`change`, `change_low`, `change_high`, paired by prompt with the base. Figures without an interval hold None there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mipo_ray.evaluation.held_out import mutual_information as mi
+from mipo_ray.evaluation.intervals import (
+    Estimate,
+    bootstrap_change,
+    bootstrap_mean,
+    bootstrap_ratio,
+    bootstrap_ratio_change,
+)
+from mipo_ray.measures import UNITS
+from mipo_ray.text.refusals import is_refusal
+from mipo_ray.text.statistics import copy_rate, corpus_distinct_n, distinct_n, only_copies, self_bleu, words
+
+Array = NDArray[np.float64]
+"""Every metric and its unit, in the order in which tables show them."""
+
+
+@dataclass(frozen=True)
+class MeasuredRows:
+    """Scored held-out responses of one policy ([R]) and its log-probs of the fixed held-out pairs ([P]).
+
+    Log-probs are sums over a response's tokens, nats, float64. "initial" is the frozen initial model, "policy" the
+    model the responses were sampled from; for the base the two are the same arrays.
+    """
+
+    prompt_ids: Sequence[str]  # [R]
+    responses: Sequence[str]  # [R]
+    sources: Sequence[str]  # [R], context and question: what the copy rate compares with
+    token_counts: NDArray[Any]  # [R]
+    truncated: NDArray[Any]  # [R], bool: cut at the length limit
+    initial_own: Array  # [R]
+    initial_others: Array  # [R, K]
+    initial_none: Array | None  # [R], under the question alone; NaN in rows without a context; None: no row has one
+    policy_own: Array  # [R]
+    policy_others: Array  # [R, K]
+    policy_none: Array | None  # [R], as initial_none
+    pair_prompt_ids: Sequence[str]  # [P]
+    pair_policy_chosen: Array  # [P]
+    pair_policy_rejected: Array  # [P]
+    pair_initial_chosen: Array  # [P]
+    pair_initial_rejected: Array  # [P]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, naming the field, where lengths differ or there are no responses."""
+        if not len(self.prompt_ids):
+            raise ValueError("prompt_ids: expected at least one response, found none")
+        for field in fields(self):
+            column = getattr(self, field.name)
+            expected = len(self.pair_prompt_ids if field.name.startswith("pair_") else self.prompt_ids)
+            if column is not None and len(column) != expected:
+                raise ValueError(f"{field.name}: expected {expected} rows, found {len(column)}")
+
+
+def measure(
+    rows: MeasuredRows, base: MeasuredRows | None, *, beta: float, samples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """The results.json entry of one policy: metric -> value, interval and unit; with `base` also the paired change.
+
+    `beta` is DPO's, for the rewards; `samples` and `seed` are the bootstrap's. Context metrics are left out when no
+    row has a context, reward metrics when there are no held-out pairs, self-BLEU for a single response. Raises
+    ValueError on values that are not finite.
+    """
+    columns, base_columns = item_values(rows, beta), item_values(base, beta) if base is not None else {}
+    results: dict[str, dict[str, Any]] = {}
+    for name, unit in UNITS.items():
+        if name == "kl_per_token":
+            results[name] = _kl_entry(rows, base, samples=samples, seed=seed)
+        elif name == "corpus_distinct_2":
+            results[name] = _corpus_entry(rows, base)
+        elif name in columns:
+            groups, values = columns[name]
+            estimate = bootstrap_mean(values, groups, samples=samples, seed=seed)
+            change = None
+            if name in base_columns:
+                base_groups, base_values = base_columns[name]
+                change = bootstrap_change(base_values, base_groups, values, groups, samples=samples, seed=seed)
+            results[name] = _entry(unit, estimate, change)
+        if name.startswith("infonce"):
+            results[name]["ceiling"] = mi.infonce_ceiling(rows.initial_others.shape[1])
+    return results
+
+
+def item_values(rows: MeasuredRows, beta: float) -> dict[str, tuple[Sequence[str], Array]]:
+    """Metric -> (prompt of each item, value of each item), for every metric that is a mean over items."""
+    tokenised = [words(response) for response in rows.responses]
+    texts = list(zip(rows.responses, rows.sources, strict=True))
+    per_response = {
+        "response_tokens": np.asarray(rows.token_counts, dtype=np.float64),
+        "truncated": np.asarray(rows.truncated, dtype=np.float64),
+        "copy_rate": np.array([copy_rate(response, source) for response, source in texts]),
+        "only_copies": np.array([float(only_copies(response, source)) for response, source in texts]),
+        "refusals": np.array([float(is_refusal(response)) for response in rows.responses]),
+        "distinct_1": np.array([distinct_n(tokens, 1) for tokens in tokenised]),
+        "distinct_2": np.array([distinct_n(tokens, 2) for tokens in tokenised]),
+    }
+    if len(tokenised) > 1:
+        # Prompts are resampled as those whose answers are rated; the references stay all the others.
+        per_response["self_bleu"] = np.array(self_bleu(tokenised))
+    columns: dict[str, tuple[Sequence[str], Array]] = {}
+    for judge, own, others, none in (
+        ("initial", rows.initial_own, rows.initial_others, rows.initial_none),
+        ("policy", rows.policy_own, rows.policy_others, rows.policy_none),
+    ):
+        per_response[f"pmi_{judge}"] = mi.leave_one_out_pmi(own, others)
+        per_response[f"pmi_{judge}_per_token"] = mi.leave_one_out_pmi_per_token(own, others, rows.token_counts)
+        per_response[f"infonce_{judge}"] = mi.infonce_per_token(own, others, rows.token_counts)
+        per_response[f"retrieval_{judge}"] = mi.retrieval_correct(own, others)
+        with_context = np.flatnonzero(~np.isnan([] if none is None else none))
+        if none is not None and len(with_context):
+            groups = [rows.prompt_ids[row] for row in with_context]
+            pmi = mi.pmi_without_context(np.asarray(own)[with_context], np.asarray(none)[with_context])
+            columns[f"context_pmi_{judge}"] = (groups, pmi)
+    columns |= {name: (rows.prompt_ids, values) for name, values in per_response.items()}
+    if len(rows.pair_prompt_ids):
+        chosen = mi.rewards(rows.pair_policy_chosen, rows.pair_initial_chosen, beta)
+        rejected = mi.rewards(rows.pair_policy_rejected, rows.pair_initial_rejected, beta)
+        columns["reward_accuracy"] = (rows.pair_prompt_ids, mi.reward_accuracy(chosen, rejected))
+        columns["reward_margin"] = (rows.pair_prompt_ids, mi.reward_margin(chosen, rejected))
+    return columns
+
+
+def _kl_entry(rows: MeasuredRows, base: MeasuredRows | None, *, samples: int, seed: int) -> dict[str, Any]:
+    new = _kl_terms(rows)
+    change = None
+    if base is not None:
+        change = bootstrap_ratio_change(*_kl_terms(base), *new, samples=samples, seed=seed)
+    return _entry(UNITS["kl_per_token"], bootstrap_ratio(*new, samples=samples, seed=seed), change)
+
+
+def _kl_terms(rows: MeasuredRows) -> tuple[Array, Array, list[str]]:
+    """Log ratios, token counts and prompts of the responses that have tokens; the others add 0 to both sums."""
+    counts = np.asarray(rows.token_counts, dtype=np.float64)
+    kept = np.flatnonzero(counts)
+    if not len(kept):
+        raise ValueError("token_counts: expected a response with at least one token, found none")
+    return mi.log_ratio(rows.policy_own, rows.initial_own)[kept], counts[kept], [rows.prompt_ids[row] for row in kept]
+
+
+def _corpus_entry(rows: MeasuredRows, base: MeasuredRows | None) -> dict[str, Any]:
+    """Resampled prompts repeat answers, which this figure would count as alike: it has no bootstrap interval."""
+    value = corpus_distinct_n([words(response) for response in rows.responses], 2)
+    entry: dict[str, Any] = {"value": value, "low": None, "high": None, "n": len(set(rows.prompt_ids))}
+    entry["unit"] = UNITS["corpus_distinct_2"]
+    if base is not None:
+        base_value = corpus_distinct_n([words(response) for response in base.responses], 2)
+        entry |= {"change": value - base_value, "change_low": None, "change_high": None}
+    return entry
+
+
+def _entry(unit: str, estimate: Estimate, change: Estimate | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "n": estimate.n,
+        "unit": unit,
+    }
+    if change is not None:
+        entry |= {"change": change.value, "change_low": change.low, "change_high": change.high}
+    return entry

@@ -1,0 +1,272 @@
+"""The evaluate stage: sample from a policy on held-out prompts, score what it said, and measure.
+
+Before round 0 the base is measured and three things are fixed for the whole run: which K other conditionings each
+held-out prompt is compared with, and the held-out pairs (the base's matched and mismatched responses).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from mipo_ray.conditioning.blocks import condition_block, rows_per_block
+from mipo_ray.conditioning.needs import check_held_out
+from mipo_ray.conditioning.strategies import STRATEGIES
+from mipo_ray.config.conditioning import ConditioningConfig
+from mipo_ray.config.schema import Config
+from mipo_ray.evaluation.held_out.conditionings import other_conditionings
+from mipo_ray.evaluation.held_out.matrix import LOOKED_AT, MATRIX_FILE, matrix_conditionings, matrix_of, render_matrix
+from mipo_ray.evaluation.held_out.rows import measured_rows, sampled_tokens
+from mipo_ray.evaluation.held_out.scorer import SCORING_COLUMNS, Scorer, ScorerSettings
+from mipo_ray.generation.pipeline import sample_responses
+from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
+from mipo_ray.generation.sampler import REQUESTS
+from mipo_ray.monitoring.events import Events
+from mipo_ray.monitoring.progress import progress
+from mipo_ray.pairs.filters import prompt_text
+from mipo_ray.pairs.schema import TOKEN_IDS
+from mipo_ray.prompts.dataset import blocks_of, first_prompts, read_prompts
+from mipo_ray.ray_cluster.blocks import map_actors, map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.resources import Resources, scorer_request
+from mipo_ray.seeds import stable_seed
+from mipo_ray.storage.run_directory import RunDirectory
+
+# Held-out prompts are compared with each other inside blocks of this size; a held-out set is usually one block.
+HELD_OUT_BLOCK = 256
+
+RESPONSE_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("context", pa.string()),
+        ("source", pa.string()),
+        ("kind", pa.string()),
+        ("sample", pa.int32()),
+        ("response", pa.string()),
+        ("finish_reason", pa.string()),
+        ("tokens", pa.int32()),
+        *SCORING_COLUMNS,
+    ]
+)
+
+
+def measure_policy(
+    config: Config,
+    run: RunDirectory,
+    round_index: int | None,
+    *,
+    policy: str,
+    initial: str,
+    resources: Resources,
+    events: Events,
+) -> dict[str, Any]:
+    """Samples and scores a policy on the held-out prompts; writes responses/ and scores/ below its evaluate stage.
+
+    round None measures the base, and must come first: it fixes the held-out conditionings and pairs.
+    """
+    stage = run.stage(round_index, "evaluate")
+    base = run.stage(None, "evaluate")
+    filesystem = run.arrow_filesystem()
+    run.remove(stage)
+    if round_index is None:
+        prepare_held_out(config, run, initial=initial)
+
+    models = {"initial": initial} if round_index is None else {"initial": initial, "policy": policy}
+    label = "base   " if round_index is None else f"round {round_index}"
+    policy_name = "base" if round_index is None else f"round_{round_index}"
+    rows = ray.data.read_parquet(run.path(base, "prompts"), filesystem=filesystem)
+    prompts = named(rows, f"{policy_name}_prompt_count").count()
+    matrix = json.loads(run.read_text(f"{base}/{MATRIX_FILE}") or "{}")
+    with ordered_context():
+        rows = map_blocks(rows, _answer_requests, config=config, round_index=round_index)
+        rows = rows.repartition(target_num_rows_per_block=8)  # several blocks in flight, several engines at work
+        sampled = sample_responses(rows, config, policy=policy, resources=resources, events=events)
+        answers = map_blocks(
+            sampled,
+            _one_row_per_response,
+            samples=config.evaluate.samples_per_prompt,
+            models=list(models),
+            matrix=matrix,
+        )
+        with progress(events, "generated", "rows", f"{label}  answer", total=prompts):
+            named(answers, f"{policy_name}_answers").write_parquet(run.path(stage, "responses"), filesystem=filesystem)
+
+    with ordered_context():
+        answers = ray.data.read_parquet(run.path(stage, "responses"), filesystem=filesystem)
+        if round_index is not None:
+            # The fixed held-out pairs: the initial model's log-probs of them are known from the base's stage.
+            pairs = ray.data.read_parquet(run.path(base, "responses"), filesystem=filesystem)
+            pairs = map_blocks(pairs, _pairs_only)
+            answers = answers.union(pairs)
+        settings = ScorerSettings(
+            models=models,
+            dtype=resources.dtype,
+            batch_size=config.evaluate.scoring_batch_size,
+            on_gpu=resources.on_gpu,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        scores = map_actors(
+            answers.repartition(target_num_rows_per_block=16),
+            Scorer,
+            (settings, events, resources.gpus_per_engine),
+            request=scorer_request(config, resources),
+            pool=ActorPoolStrategy(min_size=1, max_size=config.evaluate.scorers),
+            wait_minutes=config.ray.wait_timeout_minutes,
+        )
+        # An answer each, and the held-out pairs: rejected ones for the base, both sides for a round's policy.
+        total = prompts * (config.evaluate.samples_per_prompt + (1 if round_index is None else 2))
+        total += sum(len(part["prompt_ids"]) for part in matrix.values())
+        with progress(events, "scored", "scored_responses", f"{label}  score", total=total):
+            named(scores, f"{policy_name}_scores").write_parquet(run.path(stage, "scores"), filesystem=filesystem)
+    return {
+        "policy": policy,
+        "responses": len(measured_rows(run, round_index).prompt_ids),
+        "generated_tokens": sampled_tokens(run, round_index),
+        "matrix": matrix_of(run, round_index, matrix),
+    }
+
+
+def prepare_held_out(config: Config, run: RunDirectory, *, initial: str) -> None:
+    """Writes base/evaluate/prompts: every held-out prompt with its K other conditionings and its mismatched prompt.
+
+    And base/evaluate/matrix.json: what the answers to the first M of them are scored under, too.
+    """
+    summary = check_held_out(config)
+    with ordered_context():
+        rows = blocks_of(read_prompts(config.evaluate.prompts, summary), rows_per_block(summary.rows, HELD_OUT_BLOCK))
+        rows = map_blocks(
+            rows,
+            condition_block,
+            conditioning=held_out_conditioning(config.conditioning),
+            prompts=config.evaluate.prompts,
+            seed=config.seed,
+            round_index=-1,
+        )
+        rows = named(map_blocks(rows, _add_conditionings, config=config, initial=initial), "held_out_prompts")
+        rows.write_parquet(
+            run.path(run.stage(None, "evaluate"), "prompts"), filesystem=run.arrow_filesystem(), min_rows_per_file=4096
+        )
+    prompts = config.evaluate.prompts
+    matrix = matrix_conditionings(first_prompts(prompts, summary, LOOKED_AT), prompts, config.evaluate.matrix)
+    tokenizer = load_tokenizer(initial, config.model.trust_remote_code)
+    run.write_text(f"{run.stage(None, 'evaluate')}/{MATRIX_FILE}", json.dumps(render_matrix(matrix, tokenizer)))
+
+
+def held_out_conditioning(conditioning: ConditioningConfig) -> ConditioningConfig:
+    """What held-out pairs are made by: the strategy of the run for context-response MIPO, else `random_prompt`.
+
+    A mixture counts as its heaviest part. The prompt-response strategies all estimate I(Y; X), whose plain negative is
+    another prompt; held-out rows are fewer than a block, too few for the neighbours of `similar_prompt`.
+    """
+    heaviest = max(conditioning.mixture, key=lambda name: conditioning.mixture[name], default=conditioning.strategy)
+    needs_context = heaviest != "mixture" and STRATEGIES[heaviest].needs_context
+    return ConditioningConfig(strategy=heaviest if needs_context else "random_prompt", fallback="drop")
+
+
+def _add_conditionings(block: pa.Table, *, config: Config, initial: str) -> pa.Table:
+    """Token ids of what each row's answers are sampled and scored under."""
+    tokenizer = load_tokenizer(initial, config.model.trust_remote_code)
+    rows = block.to_pylist()
+    others = other_conditionings(rows, config.evaluate.prompts, config.evaluate.other_prompts, seed=config.seed)
+    own = render_prompts(tokenizer, [row["messages"] for row in rows])
+    window: dict[str, Any] = {
+        "max_tokens": config.generation.sampling.max_tokens,
+        "max_model_len": config.model.max_model_len,
+    }
+    for row, token_ids in zip(rows, own, strict=True):
+        check_length(row["prompt_id"], token_ids, **window, hint="; held-out prompts are never dropped")
+    # Another user's context may be longer than the row's own.
+    mismatched = [[] if row["dropped"] else render_prompts(tokenizer, row["mismatched_messages"])[0] for row in rows]
+    mismatched = [token_ids if fits(token_ids, **window) else [] for token_ids in mismatched]
+    without_context = [
+        render_prompts(tokenizer, [row["question_messages"]])[0] if row["context"] else [] for row in rows
+    ]
+    columns = {
+        "prompt_id": block["prompt_id"],
+        "context": block["context"],
+        "source": pa.array([prompt_text(row["messages"], row["context"]) for row in rows], pa.string()),
+        "prompt_token_ids": pa.array(own, TOKEN_IDS),
+        "other_token_ids": pa.array([render_prompts(tokenizer, messages) for messages in others], pa.list_(TOKEN_IDS)),
+        "without_context_token_ids": pa.array(without_context, TOKEN_IDS),
+        # Empty where a row has no mismatched prompt: such a row is measured, but gives no held-out pair.
+        "mismatched_token_ids": pa.array(mismatched, TOKEN_IDS),
+    }
+    return pa.table(columns)
+
+
+def _answer_requests(block: pa.Table, *, config: Config, round_index: int | None) -> pa.Table:
+    """Requests for the answers of one policy; for the base also one mismatched response, the rejected of the pair."""
+    requests = []
+    for row in block.select(["prompt_id", "prompt_token_ids", "mismatched_token_ids"]).to_pylist():
+        # The same seeds for every policy: what differs between two policies' answers is the policies.
+        seeds = [
+            stable_seed(config.seed, "held-out", row["prompt_id"], sample) % 2**31
+            for sample in range(config.evaluate.samples_per_prompt + 1)
+        ]
+        own = [{"prompt_token_ids": row["prompt_token_ids"], "seed": seed} for seed in seeds[:-1]]
+        if round_index is None and row["mismatched_token_ids"]:
+            own.append({"prompt_token_ids": row["mismatched_token_ids"], "seed": seeds[-1]})
+        requests.append(own)
+    return block.append_column("requests", pa.array(requests, REQUESTS))
+
+
+def _one_row_per_response(
+    block: pa.Table, *, samples: int, models: list[str], matrix: dict[str, dict[str, Any]]
+) -> pa.Table:
+    """One row per sampled response, with what it is to be scored under: own prompt, K others, without the context.
+
+    kind `answer` is measured; `rejected` (base only) is the rejected response of the row's held-out pair, whose chosen
+    one is answer 0. `matrix_prompts` and `matrix_contexts` are answer 0 again, to be scored under the M conditionings
+    of that part of the matrix.
+    """
+    crossed = {
+        (f"matrix_{kind}", prompt_id): conditionings
+        for kind, part in matrix.items()
+        for prompt_id, conditionings in zip(part["prompt_ids"], part["conditionings"], strict=True)
+    }
+    flat = []
+    for row in block.to_pylist():
+        own = row["prompt_token_ids"]
+        compared = [own, *row["other_token_ids"]]
+        if row["without_context_token_ids"]:
+            compared.append(row["without_context_token_ids"])
+        for sample, response in enumerate(row["responses"]):
+            is_answer = sample < samples
+            flat.append(
+                {
+                    **{name: row[name] for name in ("prompt_id", "context", "source")},
+                    "kind": "answer" if is_answer else "rejected",
+                    "sample": sample if is_answer else 0,
+                    "response": response["text"],
+                    "finish_reason": response["finish_reason"],
+                    "tokens": len(response["token_ids"]),
+                    "response_token_ids": response["token_ids"],
+                    "conditionings": compared if is_answer else [own],
+                    "models": models,
+                }
+            )
+            if sample == 0:
+                flat += [
+                    {**flat[-1], "kind": kind, "conditionings": conditionings}
+                    for (kind, prompt_id), conditionings in crossed.items()
+                    if prompt_id == row["prompt_id"]
+                ]
+    return pa.Table.from_pylist(flat, schema=RESPONSE_SCHEMA)
+
+
+def _pairs_only(block: pa.Table) -> pa.Table:
+    """The held-out pairs among the base's responses, to be scored by the policy under their own prompt."""
+    pairs = [
+        {
+            **row,
+            "kind": "pair_rejected" if row["kind"] == "rejected" else "pair_chosen",
+            "conditionings": row["conditionings"][:1],
+            "models": ["policy"],
+        }
+        for row in block.to_pylist()
+        if row["kind"] == "rejected" or (row["kind"] == "answer" and row["sample"] == 0)
+    ]
+    return pa.Table.from_pylist(pairs, schema=RESPONSE_SCHEMA)

@@ -1,0 +1,1 @@
+"""A judge that compares or rates held-out answers: prompts, verdicts, scores."""

@@ -1,0 +1,156 @@
+"""Judging through an OpenAI-compatible server, with the `openai` client that comes with vLLM.
+
+The client sends a request again after a timeout, a lost connection, HTTP 408, 409, 429 or 5xx, waits longer each time,
+and heeds Retry-After. The key comes from the environment of the driver and is written nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pyarrow as pa
+from pydantic import SecretStr
+
+from mipo_ray.config.judge import JudgeConfig
+from mipo_ray.errors import UserError
+from mipo_ray.monitoring.events import Events
+
+ENGINE = "endpoint"  # where events of vLLM actors name an engine
+CHECK_SECONDS = 30.0
+# What the client raises over HTTP 200 with something that is not the API's: it does not check what it parses.
+_OTHER_FORM = (AttributeError, TypeError, ValueError)
+NO_KEY = "none"  # sent where there is no key: the client insists on one
+
+
+def endpoint_key(judge: JudgeConfig) -> SecretStr:
+    """The key in the environment of this process; a server without keys takes any.
+
+    Raises UserError for a key that no HTTP header can hold: the client's own error would show it.
+    """
+    key = os.environ.get(judge.api_key_variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"environment variable {judge.api_key_variable}: expected the key of evaluate.judge.endpoint in printable "
+            "ASCII characters, found others (not shown)"
+        )
+    return SecretStr(key or NO_KEY)
+
+
+def check_endpoint(judge: JudgeConfig) -> None:
+    """Raises UserError when the server does not answer, refuses the key, or does not list the judge's model."""
+    import openai
+
+    assert judge.endpoint is not None
+    key = endpoint_key(judge)
+    client = openai.OpenAI(
+        base_url=judge.endpoint,
+        api_key=key.get_secret_value(),
+        timeout=min(CHECK_SECONDS, judge.timeout_seconds),
+        max_retries=min(2, judge.max_retries),
+    )
+    try:
+        names = [model.id for model in client.models.list()]
+    except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
+        raise _refused(judge, key, error) from None
+    except openai.APIError:
+        return  # a server that lists no models may still judge
+    except _OTHER_FORM as error:
+        raise _refused(judge, key, error) from None
+    if names and judge.model not in names:
+        raise UserError(f"evaluate.judge.model: {judge.endpoint} serves {', '.join(names[:10])}; found {judge.model!r}")
+
+
+class EndpointJudge:
+    """A Ray Data actor: adds `judgement` (text), `finish_reason` and `tokens` to blocks that hold `prompt`."""
+
+    def __init__(self, judge: JudgeConfig, key: SecretStr, events: Events):
+        import openai
+
+        self._judge = judge
+        self._key = key
+        self._events = events
+        self._client = openai.AsyncOpenAI(
+            base_url=judge.endpoint,
+            api_key=key.get_secret_value(),
+            timeout=judge.timeout_seconds,
+            max_retries=judge.max_retries,
+        )
+        self._free = asyncio.Semaphore(judge.max_concurrent_requests)
+
+    async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
+        """Judges every row of the block; yields the block once. Raises UserError when the server refuses a request."""
+        started = time.monotonic()
+        rows = block.select(["prompt_id", "prompt"]).to_pylist()
+        judged = await asyncio.gather(*map(self._ask, rows))
+        block = block.append_column("judgement", pa.array([text for text, _, _ in judged], pa.string()))
+        block = block.append_column("finish_reason", pa.array([reason for _, reason, _ in judged], pa.string()))
+        block = block.append_column("tokens", pa.array([tokens for _, _, tokens in judged], pa.int32()))
+        self._events.emit(
+            {
+                "event": "generated",
+                "engine": ENGINE,
+                "rows": block.num_rows,
+                "generated_tokens": sum(tokens for _, _, tokens in judged),
+                "block_seconds": time.monotonic() - started,
+            }
+        )
+        yield block
+
+    async def _ask(self, row: dict[str, Any]) -> tuple[str, str, int]:
+        """What the server answers: text, finish reason, tokens (0 where it does not say)."""
+        import openai
+
+        # No seed: vLLM on CPUs cannot sample with one where prompts are prefilled in chunks.
+        async with self._free:
+            try:
+                completion = await self._client.chat.completions.create(
+                    model=str(self._judge.model),
+                    messages=[{"role": "user", "content": row["prompt"]}],
+                    temperature=self._judge.temperature,
+                    max_tokens=self._judge.max_tokens,
+                )
+                if not completion.choices:
+                    return "", "", 0
+                choice, usage = completion.choices[0], completion.usage
+                text, reason = choice.message.content or "", choice.finish_reason or ""
+                return text, reason, usage.completion_tokens if usage else 0
+            except (openai.APIError, *_OTHER_FORM) as error:
+                raise _refused(self._judge, self._key, error, f", prompt {row['prompt_id']!r}") from None
+
+
+def _refused(judge: JudgeConfig, key: SecretStr, error: Exception, where: str = "") -> UserError:
+    """What the server said, or that it said nothing; what was judged before is kept."""
+    import openai
+
+    what = str(error)
+    if isinstance(error, openai.APITimeoutError):
+        what = f"no answer within {judge.timeout_seconds:g} seconds"
+    elif isinstance(error, openai.APIConnectionError):
+        what = f"cannot be reached: {error.__cause__ or error}"
+    elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        # Servers repeat a part of the key in their message.
+        what = f"refuses the key in the environment variable {judge.api_key_variable}"
+    elif isinstance(error, _OTHER_FORM):
+        what = (
+            "expected an OpenAI-compatible API, found an answer of another form, as a web page has it (does the URL "
+            f"lack /v1?): {type(error).__name__}: {error}"
+        )
+    if key.get_secret_value() != NO_KEY:
+        what = what.replace(key.get_secret_value(), f"(the key in {judge.api_key_variable})")
+    tried = f" (sent again {judge.max_retries} times)" if _is_sent_again(error) else ""
+    return UserError(
+        f"evaluate.judge.endpoint {judge.endpoint}{where}: {what}{tried}. Judgements made so far are kept: the same "
+        "command goes on where it stopped"
+    )
+
+
+def _is_sent_again(error: Exception) -> bool:
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code in (408, 409, 429) or error.status_code >= 500
+    return isinstance(error, openai.APIConnectionError)

@@ -1,0 +1,310 @@
+"""The judge stages: a judge compares, or rates, the held-out answers that the evaluate stages have sampled.
+
+    answers, prompts -> one row per judgement -> vLLM pool or endpoint -> verdicts -> Parquet -> metrics
+
+STAGE/judge/PROTOCOL/ holds a row per judgement (JUDGEMENT_SCHEMA) and the manifest with the metrics, written last.
+Nothing is sampled from a policy again. A stage that was stopped goes on with the judgements that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+from ray.data.checkpoint import CheckpointConfig
+
+from mipo_ray.config.generation import SamplingConfig
+from mipo_ray.config.judge import JudgeConfig, Protocol
+from mipo_ray.config.schema import Config, ModelConfig
+from mipo_ray.errors import UserError
+from mipo_ray.evaluation.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
+from mipo_ray.evaluation.judge.prompts import VERSIONS, judge_prompt
+from mipo_ray.evaluation.judge.rows import (
+    JUDGEMENT_SCHEMA,
+    definition,
+    judged_protocols,
+    judgement_rows,
+    refuse_other_definition,
+)
+from mipo_ray.evaluation.judge.scores import Judgement, Metrics, check_readable, pairwise_metrics, pointwise_metrics
+from mipo_ray.evaluation.judge.verdicts import pairwise_verdict, pointwise_rating
+from mipo_ray.generation.pipeline import sample_responses
+from mipo_ray.generation.rendering import fits, load_tokenizer, render_prompts
+from mipo_ray.generation.sampler import REQUESTS
+from mipo_ray.monitoring.events import Events
+from mipo_ray.monitoring.progress import progress
+from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.resources import Resources, judge_resources
+from mipo_ray.seeds import stable_seed
+from mipo_ray.session import once
+from mipo_ray.storage.results import write_evaluation
+from mipo_ray.storage.run_directory import RunDirectory
+
+# The grain of resume, and what keeps an engine or a server busy: several blocks are under way at the same time.
+ROWS_PER_BLOCK = 16
+
+
+def reach_judge(judge: JudgeConfig) -> None:
+    """Raises UserError when the judge's endpoint, where there is one, does not answer or does not serve the judge."""
+    if judge.endpoint is not None:
+        check_endpoint(judge)
+
+
+def judge_policy(
+    config: Config, run: RunDirectory, round_index: int | None, resources: Resources, events: Events
+) -> None:
+    """Judges the held-out answers of a policy by every configured protocol that it has not been judged by.
+
+    round None is the base, which is rated but not compared with itself. The policy must have been evaluated, and the
+    base judged before. `resources` are the policy's. Raises UserError for a judge that cannot be read, cannot be
+    reached, or is not the one that finished work was judged by.
+    """
+    for protocol in judged_protocols(config.evaluate.judge, round_index):
+        refuse_other_definition(config, run, round_index, protocol)
+
+        def work(stage_events: Events, protocol: Protocol = protocol) -> dict[str, Any]:
+            facts = _judge(config, run, round_index, protocol, resources=resources, events=stage_events)
+            metrics = facts["evaluation"]["metrics"]
+            values = {f"{protocol}_{name}": entry["value"] for name, entry in metrics.items()}
+            stage_events.emit({"event": "judged", "judgements": facts["judgements"], **values})
+            return facts
+
+        once(config, run, round_index, f"judge/{protocol}", events, work)
+        write_evaluation(run)
+
+
+def judge_results(run: RunDirectory, round_index: int | None) -> dict[str, Any]:
+    """A policy's entries of evaluation.json, from its manifests: "judge_pairwise", "judge_pointwise", what there is."""
+    found = (run.read_manifest(run.stage(round_index, f"judge/{protocol}")) for protocol in VERSIONS)
+    return {manifest["name"]: manifest["evaluation"] for manifest in found if manifest is not None}
+
+
+def _judge(
+    config: Config,
+    run: RunDirectory,
+    round_index: int | None,
+    protocol: Protocol,
+    *,
+    resources: Resources,
+    events: Events,
+) -> dict[str, Any]:
+    """Runs one protocol over one policy; returns the facts of the manifest."""
+    judge = config.evaluate.judge
+    stage = run.stage(round_index, f"judge/{protocol}")
+    facts = definition(config, run, round_index, protocol)
+    expected = _write_requests(config, run, round_index, protocol, facts)
+    label = f"{'base   ' if round_index is None else f'round {round_index}'}  {protocol}"
+    # Files alone do not tell: a kill in the middle of a write leaves some that Ray Data removes when it goes on.
+    if run.read_text(f"{stage}/judged.txt") is None:
+        with progress(events, "generated", "rows", label, total=expected):
+            _ask(config, run, stage, protocol, resources=resources, events=events)
+        run.write_text(f"{stage}/judged.txt", f"{expected} judgements\n")
+    rows = _judgements(run, stage)
+    if len(rows) != expected or len({row["judgement_id"] for row in rows}) != expected:
+        raise RuntimeError(
+            f"{stage}: the written judgements do not cover the answers exactly once: expected {expected}, found "
+            f"{len(rows)}. Remove {run.path(stage)} to judge again."
+        )
+    judgements = [as_judgement(row) for row in rows]
+    texts = [row["judgement"] for row in rows]
+    check_readable(judgements, texts, judge.max_unreadable_share, f"{label} by {judge.name}", run.path(stage))
+    evaluation = {
+        "kind": "judge",
+        **{name: facts[name] for name in ("version", "prompt_hash", "prompt")},
+        # By its name alone: where it ran may differ from policy to policy.
+        "judge": judge.model,
+        "metric": "net_win" if protocol == "pairwise" else "rating",
+        "metrics": _metrics(config, run, round_index, protocol, judgements),
+    }
+    return {
+        **facts,
+        "name": f"judge_{protocol}",
+        "endpoint": judge.endpoint,
+        "judgements": expected,
+        "evaluation": evaluation,
+        "files": _files(run, stage),
+    }
+
+
+def _metrics(
+    config: Config, run: RunDirectory, round_index: int | None, protocol: Protocol, judgements: list[Judgement]
+) -> Metrics:
+    bootstrap: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": config.seed}
+    if protocol == "pairwise":
+        return pairwise_metrics(judgements, **bootstrap)
+    base = None
+    if round_index is not None:
+        base = [as_judgement(row) for row in _judgements(run, run.stage(None, "judge/pointwise"))]
+    return pointwise_metrics(judgements, base, **bootstrap)
+
+
+def _write_requests(
+    config: Config, run: RunDirectory, round_index: int | None, protocol: Protocol, facts: dict[str, Any]
+) -> int:
+    """Writes requests/, what the judge is to be asked, once; returns how many judgements there are to be."""
+    stage = run.stage(round_index, f"judge/{protocol}")
+    own_engines = config.evaluate.judge.has_own_engines
+    if (stored := stored_requests(run, stage, facts, own_engines=own_engines)) is not None:
+        return stored
+    table = judgement_rows(config, run, round_index, judge_prompt(config.evaluate.judge, protocol))
+    with ordered_context():
+        rows: ray.data.Dataset = ray.data.from_arrow(table)
+        if own_engines:
+            rows = map_blocks(rows, _add_requests, judge=config.evaluate.judge, seed=config.seed)
+        named(rows, f"{stage.replace('/', '_')}_requests").write_parquet(
+            run.path(stage, "requests"), filesystem=run.arrow_filesystem()
+        )
+    note_requests(run, stage, facts, judgements=table.num_rows, own_engines=own_engines)
+    return table.num_rows
+
+
+def stored_requests(run: RunDirectory, stage: str, facts: dict[str, Any], *, own_engines: bool) -> int | None:
+    """How many judgements the stored requests ask for; None where they are to be written.
+
+    Requests and judgements of another definition, of a stage that was never finished, are removed. Those of a judge
+    that ran elsewhere are its own: only engines of this run need token ids, so that its requests alone are removed.
+    """
+    before = json.loads(run.read_text(f"{stage}/requests.json") or "{}")
+    if before.get("definition") != facts:
+        run.remove(stage)
+        return None
+    if before.get("own_engines") is own_engines:
+        return int(before["judgements"])
+    # First that they are no longer whole: a kill may come before they are written again.
+    note_requests(run, stage, facts, judgements=before["judgements"], own_engines=None)
+    run.remove(f"{stage}/requests")
+    return None
+
+
+def note_requests(
+    run: RunDirectory, stage: str, facts: dict[str, Any], *, judgements: int, own_engines: bool | None
+) -> None:
+    """Notes by which definition requests/ was written, and whether for engines of this run; None: for neither yet."""
+    noted = {"definition": facts, "judgements": judgements, "own_engines": own_engines}
+    run.write_text(f"{stage}/requests.json", json.dumps(noted))
+
+
+def _ask(
+    config: Config, run: RunDirectory, stage: str, protocol: Protocol, *, resources: Resources, events: Events
+) -> None:
+    """Asks the judge for what has no judgement yet, and writes what it said beside what was read from it."""
+    judge = config.evaluate.judge
+    filesystem = run.arrow_filesystem()
+    with ordered_context() as context:
+        context.checkpoint_config = CheckpointConfig(
+            id_column="judgement_id",
+            checkpoint_path=run.path(stage, "checkpoint"),
+            delete_checkpoint_on_success=False,
+            override_filesystem=filesystem,
+        )
+        rows = ray.data.read_parquet(run.path(stage, "requests"), filesystem=filesystem)
+        rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
+        if judge.has_own_engines:
+            judged = sample_responses(
+                rows,
+                judge_config(config),
+                policy=str(judge.model),
+                resources=judge_resources(config, resources),
+                events=events,
+            )
+        else:
+            judged = _ask_endpoint(rows, judge, events)
+        judged = map_blocks(judged, read_judgements, protocol=protocol)
+        named(judged, stage.replace("/", "_")).write_parquet(run.path(stage), filesystem=filesystem)
+
+
+def _ask_endpoint(rows: ray.data.Dataset, judge: JudgeConfig, events: Events) -> ray.data.Dataset:
+    """One actor beside the driver, where localhost and the environment are what the user meant."""
+    blocks = -(-judge.max_concurrent_requests // ROWS_PER_BLOCK) + 1
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    return rows.map_batches(
+        EndpointJudge,
+        fn_constructor_args=(judge, endpoint_key(judge), events),
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ActorPoolStrategy(
+            size=1, max_tasks_in_flight_per_actor=2 * blocks, max_concurrent_calls_per_actor=blocks
+        ),
+        num_cpus=0,
+        scheduling_strategy=here,
+    )
+
+
+def judge_config(config: Config) -> Config:
+    """The run's configuration with the judge in the place of the policy, for the vLLM pool."""
+    judge = config.evaluate.judge
+    pool: dict[str, Any] = {"engine_args": judge.engine_args}
+    if judge.tensor_parallel_size is not None:
+        pool["tensor_parallel_size"] = judge.tensor_parallel_size
+    generation = {
+        "pool": config.generation.pool.model_copy(update=pool),
+        "sampling": SamplingConfig(temperature=judge.temperature, max_tokens=judge.max_tokens),
+    }
+    model = ModelConfig(
+        path=str(judge.model),
+        dtype=judge.dtype,
+        max_model_len=judge.max_model_len,
+        trust_remote_code=judge.trust_remote_code,
+    )
+    return config.model_copy(update={"model": model, "generation": config.generation.model_copy(update=generation)})
+
+
+def _add_requests(block: pa.Table, *, judge: JudgeConfig, seed: int) -> pa.Table:
+    """Adds `requests` (engine.REQUESTS). Raises UserError for a prompt that leaves no room for the judgement."""
+    tokenizer = load_tokenizer(str(judge.model), judge.trust_remote_code)
+    conversations = [[{"role": "user", "content": text}] for text in block["prompt"].to_pylist()]
+    requests = []
+    for row, ids in zip(
+        block.select(["judgement_id", "prompt_id"]).to_pylist(), render_prompts(tokenizer, conversations), strict=True
+    ):
+        if not fits(ids, max_tokens=judge.max_tokens, max_model_len=judge.max_model_len):
+            raise UserError(
+                f"prompt {row['prompt_id']!r}: {len(ids)} tokens of the judge's prompt and a judgement of up to "
+                f"{judge.max_tokens} do not fit the judge's window: expected at most "
+                f"{judge.max_model_len - judge.max_tokens} prompt tokens (evaluate.judge.max_model_len "
+                f"{judge.max_model_len} - evaluate.judge.max_tokens {judge.max_tokens}). Raise max_model_len, or lower "
+                "max_tokens."
+            )
+        seed_of_row = stable_seed("judge", seed, row["judgement_id"]) % 2**31
+        requests.append([{"prompt_token_ids": ids, "seed": seed_of_row}])
+    return block.append_column("requests", pa.array(requests, REQUESTS))
+
+
+def read_judgements(block: pa.Table, *, protocol: Protocol) -> pa.Table:
+    """A block as the judge left it -> JUDGEMENT_SCHEMA, with `parsed` read from the judge's text."""
+    rows = block.to_pylist()
+    for row in rows:
+        if "responses" in row:
+            response = row["responses"][0]
+            row["judgement"], row["finish_reason"] = response["text"], response["finish_reason"]
+            row["tokens"] = len(response["token_ids"])
+        parsed = pairwise_verdict(row["judgement"]) if protocol == "pairwise" else pointwise_rating(row["judgement"])
+        row["parsed"] = None if parsed is None else str(parsed)
+    return pa.Table.from_pylist(rows, schema=JUDGEMENT_SCHEMA)
+
+
+def as_judgement(row: dict[str, Any]) -> Judgement:
+    """A row of JUDGEMENT_SCHEMA as what figures are made of."""
+    return Judgement(row["prompt_id"], row["sample"], row["order"], row["parsed"])
+
+
+def _judgements(run: RunDirectory, stage: str) -> list[dict[str, Any]]:
+    """The judgements of a stage that are written by now, in the order of their ids; held-out sets are small."""
+    files = [run.path(stage, name) for name in _files(run, stage)]
+    if not files:
+        return []
+    table = pyarrow.dataset.dataset(files, filesystem=run.arrow_filesystem(), format="parquet").to_table(
+        columns=["judgement_id", "prompt_id", "sample", "order", "judgement", "parsed"]
+    )
+    return table.sort_by("judgement_id").to_pylist()
+
+
+def _files(run: RunDirectory, stage: str) -> list[str]:
+    return [name for name in run.list_files(stage) if name.endswith(".parquet") and "/" not in name]

@@ -1,0 +1,1 @@
+"""Accuracy tasks: their files (YAML), their check, requests and verdicts."""

@@ -1,0 +1,265 @@
+"""Measures a policy on accuracy tasks: all unfinished tasks of a policy through one pool of engines.
+
+    requests (task_requests) -> vLLM pool: sample or score -> final answer, verdict -> examples of each task -> metrics
+
+A killed call samples only what is not written yet, and finished tasks are not touched. What is asked and how an answer
+is judged stands in the task files; here is how it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
+import ray.data
+from ray.data.checkpoint import CheckpointConfig
+
+from mipo_ray.config.schema import Config
+from mipo_ray.evaluation.significance import Measured, accuracy_entry, mean_entry
+from mipo_ray.evaluation.tasks.task import Task, extract, verdict
+from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_stage
+from mipo_ray.evaluation.tasks.task_requests import request_files, task_config
+from mipo_ray.generation.pipeline import sample_responses
+from mipo_ray.monitoring.events import Events
+from mipo_ray.monitoring.progress import progress
+from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.storage.results import write_evaluation
+from mipo_ray.storage.run_directory import RunDirectory
+
+# Rows that are written, and so safe from a kill, together.
+ROWS_PER_BLOCK = 16
+
+# One row per item. option_logprobs (nats, summed over the option's tokens), option_tokens and extracted_normalized
+# (by log-prob per character) are those of likelihood tasks, whose response is the text of the chosen option.
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("extracted", pa.string()),
+        ("answer", pa.string()),
+        ("verdict", pa.string()),
+        ("sample", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("tokens", pa.int32()),
+        ("option_labels", pa.list_(pa.string())),
+        ("option_texts", pa.list_(pa.string())),
+        ("option_logprobs", pa.list_(pa.float64())),
+        ("option_tokens", pa.list_(pa.int32())),
+        ("extracted_normalized", pa.string()),
+    ]
+)
+_SAMPLED_SCHEMA = pa.schema([("key", pa.string()), ("task", pa.string()), ("position", pa.int32()), *EXAMPLE_SCHEMA])
+
+
+def measure_tasks(
+    tasks: Sequence[CheckedTask],
+    config: Config,
+    run: RunDirectory,
+    round_index: int | None,
+    *,
+    policy: str,
+    resources: Resources,
+    events: Events,
+) -> None:
+    """Measures one policy on every task that is not finished for it (prepared by `prepare_tasks`), base first.
+
+    Writes examples/*.parquet and manifest.json of each task below the policy's stage `tasks`, and evaluation.json.
+    """
+    label = f"{'base   ' if round_index is None else f'round {round_index}'}  tasks   "
+    unfinished = [task for task in tasks if run.read_manifest(task_stage(run, round_index, task.name)) is None]
+    if not unfinished:
+        run.remove(run.stage(round_index, SAMPLED))  # a kill right after the last commit leaves these two undone
+        write_evaluation(run)
+        if tasks:
+            print(f"{label}  finished before", flush=True)
+        return
+    started = time.monotonic()
+    print(f"{label}  started: {', '.join(task.name for task in unfinished)}", flush=True)
+    stage_events = events.at(round_index, "tasks")
+    stage_events.emit({"event": "stage_start"})
+    sampled = _sample(unfinished, config, run, round_index, policy, resources, stage_events, label)
+    seconds = time.monotonic() - started
+    for task in unfinished:
+        stage = task_stage(run, round_index, task.name)
+        run.remove(stage)
+        examples = _write_examples(task, run, sampled, f"{stage}/examples")
+        base = None if round_index is None else read_examples(run, None, task.name)
+        metrics = measure_examples(
+            task.task, examples, base, samples=config.evaluate.bootstrap_samples, seed=config.seed
+        )
+        definition = task.definition
+        entry = {
+            **{name: definition[name] for name in ("kind", "version", "prompt_hash", "data", "limit", "sampling")},
+            "metric": task.task.metric,
+            "metrics": metrics,
+        }
+        # Seconds are those of all tasks that shared the engines.
+        facts = {"round": round_index, "seconds": seconds, "policy": policy, "definition": definition}
+        run.commit(stage, config, {**facts, "name": task.name, "evaluation": entry})
+        values = {f"{task.name}_{name}": metric["value"] for name, metric in metrics.items()}
+        stage_events.emit({"event": "task", "task": task.name, **values})
+        write_evaluation(run)
+    run.remove(sampled)
+    stage_events.emit({"event": "stage", "stage_seconds": seconds})
+    events.flush()
+    print(f"{label}  done in {seconds:.0f} s: {sum(task.items for task in unfinished)} items", flush=True)
+
+
+def read_examples(run: RunDirectory, round_index: int | None, name: str) -> pa.Table:
+    """The examples of a finished task (EXAMPLE_SCHEMA), in the order of its data. Test sets are small and fit."""
+    path = run.path(task_stage(run, round_index, name), "examples")
+    return pyarrow.dataset.dataset(path, filesystem=run.arrow_filesystem(), format="parquet").to_table()
+
+
+def measure_examples(
+    task: Task, examples: pa.Table, base: pa.Table | None, *, samples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """The metrics of a task's examples, each an entry of evaluation.json; with `base` also the paired change."""
+    columns = _metric_columns(task, examples)
+    base_columns = {} if base is None else _metric_columns(task, base)
+    items = examples["item_id"].to_pylist()
+    base_items = [] if base is None else base["item_id"].to_pylist()
+    metrics = {}
+    for name, values in columns.items():
+        before: Measured | None = None if base is None else (base_columns[name], base_items)
+        if name == "response_tokens":
+            entry = mean_entry(values, items, unit="tokens", samples=samples, seed=seed, base=before)
+            entry.pop("verdict", None)  # a longer answer is neither better nor worse
+        else:
+            better = name.startswith("accuracy")
+            entry = accuracy_entry(values, items, samples=samples, seed=seed, base=before, higher_is_better=better)
+        metrics[name] = entry
+    return metrics
+
+
+def _metric_columns(task: Task, examples: pa.Table) -> dict[str, list[Any]]:
+    """Metric -> its value for each example."""
+    rows = examples.to_pylist()
+    columns = {"accuracy": [row["verdict"] == "correct" for row in rows]}
+    if task.kind == "likelihood":
+        columns["accuracy_normalized"] = [row["extracted_normalized"] == row["answer"] for row in rows]
+        return columns
+    columns["no_answer"] = [row["verdict"] == "no_answer" for row in rows]
+    columns["truncated"] = [row["finish_reason"] == "length" for row in rows]
+    columns["response_tokens"] = [row["tokens"] for row in rows]
+    return columns
+
+
+def _sample(
+    tasks: Sequence[CheckedTask],
+    config: Config,
+    run: RunDirectory,
+    round_index: int | None,
+    policy: str,
+    resources: Resources,
+    events: Events,
+    label: str,
+) -> str:
+    """Samples and scores all items of the tasks; returns the directory with the rows (_SAMPLED_SCHEMA)."""
+    directory = run.stage(round_index, SAMPLED)
+    # What a killed call left is used again, unless a task meant something else then.
+    wanted = {task.name: task.definition for task in tasks}
+    found = json.loads(run.read_text(f"{directory}/definitions.json") or "{}")
+    if any(found.get(name, definition) != definition for name, definition in wanted.items()):
+        run.remove(directory)
+        found = {}
+    run.write_text(f"{directory}/definitions.json", json.dumps(found | wanted, indent=2))
+    filesystem = run.arrow_filesystem()
+    total = sum(task.items for task in tasks)
+    with ordered_context() as context:
+        context.checkpoint_config = CheckpointConfig(
+            id_column="key",
+            checkpoint_path=run.path(directory, "checkpoint"),
+            delete_checkpoint_on_success=False,
+            override_filesystem=filesystem,
+        )
+        files = [file for task in tasks for file in request_files(run, task.name)]
+        rows = ray.data.read_parquet(files, filesystem=filesystem)
+        rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
+        answered = sample_responses(
+            rows,
+            task_config(config),
+            policy=policy,
+            resources=resources,
+            events=events,
+            to_score=options_to_score,
+            sampling={task.name: task.sampling for task in tasks if task.sampling is not None},
+        )
+        examples = map_blocks(answered, examples_of, tasks={task.name: task.task for task in tasks})
+        name = "base" if round_index is None else f"round_{round_index}"
+        with progress(events, "generated", "rows", label, total=total):
+            named(examples, f"{name}_tasks").write_parquet(run.path(directory, "rows"), filesystem=filesystem)
+    return directory
+
+
+def options_to_score(block: pa.Table) -> list[list[dict[str, Any]]]:
+    """What the engine scores of each row: its options, numbered as `negative`."""
+    return [
+        [{"sample": 0, "negative": number, **option} for number, option in enumerate(options)]
+        for options in block["scored"].to_pylist()
+    ]
+
+
+def examples_of(block: pa.Table, *, tasks: Mapping[str, Task]) -> pa.Table:
+    """Sampled and scored rows as examples, with `key`, `task` and `position` beside them."""
+    rows = []
+    for row in block.to_pylist():
+        task = tasks[row["task"]]
+        judge = _judged_option if task.kind == "likelihood" else _judged_response
+        copied = ("key", "task", "position", "item_id", "prompt", "answer", "option_labels", "option_texts")
+        rows.append({**{name: row[name] for name in copied}, "sample": 0, **judge(task, row)})
+    return pa.Table.from_pylist(rows, schema=_SAMPLED_SCHEMA)
+
+
+def _judged_response(task: Task, row: dict[str, Any]) -> dict[str, Any]:
+    (response,) = row["responses"]
+    extracted = extract(task, response["text"], row["option_labels"], row["option_texts"])
+    return {
+        "response": response["text"],
+        "extracted": extracted,
+        "verdict": verdict(extracted, row["answer"]),
+        "finish_reason": response["finish_reason"],
+        "tokens": len(response["token_ids"]),
+    }
+
+
+def _judged_option(task: Task, row: dict[str, Any]) -> dict[str, Any]:
+    logprobs = [score["logprob"] for score in sorted(row["scores"], key=lambda score: score["negative"])]
+    texts = row["option_labels"] if task.continuation == "label" else row["option_texts"]
+    tokens = [len(option["response_token_ids"]) for option in row["scored"]]
+    best = max(range(len(texts)), key=lambda option: logprobs[option])
+    normalized = max(range(len(texts)), key=lambda option: logprobs[option] / len(texts[option]))
+    extracted = row["option_labels"][best]
+    return {
+        "response": texts[best],
+        "extracted": extracted,
+        "verdict": verdict(extracted, row["answer"]),
+        "finish_reason": None,
+        "tokens": tokens[best],
+        "option_logprobs": logprobs,
+        "option_tokens": tokens,
+        "extracted_normalized": row["option_labels"][normalized],
+    }
+
+
+def _write_examples(task: CheckedTask, run: RunDirectory, sampled: str, name: str) -> pa.Table:
+    """The rows of one task as one Parquet file, in the order of its data; raises RuntimeError unless all are there."""
+    filesystem = run.arrow_filesystem()
+    rows = pyarrow.dataset.dataset(run.path(sampled, "rows"), filesystem=filesystem, format="parquet")
+    table = rows.to_table(filter=pyarrow.dataset.field("task") == task.name).sort_by("position")
+    if table["position"].to_pylist() != list(range(task.items)):
+        raise RuntimeError(
+            f"{run.path(sampled)}: the rows of {task.name} do not cover its items exactly once: expected {task.items}, "
+            f"found {table.num_rows}. Remove that directory to measure again."
+        )
+    examples = table.select(EXAMPLE_SCHEMA.names).cast(EXAMPLE_SCHEMA)
+    filesystem.create_dir(run.path(name), recursive=True)
+    pyarrow.parquet.write_table(examples, run.path(name, "part-0.parquet"), filesystem=filesystem)
+    return examples

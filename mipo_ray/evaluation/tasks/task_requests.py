@@ -1,0 +1,181 @@
+"""From the items of the tasks to what the engines get: token ids, written once for all policies of a run.
+
+Every policy is asked the same requests with the same seeds, so that what differs between two results is the policies.
+Prompts that do not fit the window are told here, before any engine starts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
+import ray.data
+
+from mipo_ray.config.schema import Config
+from mipo_ray.evaluation.tasks.task_check import TASK_WINDOW, CheckedTask, task_window
+from mipo_ray.generation.rendering import check_length, load_tokenizer, render_prompts
+from mipo_ray.generation.sampler import REQUESTS
+from mipo_ray.pairs.schema import MESSAGES, TOKEN_IDS
+from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.seeds import stable_seed
+from mipo_ray.storage.run_directory import RunDirectory
+
+ITEMS = "base/task_items"
+ROWS_PER_TABLE = 256
+
+ITEM_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("item_id", pa.string()),
+        ("position", pa.int32()),
+        ("messages", MESSAGES),
+        ("answer", pa.string()),
+        ("option_labels", pa.list_(pa.string())),
+        ("option_texts", pa.list_(pa.string())),
+    ]
+)
+# What an engine scores: token ids of each option of a likelihood item, after those of its context.
+SCORED = pa.list_(pa.struct([("prompt_token_ids", TOKEN_IDS), ("response_token_ids", TOKEN_IDS)]))
+
+
+def prepare_tasks(tasks: Sequence[CheckedTask], config: Config, run: RunDirectory, *, policy: str) -> None:
+    """Writes the requests of every task that has none yet, or those of another definition, below ITEMS.
+
+    `policy` names the model whose tokenizer and chat template are used. Raises UserError for a prompt that does not fit
+    the window, also of requests that an earlier call wrote: the window may have been larger then.
+    """
+    for task in tasks:
+        directory = f"{ITEMS}/{task.name}"
+        if json.loads(run.read_text(f"{directory}/definition.json") or "null") == task.definition:
+            _check_lengths(task, config, run)
+            continue
+        run.remove(directory)
+        filesystem = run.arrow_filesystem()
+        _write_items(task, run, f"{directory}/items.parquet")
+        with ordered_context():
+            items = ray.data.read_parquet(run.path(directory, "items.parquet"), filesystem=filesystem)
+            requests = map_blocks(items, requests_of, task=task, config=config, policy=policy)
+            named(requests, f"{task.name}_requests").write_parquet(
+                run.path(directory, "requests"), filesystem=filesystem
+            )
+        run.write_text(f"{directory}/definition.json", json.dumps(task.definition, indent=2))
+        _check_lengths(task, config, run)
+
+
+def task_config(config: Config) -> Config:
+    """The run's configuration with the tasks' window in the place of the run's own, for the vLLM pool."""
+    model = config.model.model_copy(update={"max_model_len": task_window(config)})
+    return config.model_copy(update={"model": model})
+
+
+def request_files(run: RunDirectory, name: str) -> list[str]:
+    """The files with the requests of a prepared task."""
+    return [run.path(ITEMS, name, "requests", file) for file in run.list_files(f"{ITEMS}/{name}/requests")]
+
+
+def option_token_ids(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Token ids of a context and of its continuation.
+
+    Both are tokenised together and cut where the context alone would end, and spaces at the context's end belong to the
+    continuation, as in lm-evaluation-harness: a tokenizer that merges the space into a word finds the word as it was
+    trained on.
+    """
+    kept = context.rstrip()
+    continuation = context[len(kept) :] + continuation
+    context_ids = tokenizer(kept)["input_ids"]
+    return context_ids, tokenizer(kept + continuation)["input_ids"][len(context_ids) :]
+
+
+def item_rows(task: CheckedTask) -> Iterator[dict[str, Any]]:
+    """The items of a task as rows of ITEM_SCHEMA, as a stream."""
+    for position, item in enumerate(task.read()):
+        yield {
+            "task": task.name,
+            "item_id": item.item_id,
+            "position": position,
+            "messages": item.messages,
+            "answer": item.answer,
+            "option_labels": item.option_labels,
+            "option_texts": item.option_texts,
+        }
+
+
+def _write_items(task: CheckedTask, run: RunDirectory, name: str) -> None:
+    """The items as one Parquet file, written as a stream."""
+    rows = item_rows(task)
+    filesystem = run.arrow_filesystem()
+    filesystem.create_dir(run.path(name.rpartition("/")[0]), recursive=True)
+    with pyarrow.parquet.ParquetWriter(run.path(name), ITEM_SCHEMA, filesystem=filesystem) as writer:
+        while batch := list(islice(rows, ROWS_PER_TABLE)):
+            writer.write_table(pa.Table.from_pylist(batch, schema=ITEM_SCHEMA))
+
+
+def requests_of(block: pa.Table, *, task: CheckedTask, config: Config, policy: str) -> pa.Table:
+    """Adds `key` (unique over all tasks), `prompt` (text as the model sees it), `requests`, `scored` and its lengths.
+
+    A generative item has one request, a likelihood item none, but something to score for each of its options.
+    `context_tokens` and `answer_tokens` are those of its longest request or option, the answer at its limit.
+    """
+    tokenizer = load_tokenizer(policy, config.model.trust_remote_code)
+    rows = block.to_pylist()
+    render = _scored if task.sampling is None else _sampled
+    prompts, requests, scored, longest = [], [], [], []
+    for row in rows:
+        prompt, asked, options = render(row, task, config, tokenizer)
+        # The engine scores while it generates: one token more.
+        needs = [(len(option["prompt_token_ids"]), len(option["response_token_ids"]) + 1) for option in options]
+        if task.sampling is not None:
+            needs += [(len(request["prompt_token_ids"]), task.sampling.max_tokens) for request in asked]
+        longest.append(max(needs, key=sum))
+        prompts.append(prompt)
+        requests.append(asked)
+        scored.append(options)
+    columns = {
+        "key": pa.array([f"{row['task']}/{row['item_id']}" for row in rows], pa.string()),
+        "prompt": pa.array(prompts, pa.string()),
+        "requests": pa.array(requests, REQUESTS),
+        "scored": pa.array(scored, SCORED),
+        "context_tokens": pa.array([context for context, _ in longest], pa.int32()),
+        "answer_tokens": pa.array([answer for _, answer in longest], pa.int32()),
+    }
+    return pa.table({**{name: block[name] for name in ITEM_SCHEMA.names if name != "messages"}, **columns})
+
+
+def _sampled(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: Any) -> tuple[str, list, list]:
+    assert task.sampling is not None
+    messages = [dict(message) for message in row["messages"]]
+    (token_ids,) = render_prompts(tokenizer, [messages])
+    seed = stable_seed(config.seed, "task", task.name, row["item_id"]) % 2**31
+    request = {"prompt_token_ids": token_ids, "seed": seed, "sampling": task.name}
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False), [request], []
+
+
+def _scored(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: Any) -> tuple[str, list, list]:
+    context = row["messages"][-1]["content"]
+    options = []
+    for text in row["option_labels"] if task.task.continuation == "label" else row["option_texts"]:
+        context_ids, option_ids = option_token_ids(tokenizer, context, f" {text}")
+        options.append({"prompt_token_ids": context_ids, "response_token_ids": option_ids})
+    return context, [], options
+
+
+def _check_lengths(task: CheckedTask, config: Config, run: RunDirectory) -> None:
+    """Raises UserError when the longest item of a prepared task does not fit the window."""
+    path = run.path(ITEMS, task.name, "requests")
+    rows = pyarrow.dataset.dataset(path, filesystem=run.arrow_filesystem(), format="parquet")
+    lengths = rows.to_table(columns=["item_id", "context_tokens", "answer_tokens"]).to_pylist()
+    longest = max(lengths, key=lambda row: row["context_tokens"] + row["answer_tokens"])
+    hint = ", or lower the task's max_tokens; items of a task are never dropped" if task.sampling is not None else ""
+    check_length(
+        f"{task.name}/{longest['item_id']}",
+        range(longest["context_tokens"]),
+        max_tokens=longest["answer_tokens"],
+        max_model_len=task_window(config),
+        field=TASK_WINDOW,
+        hint=hint,
+    )

@@ -1,0 +1,146 @@
+"""What the engines are asked: prompts conditioned and rendered, a seed for each request, written before any sampling.
+
+    prompts -> (embeddings) -> conditioning -> requests (token ids, seeds) -> Parquet
+
+Bad prompts fail here, and a resumed stage samples exactly the rows that have no pair yet, under the conditioning they
+had. similar_prompt alone starts an engine before, which embeds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+
+from mipo_ray.conditioning.blocks import condition_block, rows_per_block
+from mipo_ray.conditioning.needs import check_training
+from mipo_ray.config.schema import Config
+from mipo_ray.errors import UserError
+from mipo_ray.generation.embedder import embed_rows
+from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
+from mipo_ray.generation.sampler import REQUESTS
+from mipo_ray.pairs.schema import TOKEN_IDS
+from mipo_ray.pairs.statistics import drop_table, prompt_fingerprint
+from mipo_ray.prompts.dataset import blocks_of, read_prompts
+from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.seeds import stable_seed
+from mipo_ray.storage.run_directory import RunDirectory
+
+
+class TooManyDroppedError(UserError):
+    """The filters left too few pairs to train on; the message holds the table of reasons."""
+
+
+def condition_prompts(
+    config: Config, run: RunDirectory, round_index: int, *, policy: str, resources: Resources
+) -> dict[str, Any]:
+    """Writes the conditioned rows of a round, once: what to sample, under what, with which seed.
+
+    Returns {"rows", "rows_per_block", "fingerprint"}; a finished earlier call over the same directory answers at once.
+    Raises TooManyDroppedError when conditioning alone drops more than `filters.max_dropped_share` of the rows.
+    """
+    stage = run.stage(round_index, "generate")
+    if (text := run.read_text(f"{stage}/conditioned.json")) is not None:
+        return json.loads(text)
+    run.remove(stage)
+    summary = check_training(config)
+    block_rows = rows_per_block(summary.rows, config.conditioning.block_size)
+    with ordered_context():
+        rows = blocks_of(read_prompts(config.prompts, summary), block_rows)
+        if "similar_prompt" in config.conditioning.strategies:
+            rows = embed_rows(rows, config, policy=policy, resources=resources)
+        rows = map_blocks(
+            rows,
+            condition_block,
+            conditioning=config.conditioning,
+            prompts=config.prompts,
+            seed=config.seed,
+            round_index=round_index,
+            negatives=config.generation.negatives_per_prompt,
+        )
+        rows = map_blocks(rows, add_requests, config=config, policy=policy, round_index=round_index)
+        named(rows, f"round_{round_index}_conditioned").write_parquet(
+            run.path(stage, "conditioned"), filesystem=run.arrow_filesystem()
+        )
+    written = ray.data.read_parquet(
+        run.path(stage, "conditioned"), filesystem=run.arrow_filesystem(), columns=["prompt_id", "dropped"]
+    )
+    named(written, f"round_{round_index}_conditioned_check")
+    fingerprint = 0
+    dropped: Counter[str] = Counter()
+    for batch in written.iter_batches(batch_size=None):
+        fingerprint += prompt_fingerprint(batch["prompt_id"])
+        dropped.update(batch["dropped"].tolist())
+    kept = dropped.pop("", 0)
+    check_dropped(
+        {"rows": summary.rows, "kept": kept, "dropped": dict(dropped)},
+        f"{stage}, before sampling",
+        config,
+        "; mismatched prompts are drawn inside blocks of neighbouring rows: shuffle the prompts or raise "
+        "conditioning.block_size where groups stand together, or set conditioning.fallback to another strategy",
+    )
+    facts = {"rows": summary.rows, "rows_per_block": block_rows, "fingerprint": f"{fingerprint % 2**64:016x}"}
+    run.write_text(f"{stage}/conditioned.json", json.dumps(facts))
+    return facts
+
+
+def check_dropped(statistics: dict[str, Any], where: str, config: Config, hint: str = "") -> None:
+    """Raises TooManyDroppedError, with the table of reasons, when too few rows are left to train on."""
+    share = config.filters.max_dropped_share
+    if statistics["kept"] == 0:
+        what = "no row was kept"
+    elif 1 - statistics["kept"] / statistics["rows"] > share:
+        what = f"more than filters.max_dropped_share ({share:.0%}) of the rows were dropped"
+    else:
+        return
+    raise TooManyDroppedError(f"{where}: {what}{hint}\n{drop_table(statistics)}")
+
+
+def add_requests(block: pa.Table, *, config: Config, policy: str, round_index: int) -> pa.Table:
+    """Adds `prompt_token_ids`, `mismatched_token_ids` and `requests` (engine.REQUESTS) to a block of conditioned rows.
+
+    The n matched requests come first; the K mismatched ones are left out where other rows' matched responses serve. A
+    row that gives no pair itself is sampled for the rows that reuse its matched responses, and otherwise not at all.
+    Each request has a seed of its own, made of run seed, round, prompt_id, side and number.
+    """
+    tokenizer = load_tokenizer(policy, config.model.trust_remote_code)
+    rows = block.to_pylist()
+    matched = render_prompts(tokenizer, [row["messages"] for row in rows])
+    mismatched = [render_prompts(tokenizer, row["mismatched_messages"]) for row in rows]
+    window: dict[str, Any] = {
+        "max_tokens": config.generation.sampling.max_tokens,
+        "max_model_len": config.model.max_model_len,
+    }
+    for row, own, others in zip(rows, matched, mismatched, strict=True):
+        if config.filters.drop_too_long:
+            too_long = not all(fits(ids, **window) for ids in (own, *others))
+            row["dropped"] = row["dropped"] or ("too_long" if too_long else "")
+        else:
+            for ids in (own, *others):
+                check_length(row["prompt_id"], ids, **window)
+    reused = {index for row in rows if not row["dropped"] for index in row["partner_index"]}
+    requests = []
+    for index, (row, own, others) in enumerate(zip(rows, matched, mismatched, strict=True)):
+        sampled: list[tuple[str, int, list[int]]] = []
+        if not row["dropped"] or (index in reused and fits(own, **window)):
+            sampled += [("chosen", sample, own) for sample in range(config.generation.samples_per_prompt)]
+        if not row["dropped"] and not row["partner_index"]:
+            sampled += [("rejected", negative, ids) for negative, ids in enumerate(others)]
+        requests.append(
+            [
+                {
+                    "prompt_token_ids": ids,
+                    "seed": stable_seed(config.seed, round_index, row["prompt_id"], number, side) % 2**31,
+                }
+                for side, number, ids in sampled
+            ]
+        )
+    dropped = pa.array([row["dropped"] for row in rows], pa.string())
+    block = block.set_column(block.schema.get_field_index("dropped"), "dropped", dropped)
+    block = block.append_column("prompt_token_ids", pa.array(matched, TOKEN_IDS))
+    block = block.append_column("mismatched_token_ids", pa.array(mismatched, pa.list_(TOKEN_IDS)))
+    return block.append_column("requests", pa.array(requests, REQUESTS))

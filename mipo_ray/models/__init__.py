@@ -1,0 +1,1 @@
+"""Where a model comes from, its directory, its shape, the embedded one, the cache."""

@@ -1,0 +1,151 @@
+"""Where a model comes from: checks its name and files before anything starts, and brings it to this machine's disk.
+
+A model is named by `embedded`, a local directory, a remote URL of a model directory (any filesystem that fsspec opens)
+or a Hugging Face id. Nothing here imports torch, transformers, ray or vllm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from mipo_ray.errors import UserError
+from mipo_ray.models.cache import cache_dir, make_once
+from mipo_ray.models.directory import check_directory, check_model_directory, is_remote, local_path, open_directory
+
+EMBEDDED = "embedded"
+
+# "organisation/name", the characters that the Hub allows; nothing like ../name or ./name.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Files beside the weights that a model needs. Python code comes along only where the user trusts it.
+_COMPANIONS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+# What filesystems call the things that change with a file's content.
+_VERSION_FIELDS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
+def check_model(path: str) -> None:
+    """Check, within seconds and without starting anything, that `path` names a model that can be used.
+
+    Of a Hugging Face id only the form is checked, and with HF_HUB_OFFLINE set whether it was downloaded before.
+
+    Raises:
+        UserError: naming what was expected and what was found.
+    """
+    if path == EMBEDDED:
+        from mipo_ray.models.embedded import check_embedded_model
+
+        check_embedded_model()
+    elif is_remote(path) or (path and local_path(path).is_dir()):
+        check_model_directory(path)
+    elif path and local_path(path).exists():
+        raise UserError(f"model.path {path!r}: expected a directory with a model, found a file")
+    elif not _HUB_ID.fullmatch(path):
+        raise UserError(
+            f"model.path {path!r}: expected {EMBEDDED!r}, a directory that exists, a remote URL (s3://, gs://) or a "
+            f"Hugging Face id (organisation/name)"
+        )
+    else:
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(path, "config.json"), str):
+            raise UserError(
+                f"model.path {path!r}: no such directory; as a Hugging Face id it was not downloaded before, and "
+                f"HF_HUB_OFFLINE is set"
+            )
+
+
+def _is_wanted(name: str, weights: Iterable[str], trust_remote_code: bool) -> bool:
+    return name in weights or name.endswith(_COMPANIONS) or (trust_remote_code and name.endswith(".py"))
+
+
+def _download(path: str, trust_remote_code: bool) -> Path:
+    """Copy a remote model directory into the cache, once for each content it has had."""
+    remote = open_directory(path)
+    weights = check_directory(remote)
+    sizes = {name: remote.size(name) for name in remote.details if _is_wanted(name, weights, trust_remote_code)}
+    versions = {name: [str(remote.details[name].get(field)) for field in _VERSION_FIELDS] for name in sizes}
+    # A changed remote gets a directory of its own: another process may be reading the former one.
+    key = json.dumps([remote.shown, sizes, versions], sort_keys=True)
+    directory = cache_dir() / "models" / hashlib.sha256(key.encode()).hexdigest()[:24]
+
+    def is_complete(local: Path) -> bool:
+        return all((local / name).is_file() and (local / name).stat().st_size == sizes[name] for name in sizes)
+
+    def make(local: Path) -> None:
+        names = list(sizes)
+        remote.filesystem.get([f"{remote.root}/{name}" for name in names], [str(local / name) for name in names])
+        for name in names:
+            if (found := (local / name).stat().st_size) != sizes[name]:
+                raise UserError(
+                    f"{remote.shown}/{name}: expected {sizes[name]} bytes as listed, downloaded {found}: it changed "
+                    f"meanwhile"
+                )
+
+    return make_once(directory, make, is_complete)
+
+
+def _download_from_hub(path: str, trust_remote_code: bool) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = ["*.safetensors", *(f"*{suffix}" for suffix in _COMPANIONS)] + (["*.py"] if trust_remote_code else [])
+    try:
+        # Weights in folders, and "consolidated" ones, are the same model once more in another format.
+        directory = snapshot_download(
+            path, allow_patterns=patterns, ignore_patterns=["*/*.safetensors", "consolidated*.safetensors"]
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise UserError(f"model.path {path!r}: cannot be downloaded: {error}") from error
+    check_model_directory(directory)
+    return directory
+
+
+def local_model_directory(path: str, trust_remote_code: bool = False) -> str:
+    """The model as a directory on this machine's disk, brought there first where it is elsewhere.
+
+    Processes of one machine may call it at the same time: the first one downloads, the others wait for it.
+
+    Args:
+        path: `embedded`, a local directory, a remote URL or a Hugging Face id.
+        trust_remote_code: bring the Python files of a remote model along.
+
+    Returns:
+        An absolute path.
+
+    Raises:
+        UserError: no usable model there; the message says what was expected and found.
+    """
+    if path == EMBEDDED:
+        from mipo_ray.models.embedded import prepare_embedded_model
+
+        return str(prepare_embedded_model())
+    check_model(path)
+    if is_remote(path):
+        return str(_download(path, trust_remote_code))
+    if local_path(path).is_dir():
+        return str(local_path(path))
+    return _download_from_hub(path, trust_remote_code)
+
+
+def embedding_model(path: str) -> str:
+    """What an engine loads for `conditioning.similar.model`: `embedded`'s directory, a local one, or a Hugging Face id.
+
+    An embedding model needs no chat template, so that `check_model` would refuse most. Raises UserError, within
+    seconds, when `path` cannot be one.
+    """
+    if path == EMBEDDED:
+        return local_model_directory(path)
+    local = local_path(path)
+    if not is_remote(path) and local.is_dir():
+        if not any(local.glob("*.safetensors")):
+            raise UserError(f"conditioning.similar.model {path!r}: expected weights as *.safetensors, found none")
+        return str(local)
+    if not _HUB_ID.fullmatch(path):
+        raise UserError(
+            f"conditioning.similar.model {path!r}: expected {EMBEDDED!r}, a directory that exists on every node, or a "
+            f"Hugging Face id (organisation/name)"
+        )
+    return path

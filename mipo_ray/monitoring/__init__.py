@@ -1,0 +1,1 @@
+"""What a run tells while it runs: events, progress, the table of metrics, Ray metrics, trackers."""

@@ -1,0 +1,1 @@
+"""Preference pairs: their schema, how they are assembled, filtered and counted."""

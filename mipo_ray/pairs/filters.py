@@ -1,0 +1,81 @@
+"""Which pairs are not trained on, and why. Plain functions; every reason is a name that is counted."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mipo_ray.config.filters import FiltersConfig, PatternFilter
+from mipo_ray.text.final_answers import same_final_answer
+from mipo_ray.text.statistics import copy_rate, distinct_n, words
+
+# Three words in a row are the least that is a phrase and not grammar.
+NGRAM = 3
+
+
+def drop_reason(pair: dict[str, Any], filters: FiltersConfig, *, with_pmi: bool) -> str:
+    """Why a pair is not trained on; empty when it is. The first reason that holds, in the order below.
+
+    `pair` has the form of schema version 2: its rejected side are lists. What a filter says of one of several rejected
+    responses decides over the whole pair. An empty response is always a reason. Without `with_pmi` the pair has not
+    been scored yet, and `filters.min_pmi` is left out.
+    """
+    chosen, rejected = pair["chosen"], pair["rejected"]
+    if not chosen.strip() or not all(text.strip() for text in rejected):
+        return "empty"
+    if filters.identical and chosen.strip() in [text.strip() for text in rejected]:
+        return "identical"
+    if (kind := filters.equal_answers) and any(same_final_answer(kind, chosen, text) for text in rejected):
+        return "equal_answers"
+    if filters.truncated and "length" in (pair["chosen_finish_reason"], *pair["rejected_finish_reason"]):
+        return "truncated"
+    if not all(_length_fits(len(pair["chosen_token_ids"]), len(ids), filters) for ids in pair["rejected_token_ids"]):
+        return "length_ratio"
+    if filters.max_repetition < 1 and any(repetition(text) > filters.max_repetition for text in (chosen, *rejected)):
+        return "repetition"
+    if (
+        filters.max_copy_rate < 1
+        and copy_rate(chosen, prompt_text(pair["messages"], pair["context"])) > filters.max_copy_rate
+    ):
+        return "copies_prompt"
+    for pattern in filters.patterns:
+        if _pattern_drops(pattern, chosen, rejected):
+            return f"pattern_{pattern.name}"
+    if with_pmi and filters.min_pmi is not None:
+        if pair["pmi"] is None:
+            return "no_pmi"  # prompt and response fill the context window: nothing is left to score them in
+        if pair["pmi"] < filters.min_pmi:
+            return "low_pmi"
+    return ""
+
+
+def prompt_text(messages: Sequence[dict[str, str]], context: str) -> str:
+    """What a prompt says that is its own: the last message, below the context where that stands elsewhere.
+
+    Exemplars and a shared system message are left out; an answer in their style copies nothing of its prompt.
+    """
+    last = messages[-1]["content"] if messages else ""
+    return last if context in last else f"{context}\n{last}"
+
+
+def repetition(text: str) -> float:
+    """Share of a response's word 3-grams that repeat an earlier one, in [0, 1)."""
+    return 1 - distinct_n(words(text), NGRAM)
+
+
+def _length_fits(chosen_tokens: int, rejected_tokens: int, filters: FiltersConfig) -> bool:
+    ratio = chosen_tokens / max(rejected_tokens, 1)
+    return filters.min_length_ratio <= ratio and (filters.max_length_ratio is None or ratio <= filters.max_length_ratio)
+
+
+def _pattern_drops(pattern: PatternFilter, chosen: str, rejected: list[str]) -> bool:
+    searched = {"chosen": [chosen], "rejected": rejected, "either": [chosen, *rejected]}[pattern.side]
+    found = [_compiled(pattern.regex).search(text) is not None for text in searched]
+    return any(found) if pattern.drop_when == "found" else not all(found)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(regex: str) -> re.Pattern[str]:
+    return re.compile(regex)

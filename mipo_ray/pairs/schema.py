@@ -1,0 +1,94 @@
+"""The schema of the pairs that the trainer reads. Plain Arrow; no Ray, no torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+TOKEN_IDS = pa.list_(pa.int32())
+
+# What a conditioning block carries through the engine, beside the columns of `blocks.condition_block`.
+RESPONSES = pa.list_(
+    pa.struct(
+        [
+            ("token_ids", TOKEN_IDS),
+            ("text", pa.string()),
+            ("finish_reason", pa.string()),
+            ("logprob", pa.float32()),
+            ("prompt_tokens", pa.int32()),
+            ("cached_tokens", pa.int32()),
+        ]
+    )
+)
+SCORES = pa.list_(pa.struct([("sample", pa.int32()), ("negative", pa.int32()), ("logprob", pa.float32())]))
+
+# The rejected side: scalars in version 1, lists of as many entries as the pair has rejected responses in version 2.
+_REJECTED = {
+    "mismatched_messages": MESSAGES,
+    "mismatched_prompt_id": pa.string(),
+    "mismatched_prompt_token_ids": TOKEN_IDS,
+    "rejected_token_ids": TOKEN_IDS,
+    "rejected": pa.string(),
+    "rejected_finish_reason": pa.string(),
+    "rejected_logprob": pa.float32(),
+}
+
+# Version 1. `dropped` is empty for a pair that is trained on, else the reason why it is not; rows that were dropped
+# stay in the table, so that every prompt is accounted for and a resumed stage does not sample them again.
+PAIR_SCHEMA = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("messages", MESSAGES),
+        ("mismatched_messages", MESSAGES),
+        ("context", pa.string()),
+        ("strategy", pa.string()),
+        ("mismatched_prompt_id", pa.string()),
+        ("prompt_token_ids", TOKEN_IDS),
+        ("mismatched_prompt_token_ids", TOKEN_IDS),  # empty for rows that were dropped before they were sampled
+        ("chosen_token_ids", TOKEN_IDS),
+        ("rejected_token_ids", TOKEN_IDS),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("chosen_finish_reason", pa.string()),
+        ("rejected_finish_reason", pa.string()),
+        ("chosen_logprob", pa.float32()),
+        ("rejected_logprob", pa.float32()),
+        # log p(chosen | prompt) - log p(chosen | mismatched prompt), nats, by the sampler; null where not scored
+        ("pmi", pa.float32()),
+        ("round", pa.int32()),
+        ("sample", pa.int32()),
+        ("dropped", pa.string()),
+        # Tokens that the engine spent on the prompt, in the row of sample 0 (0 in the others): sampled ones, those of
+        # the prompts it was sent, and those among them that its prefix cache held.
+        ("generated_tokens", pa.int32()),
+        ("engine_prompt_tokens", pa.int32()),
+        ("cached_prompt_tokens", pa.int32()),
+        ("extra", pa.string()),
+    ],
+    metadata={"mipo_ray.pair_schema": "1"},
+)
+
+# Version 2: several rejected responses in a row.
+PAIR_SCHEMA_2 = pa.schema(
+    [pa.field(f.name, pa.list_(f.type)) if f.name in _REJECTED else f for f in PAIR_SCHEMA],
+    metadata={"mipo_ray.pair_schema": "2"},
+)
+
+
+def as_version_2(table: pa.Table) -> pa.Table:
+    """Pairs of either version with every column of the rejected side as lists; other columns as they are.
+
+    Nothing is copied: a list of one value each is the values themselves and a list of offsets.
+    """
+    for name, value_type in _REJECTED.items():
+        index = table.schema.get_field_index(name)
+        if index >= 0 and table.schema.field(index).type == value_type:
+            list_type = pa.list_(value_type)
+            chunks = [
+                pa.ListArray.from_arrays(np.arange(len(chunk) + 1, dtype=np.int32), chunk, type=list_type)
+                for chunk in table.column(index).chunks
+            ]
+            table = table.set_column(index, name, pa.chunked_array(chunks, list_type))
+    return table

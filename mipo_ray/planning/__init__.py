@@ -1,0 +1,1 @@
+"""What a run will do, worked out without an engine, and what it will cost."""

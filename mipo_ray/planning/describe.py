@@ -1,0 +1,184 @@
+"""The plan as text, for `--dry-run` and for the beginning of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mipo_ray.config.evaluate import EvaluateConfig
+from mipo_ray.config.label_selectors import shown
+from mipo_ray.config.schema import Config
+from mipo_ray.config.train import TrainConfig
+from mipo_ray.evaluation.tasks.task_check import CheckedTask, task_window
+from mipo_ray.models.shape import model_shape
+from mipo_ray.planning.estimates import describe_estimates, describe_task_estimate
+from mipo_ray.planning.plan import Plan
+from mipo_ray.ray_cluster.resources import (
+    Request,
+    Resources,
+    phases,
+    requests,
+)
+
+
+def describe(plan: Plan) -> str:
+    """The plan as text, for `--dry-run`."""
+    config, train = plan.config, plan.config.train
+    pool, sampling = config.generation.pool, config.generation.sampling
+    samples, negatives = config.generation.samples_per_prompt, config.generation.negatives_per_prompt
+    responses = plan.prompts.rows * samples + round(plan.prompts.rows * negatives * _share_sampled_afresh(config))
+    pairs, rejected = plan.prompts.rows * samples, config.generation.rejected_per_pair
+    device = "GPU" if plan.resources.on_gpu else "CPU"
+    lines = [
+        f"run directory   {plan.run.url}",
+        f"model           {config.model.path}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
+        f"rounds          {config.rounds}, seed {config.seed}",
+        f"prompts         {plan.prompts.rows:,} rows of {config.prompts.path} "
+        f"({plan.prompts.rows_with_context:,} with a context)",
+        f"conditioning    {_strategy(config)}, blocks of {config.conditioning.block_size}",
+        f"generate        {responses:,} responses of up to {sampling.max_tokens} tokens, temperature "
+        f"{sampling.temperature:g}; for each prompt {samples} matched, {negatives} mismatched: {pairs:,} pairs before "
+        f"filters" + (f", each with {rejected} rejected" if rejected > 1 else ""),
+        *_training(train, pairs),
+    ]
+    if plan.held_out is not None:
+        evaluate = config.evaluate
+        lines.append(
+            f"evaluate        {plan.held_out.rows:,} held-out prompts x {evaluate.samples_per_prompt} answers, each "
+            f"scored under its own and {evaluate.other_prompts} other conditionings"
+            + (f"; matrices of up to {evaluate.matrix} x {evaluate.matrix}" if evaluate.matrix else "")
+        )
+        lines += describe_judge(evaluate, plan.held_out.rows)
+    lines += describe_tasks(config, plan.resources, plan.tasks)
+    if config.evaluate.tasks and not config.evaluate.enabled:
+        lines.append(f"tasks           {', '.join(config.evaluate.tasks)}: not measured (evaluate.enabled=false)")
+    for phase, needs in phases(config, plan.resources).items():
+        shards = {"generation": pool.tensor_parallel_size}
+        shards["judging"] = config.evaluate.judge.tensor_parallel_size or pool.tensor_parallel_size
+        what = (
+            f"{pool.min_size} to {pool.max_size} engines, tensor parallel {shards[phase]}"
+            if phase in shards
+            else f"{_workers(train)} workers"
+        )
+        lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
+    lines += [_request(request, plan) for request in requests(config, plan.resources)]
+    lines += _autoscaling_notes(plan)
+    lines += describe_estimates(
+        config, plan.resources, model_shape(config.model.path), plan.prompts.rows, plan.prompts.characters, responses
+    )
+    lines.append("stages")
+    for stage in plan.stages:
+        lines.append(f"  {stage:<28}{'finished' if stage in plan.finished else 'to do'}")
+    return "\n".join(lines)
+
+
+def describe_judge(evaluate: EvaluateConfig, prompts: int) -> list[str]:
+    """Who judges, by what, and how often it is asked about each policy."""
+    judge, answers = evaluate.judge, prompts * evaluate.samples_per_prompt
+    if not judge.is_on:
+        return []
+    asked = {"pairwise": f"pairwise {2 * answers:,} of each round (each pair in both orders)"}
+    asked["pointwise"] = f"pointwise {answers:,} of the base and of each round"
+    return [
+        f"judge           {judge.name}: {', '.join(asked[protocol] for protocol in judge.protocols)}; judgements of up "
+        f"to {judge.max_tokens} tokens, temperature {judge.temperature:g}"
+    ]
+
+
+def describe_tasks(config: Config, resources: Resources, tasks: Sequence[CheckedTask]) -> list[str]:
+    """Lines for the plan: every task, its items and how they are answered, and what that takes."""
+    lines = []
+    for task in tasks:
+        how = "log-probs of the options"
+        if task.sampling is not None:
+            how = f"responses of up to {task.sampling.max_tokens} tokens, temperature {task.sampling.temperature:g}"
+        lines.append(f"task            {task.name}: {task.items:,} items of {task.path}, {how}")
+    if not tasks:
+        return []
+    if config.evaluate.task_max_model_len is not None:
+        lines.append(f"task window     {task_window(config)} tokens")
+    generated = sum(task.items * task.sampling.max_tokens for task in tasks if task.sampling is not None)
+    characters = sum(task.characters for task in tasks)
+    return lines + describe_task_estimate(resources, model_shape(config.model.path), characters, generated)
+
+
+def _request(request: Request, plan: Plan) -> str:
+    """What each actor of a request reserves and where, what all of them reserve at most, and who has room for them."""
+    where = f" on nodes with labels {shown(request.selector)}" if request.selector else ""
+    strategy = f", {request.strategy}" if request.kind == "worker" and request.most > 1 else ""
+    line = (
+        f"{request.kind + 's':<16}{request.cpus:g} CPUs and {request.gpus:g} GPUs each{where}{strategy}; at most "
+        f"{request.most * request.cpus:g} CPUs and {request.most * request.gpus:g} GPUs"
+    )
+    if plan.nodes is None:
+        return line
+    line += f"; the nodes have room for {request.room(plan.nodes)}"
+    if not plan.config.ray.autoscaling:
+        return line
+    growth = (
+        ""
+        if plan.types is None
+        else f", those that the autoscaler can start for {request.room_after_growth(plan.types):g}"
+    )
+    return f"{line} now{growth}"
+
+
+def _autoscaling_notes(plan: Plan) -> list[str]:
+    """What a plan for a cluster that grows cannot know."""
+    config = plan.config
+    if not config.ray.autoscaling:
+        return []
+    notes = []
+    if plan.types is None:
+        notes.append(
+            "autoscaling     which nodes can be added is not known before they are asked for; a request that the "
+            f"autoscaler calls infeasible, or that waits for {config.ray.wait_timeout_minutes:g} minutes, stops the run"
+        )
+    if not plan.resources.on_gpu and config.generation.pool.gpus_per_engine is config.train.gpus_per_worker is None:
+        notes.append(
+            "CPUs            no node has a GPU now, so that the run will use CPUs; set generation.pool.gpus_per_engine "
+            "and train.gpus_per_worker where GPU nodes come on demand"
+        )
+    return notes
+
+
+def _training(train: TrainConfig, pairs: int) -> list[str]:
+    """How long training takes, what it optimises, and how it executes; `pairs` are those before filters."""
+    steps = train.epochs * math.ceil(pairs / train.batch_size)
+    objective: str = train.objective
+    if train.needs_reference:
+        objective += f", beta {train.beta:g}, reference {train.reference} ({train.reference_mode})"
+    trained = f"LoRA of rank {train.lora.rank}" if train.lora.rank else "all weights"
+    return [
+        f"train           {steps:,} steps at most: {train.batch_size} pairs per step, {train.epochs} epoch(s), "
+        f"learning rate {train.learning_rate:g}, {_checkpoints(train)}",
+        f"objective       {objective}; trains {trained}",
+        f"layout          {train.layout}, attention {train.attention}, micro-batches of up to "
+        f"{train.micro_batch_tokens:,} tokens, ZeRO {train.zero_stage}",
+    ]
+
+
+def _checkpoints(train: TrainConfig) -> str:
+    grains = [f"{train.checkpoint_steps:,} steps"] if train.checkpoint_steps is not None else []
+    grains += [f"{train.checkpoint_minutes:g} minutes"] if train.checkpoint_minutes is not None else []
+    return f"checkpoints every {' or '.join(grains)}" if grains else "no checkpoints inside a round"
+
+
+def _workers(train: TrainConfig) -> str:
+    return str(train.num_workers) if train.min_workers is None else f"{train.min_workers} to {train.num_workers}"
+
+
+def _strategy(config: Config) -> str:
+    """The strategy with the weights of a mixture and the fallback."""
+    conditioning = config.conditioning
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in conditioning.mixture.items())
+    fallback = f", else {conditioning.fallback}" if conditioning.fallback else ""
+    return conditioning.strategy + (f" ({weights})" if weights else "") + fallback
+
+
+def _share_sampled_afresh(config: Config) -> float:
+    """Which share of the mismatched responses the engine samples; swapped_response reuses matched ones."""
+    conditioning = config.conditioning
+    if conditioning.strategy != "mixture":
+        return 0.0 if conditioning.strategy == "swapped_response" else 1.0
+    return 1 - conditioning.mixture.get("swapped_response", 0.0) / sum(conditioning.mixture.values())

@@ -1,0 +1,1 @@
+"""Prompt files, rows, templates, public data sets, their check, and the Ray dataset of them."""

@@ -1,0 +1,129 @@
+"""The Jinja2 templates of the prompts section: the question of a row, and the message that holds the context.
+
+Every template runs in a sandbox and gives the same text whenever it is rendered: Jinja2's random functions are taken
+away, because the check before the run and the read tasks must see the same prompts. Nothing here imports ray, torch
+or vllm.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jinja2
+import jinja2.meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.errors import UserError
+from mipo_ray.prompts.files import SourceRow, missing_column, nearest
+
+DEFAULT_TEMPLATES = {"user": "{{ context }}\n\n{{ question }}", "system": "{{ context }}"}
+WHOLE_ROW = "row"  # the variable with all columns, for names that are no identifiers
+
+
+def context_template_of(prompts: PromptsConfig) -> str:
+    """The template of the message with the context: the configured one, or the default of `prompts.context_role`."""
+    return DEFAULT_TEMPLATES[prompts.context_role] if prompts.context_template is None else prompts.context_template
+
+
+def check_templates(prompts: PromptsConfig, section: str, *, needs_context: bool) -> None:
+    """Raises UserError for a template that does not compile, names an unknown variable or drops what it must show.
+
+    section: where `prompts` stands in the configuration, for messages. needs_context: the context template must use
+    the context; otherwise matched and mismatched prompts would be the same.
+    """
+    if prompts.question_template is not None:
+        template_variables(prompts.question_template, f"{section}.question_template")
+    key = f"{section}.context_template"
+    template = context_template_of(prompts)
+    names = template_variables(template, key)
+    if prompts.context_role == "system":
+        if "question" in names:
+            raise UserError(
+                f"{key}: with {section}.context_role=system it makes the system message, which the question is no "
+                f"part of; expected {{{{ context }}}} alone, found {template!r}"
+            )
+        known = ["context"]
+    else:
+        known = ["context", "question"]
+    for name in sorted(names - set(known)):
+        raise UserError(f"{key}: unknown variable {name!r}; expected {' and '.join(known)}{nearest(name, known)}")
+    for name in known:
+        if name not in names and (needs_context or name != "context"):
+            raise UserError(f"{key}: expected the template to use {{{{ {name} }}}}, found {template!r}")
+
+
+def check_question_columns(prompts: PromptsConfig, row: SourceRow) -> None:
+    """Raises UserError naming file, row and variable when `prompts.question_template` uses a column the row lacks."""
+    if prompts.question_template is None:
+        return
+    for name in sorted(template_variables(prompts.question_template, "question_template") - {WHOLE_ROW}):
+        if name not in row.values:
+            raise missing_column(row, name, ", which question_template uses")
+
+
+def render_question(template: str, values: Mapping[str, Any]) -> str:
+    """The text of the user message: `template` over the row's columns, and over `row`, a mapping of all of them.
+
+    Raises UserError when the template fails, prints a null or gives an empty text.
+    """
+    return render_template("question_template", template, {**values, WHOLE_ROW: values})
+
+
+def render_context(prompts: PromptsConfig, context: str, question: str) -> str:
+    """The text of the message with the context; raises UserError when the template fails or gives an empty text."""
+    variables = {"context": context, "question": question} if prompts.context_role == "user" else {"context": context}
+    return render_template("context_template", context_template_of(prompts), variables)
+
+
+def render_template(name: str, template: str, variables: dict[str, Any]) -> str:
+    """The text of a template; raises UserError, which begins with `name`, when it fails or gives an empty text."""
+    try:
+        text = _compiled(template).render(variables)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except Exception as error:  # the template is the user's program and may raise anything
+        raise UserError(f"{name}: {type(error).__name__}: {error}") from None
+    if not text.strip():
+        raise UserError(f"{name}: expected some text, found an empty string")
+    return text
+
+
+@functools.lru_cache(maxsize=8)
+def template_variables(template: str, key: str) -> frozenset[str]:
+    """The variables that a template expects to be given; raises UserError naming `key` where it does not compile."""
+    try:
+        _compiled(template)
+        names = jinja2.meta.find_undeclared_variables(_environment().parse(template))
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"{key}, line {error.lineno}: not a valid Jinja2 template: {error.message}") from None
+    return frozenset(names - set(_environment().globals))
+
+
+@functools.cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_refuse_null
+    )
+    environment.globals["zip"] = _zip
+    del environment.globals["lipsum"], environment.filters["random"]
+    return environment
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> jinja2.Template:
+    return _environment().from_string(template)
+
+
+def _zip(*columns: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Labels and texts of different lengths are broken data, so lengths must agree."""
+    return list(zip(*columns, strict=True))
+
+
+def _refuse_null(value: Any) -> Any:
+    # Jinja2 would print the word None into the prompt.
+    if value is None:
+        raise UserError("expected text where the template prints a value, found null")
+    return value

@@ -1,0 +1,105 @@
+"""Joining or starting a Ray cluster, and leaving it: what the commands share."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from mipo_ray.config.schema import Config
+from mipo_ray.errors import UserError
+from mipo_ray.ray_cluster.resources import Node, NodeType, ResourceError, local_cpus
+from mipo_ray.stop_signals import kept_handlers
+
+
+def ray_address(config: Config) -> str | None:
+    """The cluster to join; None: a local one of this machine."""
+    return config.ray.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def nodes_for_dry_run(config: Config) -> tuple[list[Node], list[NodeType] | None]:
+    """What a run would find: this machine, without starting anything, or the nodes of the cluster that it joins."""
+    if ray_address(config) is None:
+        return [Node({"CPU": float(local_cpus(config)), "GPU": _local_gpus()})], None
+    return connect(config)
+
+
+def unbounded_node(config: Config) -> tuple[Node, bool]:
+    """A node for a first plan from what this machine knows, so that most mistakes are told before Ray starts.
+
+    Returns it and whether it is this machine; of another cluster nothing is known yet, so it holds everything.
+    """
+    is_local = ray_address(config) is None
+    return Node({"CPU": float(local_cpus(config)) if is_local else float("inf"), "GPU": float("inf")}), is_local
+
+
+def connect(config: Config) -> tuple[list[Node], list[NodeType] | None]:
+    """Joins or starts a Ray cluster; returns its nodes and, where they are known, its autoscaler's node types."""
+    import ray
+    import ray.data
+
+    from mipo_ray.ray_cluster.nodes import node_types, present_nodes
+
+    address = ray_address(config)
+    quiet = ray.LoggingConfig(log_level="WARNING")
+    with kept_handlers():
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=local_cpus(config),
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                logging_level=logging.WARNING,
+                logging_config=quiet,
+            )
+        else:
+            try:
+                ray.init(address=address, logging_level=logging.WARNING, logging_config=quiet)
+            except (ConnectionError, ValueError) as error:  # nobody answers; no address
+                raise ResourceError(f"ray.address {address!r}: cannot join this cluster: {error}") from None
+    # The stages show their own progress; Ray Data's would repeat every operator of every small pass.
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # A UserError in a task must reach `_user_error` as what it is, and not wrapped as a failed transformation.
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # At every pass over Parquet files Ray Data makes actors that read footers, by default 32. Each is a process to
+    # start and asks for a CPU, for which an autoscaler would start nodes; one reads 128 footers at a time.
+    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    return present_nodes(), node_types()
+
+
+@contextlib.contextmanager
+def connected_work() -> Iterator[None]:
+    """For the work of a command: raises the UserError that a Ray task failed with as what it is, and leaves Ray."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        if (cause := _user_error(error)) is not None:
+            raise cause from None
+        raise
+    finally:
+        ray.shutdown()
+
+
+def _local_gpus() -> float:
+    """GPUs that a local cluster would find, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        # -1 is the usual way to hide every GPU.
+        return float(len([device for device in visible.split(",") if device.strip() not in ("", "-1")]))
+    return float(len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]))
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The UserError that a Ray task or actor failed with, if that is what happened."""
+    while error is not None:
+        cause = getattr(error, "cause", None) or error.__cause__
+        # Ray raises a task's UserError as a class of its own, too, whose text is the whole traceback.
+        if isinstance(error, UserError) and not isinstance(cause, UserError):
+            return type(error)(str(error.args[0])) if error.args else error
+        error = cause
+    return None

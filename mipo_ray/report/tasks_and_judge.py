@@ -1,0 +1,274 @@
+"""The report's part about tasks and the judge: evaluation.json as sentences, tables, charts and bars.
+
+evaluation.json: policy ("base", "0", ...) -> task or judging protocol -> {kind, version, prompt_hash, ..., metrics:
+{name: entry}}. Any part may be missing; what is there is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mipo_ray.evaluation.figures import change_of, format_change, format_value
+from mipo_ray.evaluation.intervals import Estimate
+from mipo_ray.evaluation.significance import sentence, verdict
+from mipo_ray.report.charts import Chart, Part, interval_chart
+from mipo_ray.storage.results import rounds_of
+
+Evaluation = dict[str, dict[str, Any]]
+
+PAIRWISE, POINTWISE = "judge_pairwise", "judge_pointwise"
+_OUTCOMES = ("win", "tie", "loss")
+_DEFINITION = ("kind", "version", "prompt_hash", "data", "limit", "judge")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The newest round that was measured so against the base: what, the verdict, figures for people and a sentence."""
+
+    round: str
+    what: str
+    word: str
+    before: str
+    after: str
+    change: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """One policy's figure in the table of tasks; empty texts where there is none."""
+
+    value: str
+    interval: str
+    change: str
+    word: str
+    test: str  # McNemar's counts and p-value
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    task: str
+    metric: str
+    n: str
+    scores: list[Score]
+
+
+@dataclass(frozen=True)
+class JudgedPolicy:
+    """One policy in the judge's eyes: in pairs against the base, or alone, with no outcomes then."""
+
+    policy: str
+    outcomes: list[Part]
+    net: str
+    word: str
+    checks: list[tuple[str, str]]  # rating, position bias and so on: name, figure with its interval
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A judging protocol: who judged, with which prompt, and its figures of each policy."""
+
+    name: str
+    judge: str
+    prompt: str
+    prompt_hash: str
+    policies: list[JudgedPolicy]
+
+
+def comparisons(evaluation: Evaluation) -> list[Comparison]:
+    """What tasks and judge say of the newest round that they measured, each against the base.
+
+    A pair of results that were not made the same way (version, prompt, data or judge) is left out.
+    """
+    rounds = rounds_of(evaluation)
+    found = []
+    for name in _names(evaluation):
+        measured = [key for key in rounds if name in evaluation[key]]
+        if not measured:
+            continue
+        key = measured[-1]
+        result, base = evaluation[key][name], evaluation.get("base", {}).get(name)
+        if name == PAIRWISE and "net_win" in result["metrics"]:
+            found.append(_pairwise(key, result))
+        elif base is not None and all(base.get(field) == result.get(field) for field in _DEFINITION):
+            metric = main_metric(result)
+            entry, before = result["metrics"].get(metric), base["metrics"].get(metric)
+            if entry and before and change_of(entry) is not None:
+                found.append(_compared(key, name, metric, before, entry))
+    return found
+
+
+def headline(found: Sequence[Comparison]) -> str:
+    """One plain sentence over all comparisons: where which round is better, worse or not distinguishable. What the
+    newest of them was not measured in is said of the round that was."""
+    parts = []
+    for key in sorted({comparison.round for comparison in found}, key=int, reverse=True):
+        of_round = [comparison for comparison in found if comparison.round == key]
+        said = []
+        for word, joined in (("better", "better in"), ("worse", "worse in"), ("not distinguishable", "")):
+            names = [comparison.what for comparison in of_round if comparison.word == word]
+            if names:
+                said.append(f"{joined or 'not distinguishable in'} {', '.join(names)}")
+        parts.append(f"round {key} is {'; '.join(said)}")
+    return f"Against the base, {'; '.join(parts)}." if parts else ""
+
+
+def main_metric(result: dict[str, Any]) -> str:
+    """The metric that a comparison is about: what the result calls its `metric`, or else its first one."""
+    return result.get("metric") or next(iter(result["metrics"]), "")
+
+
+def task_rows(evaluation: Evaluation) -> list[TaskRow]:
+    """Every metric of every task and of the pointwise judge; a score for the base and for each round."""
+    keys = policies(evaluation)
+    rows = []
+    for name in _names(evaluation):
+        if name == PAIRWISE:
+            continue
+        metrics = dict.fromkeys(metric for key in keys for metric in evaluation[key].get(name, {}).get("metrics", {}))
+        for metric in metrics:
+            entries = [evaluation[key].get(name, {}).get("metrics", {}).get(metric) for key in keys]
+            counts = dict.fromkeys(f"{entry['n']:,}" for entry in entries if entry)
+            rows.append(TaskRow(name, metric, ", ".join(counts), [_score(entry) for entry in entries]))
+    return rows
+
+
+def policies(evaluation: Evaluation) -> list[str]:
+    """The base, where it was measured, and the rounds in order."""
+    return [key for key in ("base", *rounds_of(evaluation)) if key in evaluation]
+
+
+def definitions(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """For each task, how it was measured: name and a line of text, one for each way that was used."""
+    lines: dict[tuple[str, str], None] = {}
+    for name in _names(evaluation):
+        for key in policies(evaluation):
+            result = evaluation[key].get(name)
+            if result is not None:
+                facts = [
+                    f"{field.replace('_', ' ')} {result[field]}"
+                    for field in _DEFINITION
+                    if result.get(field) is not None
+                ]
+                lines[name, ", ".join(facts)] = None
+    return list(lines)
+
+
+def task_charts(evaluation: Evaluation) -> list[Chart]:
+    """The main figure of each task, and the judge's rating, with intervals, of the base and of each round."""
+    charts = []
+    for name in _names(evaluation):
+        measured = [key for key in policies(evaluation) if name in evaluation[key]]
+        metric = main_metric(evaluation[measured[-1]][name]) if measured else ""
+        keys = [key for key in measured if metric in evaluation[key][name]["metrics"]]
+        if keys and name != PAIRWISE:
+            entries = [evaluation[key][name]["metrics"][metric] for key in keys]
+            title = f"{name.replace('judge_pointwise', 'judge')}: {metric}, {entries[0]['unit']}"
+            charts.append(interval_chart(title, keys, entries))
+    return charts
+
+
+def judgings(evaluation: Evaluation) -> list[Judging]:
+    """The judging protocols with their prompts; the pairwise one with its bars."""
+    found = []
+    for name in (PAIRWISE, POINTWISE):
+        keys = [key for key in policies(evaluation) if name in evaluation[key]]
+        if keys:
+            newest = evaluation[keys[-1]][name]
+            judged = [_judged(key, evaluation[key][name]["metrics"]) for key in keys]
+            judge, prompt, prompt_hash = (str(newest.get(field, "")) for field in ("judge", "prompt", "prompt_hash"))
+            found.append(Judging(name, judge, prompt, prompt_hash, judged))
+    return found
+
+
+def _names(evaluation: Evaluation) -> list[str]:
+    """Tasks in the order of their first appearance, then the judge's protocols."""
+    names = list(dict.fromkeys(name for key in policies(evaluation) for name in evaluation[key]))
+    return sorted(names, key=lambda name: name in (PAIRWISE, POINTWISE))
+
+
+def _compared(key: str, name: str, metric: str, before: dict[str, Any], entry: dict[str, Any]) -> Comparison:
+    what = "the judge's rating" if name == POINTWISE else f"{name} {metric}"
+    change = change_of(entry)
+    assert change is not None
+    p_value = entry.get("p_value")
+    said = sentence(what, _estimate(before), _estimate(entry), change, unit=entry["unit"], p_value=p_value)
+    return Comparison(
+        round=key,
+        what=what,
+        word=entry.get("verdict") or verdict(change, p_value=p_value),
+        before=format_value(before["value"], entry["unit"]),
+        after=format_value(entry["value"], entry["unit"]),
+        change=format_change(entry),
+        sentence=said[0].upper() + said[1:] if name == POINTWISE else said,
+    )
+
+
+def _pairwise(key: str, result: dict[str, Any]) -> Comparison:
+    metrics, net = result["metrics"], result["metrics"]["net_win"]
+    word = net.get("verdict") or verdict(_estimate(net))
+    shares = ", ".join(
+        f"{metrics[name]['value']:.0%} {said}"
+        for name, said in zip(_OUTCOMES, ("won", "tied", "lost"), strict=True)
+        if name in metrics
+    )
+    joined = f"{word} from" if word == "not distinguishable" else f"{word} than"
+    return Comparison(
+        round=key,
+        what="the judge's pairwise verdict",
+        word=word,
+        before="",
+        after=f"{format_value(net['value'], net['unit'], signed=True)} net",
+        change=_interval(net, signed=True),
+        sentence=f"Judged in pairs, round {key} is {joined} the base: {shares} (wins less losses "
+        f"{_figure(net, signed=True)}, {net['n']} items).",
+    )
+
+
+def _judged(key: str, metrics: dict[str, Any]) -> JudgedPolicy:
+    outcomes = [
+        Part(name, f"{metrics[name]['value']:.0%}", 100 * metrics[name]["value"], name)
+        for name in _OUTCOMES
+        if name in metrics
+    ]
+    net = metrics.get("net_win")
+    return JudgedPolicy(
+        policy="base" if key == "base" else f"round {key}",
+        outcomes=outcomes,
+        net=_figure(net, signed=True) if net else "",
+        word=(net.get("verdict") or verdict(_estimate(net))) if net else "",
+        checks=[
+            (name.replace("_", " "), _figure(entry, signed=name == "position_bias"))
+            for name, entry in metrics.items()
+            if name not in (*_OUTCOMES, "net_win")
+        ],
+    )
+
+
+def _score(entry: dict[str, Any] | None) -> Score:
+    if entry is None:
+        return Score("", "", "", "", "")
+    test = ""
+    if entry.get("p_value") is not None:
+        test = f"{entry['fixed']} fixed, {entry['broken']} broken, p = {entry['p_value']:.2g}"
+    value = format_value(entry["value"], entry["unit"])
+    return Score(value, _interval(entry), format_change(entry), entry.get("verdict") or "", test)
+
+
+def _figure(entry: dict[str, Any], *, signed: bool) -> str:
+    return f"{format_value(entry['value'], entry['unit'], signed=signed)} {_interval(entry, signed=signed)}".rstrip()
+
+
+def _interval(entry: dict[str, Any], *, signed: bool = False) -> str:
+    if entry.get("low") is None or entry.get("high") is None:
+        return ""
+    low, high = (format_value(entry[bound], entry["unit"], signed=signed) for bound in ("low", "high"))
+    return f"[{low}, {high}]"
+
+
+def _estimate(entry: dict[str, Any]) -> Estimate:
+    value = entry["value"]
+    low, high = (value if entry.get(bound) is None else entry[bound] for bound in ("low", "high"))
+    return Estimate(value, low, high, entry["n"])

@@ -1,0 +1,154 @@
+"""Who may write a run directory: one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from mipo_ray.storage.run_directory import RunDirectory, StorageError
+
+HEARTBEAT_SECONDS = 10.0
+STALE_LOCK_SECONDS = 60.0
+UNREADABLE_LOCK_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def hold(run: RunDirectory) -> Iterator[None]:
+    """Holds the run directory against a second process; raises StorageError when another one holds it.
+
+    The lock is an object with a heartbeat. One of a dead process on this host is taken over at once (and one of a
+    living process never), one of another host when its heartbeat is older than STALE_LOCK_SECONDS. A younger one may be
+    that of a host that has just died: its next beat is waited for, for at most STALE_LOCK_SECONDS.
+    """
+    owner = {"host": _host(), "pid": os.getpid(), "process_start": _process_start(os.getpid())}
+    _acquire(run, owner)
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            # Storage that fails for a moment must not end the heartbeat; the next beat tries again.
+            with contextlib.suppress(Exception):
+                if _holds_lock(run, owner):
+                    run.write_text("lock.json", _content(owner))
+
+    thread = threading.Thread(target=beat, name="run-directory-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.suppress(FileNotFoundError):
+            if _holds_lock(run, owner):
+                run.filesystem.rm_file(run.path("lock.json"))
+
+
+def _acquire(run: RunDirectory, owner: dict[str, Any]) -> None:
+    # Exclusive creation decides between two processes that start at the same moment.
+    try:
+        _create_lock(run, owner)
+        return
+    except OSError:  # "exists", which not every object store's client says with FileExistsError
+        if run.read_text("lock.json") is None:
+            raise
+    held = _read_lock(run)
+    # Another process creates the file a moment before it fills it; a killed one never fills it.
+    deadline = time.monotonic() + UNREADABLE_LOCK_SECONDS
+    while not held and time.monotonic() < deadline:
+        time.sleep(0.05)
+        held = _read_lock(run)
+    if held.get("host") == owner["host"] and held.get("process_start") is not None:
+        if _process_start(held["pid"]) == held["process_start"]:
+            raise _in_use(run, held)
+    elif _age(held) < STALE_LOCK_SECONDS:
+        _await_end(run, held)
+        if run.read_text("lock.json") is None:  # given up by a process that lived
+            return _acquire(run, owner)
+    run.write_text("lock.json", _content(owner))
+    # Two processes may take over the same dead lock: the one that wrote last keeps it.
+    time.sleep(0.5)
+    if not _holds_lock(run, owner):
+        raise StorageError(f"{run.url}: another process took over this run directory at the same moment")
+
+
+def _await_end(run: RunDirectory, held: dict[str, Any]) -> None:
+    """Returns when the lock is given up or stale; raises StorageError when it shows that its process lives."""
+    # The clock of the other host may be ahead, and the heartbeat to come.
+    age = max(0.0, _age(held))
+    print(
+        f"{run.url}: process {held.get('pid')} on {held.get('host')} held this run directory {age:.0f} s ago; "
+        f"waiting up to {STALE_LOCK_SECONDS - age:.0f} s to see whether it still does",
+        flush=True,
+    )
+    deadline = time.monotonic() + STALE_LOCK_SECONDS - age
+    while time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+        if run.read_text("lock.json") is None:
+            return
+        found = _read_lock(run)  # {} in the moment in which it is written anew
+        if found and found != held:
+            raise _in_use(run, found)
+
+
+def _in_use(run: RunDirectory, held: dict[str, Any]) -> StorageError:
+    return StorageError(
+        f"{run.url}: in use by process {held.get('pid')} on {held.get('host')} (heartbeat {_age(held):.0f} s ago). "
+        "Two processes cannot share a run directory; stop that one or choose another run_dir."
+    )
+
+
+def _age(held: dict[str, Any]) -> float:
+    """Seconds since the lock's last heartbeat."""
+    return time.time() - float(held.get("heartbeat", 0.0))
+
+
+def _read_lock(run: RunDirectory) -> dict[str, Any]:
+    """What lock.json holds; {} where it is not there or not complete."""
+    try:
+        return json.loads(run.read_text("lock.json") or "{}")
+    except ValueError:
+        return {}
+
+
+def _holds_lock(run: RunDirectory, owner: dict[str, Any]) -> bool:
+    return {**_read_lock(run), "heartbeat": 0} == {**owner, "heartbeat": 0}
+
+
+def _content(owner: dict[str, Any]) -> str:
+    return json.dumps({**owner, "heartbeat": time.time()})
+
+
+def _create_lock(run: RunDirectory, owner: dict[str, Any]) -> None:
+    content = _content(owner)
+    if run.is_local:  # fsspec's local "create" mode is a check followed by a write
+        with open(run.path("lock.json"), "x", encoding="utf-8") as file:
+            file.write(content)
+    else:
+        run.filesystem.pipe_file(run.path("lock.json"), content.encode(), mode="create")
+
+
+def _host() -> str:
+    """Names what process ids are unique in: the machine and, where containers share its name, the container."""
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+def _process_start(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot (so that a reused pid is not taken for it); None: it is gone.
+
+    A killed process that its parent has not reaped (state Z) is gone: it does nothing any more.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            status = file.read().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return None if status[0] in "ZX" else int(status[19])

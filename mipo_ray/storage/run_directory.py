@@ -1,0 +1,265 @@
+"""The run directory: where everything lies, which stages are finished, and who may write.
+
+The only module that knows paths. Works on any filesystem that fsspec opens. A stage is finished when its manifest
+is there: the manifest is written last, in one object write, and lists every file of the stage with its size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import posixpath
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+from fsspec.implementations.local import LocalFileSystem
+
+from mipo_ray.config.recipe import config_hash, result_fields, to_yaml
+from mipo_ray.config.schema import Config
+from mipo_ray.errors import UserError
+
+MINIMUM_FREE_BYTES = 64 * 1024**2
+WRITING = ".writing"  # suffix of a file that is not complete yet
+PROBE = ".probe-"
+
+
+class StorageError(UserError):
+    """The run directory cannot be used: unwritable, full, in use, damaged, or of another configuration."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run directory on any filesystem. `url` as the user gave it (local paths made absolute)."""
+
+    url: str
+
+    @property
+    def filesystem(self) -> fsspec.AbstractFileSystem:
+        return fsspec.core.url_to_fs(self.url)[0]
+
+    @property
+    def root(self) -> str:
+        return fsspec.core.url_to_fs(self.url)[1].rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    def arrow_filesystem(self) -> pyarrow.fs.FileSystem:
+        """The same filesystem as pyarrow and Ray Data take it."""
+        if self.is_local:
+            return pyarrow.fs.LocalFileSystem()
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.filesystem))
+
+    def path(self, *parts: str) -> str:
+        """Path on `filesystem` (no scheme)."""
+        return posixpath.join(self.root, *parts)
+
+    def stage(self, round_index: int | None, stage: str) -> str:
+        """Name of a stage's directory below the run directory; round None is the base, before round 0."""
+        return f"base/{stage}" if round_index is None else f"rounds/{round_index:03d}/{stage}"
+
+    def read_text(self, name: str) -> str | None:
+        """The text of a file below the run directory; None when it does not exist."""
+        try:
+            return self.filesystem.cat_file(self.path(name)).decode("utf-8")
+        except FileNotFoundError:
+            return None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file in one go: on a local disk through a temporary file, on an object store in one object write."""
+        target = self.path(name)
+        if self.is_local:
+            os.makedirs(posixpath.dirname(target), exist_ok=True)
+            temporary = f"{target}{WRITING}"
+            try:
+                with open(temporary, "w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, target)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.remove(temporary)
+                raise StorageError(f"{target}: cannot be written: {error}") from error
+        else:
+            self.filesystem.pipe_file(target, text.encode("utf-8"))
+
+    def modified(self, name: str) -> datetime.datetime | None:
+        """When a file below the run directory was last written; None when it does not exist."""
+        try:
+            self.filesystem.invalidate_cache()
+            return self.filesystem.modified(self.path(name))
+        except FileNotFoundError:
+            return None
+
+    def list_files(self, name: str) -> dict[str, int]:
+        """Files below a directory of the run: path relative to that directory -> bytes."""
+        base = self.path(name)
+        self.filesystem.invalidate_cache()
+        found = self.filesystem.find(base, detail=True)
+        return {posixpath.relpath(path, base): int(info["size"]) for path, info in sorted(found.items())}
+
+    def remove(self, name: str) -> None:
+        """Removes a directory below the run directory, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm(self.path(name), recursive=True)
+
+    def upload(self, local_directory: str, name: str) -> None:
+        """Copies a local directory to `name` below the run directory."""
+        for directory, _, files in os.walk(local_directory):
+            for file in files:
+                source = os.path.join(directory, file)
+                relative = os.path.relpath(source, local_directory).replace(os.sep, "/")
+                self.filesystem.makedirs(posixpath.dirname(self.path(name, relative)), exist_ok=True)
+                self.filesystem.put_file(source, self.path(name, relative))
+
+    def copy_stage(self, source: RunDirectory, stage: str) -> None:
+        """Copies a finished stage of another run on the same filesystem, with its manifest last, unless it is here."""
+        if self.read_manifest(stage) is not None:
+            return
+        self.remove(stage)
+        for name in source.list_files(stage):
+            if name != "manifest.json":
+                target = self.path(stage, name)
+                self.filesystem.makedirs(posixpath.dirname(target), exist_ok=True)
+                self.filesystem.cp_file(source.path(stage, name), target)
+        self.write_text(f"{stage}/manifest.json", str(source.read_text(f"{stage}/manifest.json")))
+
+    @contextlib.contextmanager
+    def local_output(self, name: str) -> Iterator[str]:
+        """A local directory whose content is `name` below the run directory once the block ends.
+
+        On a local disk it is that directory itself; elsewhere a temporary one that is uploaded.
+        """
+        if self.is_local:
+            yield self.path(name)
+        else:
+            with tempfile.TemporaryDirectory(prefix="mipo-ray-") as temporary:
+                yield temporary
+                self.upload(temporary, name)
+
+    def model_path(self, name: str) -> str:
+        """How `source.local_model_directory` names a model below the run directory: a local path or a URL."""
+        return self.path(name) if self.is_local else f"{self.url.rstrip('/')}/{name}"
+
+    def read_manifest(self, stage: str) -> dict[str, Any] | None:
+        """The manifest of a finished stage; None while it is unfinished.
+
+        Raises StorageError when the manifest is there but a file that it lists is missing or of another size.
+        """
+        text = self.read_text(f"{stage}/manifest.json")
+        if text is None:
+            return None
+        try:
+            manifest = json.loads(text)
+        except ValueError as error:
+            raise StorageError(
+                f"{self.path(stage, 'manifest.json')}: expected JSON, found: {error}. Remove {self.path(stage)} to run "
+                "the stage again."
+            ) from None
+        present = self.list_files(stage)
+        for name, size in manifest["files"].items():
+            if present.get(name) != size:
+                found = "nothing" if name not in present else f"{present[name]} bytes"
+                raise StorageError(
+                    f"{self.path(stage, name)}: the finished stage {stage} is damaged: expected {size} bytes, found "
+                    f"{found}. Remove {self.path(stage)} to run the stage again."
+                )
+        return manifest
+
+    def commit(self, stage: str, config: Config, facts: dict[str, Any], files: list[str] | None = None) -> dict:
+        """Writes the manifest that makes a stage finished.
+
+        `facts` (counts, seconds, ...) stand beside the seed, the config hash and the file list with sizes in bytes;
+        `files` restricts that list (default: every file of the stage).
+        """
+        sizes = self.list_files(stage)
+        if files is None:  # without what a kill in the middle of a write left behind
+            files = [name for name in sizes if name != "manifest.json" and not name.endswith(WRITING)]
+        manifest = {
+            "stage": stage,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seed": config.seed,
+            "config_hash": config_hash(config),
+            **facts,
+            "files": {name: sizes[name] for name in files},
+        }
+        self.write_text(f"{stage}/manifest.json", json.dumps(manifest, indent=2))
+        return manifest
+
+    def record_config(self, config: Config) -> None:
+        """Writes config.yaml; refuses when finished work stands under a configuration with other results."""
+        self.check_config(config)
+        self.write_text("config.yaml", to_yaml(config))
+
+    def check_config(self, config: Config) -> None:
+        """Raises StorageError, with the difference, when the directory belongs to a run with other results."""
+        import yaml
+
+        text = self.read_text("config.yaml")
+        if text is None:
+            # A kill or a full disk may have left a probe or an unfinished write.
+            own = ("lock", PROBE)
+            if any(not name.startswith(own) and not name.endswith(WRITING) for name in self.list_files("")):
+                raise StorageError(
+                    f"{self.url}: not empty and without a config.yaml, so not a run directory; choose another run_dir"
+                )
+            return
+        try:
+            before = result_fields(yaml.safe_load(text))
+        except (yaml.YAMLError, AttributeError) as error:
+            raise StorageError(
+                f"{self.path('config.yaml')}: expected the configuration of a run, found something else: {error}"
+            ) from None
+        after = result_fields(config.model_dump(mode="json"))
+        changes = [
+            f"  {key}: {before.get(key, 'absent')!r} there, {after.get(key, 'absent')!r} now"
+            for key in sorted({*before, *after})
+            if before.get(key) != after.get(key)
+        ]
+        if changes and self._has_work():
+            raise StorageError(
+                f"{self.url}: this run directory holds work of another configuration. Use another run_dir, or set "
+                "these back:\n" + "\n".join(changes)
+            )
+
+    def _has_work(self) -> bool:
+        return any(name.startswith(("rounds/", "base/")) for name in self.list_files(""))
+
+    def check_writable(self) -> None:
+        """Raises StorageError when the directory cannot be written or its disk is full."""
+        probe = self.path(f"{PROBE}{os.getpid()}")
+        try:
+            self.filesystem.makedirs(self.root, exist_ok=True)
+            self.filesystem.pipe_file(probe, b"\0" * 4096)
+            self.filesystem.rm_file(probe)
+        except Exception as error:  # each backend has its own exceptions; all mean the same to the user
+            with contextlib.suppress(Exception):
+                self.filesystem.rm_file(probe)
+            raise StorageError(
+                f"{self.url}: cannot write to the run directory: {type(error).__name__}: {error}"
+            ) from None
+        if self.is_local and (free := shutil.disk_usage(self.root).free) < MINIMUM_FREE_BYTES:
+            raise StorageError(
+                f"{self.url}: the disk is full: expected at least {MINIMUM_FREE_BYTES:,} free bytes, found {free:,}"
+            )
+
+
+def open_run(url: str) -> RunDirectory:
+    """The run directory at a local path or a URL; raises StorageError when no filesystem serves the URL."""
+    if "://" not in url:
+        return RunDirectory(os.path.abspath(os.path.expanduser(url)))
+    try:
+        fsspec.core.url_to_fs(url)
+    except Exception as error:  # an unknown scheme, a client that is not installed, or one that cannot connect
+        raise StorageError(f"{url}: no filesystem for this URL: {type(error).__name__}: {error}") from None
+    return RunDirectory(url)

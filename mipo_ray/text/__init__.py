@@ -1,0 +1,1 @@
+"""Words of text: statistics, sentences, refusals, final answers."""

@@ -1,0 +1,201 @@
+"""Layouts: every token where it belongs, and nowhere else.
+
+python -m pytest tests/unit/training/test_layout.py
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mipo_ray.training.layout import Tree, laid_out_tokens, lay_out, pair_trees, sequence_trees, token_count
+from tests.helpers.packed_rows import drawn_trees, places, token_ids, visible
+
+LAYOUTS = ("padded", "packed", "shared")
+PACKED = ("packed", "shared")
+
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+packed_layouts = pytest.mark.parametrize("layout", PACKED)
+
+
+def sequences_of(trees: list[Tree]) -> list[tuple[list[int], list[int]]]:
+    return [(tree.prompt.tolist(), response.tolist()) for tree in trees for response in tree.responses]
+
+
+@every_layout
+@settings(max_examples=50)
+@given(trees=drawn_trees(most_pairs=3))
+def test_each_response_token_is_predicted_from_the_one_before_it(layout, trees):
+    batch = lay_out(trees, layout)
+    ids, positions = batch.input_ids.flatten(), batch.position_ids.flatten()
+    assert batch.response_count == len(sequences_of(trees))
+    for number, (prompt, response) in enumerate(sequences_of(trees)):
+        own = batch.response_index == number
+        assert batch.targets[own].tolist() == response
+        assert ids[batch.predicting[own]].tolist() == [prompt[-1], *response[:-1]]
+        first = len(prompt) - 1
+        assert positions[batch.predicting[own]].tolist() == list(range(first, first + len(response)))
+
+
+@every_layout
+@settings(max_examples=50)
+@given(trees=drawn_trees(most_pairs=3))
+def test_tensors_have_the_shapes_and_types_that_were_said(layout, trees):
+    batch = lay_out(trees, layout)
+    assert batch.input_ids.shape == batch.position_ids.shape
+    assert len(batch.predicting) == len(batch.targets) == len(batch.response_index)
+    assert (batch.attention_mask is None) == (layout != "padded")
+    assert bool(batch.segments) == (layout != "padded")
+    tensors = [batch.input_ids, batch.position_ids, batch.predicting, batch.targets, batch.response_index]
+    assert {tensor.dtype for tensor in tensors} == {torch.int64}
+    assert batch.input_ids.numel() == laid_out_tokens(trees, layout)
+
+
+@settings(max_examples=50)
+@given(trees=drawn_trees(most_pairs=3))
+def test_padded_rows_are_the_sequences_filled_up_on_the_right(trees):
+    batch = lay_out(trees, "padded")
+    sequences = [prompt + response for prompt, response in sequences_of(trees)]
+    width = max(len(sequence) for sequence in sequences)
+    assert batch.input_ids.shape == (len(sequences), width)
+    for row, sequence in enumerate(sequences):
+        padding = [0] * (width - len(sequence))
+        assert batch.input_ids[row].tolist() == sequence + padding
+        assert batch.attention_mask[row].tolist() == [1] * len(sequence) + padding
+        assert batch.position_ids[row].tolist() == list(range(width))
+    assert token_count(trees) == sum(len(sequence) for sequence in sequences) == int(batch.attention_mask.sum())
+
+
+@packed_layouts
+@settings(max_examples=50)
+@given(trees=drawn_trees(most_pairs=3))
+def test_packed_rows_hold_each_token_once_at_its_own_position(layout, trees):
+    batch = lay_out(trees, layout)
+    row = places(trees, layout)
+    assert batch.input_ids.tolist() == [[place.token for place in row]]
+    assert batch.position_ids.tolist() == [[place.position for place in row]]
+
+
+@packed_layouts
+@settings(max_examples=50)
+@given(trees=drawn_trees(most_pairs=3))
+def test_segments_cover_the_row_in_order_and_say_who_sees_whom(layout, trees):
+    batch = lay_out(trees, layout)
+    assert [segment.start for segment in batch.segments] == [0, *(segment.end for segment in batch.segments[:-1])]
+    assert batch.segments[-1].end == batch.input_ids.shape[1]
+    assert all(segment.end > segment.start for segment in batch.segments)
+    without_prefix = {(segment.start, segment.end) for segment in batch.segments if not segment.prefix_end}
+    seen = torch.zeros(batch.input_ids.shape[1], batch.input_ids.shape[1], dtype=torch.bool)
+    for segment in batch.segments:
+        if segment.prefix_end:
+            assert (segment.prefix_start, segment.prefix_end) in without_prefix
+        length = segment.end - segment.start
+        seen[segment.start : segment.end, segment.start : segment.end] = torch.ones(length, length).tril().bool()
+        seen[segment.start : segment.end, segment.prefix_start : segment.prefix_end] = True
+    assert torch.equal(seen, visible(trees, layout))
+
+
+def test_shared_has_the_prompt_once():
+    trees = [Tree(np.arange(100), (np.arange(3), np.arange(5), np.arange(1)))]
+    assert {layout: lay_out(trees, layout).input_ids.numel() for layout in LAYOUTS} == {
+        "padded": 3 * 105,
+        "packed": 3 * 100 + 2 + 4 + 0,
+        "shared": 100 + 2 + 4 + 0,
+    }
+    assert token_count(trees) == 3 * 100 + 3 + 5 + 1
+
+
+def test_batches_move_whole():
+    trees = [Tree(np.arange(3), (np.arange(2), np.arange(1)))]
+    for layout in LAYOUTS:
+        batch = lay_out(trees, layout)
+        moved = batch.to("meta")
+        tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+        assert len(tensors) == (6 if layout == "padded" else 5)
+        assert (moved.segments, moved.response_count) == (batch.segments, batch.response_count)
+
+
+def pair_of(**columns) -> dict:
+    return {
+        "pair_id": "ab12",
+        "prompt_token_ids": [1, 2],
+        "chosen_token_ids": [3],
+        "rejected_token_ids": [[4, 5], [6]],
+        "mismatched_prompt_token_ids": [[7], [8, 9]],
+    } | columns
+
+
+def as_lists(trees: list[Tree]) -> list[tuple[list[int], list[list[int]]]]:
+    return [(tree.prompt.tolist(), [response.tolist() for response in tree.responses]) for tree in trees]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "ipo", "infonce"])
+def test_a_pair_is_one_tree_with_the_chosen_response_first(objective):
+    assert as_lists(pair_trees(pair_of(), objective)) == [([1, 2], [[3], [4, 5], [6]])]
+
+
+def test_sft_looks_at_the_chosen_response_alone():
+    assert as_lists(pair_trees(pair_of(rejected_token_ids=[]), "sft")) == [([1, 2], [[3]])]
+
+
+def test_sami_scores_all_responses_under_each_prompt():
+    responses = [[3], [4, 5], [6]]
+    assert as_lists(pair_trees(pair_of(), "sami")) == [([1, 2], responses), ([7], responses), ([8, 9], responses)]
+
+
+def test_mismatched_prompts_are_read_for_sami_only():
+    pair = pair_of()
+    del pair["mismatched_prompt_token_ids"]
+    assert len(pair_trees(pair, "dpo")) == 1
+    with pytest.raises(KeyError, match="mismatched_prompt_token_ids"):
+        pair_trees(pair, "sami")
+
+
+def test_read_only_arrays_are_taken_as_they_are():
+    ids = np.array([1, 2], dtype=np.int32)
+    ids.flags.writeable = False
+    pair = pair_of(prompt_token_ids=ids, chosen_token_ids=ids, rejected_token_ids=[ids])
+    batch = lay_out(pair_trees(pair, "dpo"), "shared")
+    assert batch.input_ids.tolist() == [[1, 2, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "objective", "message"),
+    [
+        ({"prompt_token_ids": []}, "dpo", "pair 'ab12', prompt_token_ids: expected at least one token"),
+        ({"chosen_token_ids": []}, "sft", "pair 'ab12', chosen_token_ids: expected at least one token"),
+        ({"rejected_token_ids": [[1], []]}, "dpo", "pair 'ab12', rejected_token_ids: expected at least one token"),
+        ({"rejected_token_ids": []}, "dpo", "pair 'ab12': expected at least one rejected response, found none"),
+        ({"mismatched_prompt_token_ids": [[]]}, "sami", "'ab12', mismatched_prompt_token_ids: expected at least one"),
+    ],
+)
+def test_pairs_that_cannot_be_scored_are_refused(columns, objective, message):
+    with pytest.raises(ValueError, match=message):
+        pair_trees(pair_of(**columns), objective)
+
+
+@given(st.lists(st.tuples(token_ids, token_ids), max_size=4))
+def test_single_sequences_are_trees_of_one_response(sequences):
+    assert as_lists(sequence_trees(sequences)) == [(prompt, [response]) for prompt, response in sequences]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        ([([1], [2]), ([], [3])], "sequence 1: expected at least one prompt token"),
+        ([([1], [2]), ([3], [])], "sequence 1: expected at least one response token"),
+    ],
+)
+def test_empty_sequences_are_refused(sequences, message):
+    with pytest.raises(ValueError, match=message):
+        sequence_trees(sequences)
+
+
+@every_layout
+def test_an_empty_batch_is_refused(layout):
+    with pytest.raises(ValueError, match="empty batch"):
+        lay_out([], layout)
