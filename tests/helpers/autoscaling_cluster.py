@@ -1,6 +1,6 @@
 """A Ray cluster that grows and shrinks on this machine, and runs of the command on it, apart from all other processes.
 
-python -m tests.helpers.autoscaling_cluster DIRECTORY '{"NAME": ["key=value", ...]}' (`run_apart`: in its own namespaces)
+python -m tests.helpers.autoscaling_cluster DIRECTORY '{"NAME": ["key=value", ...]}' (see `run_apart`)
 
 The cluster starts with its head alone. Ray's own autoscaler (version 2) adds and removes nodes through Ray's fake
 provider, whose nodes are raylets on this machine (`fake_nodes`). For each of the runs, one after the other,
