@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from mipo_ray.command import run_command
 from mipo_ray.comparison.definition import BASE, Comparison, describe_arm, load_comparison
 from mipo_ray.errors import UserError
 from mipo_ray.planning.describe import describe
-from mipo_ray.planning.plan import Plan, make_plan
+from mipo_ray.planning.plan import Inputs, Plan, check_inputs, make_plan
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
-from mipo_ray.ray_cluster.resources import Node, NodeType, total
+from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.storage import lock as run_lock
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 
@@ -38,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dry_run(comparison: Comparison) -> int:
-    nodes, types = nodes_for_dry_run(comparison.shared)
-    plans = _plans(comparison, nodes, types)
+    plans = _plans(_inputs(comparison), nodes_for_dry_run(comparison.shared))
     print(describe_comparison(comparison, plans))
     print("finished: nothing to do" if _is_finished(plans) else "dry run: nothing was started")
     return 0
@@ -51,8 +51,9 @@ def _run(comparison: Comparison) -> int:
     root.check_writable()
     with run_lock.hold(root):
         started = time.monotonic()
+        inputs = _inputs(comparison)
         here, is_local = unbounded_node(comparison.shared)
-        plans = _plans(comparison, [here], None, known=is_local)
+        plans = _plans(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
         if _is_finished(plans):
             from mipo_ray.report import run_report
 
@@ -61,16 +62,14 @@ def _run(comparison: Comparison) -> int:
                 run_report.bring_up_to_date(plan.config, plan.run)
             _report(comparison, root)
             return 0
-        nodes, types = connect(comparison.shared)
-        plans = _plans(comparison, nodes, types)
+        plans = _plans(inputs, connect(comparison.shared))
         print(describe_comparison(comparison, plans), flush=True)
 
         from mipo_ray.comparison.arms import run_arms
         from mipo_ray.comparison.tables import write_comparison
 
-        resources = {arm: plans[arm, comparison.seeds[0]].resources for arm in (BASE, *comparison.arms)}
         with connected_work():
-            run_arms(comparison, resources, lambda: write_comparison(comparison, root))
+            run_arms(comparison, plans, lambda: write_comparison(comparison, root))
         _report(comparison, root)
         print(f"finished in {(time.monotonic() - started) / 60:.1f} minutes")
     return 0
@@ -109,18 +108,32 @@ def describe_comparison(comparison: Comparison, plans: dict[tuple[str, int], Pla
     return "\n".join(lines)
 
 
-def _plans(
-    comparison: Comparison, nodes: Sequence[Node], types: Sequence[NodeType] | None, *, known: bool = True
-) -> dict[tuple[str, int], Plan]:
-    """A checked plan for each run of the comparison; what cannot be used is told with the arm's name."""
-    plans = {}
+def _inputs(comparison: Comparison) -> dict[tuple[str, int], Inputs]:
+    """The checked inputs of each run of the comparison; what cannot be used is told with the arm's name."""
+    inputs = {}
     for arm, seed in [(BASE, seed) for seed in comparison.seeds] + comparison.runs():
-        try:
-            config, run = comparison.config(arm, seed), comparison.run(arm, seed)
-            plans[arm, seed] = make_plan(config, run, total(nodes), nodes if known else None, types)
-        except UserError as error:
-            raise type(error)(f"{arm}, seed {seed}: {error}") from None
+        with _named(arm, seed):
+            inputs[arm, seed] = check_inputs(comparison.config(arm, seed), comparison.run(arm, seed))
+    return inputs
+
+
+def _plans(
+    inputs: dict[tuple[str, int], Inputs], nodes: Sequence[Node], *, are_all: bool = True
+) -> dict[tuple[str, int], Plan]:
+    """A plan for each run of the comparison; one that the nodes cannot hold is told with the arm's name."""
+    plans = {}
+    for arm, seed in inputs:
+        with _named(arm, seed):
+            plans[arm, seed] = make_plan(inputs[arm, seed], nodes, are_all=are_all)
     return plans
+
+
+@contextmanager
+def _named(arm: str, seed: int) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{arm}, seed {seed}: {error}") from None
 
 
 def _stages(arm: str, plan: Plan) -> list[str]:

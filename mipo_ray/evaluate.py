@@ -20,7 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,32 +32,43 @@ from mipo_ray.errors import UserError
 from mipo_ray.evaluation.figures import task_table
 from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols
 from mipo_ray.evaluation.tasks.task import task_names
-from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks, task_stage
+from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.models.source import check_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.describe import describe_judge, describe_tasks
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
-from mipo_ray.ray_cluster.resources import Node, NodeType, Resources, check_engines, resolve, total
+from mipo_ray.ray_cluster.resources import Node, Resources, check_engines, resolve, total
 from mipo_ray.storage import lock as run_lock
 from mipo_ray.storage.results import is_report_current, read_evaluation, write_evaluation
+from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 
 
 @dataclass(frozen=True)
-class EvaluationPlan:
-    """A checked evaluation. `rounds`: the rounds whose policies are measured after the base; `unfinished`: directories
-    of the results that are still to be measured; `judged`: the policies (None: the base) whose held-out answers are
-    judged, those of which there are any; `held_out`: their prompts, None without a judge."""
+class EvaluationInputs:
+    """What an evaluation reads, checked. `rounds`: the rounds whose policies are measured after the base; `unfinished`:
+    directories of the results that are still to be measured; `judged`: the policies whose held-out answers are judged,
+    those of which there are any; `held_out`: their prompts, None without a judge."""
 
     config: Config
     run: RunDirectory
-    rounds: tuple[int, ...]
-    resources: Resources
+    rounds: tuple[Round, ...]
     tasks: tuple[CheckedTask, ...]
     unfinished: tuple[str, ...]
-    judged: tuple[int | None, ...] = ()
-    held_out: PromptSummary | None = None
+    judged: tuple[Round, ...]
+    held_out: PromptSummary | None
+
+    @property
+    def policies(self) -> tuple[Round, ...]:
+        return (BASE, *self.rounds)
+
+
+@dataclass(frozen=True)
+class EvaluationPlan(EvaluationInputs):
+    """Checked inputs on a cluster that can hold the engines."""
+
+    resources: Resources
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,17 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(work, resumes=not options.dry_run)
 
 
-def make_evaluation_plan(
-    config: Config,
-    run: RunDirectory,
-    rounds: Sequence[int],
-    cluster: Mapping[str, float],
-    nodes: Sequence[Node] | None = None,
-    types: Sequence[NodeType] | None = None,
-) -> EvaluationPlan:
-    """Checks everything that can be checked without an engine; raises UserError for what a user must mend.
+def check_evaluation_inputs(config: Config, run: RunDirectory, trained: Sequence[int]) -> EvaluationInputs:
+    """Checks everything that can be checked without a cluster; raises UserError for what a user must mend.
 
-    `cluster`, `nodes` and `types` are those of `resources.check_resources`.
+    trained: the numbers of the rounds whose policies are there.
     """
     check_trackers(config.trackers)
     check_model(config.model.path)
@@ -93,30 +97,36 @@ def make_evaluation_plan(
             "found none"
         )
     held_out = check_held_out(config) if judge.is_on else None
-    resources = resolve(config, cluster)
-    check_engines(config, resources, cluster, nodes, types)
     run.check_writable()
     run.check_config(config)
-    check_finished_tasks(tasks, run, rounds)
+    check_finished_tasks(tasks, run, trained)
     check_judge(config, run)
-    stages = [task_stage(run, index, task.name) for index in (None, *rounds) for task in tasks]
-    answered = [index for index in (None, *rounds) if run.read_manifest(run.stage(index, "evaluate")) is not None]
-    judged = tuple(answered) if judge.is_on and None in answered else ()
+    policies = base_and_rounds(trained)
+    answered = [round for round in policies if run.read_manifest(run.stage(round, "evaluate")) is not None]
+    judged = tuple(answered) if judge.is_on and BASE in answered else ()
     if not tasks and not judged:
         raise UserError(
-            f"judge: {run.path(run.stage(None, 'evaluate'))}: expected held-out answers to judge, found none; "
+            f"judge: {run.path(run.stage(BASE, 'evaluate'))}: expected held-out answers to judge, found none; "
             "python -m mipo_ray.run samples them"
         )
-    for index in judged:
-        stages += [run.stage(index, f"judge/{protocol}") for protocol in judged_protocols(judge, index)]
+    stages = [run.stage(round, f"tasks/{task.name}") for round in policies for task in tasks]
+    stages += [run.stage(round, f"judge/{name}") for round in judged for name in judged_protocols(judge, round)]
     unfinished = tuple(stage for stage in stages if run.read_manifest(stage) is None)
-    return EvaluationPlan(config, run, tuple(rounds), resources, tasks, unfinished, judged, held_out)
+    return EvaluationInputs(config, run, tuple(policies[1:]), tasks, unfinished, judged, held_out)
+
+
+def make_evaluation_plan(inputs: EvaluationInputs, nodes: Sequence[Node], *, are_all: bool = True) -> EvaluationPlan:
+    """The plan on a cluster of these nodes (see `planning.plan.make_plan`); raises ResourceError where they cannot hold
+    its engines."""
+    resources = resolve(inputs.config, total(nodes))
+    check_engines(inputs.config, resources, total(nodes), nodes if are_all else None)
+    return EvaluationPlan(**vars(inputs), resources=resources)
 
 
 def describe(plan: EvaluationPlan) -> str:
     """The plan as text."""
     config, pool = plan.config, plan.config.generation.pool
-    policies = ", ".join(["base", *map(str, plan.rounds)])
+    policies = ", ".join(round.key for round in plan.policies)
     device = "GPU" if plan.resources.on_gpu else "CPU"
     return "\n".join(
         [
@@ -133,24 +143,24 @@ def describe(plan: EvaluationPlan) -> str:
     )
 
 
-def _dry_run(config: Config, run: RunDirectory, rounds: Sequence[int]) -> int:
-    nodes, types = nodes_for_dry_run(config)
-    print(describe(make_evaluation_plan(config, run, rounds, total(nodes), nodes, types)))
+def _dry_run(config: Config, run: RunDirectory, trained: Sequence[int]) -> int:
+    inputs = check_evaluation_inputs(config, run, trained)
+    print(describe(make_evaluation_plan(inputs, nodes_for_dry_run(config))))
     print("dry run: nothing was started")
     return 0
 
 
-def _run(config: Config, run: RunDirectory, rounds: Sequence[int]) -> int:
+def _run(config: Config, run: RunDirectory, trained: Sequence[int]) -> int:
     run.check_writable()
     with run_lock.hold(run):
         started = time.monotonic()
+        inputs = check_evaluation_inputs(config, run, trained)
         here, is_local = unbounded_node(config)
-        plan = make_evaluation_plan(config, run, rounds, here.resources, [here] if is_local else None)
-        if not plan.unfinished:
-            print("\n".join([f"{run.url}: finished before, nothing to do", *_not_judged(plan), _finish(plan)]))
+        make_evaluation_plan(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
+        if not inputs.unfinished:
+            print("\n".join([f"{run.url}: finished before, nothing to do", *_not_judged(inputs), _finish(inputs)]))
             return 0
-        nodes, types = connect(config)
-        plan = make_evaluation_plan(config, run, rounds, total(nodes), nodes, types)
+        plan = make_evaluation_plan(inputs, connect(config))
         if run.read_text("config.yaml") is None:
             run.record_config(config)
         print(describe(plan), flush=True)
@@ -161,26 +171,26 @@ def _run(config: Config, run: RunDirectory, rounds: Sequence[int]) -> int:
     return 0
 
 
-def _not_judged(plan: EvaluationPlan) -> list[str]:
+def _not_judged(inputs: EvaluationInputs) -> list[str]:
     """Lines for the plan: whose answers a judge is not asked about, since there are none."""
-    if not plan.config.evaluate.judge.is_on:
+    if not inputs.config.evaluate.judge.is_on:
         return []
-    if not plan.judged:
+    if not inputs.judged:
         return ["judge           nothing to judge: base has no held-out answers"]
-    missing = [index for index in plan.rounds if index not in plan.judged]
-    return [f"judge           not round {index}: it has no held-out answers" for index in missing]
+    missing = [round for round in inputs.rounds if round not in inputs.judged]
+    return [f"judge           not {round.label}: it has no held-out answers" for round in missing]
 
 
-def _finish(plan: EvaluationPlan) -> str:
+def _finish(inputs: EvaluationInputs) -> str:
     """Does what a kill right after the last commit left undone; returns the table of the tasks."""
-    run = plan.run
-    for index in (None, *plan.rounds) if plan.tasks else ():
-        run.remove(run.stage(index, SAMPLED))
+    run = inputs.run
+    for round in inputs.policies if inputs.tasks else ():
+        run.remove(run.stage(round, SAMPLED))
     table = task_table(write_evaluation(run))
     if not is_report_current(run):
         from mipo_ray.report.run_report import write_report
 
-        write_report(plan.config, run)
+        write_report(inputs.config, run)
     return table
 
 
@@ -189,20 +199,21 @@ def measure_policies(plan: EvaluationPlan) -> None:
     from mipo_ray.evaluation.judge.stage import judge_policy, reach_judge
     from mipo_ray.evaluation.tasks.stage import measure_tasks
     from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
-    from mipo_ray.monitoring import events as monitoring
+    from mipo_ray.monitoring.events import recording
     from mipo_ray.report.run_report import write_report
+    from mipo_ray.session import Session
 
     config, run = plan.config, plan.run
-    with monitoring.recording(run, config.trackers) as events:
+    with recording(run, config.trackers) as events:
+        session = Session(config, run, plan.resources, events)
         if plan.judged:
             reach_judge(config.evaluate.judge)
-        prepare_tasks(plan.tasks, config, run, policy=config.model.path)
-        for index in (None, *plan.rounds):
-            policy = config.model.path if index is None else run.model_path(run.stage(index, "train/policy"))
+        prepare_tasks(config, run, plan.tasks)
+        for round in plan.policies:
             if plan.tasks:
-                measure_tasks(plan.tasks, config, run, index, policy=policy, resources=plan.resources, events=events)
-            if index in plan.judged:
-                judge_policy(config, run, index, plan.resources, events)
+                measure_tasks(session, round, plan.tasks)
+            if round in plan.judged:
+                judge_policy(session, round)
     write_report(config, run)
 
 
@@ -221,7 +232,9 @@ def _load(target: str, overrides: Sequence[str]) -> tuple[Config, RunDirectory, 
         recipe = Path(directory) / "config.yaml"
         recipe.write_text(text, encoding="utf-8")
         config = load_config(recipe, [*overrides, f"run_dir={run.url}"])
-    trained = [index for index in range(config.rounds) if run.read_manifest(run.stage(index, "train")) is not None]
+    trained = [
+        index for index in range(config.rounds) if run.read_manifest(run.stage(Round(index), "train")) is not None
+    ]
     return config, run, trained
 
 

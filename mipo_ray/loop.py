@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.figures import final_tables
 from mipo_ray.evaluation.judge.stage import reach_judge
-from mipo_ray.evaluation.stage import evaluate_all
-from mipo_ray.evaluation.tasks.task_check import check_tasks
-from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
+from mipo_ray.evaluation.stage import evaluate
 from mipo_ray.generation.requests import condition_prompts
 from mipo_ray.generation.stage import generate
-from mipo_ray.monitoring import events as monitoring
-from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.monitoring.events import recording
+from mipo_ray.planning.plan import Plan
 from mipo_ray.report.run_report import write_report
+from mipo_ray.session import Session
 from mipo_ray.storage.results import read_results
-from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.training.stage import train
-from mipo_ray.training.trainer import check_training
+from mipo_ray.training.trainer import check_model_is_trainable
 
 
-def run_rounds(config: Config, run: RunDirectory, resources: Resources) -> dict[str, Any]:
+def run_rounds(plan: Plan) -> dict[str, Any]:
     """Runs every unfinished stage of every round; returns the results (`results.json`), policy by policy."""
-    policy = initial = config.model.path
-    tasks = check_tasks(config) if config.evaluate.enabled else ()
-    with monitoring.recording(run, config.trackers) as events:
-        # A model that cannot be trained so, a judge that does not answer, and prompts that cannot be used, are told
-        # before any engine samples.
-        check_training(config)
-        reach_judge(config.evaluate.judge)
-        condition_prompts(config, run, 0, policy=initial, resources=resources)
-        prepare_tasks(tasks, config, run, policy=initial)
-        if config.evaluate.enabled:
-            evaluate_all(config, run, None, policy, initial, tasks, resources, events)
-        for round_index in range(config.rounds):
-            pairs = generate(config, run, round_index, policy, resources, events)
-            policy = train(config, run, round_index, policy, pairs, resources, events)
-            if config.evaluate.enabled:
-                evaluate_all(config, run, round_index, policy, initial, tasks, resources, events)
-                print(f"\n{final_tables(run)}\n", flush=True)
-    write_report(config, run)
-    return read_results(run)
+    with session_of(plan) as session:
+        refuse_what_cannot_run(plan, session)
+        measure_round(plan, session, BASE)
+        for round in session.rounds:
+            generate(session, round, plan.prompts)
+            train(session, round)
+            measure_round(plan, session, round)
+            print(f"\n{final_tables(plan.run)}\n" if plan.held_out else "", end="", flush=True)
+    return read_results(plan.run)
+
+
+@contextmanager
+def session_of(plan: Plan) -> Iterator[Session]:
+    """The session of a checked run, on a cluster that is connected; its events are on storage when the block ends."""
+    with recording(plan.run, plan.config.trackers) as events:
+        yield Session(plan.config, plan.run, plan.resources, events)
+
+
+def refuse_what_cannot_run(plan: Plan, session: Session) -> None:
+    """What only the cluster can tell, before any engine samples: a model that cannot be trained so, a judge that does
+    not answer, and prompts that cannot be used."""
+    check_model_is_trainable(plan.config)
+    reach_judge(plan.config.evaluate.judge)
+    condition_prompts(session, Round(0), plan.prompts)
+
+
+def measure_round(plan: Plan, session: Session, round: Round) -> None:
+    """Evaluates the policy that stands after a round, where the run measures at all; brings the report up to date."""
+    if plan.held_out is not None:
+        evaluate(session, round, plan.held_out, plan.tasks)
+    write_report(plan.config, plan.run)

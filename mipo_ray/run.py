@@ -22,9 +22,8 @@ from mipo_ray.command import run_command
 from mipo_ray.config.recipe import fields, load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.planning.describe import describe
-from mipo_ray.planning.plan import Plan, make_plan
+from mipo_ray.planning.plan import Inputs, check_inputs, make_plan
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
-from mipo_ray.ray_cluster.resources import total
 from mipo_ray.storage import lock as run_lock
 from mipo_ray.storage.run_directory import open_run
 
@@ -44,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: Config) -> int:
     run = open_run(config.run_dir)
-    nodes, types = nodes_for_dry_run(config)
-    plan = make_plan(config, run, total(nodes), nodes, types)
+    inputs = check_inputs(config, run)
+    plan = make_plan(inputs, nodes_for_dry_run(config))
     print(describe(plan))
     print("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
     return 0
@@ -56,30 +55,30 @@ def _run(config: Config) -> int:
     run.check_writable()
     with run_lock.hold(run):
         started = time.monotonic()
+        inputs = check_inputs(config, run)
         here, is_local = unbounded_node(config)
-        plan = make_plan(config, run, here.resources, [here] if is_local else None)
-        if plan.is_finished:
-            return _finished(plan)
-        nodes, types = connect(config)
-        plan = make_plan(config, run, total(nodes), nodes, types)
+        make_plan(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
+        if inputs.is_finished:
+            return _finished(inputs)
+        plan = make_plan(inputs, connect(config))
         run.record_config(config)
         print(describe(plan), flush=True)
 
         from mipo_ray.loop import run_rounds
 
         with connected_work():
-            run_rounds(config, run, plan.resources)
+            run_rounds(plan)
         minutes = (time.monotonic() - started) / 60
         print(f"finished in {minutes:.1f} minutes; results and report: {run.url}")
     return 0
 
 
-def _finished(plan: Plan) -> int:
+def _finished(inputs: Inputs) -> int:
     from mipo_ray.evaluation.figures import final_tables
 
-    print(f"{plan.run.url}: finished before, nothing to do")
-    if plan.config.evaluate.enabled:
-        print(final_tables(plan.run))
+    print(f"{inputs.run.url}: finished before, nothing to do")
+    if inputs.config.evaluate.enabled:
+        print(final_tables(inputs.run))
     return 0
 
 

@@ -1,59 +1,136 @@
-"""One stage of a run: done once, reported, and committed with its manifest."""
+"""What travels through a run as values: the session, and a stage of one of its rounds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from mipo_ray.config.schema import Config
-from mipo_ray.evaluation.judge.scores import describe
+from mipo_ray.config import Config
 from mipo_ray.monitoring.events import Events
+from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
 
+Manifest = dict[str, Any]
 
-def once(
-    config: Config,
-    run: RunDirectory,
-    round_index: int | None,
-    stage_name: str,
-    events: Events,
-    work: Callable[[Events], dict[str, Any]],
-) -> dict[str, Any]:
-    """Runs a stage and commits it, unless it is finished already. Returns its manifest.
 
-    `work` does the stage's work, reports to the events of the stage, and returns the facts of the manifest; `files` or
-    `pairs` among them are the files that make up the stage (default: all that lie there).
-    """
-    stage = run.stage(round_index, stage_name)
-    label = f"{'base   ' if round_index is None else f'round {round_index}'}  {stage_name:<8}"
-    manifest = run.read_manifest(stage)
-    if manifest is not None:
-        print(f"{label}  finished before", flush=True)
+@dataclass(frozen=True)
+class Session:
+    """A run under way: what never changes while it runs."""
+
+    config: Config
+    run: RunDirectory
+    resources: Resources
+    events: Events
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The rounds of the run, in order; the base is not among them."""
+        return [Round(number) for number in range(self.config.rounds)]
+
+    def stage(self, round: Round, name: str) -> Stage:
+        """A stage of this run by its name: generate, train, evaluate, tasks, tasks/NAME, judge/PROTOCOL."""
+        return Stage(self, round, name)
+
+    def policy(self, round: Round) -> str:
+        """The model that stands after a round, as `models.source.local_model_directory` takes it; the base's is the
+        initial one."""
+        return self.config.model.path if round.is_base else self.run.model_path(f"{round.directory}/train/policy")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one round: where it lies, who hears of it, and how it is done once and committed."""
+
+    session: Session
+    round: Round
+    name: str
+
+    @property
+    def config(self) -> Config:
+        return self.session.config
+
+    @property
+    def run(self) -> RunDirectory:
+        return self.session.run
+
+    @property
+    def directory(self) -> str:
+        """Below the run directory."""
+        return self.run.stage(self.round, self.name)
+
+    @property
+    def events(self) -> Events:
+        """Sends events in this stage's name."""
+        return self.session.events.at(self.round, self.name)
+
+    def path(self, *parts: str) -> str:
+        """Path of something in the stage on the run's filesystem."""
+        return self.run.path(self.directory, *parts)
+
+    def read_manifest(self) -> Manifest | None:
+        """The manifest where the stage is finished, else None; raises StorageError where it is damaged."""
+        return self.run.read_manifest(self.directory)
+
+    def finished_manifest(self) -> Manifest:
+        """The manifest of a stage that must be finished by now; raises RuntimeError where it is not."""
+        if (manifest := self.read_manifest()) is None:
+            raise RuntimeError(f"{self.path()}: expected a finished stage, found no manifest")
         return manifest
-    stage_events = events.at(round_index, stage_name)
-    started = time.monotonic()
-    print(f"{label}  started", flush=True)
-    stage_events.emit({"event": "stage_start"})
-    facts = work(stage_events)
-    seconds = time.monotonic() - started
-    files = facts.get("files", facts.get("pairs"))
-    manifest = run.commit(stage, config, {"round": round_index, "seconds": seconds, **facts}, files=files)
-    written = sum(manifest["files"].values())
-    stage_events.emit({"event": "stage", "stage_seconds": seconds, "written_bytes": written})
-    events.flush()
-    print(f"{label}  done in {seconds:.0f} s{_summary(stage_name, manifest)}", flush=True)
-    return manifest
+
+    def run_unless_finished(
+        self, work: Callable[[], dict[str, Any]], closing_line: Callable[[Manifest], str]
+    ) -> Manifest:
+        """Does the stage's work and commits it, unless it is finished already; returns its manifest.
+
+        `work` returns the facts of the manifest; `files` or `pairs` among them are the files that make up the stage
+        (default: all that lie there). `closing_line` says of the manifest what stands behind the stage's duration.
+        """
+        if (manifest := self.read_manifest()) is not None:
+            self.say("finished before")
+            return manifest
+        with self.reported() as report:
+            manifest = report.commit(self, work())
+            report.closing = closing_line(manifest)
+        return manifest
+
+    @contextmanager
+    def reported(self, what: str = "") -> Iterator[StageReport]:
+        """Says and records that the stage starts (`what` behind it) and, where the block ends well, that it is done."""
+        report = StageReport()
+        self.say(f"started{what}")
+        self.events.emit({"event": "stage_start"})
+        yield report
+        seconds = report.seconds
+        self.events.emit({"event": "stage", "stage_seconds": seconds, "written_bytes": report.written_bytes})
+        self.session.events.flush()
+        self.say(f"done in {seconds:.0f} s{report.closing}")
+
+    def say(self, what: str) -> None:
+        """Prints a line about the stage on the driver."""
+        print(f"{self.round.label}  {self.name:<8}  {what}", flush=True)
 
 
-def _summary(stage_name: str, manifest: dict[str, Any]) -> str:
-    """What a stage's line says beyond its duration."""
-    if stage_name == "generate":
-        statistics = manifest["statistics"]
-        return f": {statistics['kept']} pairs kept of {statistics['rows']}, {statistics['generated_tokens']} tokens"
-    if stage_name == "train":
-        summary = manifest["summary"]
-        return f": {summary['steps']} steps, loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
-    if stage_name.startswith("judge/"):
-        return f": {describe(manifest['evaluation']['metrics'])}"
-    return f": {manifest['responses']} held-out responses"
+@dataclass
+class StageReport:
+    """What a stage under way will say of itself; `seconds` stand still from its first commit on."""
+
+    started: float = field(default_factory=time.monotonic)
+    took: float | None = None
+    written_bytes: int = 0
+    closing: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started if self.took is None else self.took
+
+    def commit(self, stage: Stage, facts: dict[str, Any]) -> Manifest:
+        """Writes the manifest that makes `stage` finished, with its round and the seconds so far."""
+        self.took = self.seconds
+        facts = {"round": stage.round.index, "seconds": self.took, **facts}
+        manifest = stage.run.commit(stage.directory, stage.config, facts, files=facts.get("files", facts.get("pairs")))
+        self.written_bytes += sum(manifest["files"].values())
+        return manifest

@@ -10,106 +10,90 @@ pairs that every arm kept, in one order.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import pyarrow.dataset
 
 from mipo_ray.comparison.definition import BASE, Comparison, common_pairs_file
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judge.stage import reach_judge
-from mipo_ray.evaluation.stage import evaluate_all
-from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_tasks
-from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
 from mipo_ray.generation.requests import condition_prompts
 from mipo_ray.generation.stage import generate
-from mipo_ray.monitoring import events as monitoring
-from mipo_ray.planning.plan import measured_stages
-from mipo_ray.ray_cluster.resources import Resources
-from mipo_ray.report.run_report import write_report
+from mipo_ray.loop import measure_round, session_of
+from mipo_ray.planning.plan import Plan, measured_stages
+from mipo_ray.storage import rounds
+from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.training.stage import pair_set_hash, train
-from mipo_ray.training.trainer import check_training
+from mipo_ray.training.trainer import check_model_is_trainable
 
 
-def run_arms(comparison: Comparison, resources: Mapping[str, Resources], report: Callable[[], object]) -> None:
+def run_arms(comparison: Comparison, plans: Mapping[tuple[str, int], Plan], report: Callable[[], object]) -> None:
     """Runs every unfinished stage of every arm and seed; `report` is called whenever an arm has been measured.
 
-    `resources` are those of each arm and of "base". Raises UserError when the arms have no pair in common, or when an
-    arm that was added later lacks pairs that the others were trained on already.
+    `plans` are the checked ones, by arm (and "base") and seed. Raises UserError when the arms have no pair in common,
+    or when an arm that was added later lacks pairs that the others were trained on already.
     """
-    tasks = check_tasks(comparison.shared)
     reach_judge(comparison.shared.evaluate.judge)
     for config in {arm.train.model_dump_json(): arm for arm in comparison.arms.values()}.values():
-        check_training(config)
+        check_model_is_trainable(config)
     for seed in comparison.seeds:
-        _run_seed(comparison, seed, tasks, resources, report)
+        _run_seed(comparison, seed, plans, report)
 
 
 def _run_seed(
-    comparison: Comparison,
-    seed: int,
-    tasks: Sequence[CheckedTask],
-    resources: Mapping[str, Resources],
-    report: Callable[[], object],
+    comparison: Comparison, seed: int, plans: Mapping[tuple[str, int], Plan], report: Callable[[], object]
 ) -> None:
-    initial = comparison.shared.model.path
-    base, base_config = comparison.run(BASE, seed), comparison.config(BASE, seed)
-    base.record_config(base_config)
+    base = plans[BASE, seed]
+    base.run.record_config(base.config)
     # Prompts that cannot be used are told before any engine samples.
     for arm in comparison.arms:
-        run, config = comparison.run(arm, seed), comparison.config(arm, seed)
-        run.record_config(config)
+        plan = plans[arm, seed]
+        plan.run.record_config(plan.config)
         if comparison.same_pairs(arm) == arm:
-            condition_prompts(config, run, 0, policy=initial, resources=resources[arm])
+            with session_of(plan) as session:
+                condition_prompts(session, Round(0), plan.prompts)
     _say(BASE, seed)
-    with monitoring.recording(base, base_config.trackers) as events:
-        prepare_tasks(tasks, base_config, base, policy=initial)
-        evaluate_all(base_config, base, None, initial, initial, tasks, resources[BASE], events)
-    write_report(base_config, base)  # tasks and judgements are not in the one that the evaluate stage wrote
+    with session_of(base) as session:
+        measure_round(base, session, rounds.BASE)
     report()
-    policies = dict.fromkeys(comparison.arms, initial)
-    for round_index in range(comparison.shared.rounds):
+    for round in map(Round, range(comparison.shared.rounds)):
         for arm in comparison.arms:
-            _generate(comparison, arm, seed, round_index, policies[arm], resources[arm])
-        only = common_pairs(comparison, seed, round_index)
+            _generate(comparison, arm, plans[arm, seed], round)
+        only = common_pairs(comparison, seed, round)
         for arm in comparison.arms:
-            run, config = comparison.run(arm, seed), comparison.config(arm, seed)
-            for stage in measured_stages(comparison.shared, base, None, tasks):
-                run.copy_stage(base, stage)
-            pairs = run.read_manifest(run.stage(round_index, "generate"))
-            assert pairs is not None
+            plan = plans[arm, seed]
+            for stage in measured_stages(comparison.shared, base.run, rounds.BASE, base.tasks):
+                plan.run.copy_stage(base.run, stage)
             _say(arm, seed)
-            with monitoring.recording(run, config.trackers) as events:
-                policy = train(config, run, round_index, policies[arm], pairs, resources[arm], events, only)
-                _check_trained_on(run, round_index, only)
-                prepare_tasks(tasks, config, run, policy=initial)
-                evaluate_all(config, run, round_index, policy, initial, tasks, resources[arm], events)
-            write_report(config, run)
-            policies[arm] = policy
+            with session_of(plan) as session:
+                train(session, round, only)
+                _check_trained_on(plan.run, round, only)
+                measure_round(plan, session, round)
             report()
 
 
-def _generate(comparison: Comparison, arm: str, seed: int, round_index: int, policy: str, resources: Resources) -> None:
+def _generate(comparison: Comparison, arm: str, plan: Plan, round: Round) -> None:
     """An arm's pairs: another arm's, copied, where they would be the same, which only first rounds are."""
-    run, config = comparison.run(arm, seed), comparison.config(arm, seed)
+    seed = plan.config.seed
     _say(arm, seed)
     source = comparison.same_pairs(arm)
-    stage = run.stage(round_index, "generate")
-    if round_index == 0 and source != arm and run.read_manifest(stage) is None:
-        run.copy_stage(comparison.run(source, seed), stage)
-        print(f"round 0  generate  the same pairs as those of {source}: copied", flush=True)
+    stage = plan.run.stage(round, "generate")
+    if round == Round(0) and source != arm and plan.run.read_manifest(stage) is None:
+        plan.run.copy_stage(comparison.run(source, seed), stage)
+        print(f"{round.label}  generate  the same pairs as those of {source}: copied", flush=True)
         return
-    with monitoring.recording(run, config.trackers) as events:
-        generate(config, run, round_index, policy, resources, events)
+    with session_of(plan) as session:
+        generate(session, round, plan.prompts)
 
 
-def common_pairs(comparison: Comparison, seed: int, round_index: int) -> frozenset[str]:
+def common_pairs(comparison: Comparison, seed: int, round: Round) -> frozenset[str]:
     """The pair_ids that every arm kept, fixed in a file when they are first asked for.
 
     Raises UserError where there are none, and where an arm lacks some of those that were fixed before it was added.
     """
-    root, name = comparison.root(), common_pairs_file(seed, round_index)
-    kept = {arm: kept_pairs(comparison.run(arm, seed), round_index) for arm in comparison.arms}
+    root, name = comparison.root(), common_pairs_file(seed, round)
+    kept = {arm: kept_pairs(comparison.run(arm, seed), round) for arm in comparison.arms}
     counts = ", ".join(f"{arm} {len(pairs)}" for arm, pairs in kept.items())
     if (text := root.read_text(name)) is not None:
         fixed = frozenset(json.loads(text))
@@ -127,13 +111,13 @@ def common_pairs(comparison: Comparison, seed: int, round_index: int) -> frozens
             "fewer filters"
         )
     root.write_text(name, json.dumps(sorted(common)))
-    print(f"round {round_index}  {len(common)} pairs were kept by all arms ({counts})", flush=True)
+    print(f"{round.label}  {len(common)} pairs were kept by all arms ({counts})", flush=True)
     return common
 
 
-def kept_pairs(run: RunDirectory, round_index: int) -> frozenset[str]:
+def kept_pairs(run: RunDirectory, round: Round) -> frozenset[str]:
     """The pair_ids of the round's pairs that no filter dropped."""
-    stage = run.stage(round_index, "generate")
+    stage = run.stage(round, "generate")
     manifest = run.read_manifest(stage)
     assert manifest is not None
     files = [run.path(stage, name) for name in manifest["pairs"]]
@@ -142,8 +126,8 @@ def kept_pairs(run: RunDirectory, round_index: int) -> frozenset[str]:
     return frozenset(kept["pair_id"].to_pylist())
 
 
-def _check_trained_on(run: RunDirectory, round_index: int, only: frozenset[str]) -> None:
-    stage = run.stage(round_index, "train")
+def _check_trained_on(run: RunDirectory, round: Round, only: frozenset[str]) -> None:
+    stage = run.stage(round, "train")
     manifest = run.read_manifest(stage)
     if manifest is None or manifest.get("pair_set") != pair_set_hash(only):
         raise UserError(

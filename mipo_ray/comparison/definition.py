@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from mipo_ray.config.recipe import ConfigError, explain, fields, merge, read_recipe, result_fields
 from mipo_ray.config.schema import Config
+from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 
 BASE = "base"
@@ -125,9 +126,9 @@ def describe_arm(config: Config) -> str:
     return f"{train.objective.upper()}, {config.conditioning.strategy}{rejected}{labels}"
 
 
-def common_pairs_file(seed: int, round_index: int) -> str:
+def common_pairs_file(seed: int, round: Round) -> str:
     """Where the pair_ids that all arms train on stand, below the comparison's directory."""
-    return f"common_pairs/seed-{seed}/round-{round_index:03d}.json"
+    return f"common_pairs/seed-{seed}/round-{round.number:03d}.json"
 
 
 def _arm(name: str, own: Any, values: dict[str, Any], shared: Config) -> Config:

@@ -24,7 +24,9 @@ from mipo_ray.evaluation.held_out.rows import measured_rows
 from mipo_ray.evaluation.intervals import bootstrap_change, describe_change, group_means
 from mipo_ray.evaluation.significance import item_changes, over_seeds, verdict
 from mipo_ray.pairs.label_control import has_swapped_labels
+from mipo_ray.storage import rounds
 from mipo_ray.storage.results import gather_evaluation
+from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
 
 Items = tuple[Any, Any]  # values [responses], and the item of each
@@ -33,13 +35,13 @@ Items = tuple[Any, Any]  # values [responses], and the item of each
 def gather(comparison: Comparison) -> dict[str, Any]:
     """What comparison.json holds, from what has been measured so far: the base with one seed at least, and the arms
     with all seeds; seed comes after seed, so that the first bases are there long before the last."""
-    last = comparison.shared.rounds - 1
+    last = Round(comparison.shared.rounds - 1)
     measured = {
-        arm: [seed for seed in comparison.seeds if _manifest(comparison.run(arm, seed), index, "evaluate") is not None]
-        for arm, index in [(BASE, None), *((arm, last) for arm in comparison.arms)]
+        arm: [seed for seed in comparison.seeds if _manifest(comparison.run(arm, seed), round, "evaluate") is not None]
+        for arm, round in [(BASE, rounds.BASE), *((arm, last) for arm in comparison.arms)]
     }
     complete = [arm for arm in comparison.arms if measured[arm] == measured[BASE] == list(comparison.seeds)]
-    arms = {BASE: _arm(comparison, BASE, None, measured[BASE])}
+    arms = {BASE: _arm(comparison, BASE, rounds.BASE, measured[BASE])}
     arms |= {arm: _arm(comparison, arm, last, comparison.seeds) for arm in complete}
     headline = next(name for name in HELD_OUT if name in arms[BASE]["measures"])
     for arm in complete:
@@ -61,54 +63,51 @@ def gather(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _arm(comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]) -> dict[str, Any]:
+def _arm(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> dict[str, Any]:
     config = comparison.shared if arm == BASE else comparison.arms[arm]
-    swapped = {"swapped_pairs": _swapped(comparison, round_index)} if arm in comparison.controls else {}
+    swapped = {"swapped_pairs": _swapped(comparison, round)} if arm in comparison.controls else {}
     return swapped | {
         "description": "the initial model, prompted alone" if arm == BASE else describe_arm(config),
         "control": arm in comparison.controls,
-        "seconds": stage_seconds(comparison, arm, round_index, seeds),
-        "measures": _measures(comparison, arm, round_index, seeds),
+        "seconds": stage_seconds(comparison, arm, round, seeds),
+        "measures": _measures(comparison, arm, round, seeds),
     }
 
 
-def stage_seconds(comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]) -> dict[str, float]:
-    """Seconds of each kind of stage, up to a round (None: the base); pairs that were copied cost none."""
+def stage_seconds(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> dict[str, float]:
+    """Seconds of each kind of stage, up to a round; pairs that were copied cost none."""
     stages = ["evaluate"] if arm == BASE else ["generate", "train", "evaluate"]
     shares_pairs = arm != BASE and comparison.same_pairs(arm) != arm  # those of the first round
     seconds = dict.fromkeys(stages, 0.0)
     for seed in seeds:
-        for index in [None] if round_index is None else range(round_index + 1):
+        for done in [round] if round.is_base else map(Round, range(round.number + 1)):
             for stage in stages:
-                manifest = _manifest(comparison.run(arm, seed), index, stage)
-                if manifest is not None and not (shares_pairs and stage == "generate" and index == 0):
+                manifest = _manifest(comparison.run(arm, seed), done, stage)
+                if manifest is not None and not (shares_pairs and stage == "generate" and done == Round(0)):
                     seconds[stage] += manifest["seconds"]
     return seconds
 
 
-def _swapped(comparison: Comparison, last: int | None) -> int:
+def _swapped(comparison: Comparison, last: Round) -> int:
     """In how many of its pairs a control has chosen and rejected swapped."""
     return sum(
         has_swapped_labels(seed, pair_id)
         for seed in comparison.seeds
-        for index in range((last or 0) + 1)
-        for pair_id in json.loads(comparison.root().read_text(common_pairs_file(seed, index)) or "[]")
+        for number in range(last.number + 1)
+        for pair_id in json.loads(comparison.root().read_text(common_pairs_file(seed, Round(number))) or "[]")
     )
 
 
-def _measures(
-    comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]
-) -> dict[str, dict[str, Any]]:
+def _measures(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Measure -> entry. With one seed those of the run itself; with several the mean over seeds."""
-    policy = BASE if round_index is None else str(round_index)
     if len(comparison.seeds) == 1:
         run = comparison.run(arm, comparison.seeds[0])
-        manifest = _manifest(run, round_index, "evaluate")
+        manifest = _manifest(run, round, "evaluate")
         assert manifest is not None
         entries = {name: entry for name, entry in manifest["results"].items() if name in HELD_OUT}
-        entries |= _task_entries(run, policy)
+        entries |= _task_entries(run, round.key)
     else:
-        entries = _over_seeds(comparison, arm, round_index, seeds)
+        entries = _over_seeds(comparison, arm, round, seeds)
     return {name: _judged(name, entry) for name, entry in entries.items()}
 
 
@@ -132,13 +131,11 @@ def _task_entries(run: RunDirectory, policy: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _over_seeds(
-    comparison: Comparison, arm: str, round_index: int | None, seeds: Sequence[int]
-) -> dict[str, dict[str, Any]]:
+def _over_seeds(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
     config = comparison.shared
     draw: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
-    own = [_items(comparison, arm, seed, round_index) for seed in seeds]
-    base = [_items(comparison, BASE, seed, None) for seed in seeds]
+    own = [_items(comparison, arm, seed, round) for seed in seeds]
+    base = [_items(comparison, BASE, seed, rounds.BASE) for seed in seeds]
     entries: dict[str, dict[str, Any]] = {}
     for name in own[0]:
         if not all(name in of_seed for of_seed in own):
@@ -149,7 +146,7 @@ def _over_seeds(
         low, high = np.clip((value.low, value.high), 0, 1).tolist() if unit == "share" else (value.low, value.high)
         entry: dict[str, Any] = {"value": value.value, "low": low, "high": high, "n": value.n}
         entry |= {"unit": unit, "interval": "bootstrap"}
-        if round_index is not None and all(name in of_seed for of_seed in base):
+        if not round.is_base and all(name in of_seed for of_seed in base):
             changes = [item_changes(before[name], after[name]) for before, after in zip(base, own, strict=True)]
             change = over_seeds(changes, **draw)
             entry |= {"change": change.value, "change_low": change.low, "change_high": change.high}
@@ -158,29 +155,28 @@ def _over_seeds(
     return entries
 
 
-def _held_out_items(comparison: Comparison, arm: str, seed: int, round_index: int | None) -> dict[str, Items]:
+def _held_out_items(comparison: Comparison, arm: str, seed: int, round: Round) -> dict[str, Items]:
     """Held-out measure -> (values, items) of one policy, from its scored answers."""
-    rows = measured_rows(comparison.run(arm, seed), round_index)
+    rows = measured_rows(comparison.run(arm, seed), round)
     columns = item_values(rows, comparison.shared.train.beta)
     found: dict[str, Items] = {name: (columns[name][1], columns[name][0]) for name in HELD_OUT if name in columns}
     kl = mi.kl_per_token(rows.policy_own, rows.initial_own, rows.token_counts)
     return found | {"kl_per_token": (kl, rows.prompt_ids)}
 
 
-def _items(comparison: Comparison, arm: str, seed: int, round_index: int | None) -> dict[str, Items]:
+def _items(comparison: Comparison, arm: str, seed: int, round: Round) -> dict[str, Items]:
     """Every measure of the table -> (values, items) of one policy; of the tasks only accuracies."""
-    run, found = comparison.run(arm, seed), _held_out_items(comparison, arm, seed, round_index)
-    policy = BASE if round_index is None else str(round_index)
-    for name in _task_entries(run, policy):
+    run, found = comparison.run(arm, seed), _held_out_items(comparison, arm, seed, round)
+    for name in _task_entries(run, round.key):
         task, _, metric = name.rpartition(".")
         if metric == "accuracy":
-            found[name] = _task_items(run, round_index, task)
+            found[name] = _task_items(run, round, task)
     return found
 
 
-def _task_items(run: RunDirectory, round_index: int | None, task: str) -> Items:
+def _task_items(run: RunDirectory, round: Round, task: str) -> Items:
     examples = pyarrow.dataset.dataset(
-        run.path(run.stage(round_index, "tasks"), task, "examples"),
+        run.path(run.stage(round, "tasks"), task, "examples"),
         filesystem=run.arrow_filesystem(),
         format="parquet",
     ).to_table(columns=["item_id", "verdict"])
@@ -193,11 +189,11 @@ def _by_item(items: Items) -> dict[str, float]:
     return dict(zip(names.tolist(), means.tolist(), strict=True))
 
 
-def _difference(comparison: Comparison, base: str, arm: str, round_index: int, name: str) -> dict[str, Any]:
+def _difference(comparison: Comparison, base: str, arm: str, round: Round, name: str) -> dict[str, Any]:
     """The paired change of one measure from one arm to another, with its verdict."""
     draw: Any = {"samples": comparison.shared.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
     before, after = (
-        [_held_out_items(comparison, one, seed, round_index)[name] for seed in comparison.seeds] for one in (base, arm)
+        [_held_out_items(comparison, one, seed, round)[name] for seed in comparison.seeds] for one in (base, arm)
     )
     pairs = list(zip(before, after, strict=True))
     if len(pairs) == 1:
@@ -213,9 +209,9 @@ def _equal(comparison: Comparison, complete: Sequence[str]) -> dict[str, Any]:
     found: dict[str, set[int]] = {"pairs": set(), "steps": set()}
     for arm in complete:
         summaries = [
-            _manifest(comparison.run(arm, seed), index, "train")["summary"]  # type: ignore[index]
+            _manifest(comparison.run(arm, seed), Round(number), "train")["summary"]  # type: ignore[index]
             for seed in comparison.seeds
-            for index in range(comparison.shared.rounds)
+            for number in range(comparison.shared.rounds)
         ]
         for name, values in found.items():
             values.add(sum(summary[name] for summary in summaries))
@@ -227,5 +223,5 @@ def _equal(comparison: Comparison, complete: Sequence[str]) -> dict[str, Any]:
     return {**totals, "batch_size": train.batch_size, "epochs": train.epochs}
 
 
-def _manifest(run: RunDirectory, round_index: int | None, stage: str) -> dict[str, Any] | None:
-    return run.read_manifest(run.stage(round_index, stage))
+def _manifest(run: RunDirectory, round: Round, stage: str) -> dict[str, Any] | None:
+    return run.read_manifest(run.stage(round, stage))

@@ -12,7 +12,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.prompts.check import PromptNeeds, PromptSummary, check_prompts
 
 
-def check_training(config: Config) -> PromptSummary:
+def check_training_prompts(config: Config) -> PromptSummary:
     """`check_prompts` of the training prompts with the needs of every strategy that a row may get.
 
     Raises UserError also when generation.negatives_per_prompt asks for more mismatched prompts than there can be.

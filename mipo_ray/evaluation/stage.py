@@ -5,62 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.held_out.metrics import measure
 from mipo_ray.evaluation.held_out.rows import measured_rows
 from mipo_ray.evaluation.held_out.stage import measure_policy
 from mipo_ray.evaluation.judge.stage import judge_policy
 from mipo_ray.evaluation.tasks.stage import measure_tasks
 from mipo_ray.evaluation.tasks.task_check import CheckedTask
-from mipo_ray.monitoring.events import Events
-from mipo_ray.ray_cluster.resources import Resources, engine_request, most_gpus
-from mipo_ray.report.run_report import write_report
-from mipo_ray.session import once
+from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
+from mipo_ray.prompts.check import PromptSummary
+from mipo_ray.ray_cluster.resources import engine_request, most_gpus
+from mipo_ray.session import Manifest, Session, Stage
 from mipo_ray.storage.results import write_results
-from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.storage.rounds import BASE, Round
 
 
-def evaluate_all(
-    config: Config,
-    run: RunDirectory,
-    round_index: int | None,
-    policy: str,
-    initial: str,
-    tasks: Sequence[CheckedTask],
-    resources: Resources,
-    events: Events,
-) -> None:
-    """Everything that is measured of a policy: on held-out prompts, on the tasks (prepared before), by the judge."""
-    evaluate(config, run, round_index, policy, initial, resources, events)
-    measure_tasks(tasks, config, run, round_index, policy=policy, resources=resources, events=events)
-    judge_policy(config, run, round_index, resources, events)
+def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Sequence[CheckedTask]) -> None:
+    """Measures the policy that stands after a round: on held-out prompts, on the tasks, by the judge.
+
+    `held_out` are the checked held-out prompts. Each is a stage of its own; the results are brought up to date.
+    """
+    prepare_tasks(session.config, session.run, tasks)
+    stage = session.stage(round, "evaluate")
+    stage.run_unless_finished(lambda: _measure_held_out(stage, held_out), _closing_line)
+    write_results(session.run, session.config.rounds)
+    measure_tasks(session, round, tasks)
+    judge_policy(session, round)
 
 
-def evaluate(
-    config: Config,
-    run: RunDirectory,
-    round_index: int | None,
-    policy: str,
-    initial: str,
-    resources: Resources,
-    events: Events,
-) -> None:
-    """The evaluate stage: measures `policy` on the held-out prompts, against the base; updates results and report."""
+def _measure_held_out(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
+    config, run = stage.config, stage.run
+    facts = measure_policy(stage, held_out)
+    results = measure(
+        measured_rows(run, stage.round),
+        None if stage.round.is_base else measured_rows(run, BASE),
+        beta=config.train.beta,
+        samples=config.evaluate.bootstrap_samples,
+        seed=config.seed,
+    )
+    stage.events.emit({"event": "results", **{name: entry["value"] for name, entry in results.items()}})
+    return {**facts, "results": results, "gpus": most_gpus(engine_request(config, stage.session.resources))}
 
-    def work(stage_events: Events) -> dict[str, Any]:
-        facts = measure_policy(
-            config, run, round_index, policy=policy, initial=initial, resources=resources, events=stage_events
-        )
-        results = measure(
-            measured_rows(run, round_index),
-            None if round_index is None else measured_rows(run, None),
-            beta=config.train.beta,
-            samples=config.evaluate.bootstrap_samples,
-            seed=config.seed,
-        )
-        stage_events.emit({"event": "results", **{name: entry["value"] for name, entry in results.items()}})
-        return {**facts, "results": results, "gpus": most_gpus(engine_request(config, resources))}
 
-    once(config, run, round_index, "evaluate", events, work)
-    write_results(run, config.rounds)
-    write_report(config, run)
+def _closing_line(manifest: Manifest) -> str:
+    return f": {manifest['responses']} held-out responses"

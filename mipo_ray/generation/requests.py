@@ -16,7 +16,6 @@ import pyarrow as pa
 import ray.data
 
 from mipo_ray.conditioning.blocks import condition_block, rows_per_block
-from mipo_ray.conditioning.needs import check_training
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.generation.embedder import embed_rows
@@ -24,52 +23,47 @@ from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, re
 from mipo_ray.generation.sampler import REQUESTS
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.pairs.statistics import drop_table, prompt_fingerprint
+from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
-from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.seeds import stable_seed
-from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.session import Session
+from mipo_ray.storage.rounds import Round
 
 
 class TooManyDroppedError(UserError):
     """The filters left too few pairs to train on; the message holds the table of reasons."""
 
 
-def condition_prompts(
-    config: Config, run: RunDirectory, round_index: int, *, policy: str, resources: Resources
-) -> dict[str, Any]:
+def condition_prompts(session: Session, round: Round, prompts: PromptSummary) -> dict[str, Any]:
     """Writes the conditioned rows of a round, once: what to sample, under what, with which seed.
 
     Returns {"rows", "rows_per_block", "fingerprint"}; a finished earlier call over the same directory answers at once.
     Raises TooManyDroppedError when conditioning alone drops more than `filters.max_dropped_share` of the rows.
     """
-    stage = run.stage(round_index, "generate")
-    if (text := run.read_text(f"{stage}/conditioned.json")) is not None:
+    config, stage = session.config, session.stage(round, "generate")
+    if (text := stage.run.read_text(f"{stage.directory}/conditioned.json")) is not None:
         return json.loads(text)
-    run.remove(stage)
-    summary = check_training(config)
-    block_rows = rows_per_block(summary.rows, config.conditioning.block_size)
+    stage.run.remove(stage.directory)
+    policy, filesystem = session.policy(round.before), stage.run.arrow_filesystem()
+    block_rows = rows_per_block(prompts.rows, config.conditioning.block_size)
     with ordered_context():
-        rows = blocks_of(read_prompts(config.prompts, summary), block_rows)
+        rows = blocks_of(read_prompts(config.prompts, prompts), block_rows)
         if "similar_prompt" in config.conditioning.strategies:
-            rows = embed_rows(rows, config, policy=policy, resources=resources)
+            rows = embed_rows(rows, config, policy=policy, resources=session.resources)
         rows = map_blocks(
             rows,
             condition_block,
             conditioning=config.conditioning,
             prompts=config.prompts,
             seed=config.seed,
-            round_index=round_index,
+            round_index=round.number,
             negatives=config.generation.negatives_per_prompt,
         )
-        rows = map_blocks(rows, add_requests, config=config, policy=policy, round_index=round_index)
-        named(rows, f"round_{round_index}_conditioned").write_parquet(
-            run.path(stage, "conditioned"), filesystem=run.arrow_filesystem()
-        )
-    written = ray.data.read_parquet(
-        run.path(stage, "conditioned"), filesystem=run.arrow_filesystem(), columns=["prompt_id", "dropped"]
-    )
-    named(written, f"round_{round_index}_conditioned_check")
+        rows = map_blocks(rows, add_requests, config=config, policy=policy, round_index=round.number)
+        named(rows, f"{round.name}_conditioned").write_parquet(stage.path("conditioned"), filesystem=filesystem)
+    written = ray.data.read_parquet(stage.path("conditioned"), filesystem=filesystem, columns=["prompt_id", "dropped"])
+    named(written, f"{round.name}_conditioned_check")
     fingerprint = 0
     dropped: Counter[str] = Counter()
     for batch in written.iter_batches(batch_size=None):
@@ -77,14 +71,14 @@ def condition_prompts(
         dropped.update(batch["dropped"].tolist())
     kept = dropped.pop("", 0)
     check_dropped(
-        {"rows": summary.rows, "kept": kept, "dropped": dict(dropped)},
-        f"{stage}, before sampling",
+        {"rows": prompts.rows, "kept": kept, "dropped": dict(dropped)},
+        f"{stage.directory}, before sampling",
         config,
         "; mismatched prompts are drawn inside blocks of neighbouring rows: shuffle the prompts or raise "
         "conditioning.block_size where groups stand together, or set conditioning.fallback to another strategy",
     )
-    facts = {"rows": summary.rows, "rows_per_block": block_rows, "fingerprint": f"{fingerprint % 2**64:016x}"}
-    run.write_text(f"{stage}/conditioned.json", json.dumps(facts))
+    facts = {"rows": prompts.rows, "rows_per_block": block_rows, "fingerprint": f"{fingerprint % 2**64:016x}"}
+    stage.run.write_text(f"{stage.directory}/conditioned.json", json.dumps(facts))
     return facts
 
 

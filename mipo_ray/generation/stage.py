@@ -12,96 +12,103 @@ import pyarrow.parquet
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
-from mipo_ray.config.schema import Config
-from mipo_ray.generation.pipeline import sample_responses
+from mipo_ray.generation.pipeline import policy_engines, sample_responses
 from mipo_ray.generation.requests import check_dropped, condition_prompts
-from mipo_ray.monitoring.events import Events
+from mipo_ray.generation.sampler import DEFAULT_SAMPLING
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.assemble import assemble_pairs, to_score
 from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
+from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
-from mipo_ray.ray_cluster.resources import Resources, engine_request, most_gpus
-from mipo_ray.session import once
-from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.ray_cluster.resources import most_gpus
+from mipo_ray.session import Manifest, Session, Stage
+from mipo_ray.storage.rounds import Round
 
 
-def generate_pairs(
-    config: Config, run: RunDirectory, round_index: int, *, policy: str, resources: Resources, events: Events
-) -> dict[str, Any]:
-    """Runs the generate stage of one round below the run directory; returns the facts for its manifest.
+def generate(session: Session, round: Round, prompts: PromptSummary) -> Manifest:
+    """The generate stage: pairs sampled from the policy that the round starts from. Returns the stage's manifest.
 
-    `policy` names the model that samples; `events` is the actor that records metrics. Raises UserError for prompts that
-    cannot be used and TooManyDroppedError when the filters drop more than `filters.max_dropped_share` of the rows.
+    `prompts` are the checked training prompts. Raises what `generate_pairs` raises.
     """
-    stage = run.stage(round_index, "generate")
-    filesystem = run.arrow_filesystem()
-    conditioned = condition_prompts(config, run, round_index, policy=policy, resources=resources)
+    stage = session.stage(round, "generate")
+    return stage.run_unless_finished(lambda: generate_pairs(stage, prompts), _closing_line)
+
+
+def generate_pairs(stage: Stage, prompts: PromptSummary) -> dict[str, Any]:
+    """Samples and writes the pairs of a round; returns the facts for the stage's manifest.
+
+    Raises UserError for prompts that cannot be used and TooManyDroppedError when the filters drop more than
+    `filters.max_dropped_share` of the rows.
+    """
+    config, round = stage.config, stage.round
+    policy = stage.session.policy(round.before)
+    filesystem = stage.run.arrow_filesystem()
+    conditioned = condition_prompts(stage.session, round, prompts)
+    engines = policy_engines(config, policy, stage.session.resources)
     score = functools.partial(to_score, generation=config.generation, filters=config.filters)
 
     with ordered_context() as context:
         context.checkpoint_config = CheckpointConfig(
             id_column="prompt_id",
-            checkpoint_path=run.path(stage, "checkpoint"),
+            checkpoint_path=stage.path("checkpoint"),
             delete_checkpoint_on_success=False,
             override_filesystem=filesystem,
         )
-        rows = ray.data.read_parquet(run.path(stage, "conditioned"), filesystem=filesystem)
+        rows = ray.data.read_parquet(stage.path("conditioned"), filesystem=filesystem)
         rows = rows.repartition(target_num_rows_per_block=conditioned["rows_per_block"], strict=True)
         sampled = sample_responses(
             rows,
-            config,
-            policy=policy,
-            resources=resources,
-            events=events,
-            to_score=score if config.generation.score_pmi else None,
+            engines,
+            {DEFAULT_SAMPLING: config.generation.sampling},
+            stage.events,
+            score if config.generation.score_pmi else None,
         )
         pairs = map_blocks(
             sampled,
             assemble_pairs,
             seed=config.seed,
-            round_index=round_index,
+            round_index=round.number,
             generation=config.generation,
             filters=config.filters,
         )
-        with progress(events, "generated", "rows", f"round {round_index}  generate", total=conditioned["rows"]):
-            named(pairs, f"round_{round_index}_pairs").write_parquet(run.path(stage), filesystem=filesystem)
+        with progress(stage.events, "generated", "rows", f"{round.label}  generate", total=conditioned["rows"]):
+            named(pairs, f"{round.name}_pairs").write_parquet(stage.path(), filesystem=filesystem)
 
-    files = [name for name in run.list_files(stage) if name.endswith(".parquet") and "/" not in name]
-    statistics = _statistics(run, stage, files)
+    files = stage.run.list_parquet(stage.directory)
+    statistics = _statistics(stage, files)
     expected = conditioned["rows"] * config.generation.samples_per_prompt
     if statistics["fingerprint"] != conditioned["fingerprint"] or statistics["rows"] != expected:
         raise RuntimeError(
-            f"{stage}: the written pairs do not cover the prompts exactly once: expected {expected} rows, "
-            f"found {statistics['rows']}. Remove {run.path(stage)} to generate again."
+            f"{stage.directory}: the written pairs do not cover the prompts exactly once: expected {expected} rows, "
+            f"found {statistics['rows']}. Remove {stage.path()} to generate again."
         )
-    check_dropped(statistics, stage, config)
-    return {"pairs": files, "statistics": statistics, "policy": policy, "rows_per_block": conditioned["rows_per_block"]}
+    check_dropped(statistics, stage.directory, config)
+    for reason, dropped in statistics["dropped"].items():
+        stage.events.emit({"event": "dropped", "reason": reason, "dropped_pairs": dropped})
+    stage.events.emit({"event": "pairs", **_numbers(statistics)})
+    return {
+        "pairs": files,
+        "statistics": statistics,
+        "policy": policy,
+        "rows_per_block": conditioned["rows_per_block"],
+        "gpus": most_gpus(engines.request),
+    }
 
 
-def _statistics(run: RunDirectory, stage: str, files: list[str]) -> dict[str, Any]:
-    pairs = ray.data.read_parquet([run.path(stage, name) for name in files], filesystem=run.arrow_filesystem())
+def _closing_line(manifest: Manifest) -> str:
+    statistics = manifest["statistics"]
+    return f": {statistics['kept']} pairs kept of {statistics['rows']}, {statistics['generated_tokens']} tokens"
+
+
+def _statistics(stage: Stage, files: list[str]) -> dict[str, Any]:
+    pairs = ray.data.read_parquet([stage.path(name) for name in files], filesystem=stage.run.arrow_filesystem())
     parts = pairs.map_batches(_statistics_row, batch_format="pyarrow", batch_size=1024)
-    named(parts, f"{stage.replace('/', '_')}_statistics")
+    named(parts, f"{stage.directory.replace('/', '_')}_statistics")
     return merge_statistics(json.loads(row["statistics"]) for row in parts.iter_rows())
 
 
 def _statistics_row(block: pa.Table) -> pa.Table:
     return pa.table({"statistics": [json.dumps(pair_statistics(block))]})
-
-
-def generate(
-    config: Config, run: RunDirectory, round_index: int, policy: str, resources: Resources, events: Events
-) -> dict[str, Any]:
-    """The generate stage: pairs sampled from `policy`. Returns the stage's manifest."""
-
-    def work(stage_events: Events) -> dict[str, Any]:
-        facts = generate_pairs(config, run, round_index, policy=policy, resources=resources, events=stage_events)
-        for reason, rows in facts["statistics"]["dropped"].items():
-            stage_events.emit({"event": "dropped", "reason": reason, "dropped_pairs": rows})
-        stage_events.emit({"event": "pairs", **_numbers(facts["statistics"])})
-        return {**facts, "gpus": most_gpus(engine_request(config, resources))}
-
-    return once(config, run, round_index, "generate", events, work)
 
 
 def _numbers(facts: dict[str, Any]) -> dict[str, float]:

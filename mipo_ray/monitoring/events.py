@@ -19,6 +19,7 @@ import ray
 from mipo_ray.monitoring.metrics import METRICS
 from mipo_ray.monitoring.ray_metrics import RayMetrics, number
 from mipo_ray.monitoring.trackers import Trackers, tracker_environment
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 
 FLUSH_SECONDS = 5.0
@@ -101,24 +102,24 @@ class Events:
     """Sends the events of one stage to the writer; travels to actors and workers."""
 
     writer: Any
-    round_index: int | None = None
+    round: Round = BASE
     stage: str = "run"
 
     def emit(self, event: dict[str, Any]) -> None:
         """Records an event without waiting for it."""
-        self.writer.emit.remote({"round": self.round_index, "stage": self.stage, **event})
+        self.writer.emit.remote({"round": self.round.index, "stage": self.stage, **event})
 
     def total(self, name: str) -> float:
         """The sum of an event's counted key (see `EventWriter.state`) over this stage, since the run started."""
-        return ray.get(self.writer.state.remote(self.round_index, self.stage))["sums"].get(name, 0)
+        return ray.get(self.writer.state.remote(self.round.index, self.stage))["sums"].get(name, 0)
 
-    def at(self, round_index: int | None, stage: str) -> Events:
+    def at(self, round: Round, stage: str) -> Events:
         """The same writer for another stage."""
-        return Events(self.writer, round_index, stage)
+        return Events(self.writer, round, stage)
 
     def emit_and_wait(self, event: dict[str, Any]) -> None:
         """Records an event; returns when the writer has it. For a process that is about to end."""
-        ray.get(self.writer.emit.remote({"round": self.round_index, "stage": self.stage, **event}))
+        ray.get(self.writer.emit.remote({"round": self.round.index, "stage": self.stage, **event}))
 
     def flush(self) -> None:
         """Waits until everything sent from this process is on storage."""

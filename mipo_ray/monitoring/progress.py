@@ -30,7 +30,7 @@ def progress(events: Events, event: str, count: str, description: str, total: in
             finished = False
             while not finished:
                 finished = stop.wait(1.0)
-                state = ray.get(events.writer.state.remote(events.round_index, events.stage))
+                state = ray.get(events.writer.state.remote(events.round.index, events.stage))
                 newest = state["latest"].get(event, {})
                 if "total_steps" in newest:
                     bar.total = newest["total_steps"]

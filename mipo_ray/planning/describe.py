@@ -113,14 +113,7 @@ def _request(request: Request, plan: Plan) -> str:
     if plan.nodes is None:
         return line
     line += f"; the nodes have room for {request.room(plan.nodes)}"
-    if not plan.config.ray.autoscaling:
-        return line
-    growth = (
-        ""
-        if plan.types is None
-        else f", those that the autoscaler can start for {request.room_after_growth(plan.types):g}"
-    )
-    return f"{line} now{growth}"
+    return f"{line} now" if plan.config.ray.autoscaling else line
 
 
 def _autoscaling_notes(plan: Plan) -> list[str]:
@@ -128,12 +121,10 @@ def _autoscaling_notes(plan: Plan) -> list[str]:
     config = plan.config
     if not config.ray.autoscaling:
         return []
-    notes = []
-    if plan.types is None:
-        notes.append(
-            "autoscaling     which nodes can be added is not known before they are asked for; a request that the "
-            f"autoscaler calls infeasible, or that waits for {config.ray.wait_timeout_minutes:g} minutes, stops the run"
-        )
+    notes = [
+        "autoscaling     which nodes can be added is not known before they are asked for; a request that the "
+        f"autoscaler calls infeasible, or that waits for {config.ray.wait_timeout_minutes:g} minutes, stops the run"
+    ]
     if not plan.resources.on_gpu and config.generation.pool.gpus_per_engine is config.train.gpus_per_worker is None:
         notes.append(
             "CPUs            no node has a GPU now, so that the run will use CPUs; set generation.pool.gpus_per_engine "

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.ray_cluster.resources import Node, NodeType, ResourceError, local_cpus
+from mipo_ray.ray_cluster.resources import Node, ResourceError, local_cpus
 from mipo_ray.stop_signals import kept_handlers
 
 
@@ -18,10 +18,10 @@ def ray_address(config: Config) -> str | None:
     return config.ray.address or os.environ.get("RAY_ADDRESS") or None
 
 
-def nodes_for_dry_run(config: Config) -> tuple[list[Node], list[NodeType] | None]:
+def nodes_for_dry_run(config: Config) -> list[Node]:
     """What a run would find: this machine, without starting anything, or the nodes of the cluster that it joins."""
     if ray_address(config) is None:
-        return [Node({"CPU": float(local_cpus(config)), "GPU": _local_gpus()})], None
+        return [Node({"CPU": float(local_cpus(config)), "GPU": _local_gpus()})]
     return connect(config)
 
 
@@ -34,12 +34,12 @@ def unbounded_node(config: Config) -> tuple[Node, bool]:
     return Node({"CPU": float(local_cpus(config)) if is_local else float("inf"), "GPU": float("inf")}), is_local
 
 
-def connect(config: Config) -> tuple[list[Node], list[NodeType] | None]:
-    """Joins or starts a Ray cluster; returns its nodes and, where they are known, its autoscaler's node types."""
+def connect(config: Config) -> list[Node]:
+    """Joins or starts a Ray cluster; returns its nodes."""
     import ray
     import ray.data
 
-    from mipo_ray.ray_cluster.nodes import node_types, present_nodes
+    from mipo_ray.ray_cluster.nodes import present_nodes
 
     address = ray_address(config)
     quiet = ray.LoggingConfig(log_level="WARNING")
@@ -67,7 +67,7 @@ def connect(config: Config) -> tuple[list[Node], list[NodeType] | None]:
     # At every pass over Parquet files Ray Data makes actors that read footers, by default 32. Each is a process to
     # start and asks for a CPU, for which an autoscaler would start nodes; one reads 128 footers at a time.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-    return present_nodes(), node_types()
+    return present_nodes()
 
 
 @contextlib.contextmanager

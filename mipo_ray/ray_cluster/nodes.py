@@ -1,4 +1,4 @@
-"""The connected Ray cluster: its nodes, the node types its autoscaler can start, and what that is doing.
+"""The connected Ray cluster: its nodes, and what its autoscaler is doing.
 
 Ray keeps the autoscaler's side of this behind internal interfaces; they are used here and nowhere else.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import ray
 
-from mipo_ray.ray_cluster.resources import Node, NodeType, Request
+from mipo_ray.ray_cluster.resources import Node, Request
 from mipo_ray.ray_cluster.waiting import Autoscaling, NoAnswerError
 
 _SECONDS_TO_ANSWER = 10
@@ -23,21 +22,6 @@ _SECONDS_TO_ANSWER = 10
 def present_nodes() -> list[Node]:
     """The nodes that are there now."""
     return [Node(dict(node["Resources"]), dict(node["Labels"])) for node in ray.nodes() if node["Alive"]]
-
-
-def node_types() -> list[NodeType] | None:
-    """The node types that the cluster's autoscaler may start; None where it does not tell.
-
-    Ray's open-source autoscalers do not: of a request that fits none of their types they tell once it is made (see
-    `autoscaling`). Services that set Ray's cluster configuration do, but without labels.
-    """
-    config: Any = ray._private.state.state.get_cluster_config()
-    if config is None or not config.node_group_configs:
-        return None
-    return [
-        NodeType(group.name, dict(group.resources), math.inf if group.max_count < 0 else group.max_count)
-        for group in config.node_group_configs
-    ]
 
 
 def autoscaling(request: Request) -> Autoscaling | None:

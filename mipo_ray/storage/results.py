@@ -12,6 +12,7 @@ import json
 import re
 from typing import Any
 
+from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory
 
 EVALUATION = "evaluation.json"
@@ -26,14 +27,14 @@ def read_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
 
 def gather_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
     """What evaluation.json holds, from every manifest with an `evaluation`, under its `name`."""
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[Round, dict[str, Any]] = {}
     for file in sorted([*_files(run, "base"), *_files(run, "rounds")]):
         match = _MANIFEST.fullmatch(file)
         manifest = run.read_manifest(file.removesuffix("/manifest.json")) if match else None
         if match and manifest is not None and "evaluation" in manifest:
-            policy = -1 if match["round"] is None else int(match["round"])
-            found.setdefault(policy, {})[manifest["name"]] = manifest["evaluation"]
-    return {"base" if policy < 0 else str(policy): found[policy] for policy in sorted(found)}
+            round = BASE if match["round"] is None else Round(int(match["round"]))
+            found.setdefault(round, {})[manifest["name"]] = manifest["evaluation"]
+    return {round.key: found[round] for round in sorted(found)}
 
 
 def is_report_current(run: RunDirectory) -> bool:
@@ -67,8 +68,8 @@ def read_results(run: RunDirectory) -> dict[str, Any]:
 
 def write_results(run: RunDirectory, rounds: int) -> None:
     """Writes results.json from the manifests of the evaluate stages, where that changes it."""
-    policies = {"base": None, **{str(index): index for index in range(rounds)}}
-    manifests = {name: run.read_manifest(run.stage(index, "evaluate")) for name, index in policies.items()}
-    results = {name: manifest["results"] for name, manifest in manifests.items() if manifest is not None}
+    measured = base_and_rounds(range(rounds))
+    manifests = {round.key: run.read_manifest(run.stage(round, "evaluate")) for round in measured}
+    results = {key: manifest["results"] for key, manifest in manifests.items() if manifest is not None}
     if results != read_results(run):
         run.write_text("results.json", json.dumps(results, indent=2))

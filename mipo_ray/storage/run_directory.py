@@ -25,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from mipo_ray.config.recipe import config_hash, result_fields, to_yaml
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
+from mipo_ray.storage.rounds import Round
 
 MINIMUM_FREE_BYTES = 64 * 1024**2
 WRITING = ".writing"  # suffix of a file that is not complete yet
@@ -63,9 +64,9 @@ class RunDirectory:
         """Path on `filesystem` (no scheme)."""
         return posixpath.join(self.root, *parts)
 
-    def stage(self, round_index: int | None, stage: str) -> str:
-        """Name of a stage's directory below the run directory; round None is the base, before round 0."""
-        return f"base/{stage}" if round_index is None else f"rounds/{round_index:03d}/{stage}"
+    def stage(self, round: Round, stage: str) -> str:
+        """Name of a stage's directory below the run directory."""
+        return f"{round.directory}/{stage}"
 
     def read_text(self, name: str) -> str | None:
         """The text of a file below the run directory; None when it does not exist."""
@@ -107,6 +108,10 @@ class RunDirectory:
         self.filesystem.invalidate_cache()
         found = self.filesystem.find(base, detail=True)
         return {posixpath.relpath(path, base): int(info["size"]) for path, info in sorted(found.items())}
+
+    def list_parquet(self, name: str) -> list[str]:
+        """The Parquet files that lie in a directory of the run itself, not below it, by name."""
+        return [file for file in self.list_files(name) if file.endswith(".parquet") and "/" not in file]
 
     def remove(self, name: str) -> None:
         """Removes a directory below the run directory, if it is there."""

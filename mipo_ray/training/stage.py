@@ -13,64 +13,53 @@ import ray.data
 
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.label_control import shuffle_labels
 from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
-from mipo_ray.ray_cluster.resources import Resources, most_gpus, worker_request
-from mipo_ray.session import once
+from mipo_ray.ray_cluster.resources import most_gpus, worker_request
+from mipo_ray.session import Manifest, Session, Stage
+from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.training.trainer import CHECKPOINTS, train_policy
+from mipo_ray.training.trainer import CHECKPOINTS, Models, train_policy
 
 
-def train(
-    config: Config,
-    run: RunDirectory,
-    round_index: int,
-    policy: str,
-    pairs: dict[str, Any],
-    resources: Resources,
-    events: Events,
-    only: frozenset[str] | None = None,
-) -> str:
-    """The train stage: preference optimisation of `policy` on the round's pairs. Returns the new policy's path.
+def train(session: Session, round: Round, only: frozenset[str] | None = None) -> Manifest:
+    """The train stage: preference optimisation of the policy that the round starts from, on the round's pairs, which
+    must be finished. Returns the stage's manifest; the policy lies in `policy` below the stage.
 
     `only`: the pair_ids among the kept pairs to train on, each of which must be there; None: all. A stage that was
     interrupted goes on from its newest checkpoint, unless its pairs were generated again since, or are others.
     """
-    stage = run.stage(round_index, "train")
-    reference = policy if config.train.reference == "round_start" else config.model.path
+    stage = session.stage(round, "train")
+    return stage.run_unless_finished(lambda: _train_on_pairs(stage, only), _closing_line)
 
+
+def _train_on_pairs(stage: Stage, only: frozenset[str] | None) -> dict[str, Any]:
+    config, run, session = stage.config, stage.run, stage.session
+    pairs = session.stage(stage.round, "generate").finished_manifest()
     trained_on = pairs["finished"] if only is None else f"{pairs['finished']} {pair_set_hash(only)}"
+    if run.read_text(f"{stage.directory}/pairs.txt") != trained_on:
+        run.remove(stage.directory)
+        run.write_text(f"{stage.directory}/pairs.txt", trained_on)
+    run.remove(f"{stage.directory}/policy")
+    policy = session.policy(stage.round.before)
+    models = Models(policy, reference=policy if config.train.reference == "round_start" else config.model.path)
+    with progress(stage.events, "train_step", "step", f"{stage.round.label}  train"):
+        count = pairs["statistics"]["kept"] if only is None else len(only)
+        summary = train_policy(stage, models, _training_pairs(config, run, pairs, only), count)
+    run.remove(f"{stage.directory}/{CHECKPOINTS}")
+    facts = {
+        "summary": asdict(summary),
+        "reference": models.reference if config.train.needs_reference else None,
+        "gpus": most_gpus(worker_request(config, session.resources)),
+    }
+    return facts if only is None else {**facts, "pair_set": pair_set_hash(only)}
 
-    def work(stage_events: Events) -> dict[str, Any]:
-        if run.read_text(f"{stage}/pairs.txt") != trained_on:
-            run.remove(stage)
-            run.write_text(f"{stage}/pairs.txt", trained_on)
-        run.remove(f"{stage}/policy")
-        with progress(stage_events, "train_step", "step", f"round {round_index}  train"):
-            summary = train_policy(
-                config,
-                _training_pairs(config, run, pairs, only),
-                pairs["statistics"]["kept"] if only is None else len(only),
-                policy=policy,
-                reference=reference,
-                run=run,
-                stage=stage,
-                resources=resources,
-                events=stage_events,
-            )
-        run.remove(f"{stage}/{CHECKPOINTS}")
-        facts = {
-            "summary": asdict(summary),
-            "reference": reference if config.train.needs_reference else None,
-            "gpus": most_gpus(worker_request(config, resources)),
-        }
-        return facts if only is None else {**facts, "pair_set": pair_set_hash(only)}
 
-    once(config, run, round_index, "train", events, work)
-    return run.model_path(f"{stage}/policy")
+def _closing_line(manifest: Manifest) -> str:
+    summary = manifest["summary"]
+    return f": {summary['steps']} steps, loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
 
 
 def pair_set_hash(pair_ids: frozenset[str]) -> str:

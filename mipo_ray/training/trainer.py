@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from mipo_ray.config.schema import Config
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.models.source import local_model_directory
-from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.idle import IdleClock
-from mipo_ray.ray_cluster.resources import Request, Resources, worker_request
+from mipo_ray.ray_cluster.resources import Request, worker_request
 from mipo_ray.ray_cluster.watch import watch_workers
+from mipo_ray.session import Stage
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints
 from mipo_ray.training.deepspeed_engine import check_trainable, deepspeed_config
@@ -43,12 +43,12 @@ _CHECKPOINTS_KEPT = 2
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
-def check_training(config: Config) -> None:
+def check_model_is_trainable(config: Config) -> None:
     """Finds out, on a node of the cluster and from config.json alone, whether the initial model can be trained so.
 
     Raises what `deepspeed_engine.check_trainable` raises, as the cause of a RayTaskError.
     """
-    task = ray.remote(num_cpus=1)(_check_model).options(name="check_training")
+    task = ray.remote(num_cpus=1)(_check_model).options(name="check_model_is_trainable")
     ray.get(task.remote(config.model.path, config.train, config.model.trust_remote_code))
 
 
@@ -56,64 +56,66 @@ def _check_model(path: str, train: TrainConfig, trust_remote_code: bool) -> None
     check_trainable(local_model_directory(path, trust_remote_code), train, trust_remote_code=trust_remote_code)
 
 
-def train_policy(
-    config: Config,
-    pairs: ray.data.Dataset,
-    pair_count: int,
-    *,
-    policy: str,
-    reference: str,
-    run: RunDirectory,
-    stage: str,
-    resources: Resources,
-    events: Events,
-) -> TrainSummary:
-    """Trains `policy` (any model path) on the round's pairs; rank 0 writes the result to `stage`/policy of the run.
+@dataclass(frozen=True)
+class Models:
+    """Any two model paths: the policy that training starts from, and the reference that it is compared with."""
+
+    policy: str
+    reference: str
+
+
+def train_policy(stage: Stage, models: Models, pairs: ray.data.Dataset, pair_count: int) -> TrainSummary:
+    """Trains a policy on the round's pairs; rank 0 writes the result to `policy` below the stage.
 
     `pairs` are `pair_count` rows in their final order: step k trains on rows k * batch_size to (k + 1) * batch_size,
-    however many workers share them. `reference` is the model that train.reference names. A run directory that is a
-    path must be seen by every worker (local on one machine, shared on a cluster). Each step is a `train_step` event
-    with the keys of `worker.train_round`; a step that is done again after a restart is a second one.
+    however many workers share them. A run directory that is a path must be seen by every worker (local on one machine,
+    shared on a cluster). Each step is a `train_step` event with the keys of `worker.train_round`; a step that is done
+    again after a restart is a second one.
 
     A worker group that loses a worker goes on after its newest checkpoint, `train.max_failures` times, with
     train.min_workers at least. So does another call for the same stage after this one failed or was killed: Ray Train
-    keeps the checkpoints in `stage`/ray_train, which is for the caller to remove.
+    keeps the checkpoints in `ray_train` below the stage, which is for the caller to remove.
 
     Raises UserError for no pairs, a dtype that cannot be trained, and checkpoints that cannot be gone on from;
     WaitTimeoutError when the workers get no nodes within ray.wait_timeout_minutes;
     TrainingDiverged when training diverges (which is not tried again); and for any other failure RuntimeError, or
     UserError where the worker raised one, with the worker's message first.
     """
-    train = config.train
-    workers: Any = train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers)
     if not pair_count:
-        raise UserError(f"{run.path(stage)}: expected at least one pair to train on, found none")
-    use_gpu = resources.gpus_per_worker > 0
-    deepspeed_config(train, resources.dtype)  # refuses here, and not in every worker, what cannot be trained
-    settings = WorkerSettings(
-        policy_dir=policy,
-        reference_dir=reference,
+        raise UserError(f"{stage.path()}: expected at least one pair to train on, found none")
+    deepspeed_config(stage.config.train, stage.session.resources.dtype)  # refuses here what no worker could train
+    request = worker_request(stage.config, stage.session.resources)
+    trainer = _trainer(stage, _worker_settings(stage, models, pair_count), request, pairs)
+    outcome = _fit(trainer, stage.path(CHECKPOINTS), request, stage.config.ray.wait_timeout_minutes)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _worker_settings(stage: Stage, models: Models, pair_count: int) -> WorkerSettings:
+    config, resources = stage.config, stage.session.resources
+    return WorkerSettings(
+        policy_dir=models.policy,
+        reference_dir=models.reference,
         output_dir="",
         # By dtype: a round that was begun on CPUs may go on on GPUs.
-        reference_cache=run.model_path(f"{stage}/{REFERENCE_CACHE}/{resources.dtype}"),
-        train=train,
+        reference_cache=stage.run.model_path(f"{stage.directory}/{REFERENCE_CACHE}/{resources.dtype}"),
+        train=config.train,
         dtype=resources.dtype,
-        device="cuda" if use_gpu else "cpu",
+        device="cuda" if resources.gpus_per_worker > 0 else "cpu",
         seed=config.seed,
         pair_count=pair_count,
         trust_remote_code=config.model.trust_remote_code,
     )
+
+
+def _trainer(stage: Stage, settings: WorkerSettings, request: Request, pairs: ray.data.Dataset) -> _Trainer:
+    train, use_gpu = stage.config.train, request.gpus > 0
+    workers: Any = train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers)
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # what the dashboard's Train API reads
-    request = worker_request(config, resources)
-    trainer = _Trainer(
+    return _Trainer(
         _worker_loop,  # type: ignore[arg-type]  # its return value comes back, whatever the annotation says
-        train_loop_config={
-            "settings": settings,
-            "run": run,
-            "stage": stage,
-            "events": events,
-            "gpus_per_worker": resources.gpus_per_worker,
-        },
+        train_loop_config={"settings": settings, "stage": stage},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,  # as a tuple: at least, at most
@@ -125,18 +127,14 @@ def train_policy(
         run_config=ray.train.RunConfig(
             # Under a name of its own every call would start from the beginning.
             name=CHECKPOINTS,
-            storage_path=run.path(stage),
-            storage_filesystem=run.arrow_filesystem(),
+            storage_path=stage.path(),
+            storage_filesystem=stage.run.arrow_filesystem(),
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
         ),
         datasets={"pairs": pairs},
         dataset_config=StepShares(train),
     )
-    outcome = _fit(trainer, run.path(stage, CHECKPOINTS), request, config.ray.wait_timeout_minutes)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
 
 
 class _Trainer(TorchTrainer):
@@ -181,9 +179,7 @@ def _worker_loop(loop_config: dict[str, Any]) -> Outcome:
     context = ray.train.get_context()
     threads = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
     settings: WorkerSettings = loop_config["settings"]
-    run: RunDirectory = loop_config["run"]
-    stage: str = loop_config["stage"]
-    events: Events = loop_config["events"]
+    stage: Stage = loop_config["stage"]
     shard = ray.train.get_dataset_shard("pairs")
     assert shard is not None
 
@@ -191,17 +187,17 @@ def _worker_loop(loop_config: dict[str, Any]) -> Outcome:
         return own_steps(shard, settings.train, context.get_world_size())
 
     # The workers move in step: what rank 0 waits, all of them wait.
-    idle = IdleClock(context.get_world_size() * loop_config["gpus_per_worker"])
+    idle = IdleClock(context.get_world_size() * stage.session.resources.gpus_per_worker)
 
     def report(metrics: dict[str, float]) -> None:
         idle.work_was(metrics["step_seconds"])
-        events.emit({"event": "train_step", **metrics, **idle.take()})
+        stage.events.emit({"event": "train_step", **metrics, **idle.take()})
 
     def publish(directory: Path, steps: int) -> None:
-        _publish(run, f"{stage}/{CHECKPOINTS}", directory, steps)
+        _publish(stage.run, f"{stage.directory}/{CHECKPOINTS}", directory, steps)
 
     try:
-        with run.local_output(f"{stage}/policy") as output:
+        with stage.run.local_output(f"{stage.directory}/policy") as output:
             settings = replace(
                 settings,
                 policy_dir=local_model_directory(settings.policy_dir, settings.trust_remote_code),

@@ -20,6 +20,7 @@ from mipo_ray.evaluation.held_out.rows import read_scores
 from mipo_ray.generation.rendering import render_prompts
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.prompts.rows import PromptRow, with_context
+from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
 
 MATRIX_FILE = "matrix.json"
@@ -62,16 +63,16 @@ def render_matrix(parts: dict[str, dict[str, Any]], tokenizer: Any) -> dict[str,
     }
 
 
-def matrix_of(run: RunDirectory, round_index: int | None, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def matrix_of(run: RunDirectory, round: Round, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The scored matrix of one policy for its manifest: part -> {prompt_ids, labels, initial [M][M], policy [M][M]}.
 
     Sums of log-probs, nats, by the frozen initial model and, for a round, by the policy itself. `parts` is MATRIX_FILE.
     """
     matrix = {}
     for kind, part in parts.items():
-        scores = read_scores(run, round_index, f"matrix_{kind}")
+        scores = read_scores(run, round, f"matrix_{kind}")
         row_of = {prompt_id: row for row, prompt_id in enumerate(scores["prompt_id"])}
-        judges = ["initial"] if round_index is None else ["initial", "policy"]
+        judges = ["initial"] if round.is_base else ["initial", "policy"]
         matrix[kind] = {
             "prompt_ids": part["prompt_ids"],
             "labels": part["labels"],

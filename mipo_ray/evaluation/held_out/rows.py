@@ -8,28 +8,29 @@ import numpy as np
 import pyarrow.dataset
 
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 
 
-def measured_rows(run: RunDirectory, round_index: int | None) -> MeasuredRows:
+def measured_rows(run: RunDirectory, round: Round) -> MeasuredRows:
     """What `metrics.measure` takes, read from a policy's scores (and, for the held-out pairs, the base's)."""
-    answers = read_scores(run, round_index, "answer")
+    answers = read_scores(run, round, "answer")
     initial = _split(answers["logprobs_initial"], answers["context"])
-    policy = initial if round_index is None else _split(answers["logprobs_policy"], answers["context"])
+    policy = initial if round.is_base else _split(answers["logprobs_policy"], answers["context"])
 
     base_chosen = {
         row["prompt_id"]: row["logprobs_initial"][0]
-        for row in _rows(read_scores(run, None, "answer"))
+        for row in _rows(read_scores(run, BASE, "answer"))
         if row["sample"] == 0
     }
-    base_rejected = {row["prompt_id"]: row["logprobs_initial"][0] for row in _rows(read_scores(run, None, "rejected"))}
+    base_rejected = {row["prompt_id"]: row["logprobs_initial"][0] for row in _rows(read_scores(run, BASE, "rejected"))}
     pair_ids = sorted(base_rejected)
     pair_initial = [np.asarray([side[key] for key in pair_ids]) for side in (base_chosen, base_rejected)]
     pair_policy = pair_initial
-    if round_index is not None:
+    if not round.is_base:
         pair_policy = []
         for kind in ("pair_chosen", "pair_rejected"):
-            scored = {row["prompt_id"]: row["logprobs_policy"][0] for row in _rows(read_scores(run, round_index, kind))}
+            scored = {row["prompt_id"]: row["logprobs_policy"][0] for row in _rows(read_scores(run, round, kind))}
             pair_policy.append(np.asarray([scored[key] for key in pair_ids]))
     return MeasuredRows(
         prompt_ids=answers["prompt_id"],
@@ -51,19 +52,19 @@ def measured_rows(run: RunDirectory, round_index: int | None) -> MeasuredRows:
     )
 
 
-def sampled_tokens(run: RunDirectory, round_index: int | None) -> int:
+def sampled_tokens(run: RunDirectory, round: Round) -> int:
     """Response tokens that the evaluate stage sampled: answers and, for the base, rejected responses of the pairs."""
     responses = pyarrow.dataset.dataset(
-        run.path(run.stage(round_index, "evaluate"), "responses"), filesystem=run.arrow_filesystem(), format="parquet"
+        run.path(run.stage(round, "evaluate"), "responses"), filesystem=run.arrow_filesystem(), format="parquet"
     )
     sampled = pyarrow.dataset.field("kind").isin(["answer", "rejected"])
     return sum(responses.to_table(columns=["tokens"], filter=sampled)["tokens"].to_pylist())
 
 
-def read_scores(run: RunDirectory, round_index: int | None, kind: str) -> dict[str, list[Any]]:
+def read_scores(run: RunDirectory, round: Round, kind: str) -> dict[str, list[Any]]:
     """The scores of one kind as columns, in the order of prompt and sample. Held-out sets are small: they fit here."""
     scores = pyarrow.dataset.dataset(
-        run.path(run.stage(round_index, "evaluate"), "scores"), filesystem=run.arrow_filesystem(), format="parquet"
+        run.path(run.stage(round, "evaluate"), "scores"), filesystem=run.arrow_filesystem(), format="parquet"
     )
     table = scores.to_table(filter=pyarrow.dataset.field("kind") == kind)
     return table.sort_by([("prompt_id", "ascending"), ("sample", "ascending")]).to_pydict()

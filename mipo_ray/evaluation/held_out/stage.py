@@ -14,7 +14,6 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from mipo_ray.conditioning.blocks import condition_block, rows_per_block
-from mipo_ray.conditioning.needs import check_held_out
 from mipo_ray.conditioning.strategies import STRATEGIES
 from mipo_ray.config.conditioning import ConditioningConfig
 from mipo_ray.config.schema import Config
@@ -22,18 +21,19 @@ from mipo_ray.evaluation.held_out.conditionings import other_conditionings
 from mipo_ray.evaluation.held_out.matrix import LOOKED_AT, MATRIX_FILE, matrix_conditionings, matrix_of, render_matrix
 from mipo_ray.evaluation.held_out.rows import measured_rows, sampled_tokens
 from mipo_ray.evaluation.held_out.scorer import SCORING_COLUMNS, Scorer, ScorerSettings
-from mipo_ray.generation.pipeline import sample_responses
+from mipo_ray.generation.pipeline import policy_engines, sample_responses
 from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
-from mipo_ray.generation.sampler import REQUESTS
-from mipo_ray.monitoring.events import Events
+from mipo_ray.generation.sampler import DEFAULT_SAMPLING, REQUESTS
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import TOKEN_IDS
+from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.dataset import blocks_of, first_prompts, read_prompts
 from mipo_ray.ray_cluster.blocks import map_actors, map_blocks, named, ordered_context
-from mipo_ray.ray_cluster.resources import Resources, scorer_request
+from mipo_ray.ray_cluster.resources import scorer_request
 from mipo_ray.seeds import stable_seed
-from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.session import Stage
+from mipo_ray.storage.rounds import BASE
 
 # Held-out prompts are compared with each other inside blocks of this size; a held-out set is usually one block.
 HELD_OUT_BLOCK = 256
@@ -53,37 +53,28 @@ RESPONSE_SCHEMA = pa.schema(
 )
 
 
-def measure_policy(
-    config: Config,
-    run: RunDirectory,
-    round_index: int | None,
-    *,
-    policy: str,
-    initial: str,
-    resources: Resources,
-    events: Events,
-) -> dict[str, Any]:
+def measure_policy(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
     """Samples and scores a policy on the held-out prompts; writes responses/ and scores/ below its evaluate stage.
 
-    round None measures the base, and must come first: it fixes the held-out conditionings and pairs.
+    The base comes first: it fixes the held-out conditionings and pairs.
     """
-    stage = run.stage(round_index, "evaluate")
-    base = run.stage(None, "evaluate")
-    filesystem = run.arrow_filesystem()
-    run.remove(stage)
-    if round_index is None:
-        prepare_held_out(config, run, initial=initial)
+    config, round, session = stage.config, stage.round, stage.session
+    base = session.stage(BASE, "evaluate")
+    filesystem = stage.run.arrow_filesystem()
+    stage.run.remove(stage.directory)
+    if round.is_base:
+        prepare_held_out(stage, held_out)
 
-    models = {"initial": initial} if round_index is None else {"initial": initial, "policy": policy}
-    label = "base   " if round_index is None else f"round {round_index}"
-    policy_name = "base" if round_index is None else f"round_{round_index}"
-    rows = ray.data.read_parquet(run.path(base, "prompts"), filesystem=filesystem)
-    prompts = named(rows, f"{policy_name}_prompt_count").count()
-    matrix = json.loads(run.read_text(f"{base}/{MATRIX_FILE}") or "{}")
+    policy = session.policy(round)
+    models = {"initial": config.model.path} | ({} if round.is_base else {"policy": policy})
+    rows = ray.data.read_parquet(base.path("prompts"), filesystem=filesystem)
+    prompts = named(rows, f"{round.name}_prompt_count").count()
+    matrix = json.loads(stage.run.read_text(f"{base.directory}/{MATRIX_FILE}") or "{}")
     with ordered_context():
-        rows = map_blocks(rows, _answer_requests, config=config, round_index=round_index)
+        rows = map_blocks(rows, _answer_requests, config=config, with_rejected=round.is_base)
         rows = rows.repartition(target_num_rows_per_block=8)  # several blocks in flight, several engines at work
-        sampled = sample_responses(rows, config, policy=policy, resources=resources, events=events)
+        engines = policy_engines(config, policy, session.resources)
+        sampled = sample_responses(rows, engines, {DEFAULT_SAMPLING: config.generation.sampling}, stage.events)
         answers = map_blocks(
             sampled,
             _one_row_per_response,
@@ -91,68 +82,71 @@ def measure_policy(
             models=list(models),
             matrix=matrix,
         )
-        with progress(events, "generated", "rows", f"{label}  answer", total=prompts):
-            named(answers, f"{policy_name}_answers").write_parquet(run.path(stage, "responses"), filesystem=filesystem)
+        with progress(stage.events, "generated", "rows", f"{round.label}  answer", total=prompts):
+            named(answers, f"{round.name}_answers").write_parquet(stage.path("responses"), filesystem=filesystem)
 
     with ordered_context():
-        answers = ray.data.read_parquet(run.path(stage, "responses"), filesystem=filesystem)
-        if round_index is not None:
+        answers = ray.data.read_parquet(stage.path("responses"), filesystem=filesystem)
+        if not round.is_base:
             # The fixed held-out pairs: the initial model's log-probs of them are known from the base's stage.
-            pairs = ray.data.read_parquet(run.path(base, "responses"), filesystem=filesystem)
+            pairs = ray.data.read_parquet(base.path("responses"), filesystem=filesystem)
             pairs = map_blocks(pairs, _pairs_only)
             answers = answers.union(pairs)
-        settings = ScorerSettings(
-            models=models,
-            dtype=resources.dtype,
-            batch_size=config.evaluate.scoring_batch_size,
-            on_gpu=resources.on_gpu,
-            trust_remote_code=config.model.trust_remote_code,
-        )
-        scores = map_actors(
-            answers.repartition(target_num_rows_per_block=16),
-            Scorer,
-            (settings, events, resources.gpus_per_engine),
-            request=scorer_request(config, resources),
-            pool=ActorPoolStrategy(min_size=1, max_size=config.evaluate.scorers),
-            wait_minutes=config.ray.wait_timeout_minutes,
-        )
         # An answer each, and the held-out pairs: rejected ones for the base, both sides for a round's policy.
-        total = prompts * (config.evaluate.samples_per_prompt + (1 if round_index is None else 2))
+        total = prompts * (config.evaluate.samples_per_prompt + (1 if round.is_base else 2))
         total += sum(len(part["prompt_ids"]) for part in matrix.values())
-        with progress(events, "scored", "scored_responses", f"{label}  score", total=total):
-            named(scores, f"{policy_name}_scores").write_parquet(run.path(stage, "scores"), filesystem=filesystem)
+        with progress(stage.events, "scored", "scored_responses", f"{round.label}  score", total=total):
+            scores = named(_scored(answers, stage, models), f"{round.name}_scores")
+            scores.write_parquet(stage.path("scores"), filesystem=filesystem)
     return {
         "policy": policy,
-        "responses": len(measured_rows(run, round_index).prompt_ids),
-        "generated_tokens": sampled_tokens(run, round_index),
-        "matrix": matrix_of(run, round_index, matrix),
+        "responses": len(measured_rows(stage.run, round).prompt_ids),
+        "generated_tokens": sampled_tokens(stage.run, round),
+        "matrix": matrix_of(stage.run, round, matrix),
     }
 
 
-def prepare_held_out(config: Config, run: RunDirectory, *, initial: str) -> None:
-    """Writes base/evaluate/prompts: every held-out prompt with its K other conditionings and its mismatched prompt.
+def _scored(answers: ray.data.Dataset, stage: Stage, models: dict[str, str]) -> ray.data.Dataset:
+    """The answers with their log-probs by every one of `models`, through a pool of scoring actors."""
+    config, resources = stage.config, stage.session.resources
+    settings = ScorerSettings(
+        models=models,
+        dtype=resources.dtype,
+        batch_size=config.evaluate.scoring_batch_size,
+        on_gpu=resources.on_gpu,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    return map_actors(
+        answers.repartition(target_num_rows_per_block=16),
+        Scorer,
+        (settings, stage.events, resources.gpus_per_engine),
+        request=scorer_request(config, resources),
+        pool=ActorPoolStrategy(min_size=1, max_size=config.evaluate.scorers),
+        wait_minutes=config.ray.wait_timeout_minutes,
+    )
 
-    And base/evaluate/matrix.json: what the answers to the first M of them are scored under, too.
+
+def prepare_held_out(stage: Stage, held_out: PromptSummary) -> None:
+    """Writes prompts/ below the base's stage: every held-out prompt with its K other conditionings and its mismatched
+    prompt. And matrix.json: what the answers to the first M of them are scored under, too.
     """
-    summary = check_held_out(config)
+    config = stage.config
+    prompts, initial = config.evaluate.prompts, config.model.path
     with ordered_context():
-        rows = blocks_of(read_prompts(config.evaluate.prompts, summary), rows_per_block(summary.rows, HELD_OUT_BLOCK))
+        rows = blocks_of(read_prompts(prompts, held_out), rows_per_block(held_out.rows, HELD_OUT_BLOCK))
         rows = map_blocks(
             rows,
             condition_block,
             conditioning=held_out_conditioning(config.conditioning),
-            prompts=config.evaluate.prompts,
+            prompts=prompts,
             seed=config.seed,
-            round_index=-1,
+            round_index=BASE.number,
         )
         rows = named(map_blocks(rows, _add_conditionings, config=config, initial=initial), "held_out_prompts")
-        rows.write_parquet(
-            run.path(run.stage(None, "evaluate"), "prompts"), filesystem=run.arrow_filesystem(), min_rows_per_file=4096
-        )
-    prompts = config.evaluate.prompts
-    matrix = matrix_conditionings(first_prompts(prompts, summary, LOOKED_AT), prompts, config.evaluate.matrix)
+        rows.write_parquet(stage.path("prompts"), filesystem=stage.run.arrow_filesystem(), min_rows_per_file=4096)
+    matrix = matrix_conditionings(first_prompts(prompts, held_out, LOOKED_AT), prompts, config.evaluate.matrix)
     tokenizer = load_tokenizer(initial, config.model.trust_remote_code)
-    run.write_text(f"{run.stage(None, 'evaluate')}/{MATRIX_FILE}", json.dumps(render_matrix(matrix, tokenizer)))
+    stage.run.write_text(f"{stage.directory}/{MATRIX_FILE}", json.dumps(render_matrix(matrix, tokenizer)))
 
 
 def held_out_conditioning(conditioning: ConditioningConfig) -> ConditioningConfig:
@@ -197,8 +191,8 @@ def _add_conditionings(block: pa.Table, *, config: Config, initial: str) -> pa.T
     return pa.table(columns)
 
 
-def _answer_requests(block: pa.Table, *, config: Config, round_index: int | None) -> pa.Table:
-    """Requests for the answers of one policy; for the base also one mismatched response, the rejected of the pair."""
+def _answer_requests(block: pa.Table, *, config: Config, with_rejected: bool) -> pa.Table:
+    """Requests for the answers of one policy; with_rejected: also one mismatched response, for the held-out pair."""
     requests = []
     for row in block.select(["prompt_id", "prompt_token_ids", "mismatched_token_ids"]).to_pylist():
         # The same seeds for every policy: what differs between two policies' answers is the policies.
@@ -207,7 +201,7 @@ def _answer_requests(block: pa.Table, *, config: Config, round_index: int | None
             for sample in range(config.evaluate.samples_per_prompt + 1)
         ]
         own = [{"prompt_token_ids": row["prompt_token_ids"], "seed": seed} for seed in seeds[:-1]]
-        if round_index is None and row["mismatched_token_ids"]:
+        if with_rejected and row["mismatched_token_ids"]:
             own.append({"prompt_token_ids": row["mismatched_token_ids"], "seed": seeds[-1]})
         requests.append(own)
     return block.append_column("requests", pa.array(requests, REQUESTS))

@@ -28,6 +28,7 @@ from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.prompts.files import find_files
 from mipo_ray.prompts.public_sets import row_reader
 from mipo_ray.prompts.rows import PromptRow, normalize_row
+from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 
 JUDGEMENT_SCHEMA = pa.schema(
@@ -48,11 +49,11 @@ JUDGEMENT_SCHEMA = pa.schema(
 _ASKED = ("judgement_id", "prompt_id", "sample", "order", "answers", "reference", "prompt")
 
 
-def judged_protocols(judge: JudgeConfig, round_index: int | None) -> tuple[Protocol, ...]:
-    """The protocols by which a policy is judged: the base (round None) is not compared with itself."""
+def judged_protocols(judge: JudgeConfig, round: Round) -> tuple[Protocol, ...]:
+    """The protocols by which a policy is judged: the base is not compared with itself."""
     if not judge.is_on:
         return ()
-    return tuple(protocol for protocol in judge.protocols if protocol == "pointwise" or round_index is not None)
+    return tuple(protocol for protocol in judge.protocols if protocol == "pointwise" or not round.is_base)
 
 
 def check_judge(config: Config, run: RunDirectory) -> None:
@@ -68,19 +69,19 @@ def check_judge(config: Config, run: RunDirectory) -> None:
             check_model(str(judge.model))
         except UserError as error:
             raise UserError(str(error).replace("model.path", "evaluate.judge.model", 1)) from None
-    for round_index in (None, *range(config.rounds)):
-        for protocol in judged_protocols(judge, round_index):
-            refuse_other_definition(config, run, round_index, protocol)
+    for round in base_and_rounds(range(config.rounds)):
+        for protocol in judged_protocols(judge, round):
+            refuse_other_definition(config, run, round, protocol)
 
 
-def definition(config: Config, run: RunDirectory, round_index: int | None, protocol: Protocol) -> dict[str, Any]:
+def definition(config: Config, run: RunDirectory, round: Round, protocol: Protocol) -> dict[str, Any]:
     """What decides about a judgement beside the answers themselves; where the judge runs is no part of it.
 
     answers: when the judged answers were finished, by policy, so that answers made again are judged again.
     """
     judge = config.evaluate.judge
     prompt = judge_prompt(judge, protocol)
-    policies = {"policy": round_index} if protocol == "pointwise" else {"base": None, "policy": round_index}
+    policies = {"policy": round} if protocol == "pointwise" else {"base": BASE, "policy": round}
     manifests = {name: run.read_manifest(run.stage(policy, "evaluate")) for name, policy in policies.items()}
     facts = {
         "protocol": protocol,
@@ -95,15 +96,15 @@ def definition(config: Config, run: RunDirectory, round_index: int | None, proto
     return facts if protocol == "pairwise" else facts | {"reference_column": config.evaluate.prompts.reference_column}
 
 
-def refuse_other_definition(config: Config, run: RunDirectory, round_index: int | None, protocol: Protocol) -> None:
+def refuse_other_definition(config: Config, run: RunDirectory, round: Round, protocol: Protocol) -> None:
     """Raises StorageError, with the difference, when the policy was judged by another definition before."""
-    stage = run.stage(round_index, f"judge/{protocol}")
+    stage = run.stage(round, f"judge/{protocol}")
     manifest = run.read_manifest(stage)
     if manifest is None:
         return
     changes = [
         f"  {name}: {manifest.get(name, 'absent')!r} there, {value!r} now"
-        for name, value in definition(config, run, round_index, protocol).items()
+        for name, value in definition(config, run, round, protocol).items()
         if name != "prompt" and manifest.get(name) != value  # its hash tells
     ]
     if changes:
@@ -113,14 +114,14 @@ def refuse_other_definition(config: Config, run: RunDirectory, round_index: int 
         )
 
 
-def judgement_rows(config: Config, run: RunDirectory, round_index: int | None, prompt: JudgePrompt) -> pa.Table:
+def judgement_rows(config: Config, run: RunDirectory, round: Round, prompt: JudgePrompt) -> pa.Table:
     """One row per judgement: the columns of JUDGEMENT_SCHEMA that are known before the judge is asked.
 
     Raises UserError when the held-out file is not the one whose prompts were answered, or lacks a reference.
     """
     rows = held_out_rows(config.evaluate.prompts)
-    answers = _answers(run, round_index)
-    base = _answers(run, None) if prompt.protocol == "pairwise" else {}
+    answers = _answers(run, round)
+    base = _answers(run, BASE) if prompt.protocol == "pairwise" else {}
     made: list[dict[str, Any]] = []
     for (prompt_id, sample), (source, answer) in answers.items():
         row = _row_of(rows, prompt_id, source, config.evaluate.prompts)
@@ -163,10 +164,10 @@ def _row_of(rows: dict[str, PromptRow], prompt_id: str, source: str, prompts: Pr
     return row
 
 
-def _answers(run: RunDirectory, round_index: int | None) -> dict[tuple[str, int], tuple[str, str]]:
+def _answers(run: RunDirectory, round: Round) -> dict[tuple[str, int], tuple[str, str]]:
     """(prompt, sample) -> (prompt text, answer) of a policy, in the order of prompts and samples."""
     responses = pyarrow.dataset.dataset(
-        run.path(run.stage(round_index, "evaluate"), "responses"), filesystem=run.arrow_filesystem(), format="parquet"
+        run.path(run.stage(round, "evaluate"), "responses"), filesystem=run.arrow_filesystem(), format="parquet"
     )
     table = responses.to_table(
         columns=["prompt_id", "sample", "source", "response"], filter=pyarrow.dataset.field("kind") == "answer"

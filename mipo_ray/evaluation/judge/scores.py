@@ -133,7 +133,7 @@ def check_readable(
     )
 
 
-def describe(metrics: Metrics) -> str:
+def describe_judgement(metrics: Metrics) -> str:
     """One line for people: the shares, or the mean rating, and what they say of the policy."""
     if "rating" in metrics:
         rating = metrics["rating"]

@@ -8,7 +8,9 @@ Nothing is sampled from a policy again. A stage that was stopped goes on with th
 
 from __future__ import annotations
 
+import functools
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -20,10 +22,10 @@ from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.judge import JudgeConfig, Protocol
-from mipo_ray.config.schema import Config, ModelConfig
+from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
-from mipo_ray.evaluation.judge.prompts import VERSIONS, judge_prompt
+from mipo_ray.evaluation.judge.prompts import judge_prompt
 from mipo_ray.evaluation.judge.rows import (
     JUDGEMENT_SCHEMA,
     definition,
@@ -31,18 +33,27 @@ from mipo_ray.evaluation.judge.rows import (
     judgement_rows,
     refuse_other_definition,
 )
-from mipo_ray.evaluation.judge.scores import Judgement, Metrics, check_readable, pairwise_metrics, pointwise_metrics
+from mipo_ray.evaluation.judge.scores import (
+    Judgement,
+    Metrics,
+    check_readable,
+    describe_judgement,
+    pairwise_metrics,
+    pointwise_metrics,
+)
 from mipo_ray.evaluation.judge.verdicts import pairwise_verdict, pointwise_rating
-from mipo_ray.generation.pipeline import sample_responses
+from mipo_ray.generation.pipeline import Engines, sample_responses
 from mipo_ray.generation.rendering import fits, load_tokenizer, render_prompts
-from mipo_ray.generation.sampler import REQUESTS
+from mipo_ray.generation.sampler import DEFAULT_SAMPLING, REQUESTS
+from mipo_ray.generation.vllm_arguments import EngineSettings
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
-from mipo_ray.ray_cluster.resources import Resources, judge_resources
+from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_resources
 from mipo_ray.seeds import stable_seed
-from mipo_ray.session import once
+from mipo_ray.session import Manifest, Session, Stage
 from mipo_ray.storage.results import write_evaluation
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 
 # The grain of resume, and what keeps an engine or a server busy: several blocks are under way at the same time.
@@ -55,111 +66,108 @@ def reach_judge(judge: JudgeConfig) -> None:
         check_endpoint(judge)
 
 
-def judge_policy(
-    config: Config, run: RunDirectory, round_index: int | None, resources: Resources, events: Events
-) -> None:
+def judge_policy(session: Session, round: Round) -> None:
     """Judges the held-out answers of a policy by every configured protocol that it has not been judged by.
 
-    round None is the base, which is rated but not compared with itself. The policy must have been evaluated, and the
-    base judged before. `resources` are the policy's. Raises UserError for a judge that cannot be read, cannot be
-    reached, or is not the one that finished work was judged by.
+    The base is rated but not compared with itself. The policy must have been evaluated, and the base judged before.
+    Raises UserError for a judge that cannot be read, cannot be reached, or is not the one that finished work was judged
+    by.
     """
-    for protocol in judged_protocols(config.evaluate.judge, round_index):
-        refuse_other_definition(config, run, round_index, protocol)
-
-        def work(stage_events: Events, protocol: Protocol = protocol) -> dict[str, Any]:
-            facts = _judge(config, run, round_index, protocol, resources=resources, events=stage_events)
-            metrics = facts["evaluation"]["metrics"]
-            values = {f"{protocol}_{name}": entry["value"] for name, entry in metrics.items()}
-            stage_events.emit({"event": "judged", "judgements": facts["judgements"], **values})
-            return facts
-
-        once(config, run, round_index, f"judge/{protocol}", events, work)
-        write_evaluation(run)
+    for protocol in judged_protocols(session.config.evaluate.judge, round):
+        refuse_other_definition(session.config, session.run, round, protocol)
+        judged = Judged(session.stage(round, f"judge/{protocol}"), protocol)
+        judged.stage.run_unless_finished(functools.partial(_judge, judged), _closing_line)
+        write_evaluation(session.run)
 
 
-def judge_results(run: RunDirectory, round_index: int | None) -> dict[str, Any]:
-    """A policy's entries of evaluation.json, from its manifests: "judge_pairwise", "judge_pointwise", what there is."""
-    found = (run.read_manifest(run.stage(round_index, f"judge/{protocol}")) for protocol in VERSIONS)
-    return {manifest["name"]: manifest["evaluation"] for manifest in found if manifest is not None}
+@dataclass(frozen=True)
+class Judged:
+    """One protocol over one policy: its stage, and what decides about its judgements."""
+
+    stage: Stage
+    protocol: Protocol
+
+    @property
+    def judge(self) -> JudgeConfig:
+        return self.stage.config.evaluate.judge
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        return definition(self.stage.config, self.stage.run, self.stage.round, self.protocol)
 
 
-def _judge(
-    config: Config,
-    run: RunDirectory,
-    round_index: int | None,
-    protocol: Protocol,
-    *,
-    resources: Resources,
-    events: Events,
-) -> dict[str, Any]:
+def _judge(judged: Judged) -> dict[str, Any]:
     """Runs one protocol over one policy; returns the facts of the manifest."""
-    judge = config.evaluate.judge
-    stage = run.stage(round_index, f"judge/{protocol}")
-    facts = definition(config, run, round_index, protocol)
-    expected = _write_requests(config, run, round_index, protocol, facts)
-    label = f"{'base   ' if round_index is None else f'round {round_index}'}  {protocol}"
+    judge, stage, run, protocol = judged.judge, judged.stage, judged.stage.run, judged.protocol
+    facts = judged.definition
+    expected = _write_requests(judged)
+    label = f"{stage.round.label}  {protocol}"
     # Files alone do not tell: a kill in the middle of a write leaves some that Ray Data removes when it goes on.
-    if run.read_text(f"{stage}/judged.txt") is None:
-        with progress(events, "generated", "rows", label, total=expected):
-            _ask(config, run, stage, protocol, resources=resources, events=events)
-        run.write_text(f"{stage}/judged.txt", f"{expected} judgements\n")
-    rows = _judgements(run, stage)
+    if run.read_text(f"{stage.directory}/judged.txt") is None:
+        with progress(stage.events, "generated", "rows", label, total=expected):
+            _ask(judged)
+        run.write_text(f"{stage.directory}/judged.txt", f"{expected} judgements\n")
+    rows = _judgements(run, stage.directory)
     if len(rows) != expected or len({row["judgement_id"] for row in rows}) != expected:
         raise RuntimeError(
-            f"{stage}: the written judgements do not cover the answers exactly once: expected {expected}, found "
-            f"{len(rows)}. Remove {run.path(stage)} to judge again."
+            f"{stage.directory}: the written judgements do not cover the answers exactly once: expected {expected}, "
+            f"found {len(rows)}. Remove {stage.path()} to judge again."
         )
     judgements = [as_judgement(row) for row in rows]
     texts = [row["judgement"] for row in rows]
-    check_readable(judgements, texts, judge.max_unreadable_share, f"{label} by {judge.name}", run.path(stage))
+    check_readable(judgements, texts, judge.max_unreadable_share, f"{label} by {judge.name}", stage.path())
+    metrics = _metrics(judged, judgements)
     evaluation = {
         "kind": "judge",
         **{name: facts[name] for name in ("version", "prompt_hash", "prompt")},
         # By its name alone: where it ran may differ from policy to policy.
         "judge": judge.model,
         "metric": "net_win" if protocol == "pairwise" else "rating",
-        "metrics": _metrics(config, run, round_index, protocol, judgements),
+        "metrics": metrics,
     }
+    values = {f"{protocol}_{name}": entry["value"] for name, entry in metrics.items()}
+    stage.events.emit({"event": "judged", "judgements": expected, **values})
     return {
         **facts,
         "name": f"judge_{protocol}",
         "endpoint": judge.endpoint,
         "judgements": expected,
         "evaluation": evaluation,
-        "files": _files(run, stage),
+        "files": run.list_parquet(stage.directory),
     }
 
 
-def _metrics(
-    config: Config, run: RunDirectory, round_index: int | None, protocol: Protocol, judgements: list[Judgement]
-) -> Metrics:
+def _closing_line(manifest: Manifest) -> str:
+    return f": {describe_judgement(manifest['evaluation']['metrics'])}"
+
+
+def _metrics(judged: Judged, judgements: list[Judgement]) -> Metrics:
+    stage, config = judged.stage, judged.stage.config
     bootstrap: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": config.seed}
-    if protocol == "pairwise":
+    if judged.protocol == "pairwise":
         return pairwise_metrics(judgements, **bootstrap)
     base = None
-    if round_index is not None:
-        base = [as_judgement(row) for row in _judgements(run, run.stage(None, "judge/pointwise"))]
+    if not stage.round.is_base:
+        base = [as_judgement(row) for row in _judgements(stage.run, stage.run.stage(BASE, stage.name))]
     return pointwise_metrics(judgements, base, **bootstrap)
 
 
-def _write_requests(
-    config: Config, run: RunDirectory, round_index: int | None, protocol: Protocol, facts: dict[str, Any]
-) -> int:
+def _write_requests(judged: Judged) -> int:
     """Writes requests/, what the judge is to be asked, once; returns how many judgements there are to be."""
-    stage = run.stage(round_index, f"judge/{protocol}")
-    own_engines = config.evaluate.judge.has_own_engines
-    if (stored := stored_requests(run, stage, facts, own_engines=own_engines)) is not None:
+    stage, judge, facts = judged.stage, judged.judge, judged.definition
+    config, run = stage.config, stage.run
+    stored = stored_requests(run, stage.directory, facts, own_engines=judge.has_own_engines)
+    if stored is not None:
         return stored
-    table = judgement_rows(config, run, round_index, judge_prompt(config.evaluate.judge, protocol))
+    table = judgement_rows(config, run, stage.round, judge_prompt(judge, judged.protocol))
     with ordered_context():
         rows: ray.data.Dataset = ray.data.from_arrow(table)
-        if own_engines:
-            rows = map_blocks(rows, _add_requests, judge=config.evaluate.judge, seed=config.seed)
-        named(rows, f"{stage.replace('/', '_')}_requests").write_parquet(
-            run.path(stage, "requests"), filesystem=run.arrow_filesystem()
+        if judge.has_own_engines:
+            rows = map_blocks(rows, _add_requests, judge=judge, seed=config.seed)
+        named(rows, f"{stage.directory.replace('/', '_')}_requests").write_parquet(
+            stage.path("requests"), filesystem=run.arrow_filesystem()
         )
-    note_requests(run, stage, facts, judgements=table.num_rows, own_engines=own_engines)
+    note_requests(run, stage.directory, facts, judgements=table.num_rows, own_engines=judge.has_own_engines)
     return table.num_rows
 
 
@@ -189,33 +197,27 @@ def note_requests(
     run.write_text(f"{stage}/requests.json", json.dumps(noted))
 
 
-def _ask(
-    config: Config, run: RunDirectory, stage: str, protocol: Protocol, *, resources: Resources, events: Events
-) -> None:
+def _ask(judged: Judged) -> None:
     """Asks the judge for what has no judgement yet, and writes what it said beside what was read from it."""
-    judge = config.evaluate.judge
-    filesystem = run.arrow_filesystem()
+    stage, judge = judged.stage, judged.judge
+    filesystem = stage.run.arrow_filesystem()
     with ordered_context() as context:
         context.checkpoint_config = CheckpointConfig(
             id_column="judgement_id",
-            checkpoint_path=run.path(stage, "checkpoint"),
+            checkpoint_path=stage.path("checkpoint"),
             delete_checkpoint_on_success=False,
             override_filesystem=filesystem,
         )
-        rows = ray.data.read_parquet(run.path(stage, "requests"), filesystem=filesystem)
+        rows = ray.data.read_parquet(stage.path("requests"), filesystem=filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
         if judge.has_own_engines:
-            judged = sample_responses(
-                rows,
-                judge_config(config),
-                policy=str(judge.model),
-                resources=judge_resources(config, resources),
-                events=events,
-            )
+            sampling = SamplingConfig(temperature=judge.temperature, max_tokens=judge.max_tokens)
+            engines = judge_engines(stage.config, stage.session.resources)
+            answers = sample_responses(rows, engines, {DEFAULT_SAMPLING: sampling}, stage.events)
         else:
-            judged = _ask_endpoint(rows, judge, events)
-        judged = map_blocks(judged, read_judgements, protocol=protocol)
-        named(judged, stage.replace("/", "_")).write_parquet(run.path(stage), filesystem=filesystem)
+            answers = _ask_endpoint(rows, judge, stage.events)
+        judgements = map_blocks(answers, read_judgements, protocol=judged.protocol)
+        named(judgements, stage.directory.replace("/", "_")).write_parquet(stage.path(), filesystem=filesystem)
 
 
 def _ask_endpoint(rows: ray.data.Dataset, judge: JudgeConfig, events: Events) -> ray.data.Dataset:
@@ -237,23 +239,20 @@ def _ask_endpoint(rows: ray.data.Dataset, judge: JudgeConfig, events: Events) ->
     )
 
 
-def judge_config(config: Config) -> Config:
-    """The run's configuration with the judge in the place of the policy, for the vLLM pool."""
-    judge = config.evaluate.judge
-    pool: dict[str, Any] = {"engine_args": judge.engine_args}
-    if judge.tensor_parallel_size is not None:
-        pool["tensor_parallel_size"] = judge.tensor_parallel_size
-    generation = {
-        "pool": config.generation.pool.model_copy(update=pool),
-        "sampling": SamplingConfig(temperature=judge.temperature, max_tokens=judge.max_tokens),
-    }
-    model = ModelConfig(
-        path=str(judge.model),
-        dtype=judge.dtype,
+def judge_engines(config: Config, resources: Resources) -> Engines:
+    """The judge's own engines, as many as those of the policy and in their places; `resources` are the policy's."""
+    judge, pool = config.evaluate.judge, config.generation.pool
+    own = judge_resources(config, resources)
+    settings = EngineSettings(
+        model_path=str(judge.model),
+        dtype=own.dtype,
         max_model_len=judge.max_model_len,
         trust_remote_code=judge.trust_remote_code,
+        tensor_parallel_size=judge.tensor_parallel_size or pool.tensor_parallel_size,
+        on_gpu=own.on_gpu,
+        engine_args=judge.engine_args,
     )
-    return config.model_copy(update={"model": model, "generation": config.generation.model_copy(update=generation)})
+    return Engines(settings, engine_request(config, own), pool, config.ray.wait_timeout_minutes)
 
 
 def _add_requests(block: pa.Table, *, judge: JudgeConfig, seed: int) -> pa.Table:
@@ -297,14 +296,10 @@ def as_judgement(row: dict[str, Any]) -> Judgement:
 
 def _judgements(run: RunDirectory, stage: str) -> list[dict[str, Any]]:
     """The judgements of a stage that are written by now, in the order of their ids; held-out sets are small."""
-    files = [run.path(stage, name) for name in _files(run, stage)]
+    files = [run.path(stage, name) for name in run.list_parquet(stage)]
     if not files:
         return []
     table = pyarrow.dataset.dataset(files, filesystem=run.arrow_filesystem(), format="parquet").to_table(
         columns=["judgement_id", "prompt_id", "sample", "order", "judgement", "parsed"]
     )
     return table.sort_by("judgement_id").to_pylist()
-
-
-def _files(run: RunDirectory, stage: str) -> list[str]:
-    return [name for name in run.list_files(stage) if name.endswith(".parquet") and "/" not in name]

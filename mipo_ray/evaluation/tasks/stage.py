@@ -9,8 +9,8 @@ is judged stands in the task files; here is how it runs.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,14 +22,15 @@ from ray.data.checkpoint import CheckpointConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.significance import Measured, accuracy_entry, mean_entry
 from mipo_ray.evaluation.tasks.task import Task, extract, verdict
-from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_stage
-from mipo_ray.evaluation.tasks.task_requests import request_files, task_config
-from mipo_ray.generation.pipeline import sample_responses
-from mipo_ray.monitoring.events import Events
+from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_window
+from mipo_ray.evaluation.tasks.task_requests import request_files
+from mipo_ray.generation.pipeline import Engines, policy_engines, sample_responses
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.session import Session, Stage
 from mipo_ray.storage.results import write_evaluation
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 
 # Rows that are written, and so safe from a kill, together.
@@ -58,63 +59,55 @@ EXAMPLE_SCHEMA = pa.schema(
 _SAMPLED_SCHEMA = pa.schema([("key", pa.string()), ("task", pa.string()), ("position", pa.int32()), *EXAMPLE_SCHEMA])
 
 
-def measure_tasks(
-    tasks: Sequence[CheckedTask],
-    config: Config,
-    run: RunDirectory,
-    round_index: int | None,
-    *,
-    policy: str,
-    resources: Resources,
-    events: Events,
-) -> None:
+def measure_tasks(session: Session, round: Round, tasks: Sequence[CheckedTask]) -> None:
     """Measures one policy on every task that is not finished for it (prepared by `prepare_tasks`), base first.
 
     Writes examples/*.parquet and manifest.json of each task below the policy's stage `tasks`, and evaluation.json.
     """
-    label = f"{'base   ' if round_index is None else f'round {round_index}'}  tasks   "
-    unfinished = [task for task in tasks if run.read_manifest(task_stage(run, round_index, task.name)) is None]
+    stage, run = session.stage(round, "tasks"), session.run
+    unfinished = [task for task in tasks if task_stage(session, round, task).read_manifest() is None]
     if not unfinished:
-        run.remove(run.stage(round_index, SAMPLED))  # a kill right after the last commit leaves these two undone
+        run.remove(run.stage(round, SAMPLED))  # a kill right after the last commit leaves these two undone
         write_evaluation(run)
         if tasks:
-            print(f"{label}  finished before", flush=True)
+            stage.say("finished before")
         return
-    started = time.monotonic()
-    print(f"{label}  started: {', '.join(task.name for task in unfinished)}", flush=True)
-    stage_events = events.at(round_index, "tasks")
-    stage_events.emit({"event": "stage_start"})
-    sampled = _sample(unfinished, config, run, round_index, policy, resources, stage_events, label)
-    seconds = time.monotonic() - started
-    for task in unfinished:
-        stage = task_stage(run, round_index, task.name)
-        run.remove(stage)
-        examples = _write_examples(task, run, sampled, f"{stage}/examples")
-        base = None if round_index is None else read_examples(run, None, task.name)
-        metrics = measure_examples(
-            task.task, examples, base, samples=config.evaluate.bootstrap_samples, seed=config.seed
-        )
-        definition = task.definition
-        entry = {
-            **{name: definition[name] for name in ("kind", "version", "prompt_hash", "data", "limit", "sampling")},
-            "metric": task.task.metric,
-            "metrics": metrics,
-        }
-        # Seconds are those of all tasks that shared the engines.
-        facts = {"round": round_index, "seconds": seconds, "policy": policy, "definition": definition}
-        run.commit(stage, config, {**facts, "name": task.name, "evaluation": entry})
-        values = {f"{task.name}_{name}": metric["value"] for name, metric in metrics.items()}
-        stage_events.emit({"event": "task", "task": task.name, **values})
-        write_evaluation(run)
-    run.remove(sampled)
-    stage_events.emit({"event": "stage", "stage_seconds": seconds})
-    events.flush()
-    print(f"{label}  done in {seconds:.0f} s: {sum(task.items for task in unfinished)} items", flush=True)
+    with stage.reported(f": {', '.join(task.name for task in unfinished)}") as report:
+        sampled = _sample(stage, unfinished)
+        for task in unfinished:
+            report.commit(task_stage(session, round, task), _measured(stage, task, sampled))
+            write_evaluation(run)
+        run.remove(sampled)
+        report.closing = f": {sum(task.items for task in unfinished)} items"
 
 
-def read_examples(run: RunDirectory, round_index: int | None, name: str) -> pa.Table:
+def task_stage(session: Session, round: Round, task: CheckedTask) -> Stage:
+    """The stage of a task's results for one policy."""
+    return session.stage(round, f"tasks/{task.name}")
+
+
+def _measured(stage: Stage, task: CheckedTask, sampled: str) -> dict[str, Any]:
+    """Writes a task's examples from the rows in `sampled`; returns the facts of its manifest."""
+    session, round, config = stage.session, stage.round, stage.config
+    own = task_stage(session, round, task)
+    stage.run.remove(own.directory)
+    examples = _write_examples(task, stage.run, sampled, f"{own.directory}/examples")
+    base = None if round.is_base else read_examples(stage.run, BASE, task.name)
+    metrics = measure_examples(task.task, examples, base, samples=config.evaluate.bootstrap_samples, seed=config.seed)
+    definition = task.definition
+    entry = {
+        **{name: definition[name] for name in ("kind", "version", "prompt_hash", "data", "limit", "sampling")},
+        "metric": task.task.metric,
+        "metrics": metrics,
+    }
+    values = {f"{task.name}_{name}": metric["value"] for name, metric in metrics.items()}
+    stage.events.emit({"event": "task", "task": task.name, **values})
+    return {"policy": session.policy(round), "definition": definition, "name": task.name, "evaluation": entry}
+
+
+def read_examples(run: RunDirectory, round: Round, name: str) -> pa.Table:
     """The examples of a finished task (EXAMPLE_SCHEMA), in the order of its data. Test sets are small and fit."""
-    path = run.path(task_stage(run, round_index, name), "examples")
+    path = run.path(run.stage(round, f"tasks/{name}"), "examples")
     return pyarrow.dataset.dataset(path, filesystem=run.arrow_filesystem(), format="parquet").to_table()
 
 
@@ -152,18 +145,10 @@ def _metric_columns(task: Task, examples: pa.Table) -> dict[str, list[Any]]:
     return columns
 
 
-def _sample(
-    tasks: Sequence[CheckedTask],
-    config: Config,
-    run: RunDirectory,
-    round_index: int | None,
-    policy: str,
-    resources: Resources,
-    events: Events,
-    label: str,
-) -> str:
+def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
     """Samples and scores all items of the tasks; returns the directory with the rows (_SAMPLED_SCHEMA)."""
-    directory = run.stage(round_index, SAMPLED)
+    run, round, session = stage.run, stage.round, stage.session
+    directory = run.stage(round, SAMPLED)
     # What a killed call left is used again, unless a task meant something else then.
     wanted = {task.name: task.definition for task in tasks}
     found = json.loads(run.read_text(f"{directory}/definitions.json") or "{}")
@@ -173,6 +158,7 @@ def _sample(
     run.write_text(f"{directory}/definitions.json", json.dumps(found | wanted, indent=2))
     filesystem = run.arrow_filesystem()
     total = sum(task.items for task in tasks)
+    sampling = {task.name: task.sampling for task in tasks if task.sampling is not None}
     with ordered_context() as context:
         context.checkpoint_config = CheckpointConfig(
             id_column="key",
@@ -183,20 +169,18 @@ def _sample(
         files = [file for task in tasks for file in request_files(run, task.name)]
         rows = ray.data.read_parquet(files, filesystem=filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
-        answered = sample_responses(
-            rows,
-            task_config(config),
-            policy=policy,
-            resources=resources,
-            events=events,
-            to_score=options_to_score,
-            sampling={task.name: task.sampling for task in tasks if task.sampling is not None},
-        )
+        engines = task_engines(session.config, session.policy(round), session.resources)
+        answered = sample_responses(rows, engines, sampling, stage.events, options_to_score)
         examples = map_blocks(answered, examples_of, tasks={task.name: task.task for task in tasks})
-        name = "base" if round_index is None else f"round_{round_index}"
-        with progress(events, "generated", "rows", label, total=total):
-            named(examples, f"{name}_tasks").write_parquet(run.path(directory, "rows"), filesystem=filesystem)
+        with progress(stage.events, "generated", "rows", f"{round.label}  tasks   ", total=total):
+            named(examples, f"{round.name}_tasks").write_parquet(run.path(directory, "rows"), filesystem=filesystem)
     return directory
+
+
+def task_engines(config: Config, policy: str, resources: Resources) -> Engines:
+    """The engines of a policy with the tasks' window in the place of the run's own."""
+    engines = policy_engines(config, policy, resources)
+    return replace(engines, settings=replace(engines.settings, max_model_len=task_window(config)))
 
 
 def options_to_score(block: pa.Table) -> list[list[dict[str, Any]]]:

@@ -18,6 +18,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.tasks.task import Item, Task, load_task, read_items
 from mipo_ray.prompts.files import PromptFile, find_files
+from mipo_ray.storage.rounds import base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.text.final_answers import RULES
 
@@ -93,8 +94,8 @@ def check_tasks(config: Config) -> tuple[CheckedTask, ...]:
 def check_finished_tasks(tasks: Sequence[CheckedTask], run: RunDirectory, rounds: Sequence[int]) -> None:
     """Raises UserError, with the difference, where finished results were measured by another definition."""
     for task in tasks:
-        for round_index in (None, *rounds):
-            stage = task_stage(run, round_index, task.name)
+        for round in base_and_rounds(rounds):
+            stage = run.stage(round, f"tasks/{task.name}")
             manifest = run.read_manifest(stage)
             if manifest is None:
                 continue
@@ -123,11 +124,6 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         for key, value in after.items()
         if before.get(key) != value
     ]
-
-
-def task_stage(run: RunDirectory, round_index: int | None, name: str) -> str:
-    """The directory of a task's results for one policy, below the run directory."""
-    return run.stage(round_index, f"tasks/{name}")
 
 
 def _check(config: Config, key: str, task: Task, settings: TaskConfig) -> CheckedTask:

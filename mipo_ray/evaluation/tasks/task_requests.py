@@ -43,10 +43,10 @@ ITEM_SCHEMA = pa.schema(
 SCORED = pa.list_(pa.struct([("prompt_token_ids", TOKEN_IDS), ("response_token_ids", TOKEN_IDS)]))
 
 
-def prepare_tasks(tasks: Sequence[CheckedTask], config: Config, run: RunDirectory, *, policy: str) -> None:
+def prepare_tasks(config: Config, run: RunDirectory, tasks: Sequence[CheckedTask]) -> None:
     """Writes the requests of every task that has none yet, or those of another definition, below ITEMS.
 
-    `policy` names the model whose tokenizer and chat template are used. Raises UserError for a prompt that does not fit
+    The tokenizer and the chat template are those of the initial model. Raises UserError for a prompt that does not fit
     the window, also of requests that an earlier call wrote: the window may have been larger then.
     """
     for task in tasks:
@@ -59,18 +59,12 @@ def prepare_tasks(tasks: Sequence[CheckedTask], config: Config, run: RunDirector
         _write_items(task, run, f"{directory}/items.parquet")
         with ordered_context():
             items = ray.data.read_parquet(run.path(directory, "items.parquet"), filesystem=filesystem)
-            requests = map_blocks(items, requests_of, task=task, config=config, policy=policy)
+            requests = map_blocks(items, requests_of, task=task, config=config)
             named(requests, f"{task.name}_requests").write_parquet(
                 run.path(directory, "requests"), filesystem=filesystem
             )
         run.write_text(f"{directory}/definition.json", json.dumps(task.definition, indent=2))
         _check_lengths(task, config, run)
-
-
-def task_config(config: Config) -> Config:
-    """The run's configuration with the tasks' window in the place of the run's own, for the vLLM pool."""
-    model = config.model.model_copy(update={"max_model_len": task_window(config)})
-    return config.model_copy(update={"model": model})
 
 
 def request_files(run: RunDirectory, name: str) -> list[str]:
@@ -115,13 +109,13 @@ def _write_items(task: CheckedTask, run: RunDirectory, name: str) -> None:
             writer.write_table(pa.Table.from_pylist(batch, schema=ITEM_SCHEMA))
 
 
-def requests_of(block: pa.Table, *, task: CheckedTask, config: Config, policy: str) -> pa.Table:
+def requests_of(block: pa.Table, *, task: CheckedTask, config: Config) -> pa.Table:
     """Adds `key` (unique over all tasks), `prompt` (text as the model sees it), `requests`, `scored` and its lengths.
 
     A generative item has one request, a likelihood item none, but something to score for each of its options.
     `context_tokens` and `answer_tokens` are those of its longest request or option, the answer at its limit.
     """
-    tokenizer = load_tokenizer(policy, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
     rows = block.to_pylist()
     render = _scored if task.sampling is None else _sampled
     prompts, requests, scored, longest = [], [], [], []
