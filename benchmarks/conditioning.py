@@ -52,7 +52,7 @@ def measure(rows: int, strategy: str, block_size: int, tokenise: str | None) -> 
     import ray
 
     from mipo_ray.conditioning.blocks import condition_block, rows_per_block
-    from mipo_ray.conditioning.needs import check_training
+    from mipo_ray.conditioning.needs import check_training_prompts
     from mipo_ray.config.recipe import load_config
     from mipo_ray.generation.requests import add_requests
     from mipo_ray.prompts.dataset import blocks_of, read_prompts
@@ -67,7 +67,7 @@ def measure(rows: int, strategy: str, block_size: int, tokenise: str | None) -> 
         before = _peak_mebibytes()
 
         started = time.perf_counter()
-        summary = check_training(config)
+        summary = check_training_prompts(config)
         checked = time.perf_counter()
         with ordered_context():
             dataset = blocks_of(read_prompts(config.prompts, summary), rows_per_block(rows, block_size))

@@ -65,19 +65,16 @@ def main() -> None:
 
 def measure(config: Config) -> dict[str, Any]:
     """Generates one round's pairs and returns their PMI (nats per response, and per token), lengths and cost."""
+    from mipo_ray.conditioning.needs import check_training_prompts
     from mipo_ray.generation.stage import generate_pairs
-    from mipo_ray.monitoring import events as monitoring
+    from mipo_ray.monitoring.events import start
     from mipo_ray.ray_cluster.resources import resolve
+    from mipo_ray.session import Session
+    from mipo_ray.storage.rounds import Round
 
     run = open_run(config.run_dir)
-    facts = generate_pairs(
-        config,
-        run,
-        0,
-        policy=config.model.path,
-        resources=resolve(config, {"CPU": 6, "GPU": 0}),
-        events=monitoring.start(run).at(0, "generate"),
-    )
+    session = Session(config, run, resolve(config, {"CPU": 6, "GPU": 0}), start(run))
+    facts = generate_pairs(session.stage(Round(0), "generate"), check_training_prompts(config))
     files = [run.path("rounds/000/generate", name) for name in facts["pairs"]]
     pairs = [row for row in pyarrow.parquet.ParquetDataset(files).read().to_pylist() if not row["dropped"]]
     prompt_ids = [pair["prompt_id"] for pair in pairs]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mipo_ray.storage.rounds import Round
 
 VOCABULARY = 128
 
@@ -64,6 +66,9 @@ class KillsItsWorker:
     events: Any
     step: int
     flag: Path
+
+    def at(self, round: Round, stage: str) -> KillsItsWorker:
+        return replace(self, events=self.events.at(round, stage))
 
     def emit(self, event: dict[str, Any]) -> None:
         if event["step"] == self.step and not self.flag.exists():

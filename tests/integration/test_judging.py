@@ -27,9 +27,12 @@ import pytest
 from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.judge.stage import judge_policy, judge_results, reach_judge
+from mipo_ray.evaluation.judge.stage import judge_policy, reach_judge
 from mipo_ray.monitoring import events as monitoring
 from mipo_ray.ray_cluster.resources import resolve
+from mipo_ray.session import Session
+from mipo_ray.storage.results import gather_evaluation
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 from tests.helpers.fake_judge_endpoint import MODEL, FakeJudgeEndpoint, always_first, garbage, longer
 
@@ -116,9 +119,14 @@ def judge(config: Config, *, with_base: bool = False) -> dict[str, Any]:
     run = RunDirectory(config.run_dir)
     resources = resolve(config, {"CPU": 6.0})
     with monitoring.recording(run) as events:
-        for round_index in (None, 0) if with_base else (0,):
-            judge_policy(config, run, round_index, resources, events)
-    return judge_results(run, 0)
+        for round in (BASE, Round(0)) if with_base else (Round(0),):
+            judge_policy(Session(config, run, resources, events), round)
+    return judge_results(run)
+
+
+def judge_results(run: RunDirectory) -> dict[str, Any]:
+    """Round 0's entries of evaluation.json, from its manifests: what there is."""
+    return {name: entry for name, entry in gather_evaluation(run).get("0", {}).items() if name.startswith("judge_")}
 
 
 def values(entry: dict[str, Any]) -> dict[str, float]:
@@ -186,7 +194,7 @@ def test_the_command_judges_a_finished_run_by_both_protocols(finished, run_dir: 
         assert all(row["reference"] in row["prompt"] and row["reference"].startswith("All about") for row in rated)
         ratings[name] = [1 + len(row["answers"][0].strip("\r\n")) % 5 for row in rated]
         assert [row["parsed"] for row in rated] == [str(rating) for rating in ratings[name]]
-    rating = judge_results(RunDirectory(str(run_dir)), 0)["judge_pointwise"]["metrics"]["rating"]
+    rating = judge_results(RunDirectory(str(run_dir)))["judge_pointwise"]["metrics"]["rating"]
     assert rating["value"] == pytest.approx(sum(ratings["rounds/000"]) / PAIRS)
     assert rating["change"] == pytest.approx((sum(ratings["rounds/000"]) - sum(ratings["base"])) / PAIRS)
 

@@ -23,6 +23,7 @@ from mipo_ray.evaluation.held_out.stage import _one_row_per_response, _pairs_onl
 from mipo_ray.generation.rendering import load_tokenizer, render_prompts
 from mipo_ray.prompts.files import SourceRow
 from mipo_ray.prompts.rows import normalize_row
+from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import open_run
 from tests.helpers.tiny_model import make_tiny_model
 
@@ -84,7 +85,7 @@ def test_the_matrix_is_what_transformers_says(tiny_model: Path, tmp_path: Path) 
     threads = torch.get_num_threads()
     pyarrow.parquet.write_table(Scorer(settings, DeafEvents())(asked), scores / "part.parquet")  # type: ignore[arg-type]
     torch.set_num_threads(threads)
-    matrix = matrix_of(run, 0, parts)
+    matrix = matrix_of(run, Round(0), parts)
 
     assert list(matrix) == ["prompts", "contexts"]
     assert matrix["contexts"]["labels"] == USERS

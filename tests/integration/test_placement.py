@@ -115,41 +115,6 @@ def test_ray_takes_the_selectors_that_the_configuration_takes():
         assert validate_label_selector(selector) is None, condition
 
 
-CLUSTER_CONFIG = """
-import sys, ray
-from ray.core.generated.autoscaler_pb2 import ClusterConfig
-
-config = ClusterConfig()
-group = config.node_group_configs.add(name="cpu", max_count=3)
-group.resources["CPU"] = 4
-client = ray._raylet.GcsClient(address=sys.argv[1])
-place = (ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(), ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE.encode())
-if sys.argv[2] == "set":
-    client.internal_kv_put(place[0], config.SerializeToString(), True, place[1])
-else:
-    client.internal_kv_del(place[0], False, place[1])
-"""
-
-
-def test_a_request_that_no_known_node_type_fits_is_an_error_at_once_where_the_cluster_grows(cluster, options):
-    def cluster_config(what: str) -> None:
-        command = [sys.executable, "-c", CLUSTER_CONFIG, cluster.address, what]
-        subprocess.run(command, check=True, timeout=60, env=cluster.environment)
-
-    cluster_config("set")
-    try:
-        growing = ["--dry-run", *options, "ray.autoscaling=true"]
-        planned = run(cluster, "mipo_ray.run", *growing, "train.num_workers=9")
-        refused = run(cluster, "mipo_ray.run", *growing, "train.num_workers=9", "train.cpus_per_worker=5")
-    finally:
-        cluster_config("remove")
-    assert planned.returncode == 0, planned.stdout
-    assert "the nodes have room for 6 now, those that the autoscaler can start for 12" in planned.stdout
-    assert refused.returncode == 2, refused.stdout
-    assert "training: the autoscaler can make room for 0 of the 9 that train.num_workers asks for" in refused.stdout
-    assert "its node types: cpu: 4 CPUs, 0 GPUs, at most 3 nodes" in refused.stdout
-
-
 def test_a_request_that_no_node_fits_is_an_error_at_once_where_the_cluster_does_not_grow(cluster, options):
     nowhere = [*ON_GROUPS, f"train.label_selector={{{ROLE}: nowhere}}"]
     for mode in ([], ["--dry-run"]):

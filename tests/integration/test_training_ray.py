@@ -16,16 +16,18 @@ import pytest
 import ray.data
 import torch
 
-from mipo_ray import loop
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.monitoring import events as monitoring
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.ray_cluster.blocks import ordered_context
 from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.session import Session, Stage
+from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from mipo_ray.training import stage as stage_module
 from mipo_ray.training.shares import StepShares, own_steps
-from mipo_ray.training.trainer import train_policy
+from mipo_ray.training.trainer import Models, train_policy
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
 from tests.helpers.tiny_training import KillsItsWorker, ragged_pairs, save_tied_llama
 
@@ -75,7 +77,10 @@ def model_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(ray_cluster, model_dir, tmp_path_factory) -> Outcome:
     run = open_run(str(tmp_path_factory.mktemp("uninterrupted")))
-    return on_ray(model_dir, run, monitoring.start(run).at(0, "train"))
+    return on_ray(model_dir, run, monitoring.start(run))
+
+
+STAGE = "rounds/000/train"
 
 
 def on_ray(
@@ -89,17 +94,12 @@ def on_ray(
     """Trains on the cluster; what it did is read from the run directory."""
     dataset = ray.data.from_arrow(pa.Table.from_pylist(pairs, SCHEMA)).repartition(3)
     summary = train_policy(
-        Config.model_validate({"train": TRAIN | train}),
+        Session(Config.model_validate({"train": TRAIN | train}), run, ON_CPU, events).stage(Round(0), "train"),
+        Models(str(model_dir), str(model_dir)),
         dataset,
         pair_count,
-        policy=str(model_dir),
-        reference=str(model_dir),
-        run=run,
-        stage="train",
-        resources=ON_CPU,
-        events=events,
     )
-    return Outcome(summary, steps_done(run, events), load(Path(run.root) / "train" / "policy"))
+    return Outcome(summary, steps_done(run, events), load(Path(run.root) / STAGE / "policy"))
 
 
 def steps_done(run: RunDirectory, events: Any) -> list[dict[str, float]]:
@@ -165,7 +165,7 @@ def test_several_rejected_responses_and_their_prompts_reach_the_workers(
         for pair, other in zip(PAIRS, ragged_pairs(11, seed=1), strict=True)
     ]
     run = open_run(str(tmp_path / "run"))
-    events = monitoring.start(run).at(0, "train")
+    events = monitoring.start(run)
     found = on_ray(model_dir, run, events, pairs=pairs, objective=objective, checkpoint_steps=None)
     expected = in_this_process(model_dir, tmp_path, pairs, objective=objective)
     keys = ("pairs", "tokens", "loss", "gradient_norm", "chosen_logprob", "rejected_logprob")
@@ -182,11 +182,11 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_only(
     uninterrupted, model_dir, tmp_path, reference_mode
 ):
     run = open_run(str(tmp_path / "run"))
-    events = KillsItsWorker(monitoring.start(run).at(0, "train"), KILLED_STEP, tmp_path / "killed")
+    events = KillsItsWorker(monitoring.start(run), KILLED_STEP, tmp_path / "killed")
     outcome = on_ray(model_dir, run, events, reference_mode=reference_mode, max_failures=1)
     assert [step["step"] for step in outcome.steps] == STEPS_WITH_A_KILL
     assert_equal_outcomes(outcome, uninterrupted, tolerance=1e-6)
-    cache = sorted((tmp_path / "run" / "train" / "reference_logprobs" / "float32").glob("*"))
+    cache = sorted((tmp_path / "run" / STAGE / "reference_logprobs" / "float32").glob("*"))
     assert len(cache) == (2 if reference_mode == "cached" else 0)
     for file in cache:
         assert file.stat().st_mtime_ns < (tmp_path / "killed").stat().st_mtime_ns
@@ -194,7 +194,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_only(
 
 def test_the_same_call_goes_on_after_a_failure_with_the_workers_that_fit_then(uninterrupted, model_dir, tmp_path):
     run = open_run(str(tmp_path / "run"))
-    events = KillsItsWorker(monitoring.start(run).at(0, "train"), KILLED_STEP, tmp_path / "killed")
+    events = KillsItsWorker(monitoring.start(run), KILLED_STEP, tmp_path / "killed")
     with pytest.raises(RuntimeError, match="training worker"):
         on_ray(model_dir, run, events)
     assert [step["step"] for step in steps_done(run, events)] == STEPS_WITH_A_KILL[:5]
@@ -205,7 +205,7 @@ def test_the_same_call_goes_on_after_a_failure_with_the_workers_that_fit_then(un
 
 
 def test_checkpoints_that_cannot_be_gone_on_from_are_named(ray_cluster, model_dir, tmp_path):
-    books = tmp_path / "train" / "ray_train" / "checkpoint_manager_snapshot.json"
+    books = tmp_path / STAGE / "ray_train" / "checkpoint_manager_snapshot.json"
     books.parent.mkdir(parents=True)
     books.write_text('{"checkpoint_resul')
     run = open_run(str(tmp_path))
@@ -254,7 +254,7 @@ def test_workers_stream_every_step_whole_and_in_order(ray_cluster, workers):
 def test_a_checkpoint_of_another_zero_stage_is_refused_once(uninterrupted, model_dir, tmp_path):
     """And not tried again by restarts, which would meet it again."""
     run = open_run(str(tmp_path / "run"))
-    events = KillsItsWorker(monitoring.start(run).at(0, "train"), KILLED_STEP, tmp_path / "killed")
+    events = KillsItsWorker(monitoring.start(run), KILLED_STEP, tmp_path / "killed")
     with pytest.raises(RuntimeError, match="training worker"):
         on_ray(model_dir, run, events)
     with pytest.raises(UserError, match="ZeRO stage 2 in float32, and training now runs with ZeRO stage 1 in float32"):
@@ -263,22 +263,30 @@ def test_a_checkpoint_of_another_zero_stage_is_refused_once(uninterrupted, model
     assert_equal_outcomes(on_ray(model_dir, run, events), uninterrupted, tolerance=1e-6)
 
 
+def session_with_pairs(config: Config, directory: Path, round: Round, finished: str) -> Session:
+    """A session whose round has a finished generate stage, as the train stage reads it."""
+    session = Session(config, open_run(str(directory)), ON_CPU, monitoring.start(open_run(str(directory))))
+    facts = {"statistics": {"kept": 1}, "pairs": [], "finished": finished}
+    session.run.commit(session.stage(round, "generate").directory, config, facts, files=[])
+    return session
+
+
 @pytest.mark.parametrize("reference", ["round_start", "initial"])
 def test_the_reference_of_a_later_round_is_the_one_asked_for(ray_cluster, monkeypatch, tmp_path, reference):
-    used: dict[str, Any] = {}
+    used: list[Models] = []
 
-    def remember(*_: Any, **options: Any) -> TrainSummary:
-        used.update(options)
+    def remember(stage: Stage, models: Models, *_: Any) -> TrainSummary:
+        used.append(models)
         return TrainSummary(steps=1, pairs=1, tokens=1, first_loss=0.0, last_loss=0.0, seconds=0.0)
 
-    monkeypatch.setattr(loop, "train_policy", remember)
-    monkeypatch.setattr(loop, "_training_pairs", lambda *_: None)
+    monkeypatch.setattr(stage_module, "train_policy", remember)
+    monkeypatch.setattr(stage_module, "_training_pairs", lambda *_: None)
     config = Config.model_validate({"model": {"path": "initial"}, "train": {"reference": reference}})
-    run = open_run(str(tmp_path))
-    pairs = {"finished": "monday", "statistics": {"kept": 1}}
-    loop.train(config, run, 1, "policy of round 0", pairs, ON_CPU, monitoring.start(run))
-    assert used["policy"] == "policy of round 0"
-    assert used["reference"] == ("initial" if reference == "initial" else "policy of round 0")
+    session = session_with_pairs(config, tmp_path, Round(1), "monday")
+    stage_module.train(session, Round(1))
+    trained = session.policy(Round(0))
+    assert trained == str(tmp_path / "rounds/000/train/policy")
+    assert used == [Models(trained, "initial" if reference == "initial" else trained)]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +296,8 @@ def test_the_reference_of_a_later_round_is_the_one_asked_for(ray_cluster, monkey
 def test_a_stage_keeps_what_an_interruption_left_as_long_as_its_pairs_are_the_same(
     ray_cluster, monkeypatch, tmp_path, generated, kept
 ):
-    run, stage = open_run(str(tmp_path)), "rounds/000/train"
+    session = session_with_pairs(Config(), tmp_path, Round(0), generated)
+    run, stage = session.run, STAGE
     run.write_text(f"{stage}/pairs.txt", "monday")
     for name in ("policy/config.json", "ray_train/books", "reference_logprobs/worker"):
         run.write_text(f"{stage}/{name}", "from before")
@@ -298,9 +307,8 @@ def test_a_stage_keeps_what_an_interruption_left_as_long_as_its_pairs_are_the_sa
         found.extend(run.list_files(stage))
         raise RuntimeError("as before")
 
-    monkeypatch.setattr(loop, "train_policy", fails)
-    monkeypatch.setattr(loop, "_training_pairs", lambda *_: None)
-    pairs = {"finished": generated, "statistics": {"kept": 1}}
+    monkeypatch.setattr(stage_module, "train_policy", fails)
+    monkeypatch.setattr(stage_module, "_training_pairs", lambda *_: None)
     with pytest.raises(RuntimeError, match="as before"):
-        loop.train(Config(), run, 0, "policy", pairs, ON_CPU, monitoring.start(run))
+        stage_module.train(session, Round(0))
     assert found == kept

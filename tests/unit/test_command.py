@@ -20,10 +20,8 @@ from safetensors.numpy import save_file
 
 from mipo_ray.config.recipe import fields, load_config
 from mipo_ray.config.schema import Config
-from mipo_ray.errors import UserError
-from mipo_ray.planning.describe import describe
-from mipo_ray.planning.plan import make_plan
-from mipo_ray.ray_cluster.resources import Node, NodeType
+from mipo_ray.planning.plan import check_inputs, make_plan
+from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.run import DEMO_RECIPE, main
 from mipo_ray.storage.lock import hold
 from mipo_ray.storage.run_directory import RunDirectory, open_run
@@ -636,18 +634,6 @@ def test_the_plan_says_which_tasks_are_not_measured(options: list[str], capsys: 
     assert "not measured" not in dry_run([*options, "evaluate.enabled=false"], capsys)
 
 
-def test_the_plan_says_what_an_autoscaler_can_start(options: list[str]) -> None:
-    config = load_config(options[0], [*options[1:], "ray.autoscaling=true", "generation.pool.gpus_per_engine=1"])
-    nodes = [Node({"CPU": 1.0})]
-    gpu = NodeType("gpu", {"CPU": 8.0, "GPU": 1.0}, 4)
-    plan = describe(make_plan(config, open_run(config.run_dir), nodes[0].resources, nodes, [gpu]))
-    assert "the nodes have room for 0 now, those that the autoscaler can start for 4\n" in plan
-    assert "autoscaling  " not in plan
-    cpu = NodeType("cpu", {"CPU": 8.0}, 4)
-    with pytest.raises(UserError, match=r"the autoscaler can make room for 0 of the 1 .*its node types: cpu: 8 CPUs"):
-        make_plan(config, open_run(config.run_dir), nodes[0].resources, nodes, [cpu])
-
-
 @pytest.mark.parametrize(("visible", "gpus"), [("0,1,2", 3), ("", 0), ("-1", 0)])
 def test_gpus_that_are_hidden_are_not_planned_with(
     visible: str,
@@ -681,7 +667,7 @@ def finish_stages(options: list[str], stages: int | None = None) -> RunDirectory
     """A run directory with the first `stages` stages finished (all: None), each with a small file."""
     config = load_config(options[0], options[1:])
     run = open_run(config.run_dir)
-    plan = make_plan(config, run, CPU_ONLY)
+    plan = make_plan(check_inputs(config, run), [Node(CPU_ONLY)])
     run.record_config(config)
     for stage in plan.stages[:stages]:
         run.write_text(f"{stage}/file.txt", stage)

@@ -33,6 +33,8 @@ from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA
 from mipo_ray.pairs.label_control import has_swapped_labels, shuffle_labels
 from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.report import run_report
+from mipo_ray.storage import rounds
+from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 from mipo_ray.training.stage import pair_set_hash
 
@@ -230,7 +232,7 @@ def write_stage(run: RunDirectory, stage: str, facts: dict[str, Any], comparison
 
 def write_pairs(comparison: Comparison, arm: str, dropped: dict[str, str], seed: int = 0) -> RunDirectory:
     run = comparison.run(arm, seed)
-    stage = run.stage(0, "generate")
+    stage = run.stage(Round(0), "generate")
     Path(run.path(stage)).mkdir(parents=True, exist_ok=True)
     table = pa.table({"pair_id": list(dropped), "dropped": list(dropped.values())})
     pyarrow.parquet.write_table(table, run.path(stage, "pairs.parquet"))
@@ -242,22 +244,22 @@ def test_all_arms_train_on_the_pairs_that_every_arm_kept(comparison):
     kept = {"a": "", "b": "", "c": "", "d": ""}
     for arm, own in zip(ARMS, [{}, {"a": "identical"}, {}, {"c": "truncated", "e": ""}], strict=True):
         write_pairs(comparison, arm, kept | own)
-    assert kept_pairs(comparison.run("random_context", 0), 0) == {"a", "b", "d", "e"}
-    common = common_pairs(comparison, 0, 0)
+    assert kept_pairs(comparison.run("random_context", 0), Round(0)) == {"a", "b", "d", "e"}
+    common = common_pairs(comparison, 0, Round(0))
     assert common == {"b", "d"}
     # Fixed: an arm that keeps more changes nothing, one that keeps less is refused.
     write_pairs(comparison, "control", kept)
-    assert common_pairs(comparison, 0, 0) == common
+    assert common_pairs(comparison, 0, Round(0)) == common
     write_pairs(comparison, "sft", {"b": "", "d": "identical"})
     with pytest.raises(UserError, match="arm sft lacks 1 of the 2 pairs"):
-        common_pairs(comparison, 0, 0)
+        common_pairs(comparison, 0, Round(0))
 
 
 def test_arms_without_a_common_pair_are_refused(comparison):
     for index, arm in enumerate(ARMS):
         write_pairs(comparison, arm, {f"pair-{index}": ""})
     with pytest.raises(UserError, match=r"no pair in common \(kept: mipo 1, control 1, sft 1, random_context 1\)"):
-        common_pairs(comparison, 0, 0)
+        common_pairs(comparison, 0, Round(0))
 
 
 def test_a_set_of_pairs_has_one_name():
@@ -267,7 +269,7 @@ def test_a_set_of_pairs_has_one_name():
 
 def test_a_finished_stage_is_copied_whole_and_only_once(comparison):
     source = write_pairs(comparison, "mipo", {"a": ""})
-    stage = source.stage(0, "generate")
+    stage = source.stage(Round(0), "generate")
     source.write_text(f"{stage}/conditioned.json", "{}")
     target = comparison.run("sft", 0)
     target.write_text(f"{stage}/left-over.parquet", "of a kill")
@@ -289,7 +291,7 @@ def write_scores(
     comparison: Comparison, arm: str, seed: int, pmi: float, *, prompts: int = 12, finish_reason: str = "stop"
 ) -> None:
     """Scored answers of an arm: `pmi` nats above not knowing the context, give or take noise that all arms share."""
-    round_index = None if arm == BASE else 0
+    round = rounds.BASE if arm == BASE else Round(0)
     run = comparison.run(arm, seed)
     noise = np.random.default_rng(0).normal(0, 0.5, prompts)
     rows = []
@@ -313,7 +315,7 @@ def write_scores(
         else:
             rows.append({**pair, "kind": "pair_chosen", "logprobs_initial": None, "logprobs_policy": [-19.0]})
             rows.append({**pair, "kind": "pair_rejected", "logprobs_initial": None, "logprobs_policy": [-31.0]})
-    directory = Path(run.path(run.stage(round_index, "evaluate"), "scores"))
+    directory = Path(run.path(run.stage(round, "evaluate"), "scores"))
     directory.mkdir(parents=True, exist_ok=True)
     names = [*RESPONSE_SCHEMA.names[:8], "logprobs_initial", "logprobs_policy"]
     table = pa.Table.from_pylist([{name: row[name] for name in names} for row in rows])
@@ -324,9 +326,9 @@ def write_base(comparison: Comparison, seed: int) -> tuple[RunDirectory, Measure
     """The measured base of one seed, with a PMI of 3 nats."""
     base = comparison.run(BASE, seed)
     write_scores(comparison, BASE, seed, 3.0)
-    rows = measured_rows(base, None)
+    rows = measured_rows(base, rounds.BASE)
     results = measure(rows, None, beta=0.1, samples=200, seed=0)
-    write_stage(base, base.stage(None, "evaluate"), {"results": results}, comparison)
+    write_stage(base, base.stage(rounds.BASE, "evaluate"), {"results": results}, comparison)
     return base, rows
 
 
@@ -355,10 +357,10 @@ def write_results(
             reason = "length" if seed in cut_seeds else "stop"
             write_scores(comparison, arm, seed, 3.0 + change + 0.1 * seed, finish_reason=reason)
             summary = {"pairs": (pairs or {}).get(arm, 4), "steps": 1}
-            write_stage(run, run.stage(0, "generate"), {"pairs": []}, comparison)
-            write_stage(run, run.stage(0, "train"), {"summary": summary}, comparison)
-            entry = measure(measured_rows(run, 0), base_rows, beta=0.1, samples=200, seed=0)
-            write_stage(run, run.stage(0, "evaluate"), {"results": entry}, comparison)
+            write_stage(run, run.stage(Round(0), "generate"), {"pairs": []}, comparison)
+            write_stage(run, run.stage(Round(0), "train"), {"summary": summary}, comparison)
+            entry = measure(measured_rows(run, Round(0)), base_rows, beta=0.1, samples=200, seed=0)
+            write_stage(run, run.stage(Round(0), "evaluate"), {"results": entry}, comparison)
 
 
 def test_the_table_has_every_arm_with_intervals_and_verdicts(comparison):
@@ -445,10 +447,10 @@ def test_only_the_first_rounds_pairs_cost_an_arm_nothing(tmp_path):
     for arm in ("mipo", "sft"):
         run = comparison.run(arm, 0)
         for index, seconds in ((0, 10.0), (1, 7.0)):
-            write_stage(run, run.stage(index, "generate"), {"pairs": [], "seconds": seconds}, comparison)
-            write_stage(run, run.stage(index, "train"), {"seconds": 3.0}, comparison)
-    assert stage_seconds(comparison, "mipo", 1, [0]) == {"generate": 17.0, "train": 6.0, "evaluate": 0.0}
-    assert stage_seconds(comparison, "sft", 1, [0]) == {"generate": 7.0, "train": 6.0, "evaluate": 0.0}
+            write_stage(run, run.stage(Round(index), "generate"), {"pairs": [], "seconds": seconds}, comparison)
+            write_stage(run, run.stage(Round(index), "train"), {"seconds": 3.0}, comparison)
+    assert stage_seconds(comparison, "mipo", Round(1), [0]) == {"generate": 17.0, "train": 6.0, "evaluate": 0.0}
+    assert stage_seconds(comparison, "sft", Round(1), [0]) == {"generate": 7.0, "train": 6.0, "evaluate": 0.0}
 
 
 def test_several_seeds_are_reported_from_the_first_measured_base_on(tmp_path):

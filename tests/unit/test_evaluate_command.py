@@ -16,9 +16,10 @@ from safetensors.numpy import save_file
 
 from mipo_ray.config.recipe import load_config
 from mipo_ray.evaluate import main
-from mipo_ray.evaluation.tasks.task_check import check_tasks, task_stage
+from mipo_ray.evaluation.tasks.task_check import check_tasks
 from mipo_ray.storage.lock import hold
 from mipo_ray.storage.results import write_evaluation
+from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from tests.unit.evaluation.tasks.test_task_check import CHANGE, ENTRY
 
@@ -53,20 +54,20 @@ def recipe(tmp_path: Path) -> str:
     return str(path)
 
 
-def finish(run: RunDirectory, recipe: str, round_index: int | None, *names: str) -> None:
+def finish(run: RunDirectory, recipe: str, round: Round, *names: str) -> None:
     config = load_config(recipe)
     for task in check_tasks(config):
         if task.name in names:
-            metrics = {"accuracy": ENTRY if round_index is None else {**ENTRY, **CHANGE, "verdict": "better"}}
+            metrics = {"accuracy": ENTRY if round.is_base else {**ENTRY, **CHANGE, "verdict": "better"}}
             facts = {"definition": task.definition, "name": task.name}
             entry = {"kind": task.task.kind, "metric": "accuracy", "metrics": metrics}
-            run.commit(task_stage(run, round_index, task.name), config, {**facts, "evaluation": entry})
+            run.commit(run.stage(round, f"tasks/{task.name}"), config, {**facts, "evaluation": entry})
 
 
 def train(run: RunDirectory, recipe: str, *rounds: int) -> None:
     for index in rounds:
-        run.write_text(f"{run.stage(index, 'train')}/policy/config.json", "{}")
-        run.commit(run.stage(index, "train"), load_config(recipe), {"round": index, "seconds": 1.0})
+        run.write_text(f"{run.stage(Round(index), 'train')}/policy/config.json", "{}")
+        run.commit(run.stage(Round(index), "train"), load_config(recipe), {"round": index, "seconds": 1.0})
 
 
 def test_a_dry_run_of_a_recipe_shows_tasks_and_items(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +103,7 @@ def test_tasks_of_a_finished_run_may_have_a_larger_window(
 ) -> None:
     run = open_run(f"{tmp_path}/run")
     run.record_config(load_config(recipe, ["model.max_model_len=400"]))
-    finish(run, recipe, None, "gsm8k")
+    finish(run, recipe, BASE, "gsm8k")
     assert main(["--dry-run", run.url]) == 2
     assert "raise evaluate.task_max_model_len, or set 'evaluate.tasks={" in capsys.readouterr().err
     assert main(["--dry-run", run.url, "model.max_model_len=2048"]) == 2  # the run's own window defines its pairs
@@ -119,7 +120,7 @@ def test_a_run_is_measured_in_its_base_and_its_trained_rounds(
     run = open_run(f"{tmp_path}/run")
     run.record_config(load_config(recipe))
     train(run, recipe, 0, 1)
-    finish(run, recipe, None, "gsm8k")
+    finish(run, recipe, BASE, "gsm8k")
     assert main(["--dry-run", run.url]) == 0
     out = capsys.readouterr().out
     assert "policies        base, 0, 1\n" in out
@@ -141,8 +142,8 @@ def test_what_is_finished_is_shown_and_not_measured_again(
 ) -> None:
     run = open_run(f"{tmp_path}/run")
     run.record_config(load_config(recipe))
-    for index in (None, 0):
-        finish(run, recipe, index, "gsm8k", "arc_easy_likelihood")
+    for round in (BASE, Round(0)):
+        finish(run, recipe, round, "gsm8k", "arc_easy_likelihood")
     train(run, recipe, 0)
     write_evaluation(run)
     assert main([run.url]) == 0
@@ -156,9 +157,9 @@ def test_what_a_kill_after_the_last_commit_left_undone_is_done(recipe: str, tmp_
     run = open_run(f"{tmp_path}/run")
     run.record_config(load_config(recipe))
     train(run, recipe, 0)
-    for index in (None, 0):
-        finish(run, recipe, index, "gsm8k", "arc_easy_likelihood")
-        run.write_text(run.stage(index, "tasks_sampled/definitions.json"), "{}")
+    for round in (BASE, Round(0)):
+        finish(run, recipe, round, "gsm8k", "arc_easy_likelihood")
+        run.write_text(run.stage(round, "tasks_sampled/definitions.json"), "{}")
     run.write_text("report.html", "without tasks")
     assert main([run.url]) == 0
     report = tmp_path / "run/report.html"
@@ -200,7 +201,7 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Ca
 def test_other_results_are_refused(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = open_run(f"{tmp_path}/run")
     run.record_config(load_config(recipe))
-    finish(run, recipe, None, "gsm8k")
+    finish(run, recipe, BASE, "gsm8k")
     assert main([run.url, "tasks.gsm8k.limit=2"]) == 2
     assert "  limit: None there, 2 now" in capsys.readouterr().err
     assert main([run.url, "train.beta=0.7"]) == 2
@@ -227,8 +228,8 @@ def test_a_judge_judges_answers_that_a_run_has_sampled(
     train(run, recipe, 0)
     assert main(["--dry-run", run.url, *arguments]) == 2
     assert f"judge: {tmp_path}/run/base/evaluate: expected held-out answers to judge, found" in capsys.readouterr().err
-    for index in (None, 0):
-        run.commit(run.stage(index, "evaluate"), config, {})
+    for round in (BASE, Round(0)):
+        run.commit(run.stage(round, "evaluate"), config, {})
     assert main(["--dry-run", run.url, *arguments]) == 0
     out = capsys.readouterr().out
     assert f"judge           {tmp_path}/model: pairwise 24 of each round (each pair in both orders)" in out
@@ -250,20 +251,20 @@ def test_policies_without_held_out_answers_are_named_beside_a_judge(
     nothing = "judge           nothing to judge: base has no held-out answers\n"
     assert main(["--dry-run", run.url, *arguments]) == 0
     assert nothing in capsys.readouterr().out
-    for index in (None, 0, 1):
-        finish(run, recipe, index, "gsm8k", "arc_easy_likelihood")
+    for round in base_and_rounds((0, 1)):
+        finish(run, recipe, round, "gsm8k", "arc_easy_likelihood")
     assert main([run.url, *arguments]) == 0
     out = capsys.readouterr().out
     assert "finished before, nothing to do" in out
     assert nothing in out
-    for index in (None, 0):
-        run.commit(run.stage(index, "evaluate"), config, {})
+    for round in (BASE, Round(0)):
+        run.commit(run.stage(round, "evaluate"), config, {})
     assert main(["--dry-run", run.url, *arguments]) == 0
     out = capsys.readouterr().out
     assert f"judge           {tmp_path}/model: pairwise" in out
     assert "judge           not round 1: it has no held-out answers\n" in out
     assert nothing not in out
-    run.commit(run.stage(1, "evaluate"), config, {})
+    run.commit(run.stage(Round(1), "evaluate"), config, {})
     assert main(["--dry-run", run.url, *arguments]) == 0
     assert "no held-out answers" not in capsys.readouterr().out
     assert main(["--dry-run", run.url, *arguments[:1]]) == 0

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mipo_ray.conditioning.needs import check_held_out, check_training
+from mipo_ray.conditioning.needs import check_held_out, check_training_prompts
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
@@ -34,7 +34,7 @@ def check(path: str, needs: PromptNeeds = MISMATCH, **config: Any) -> PromptSumm
 
 def trained(path: str, generation: dict[str, Any] | None = None, **conditioning: Any) -> PromptSummary:
     sections = {"prompts": {"path": path}, "conditioning": conditioning, "generation": generation or {}}
-    return check_training(Config.model_validate(sections))
+    return check_training_prompts(Config.model_validate(sections))
 
 
 def not_trained(path: str, **arguments: Any) -> str:

@@ -5,7 +5,6 @@ python -m pytest tests/unit/ray_cluster/test_resources.py
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from mipo_ray.config.recipe import load_config
 from mipo_ray.ray_cluster.resources import (
     Node,
-    NodeType,
     Request,
     ResourceError,
     Resources,
@@ -250,59 +248,3 @@ def test_each_phase_must_fit_on_the_nodes_that_its_labels_name() -> None:
         check("train.num_workers=3", "train.placement_strategy=STRICT_SPREAD")
     with pytest.raises(ResourceError, match=r"the 0 of 4 nodes that match the labels mipo\.io/role=nowhere have room"):
         check("train.label_selector={mipo.io/role: nowhere}")
-
-
-# What an autoscaler could start.
-
-TYPES = [
-    NodeType("head", {"CPU": 1.0}, 1, {}),
-    NodeType("generate", {"CPU": 8.0, "GPU": 1.0}, 4, {"mipo.io/role": "generate"}),
-    NodeType("train", {"CPU": 64.0, "GPU": 8.0}, 2, {"mipo.io/role": "train"}),
-]
-
-
-@pytest.mark.parametrize(
-    ("changes", "room"),
-    [
-        ({"gpus": 1.0}, 20),
-        ({"gpus": 1.0, "selector": {"mipo.io/role": "generate"}}, 4),
-        ({"gpus": 2.0, "selector": {"mipo.io/role": "generate"}}, 0),
-        ({"gpus": 4.0, "selector": {"mipo.io/role": "train"}}, 4),
-        ({"gpus": 4.0, "strategy": "STRICT_PACK"}, 2),
-        ({"gpus": 1.0, "strategy": "STRICT_SPREAD"}, 6),
-        ({"gpus": 9.0}, 0),
-    ],
-)
-def test_room_after_growth_is_what_the_node_types_allow(changes: dict[str, Any], room: int) -> None:
-    assert request(**changes).room_after_growth(TYPES) == room
-    unlimited = [NodeType(kind.name, kind.resources, math.inf, kind.labels) for kind in TYPES]
-    grown = request(**changes).room_after_growth(unlimited)
-    assert grown == (room if changes.get("strategy") == "STRICT_PACK" or not room else math.inf)
-
-
-def test_what_no_node_type_fits_is_refused_where_the_types_are_known() -> None:
-    def check(*overrides: str, types: list[NodeType] | None = TYPES) -> None:
-        config = load_config(overrides=["ray.autoscaling=true", *ON_GROUPS, *overrides])
-        check_resources(config, resolve(config, GPUS), {"CPU": 1.0}, [Node({"CPU": 1.0})], types)
-
-    check("generation.pool.min_size=4", "generation.pool.max_size=9", "train.num_workers=16")
-    with pytest.raises(
-        ResourceError, match=r"^training: the autoscaler can make room for 16 of the 17 that train\.num"
-    ):
-        check("train.num_workers=17")
-    with pytest.raises(ResourceError) as caught:
-        check("generation.pool.tensor_parallel_size=2")
-    assert str(caught.value) == (
-        "generation: the autoscaler can make room for 0 of the 1 that generation.pool.min_size asks for, with 1 CPUs "
-        "and 2 GPUs on one node each and the labels mipo.io/role=generate; its node types: head: 1 CPUs, 0 GPUs, at "
-        "most 1 nodes; generate: 8 CPUs, 1 GPUs, at most 4 nodes, labels mipo.io/role=generate; train: 64 CPUs, 8 "
-        "GPUs, at most 2 nodes, labels mipo.io/role=train"
-    )
-    with pytest.raises(ResourceError, match=r"labels mipo\.io/role=other"):
-        check("train.label_selector={mipo.io/role: other}")
-    # A type whose labels nobody told may be the right one, and unknown types may be anything.
-    nameless = [NodeType(kind.name, kind.resources, kind.most) for kind in TYPES]
-    check("train.label_selector={mipo.io/role: other}", types=nameless)
-    with pytest.raises(ResourceError, match="can make room for 0 of the 1"):
-        check("generation.pool.tensor_parallel_size=9", types=nameless)
-    check("generation.pool.tensor_parallel_size=9", types=None)

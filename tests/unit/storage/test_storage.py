@@ -30,6 +30,7 @@ from mipo_ray.config.recipe import config_hash, load_config
 from mipo_ray.monitoring.events import read_events
 from mipo_ray.storage import lock as run_lock
 from mipo_ray.storage.lock import STALE_LOCK_SECONDS, hold
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError, open_run
 
 CONFIG = load_config()
@@ -201,8 +202,8 @@ def test_a_model_is_named_so_that_another_machine_finds_it(tmp_path: Path) -> No
 
 def test_stages_are_named_by_round() -> None:
     run = open_run("memory://bucket/run")
-    assert run.stage(None, "evaluate") == "base/evaluate"
-    assert run.stage(12, "train") == "rounds/012/train"
+    assert run.stage(BASE, "evaluate") == "base/evaluate"
+    assert run.stage(Round(12), "train") == "rounds/012/train"
 
 
 @settings(deadline=None, max_examples=60)

@@ -24,8 +24,10 @@ from mipo_ray.evaluation.judge.rows import (
     judgement_rows,
     refuse_other_definition,
 )
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 
+FIRST = Round(0)
 PROMPTS = [
     {"prompt_id": f"p{index}", "prompt": f"Question {index}?", "context": f"I am {index}.", "reference": f"ref {index}"}
     for index in range(3)
@@ -38,9 +40,9 @@ def config(tmp_path: Path) -> Config:
     write_prompts(tmp_path, PROMPTS)
     config = configured(tmp_path)
     run = RunDirectory(config.run_dir)
-    for round_index in (None, 0):
-        answer(run, round_index)
-        run.commit(run.stage(round_index, "evaluate"), config, {})
+    for round in (BASE, Round(0)):
+        answer(run, round)
+        run.commit(run.stage(round, "evaluate"), config, {})
     return config
 
 
@@ -55,8 +57,8 @@ def configured(directory: Path, *overrides: str) -> Config:
     return load_config(None, [*paths, *judge, both, *overrides])
 
 
-def answer(run: RunDirectory, round_index: int | None) -> None:
-    directory = Path(run.path(run.stage(round_index, "evaluate"), "responses"))
+def answer(run: RunDirectory, round: Round) -> None:
+    directory = Path(run.path(run.stage(round, "evaluate"), "responses"))
     directory.mkdir(parents=True)
     rows = [
         {
@@ -64,7 +66,7 @@ def answer(run: RunDirectory, round_index: int | None) -> None:
             "sample": sample,
             "kind": kind,
             "source": f"{prompt['context']}\n\n{prompt['prompt']}",
-            "response": f"{kind} {sample} of {'base' if round_index is None else 'policy'} to {prompt['prompt_id']}",
+            "response": f"{kind} {sample} of {'base' if round.is_base else 'policy'} to {prompt['prompt_id']}",
         }
         for prompt in reversed(PROMPTS)
         for kind, sample in (("answer", 1), ("answer", 0), ("rejected", 0))
@@ -72,9 +74,9 @@ def answer(run: RunDirectory, round_index: int | None) -> None:
     pq.write_table(pa.Table.from_pylist(rows), directory / "part.parquet")
 
 
-def rows_of(config: Config, protocol: Any, round_index: int | None = 0) -> list[dict[str, Any]]:
+def rows_of(config: Config, protocol: Any, round: Round = FIRST) -> list[dict[str, Any]]:
     prompt = judge_prompt(config.evaluate.judge, protocol)
-    return judgement_rows(config, RunDirectory(config.run_dir), round_index, prompt).to_pylist()
+    return judgement_rows(config, RunDirectory(config.run_dir), round, prompt).to_pylist()
 
 
 def test_each_pair_is_judged_in_both_orders(config: Config) -> None:
@@ -94,9 +96,9 @@ def test_each_pair_is_judged_in_both_orders(config: Config) -> None:
         assert row["reference"] == ""
 
 
-@pytest.mark.parametrize(("round_index", "policy"), [(None, "base"), (0, "policy")])
-def test_each_answer_is_rated_beside_its_reference(config: Config, round_index: int | None, policy: str) -> None:
-    rows = rows_of(config, "pointwise", round_index)
+@pytest.mark.parametrize(("round", "policy"), [(BASE, "base"), (Round(0), "policy")])
+def test_each_answer_is_rated_beside_its_reference(config: Config, round: Round, policy: str) -> None:
+    rows = rows_of(config, "pointwise", round)
     assert [row["judgement_id"] for row in rows] == ["p0/0", "p0/1", "p1/0", "p1/1", "p2/0", "p2/1"]
     for row in rows:
         assert row["answers"] == [f"answer {row['sample']} of {policy} to {row['prompt_id']}"]
@@ -107,9 +109,9 @@ def test_each_answer_is_rated_beside_its_reference(config: Config, round_index: 
 
 def test_the_base_is_not_compared_with_itself(config: Config) -> None:
     judge = config.evaluate.judge
-    assert judged_protocols(judge, None) == ("pointwise",)
-    assert judged_protocols(judge, 0) == ("pairwise", "pointwise")
-    assert judged_protocols(Config().evaluate.judge, 0) == ()
+    assert judged_protocols(judge, BASE) == ("pointwise",)
+    assert judged_protocols(judge, Round(0)) == ("pairwise", "pointwise")
+    assert judged_protocols(Config().evaluate.judge, Round(0)) == ()
 
 
 @pytest.mark.parametrize(
@@ -133,9 +135,9 @@ def test_a_row_without_a_reference_is_named(config: Config, tmp_path: Path) -> N
     assert len(rows_of(config, "pairwise")) == 12
 
 
-def judged(config: Config, round_index: int | None, protocol: Any) -> None:
+def judged(config: Config, round: Round, protocol: Any) -> None:
     run = RunDirectory(config.run_dir)
-    run.commit(run.stage(round_index, f"judge/{protocol}"), config, definition(config, run, round_index, protocol))
+    run.commit(run.stage(round, f"judge/{protocol}"), config, definition(config, run, round, protocol))
 
 
 def refused(config: Config) -> str:
@@ -146,8 +148,8 @@ def refused(config: Config) -> str:
 
 def test_finished_judgements_of_another_definition_are_refused(config: Config, tmp_path: Path) -> None:
     run = RunDirectory(config.run_dir)
-    for round_index, protocol in ((None, "pointwise"), (0, "pairwise"), (0, "pointwise")):
-        judged(config, round_index, protocol)
+    for round, protocol in ((BASE, "pointwise"), (Round(0), "pairwise"), (Round(0), "pointwise")):
+        judged(config, round, protocol)
     check_judge(config, run)
     # Where the judge runs, and how patiently it is asked, changes no judgement.
     elsewhere = ["evaluate.judge.endpoint=http://other:2/v1", "evaluate.judge.max_retries=9"]
@@ -164,8 +166,8 @@ def test_finished_judgements_of_another_definition_are_refused(config: Config, t
 
 def test_answers_that_were_made_again_are_not_taken_for_judged(config: Config) -> None:
     run = RunDirectory(config.run_dir)
-    judged(config, 0, "pairwise")
+    judged(config, FIRST, "pairwise")
     path = Path(run.path("base/evaluate/manifest.json"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "finished": "2031-01-01T00:00:00Z"}))
     with pytest.raises(StorageError, match=r"answers: .*2031-01-01T00:00:00Z"):
-        refuse_other_definition(config, run, 0, "pairwise")
+        refuse_other_definition(config, run, FIRST, "pairwise")

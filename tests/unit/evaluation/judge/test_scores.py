@@ -16,7 +16,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judge.scores import (
     Judgement,
     check_readable,
-    describe,
+    describe_judgement,
     outcome,
     pair_outcome,
     pairwise_metrics,
@@ -196,13 +196,13 @@ def test_a_judge_of_which_nothing_can_be_read_is_refused_whatever_is_allowed() -
 
 def test_the_line_for_people_says_what_was_found() -> None:
     wins = pairwise_metrics(judged(lambda _, __, order: prefers("policy", order)), **BOOTSTRAP)
-    assert describe(wins) == (
+    assert describe_judgement(wins) == (
         "win 1.000, tie 0.000, loss 0.000; win - loss +1.000 [+1.000, +1.000]: better; unreadable 0.000"
     )
     rated = pointwise_metrics(ratings(4, 4), ratings(2, 2), **BOOTSTRAP)
-    assert describe(rated) == (
+    assert describe_judgement(rated) == (
         "mean rating 4.00 [4.00, 4.00] of 5, change from the base +2.00 [+2.00, +2.00]: better; unreadable 0.000"
     )
-    assert describe(pointwise_metrics(ratings(3, 3), None, **BOOTSTRAP)) == (
+    assert describe_judgement(pointwise_metrics(ratings(3, 3), None, **BOOTSTRAP)) == (
         "mean rating 3.00 [3.00, 3.00] of 5; unreadable 0.000"
     )

@@ -19,8 +19,9 @@ from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.figures import final_tables
 from mipo_ray.evaluation.tasks.task import TASKS_DIRECTORY
-from mipo_ray.evaluation.tasks.task_check import check_finished_tasks, check_tasks, differences, task_stage
+from mipo_ray.evaluation.tasks.task_check import check_finished_tasks, check_tasks, differences
 from mipo_ray.storage.results import read_evaluation, write_evaluation
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.text.final_answers import RULES
 
@@ -172,18 +173,18 @@ def test_data_that_changed_since_it_was_checked_is_told(data: Path) -> None:
         list(task.read())
 
 
-def finish(run: RunDirectory, settings: Config, round_index: int | None = None, **changes: Any) -> None:
+def finish(run: RunDirectory, settings: Config, round: Round = BASE, **changes: Any) -> None:
     for task in check_tasks(settings):
         entry = {"kind": task.task.kind, "metric": "accuracy", "metrics": {"accuracy": {**ENTRY, **changes}}}
         facts = {"name": task.name, "definition": task.definition, "evaluation": entry}
-        run.write_text(f"{task_stage(run, round_index, task.name)}/examples/part-0.parquet", "")
-        run.commit(task_stage(run, round_index, task.name), settings, facts)
+        run.write_text(f"{run.stage(round, f'tasks/{task.name}')}/examples/part-0.parquet", "")
+        run.commit(run.stage(round, f"tasks/{task.name}"), settings, facts)
 
 
 def test_finished_work_of_another_definition_is_refused_with_the_difference(data: Path) -> None:
     run = RunDirectory(str(data / "run"))
     finish(run, both(data, limit=5))
-    finish(run, both(data, limit=5), 0)
+    finish(run, both(data, limit=5), Round(0))
     check_finished_tasks(check_tasks(both(data, limit=5)), run, range(3))
     check_finished_tasks(check_tasks(config({"svamp": {"path": f"{write_svamp(data)}"}})), run, range(3))
     with pytest.raises(UserError) as caught:
@@ -240,7 +241,7 @@ def test_evaluation_json_gathers_the_manifests_of_tasks_and_judgements(data: Pat
     assert write_evaluation(run) == read_evaluation(run) == {}
     finish(run, both(data))
     for index in (0, 10):
-        finish(run, both(data), index, value=0.6, **CHANGE, verdict="not distinguishable")
+        finish(run, both(data), Round(index), value=0.6, **CHANGE, verdict="not distinguishable")
     judged = {"kind": "judge", "metrics": {"win": ENTRY}}
     run.commit("rounds/000/judge/pairwise", both(data), {"name": "judge_pairwise", "evaluation": judged})
     run.commit("rounds/000/generate", both(data), {"statistics": {}})

@@ -28,18 +28,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
 
 
-def settings(data: Path, window: int) -> Config:
+def settings(data: Path, window: int, model: str = "embedded") -> Config:
     tasks = {
         "gsm8k_zero_shot": {"path": f"{data}/sums.json", "max_tokens": LIMIT},
         "arc_easy_likelihood": {"path": f"{data}/choices.json"},
     }
-    return load_config(overrides=[f"evaluate.tasks={json.dumps(tasks)}", f"evaluate.task_max_model_len={window}"])
+    window_and_model = [f"evaluate.task_max_model_len={window}", f"model.path={model}"]
+    return load_config(overrides=[f"evaluate.tasks={json.dumps(tasks)}", *window_and_model])
 
 
-def prepare(task: CheckedTask, config: Config, run: RunDirectory, model: str) -> pa.Table:
+def prepare(task: CheckedTask, config: Config, run: RunDirectory) -> pa.Table:
     """What `prepare_tasks` leaves of a task, written without Ray; returns the requests."""
     block = pa.Table.from_pylist(list(item_rows(task)), schema=ITEM_SCHEMA)
-    requests = requests_of(block, task=task, config=config, policy=model)
+    requests = requests_of(block, task=task, config=config)
     run.write_text(f"{ITEMS}/{task.name}/definition.json", json.dumps(task.definition))
     directory = Path(run.path(ITEMS, task.name, "requests"))
     directory.mkdir()
@@ -60,15 +61,15 @@ def test_requests_of_a_larger_window_are_measured_again_before_a_smaller_one(
     (tmp_path / "choices.json").write_text(json.dumps(choices))
     run = RunDirectory(str(tmp_path / "run"))
     (task,) = [task for task in check_tasks(settings(tmp_path, 2048)) if task.name == name]
-    rows = prepare(task, settings(tmp_path, 2048), run, model).to_pylist()
+    rows = prepare(task, settings(tmp_path, 2048, model), run).to_pylist()
     longest = rows[1]
     asked = [len(request["prompt_token_ids"]) + LIMIT for request in longest["requests"]]
     # One token more than context and option: the engine scores while it generates.
     asked += [len(each["prompt_token_ids"]) + len(each["response_token_ids"]) + 1 for each in longest["scored"]]
     needed = max(asked)
     assert needed > 50
-    prepare_tasks([task], settings(tmp_path, needed), run, policy=model)
+    prepare_tasks(settings(tmp_path, needed, model), run, [task])
     with pytest.raises(PromptTooLongError) as caught:
-        prepare_tasks([task], settings(tmp_path, needed - 1), run, policy=model)
+        prepare_tasks(settings(tmp_path, needed - 1, model), run, [task])
     assert str(caught.value).startswith(f"prompt '{name}/{longest['item_id']}': ")
     assert f"evaluate.task_max_model_len {needed - 1} - max_tokens" in str(caught.value)
