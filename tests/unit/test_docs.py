@@ -38,6 +38,14 @@ def test_the_first_page_links_to_every_other_one() -> None:
     assert {f"docs/{page.name}" for page in PAGES} <= linked
 
 
+def test_the_first_page_names_every_room_and_module() -> None:
+    text = (ROOT / "README.md").read_text()
+    rooms = [f"{path.parent.name}/" for path in (ROOT / "mipo_ray").glob("*/__init__.py")]
+    modules = [path.name for path in (ROOT / "mipo_ray").glob("*.py") if path.name != "__init__.py"]
+    assert len(rooms) > 10
+    assert [name for name in rooms + modules if f"`{name}`" not in text] == []
+
+
 @every_page
 def test_links_lead_somewhere(page: Path) -> None:
     links = [link or image for link, image in LINK.findall(without_code(page.read_text()))]
