@@ -18,6 +18,7 @@ from mipo_ray.generation.requests import check_dropped, condition_prompts
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.assemble import assemble_pairs, to_score
+from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources, engine_request, most_gpus
@@ -86,7 +87,7 @@ def _statistics(run: RunDirectory, stage: str, files: list[str]) -> dict[str, An
 
 
 def _statistics_row(block: pa.Table) -> pa.Table:
-    return pa.table({"statistics": [json.dumps(pair_statistics(block))]})
+    return pa.table({"statistics": [json.dumps(pair_statistics(as_version_2(block)))]})
 
 
 def generate(

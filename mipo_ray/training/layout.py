@@ -10,30 +10,60 @@ All give the same log-probs. `packed` and `shared` leave out the last token of e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from mipo_ray.config.train import Layout, Objective
+from mipo_ray.pairs.schema import REJECTED_SIDE, pair_columns
 
-# The columns of a pair row that training reads, in the form of pairs.as_version_2: `rejected_token_ids` is a list of
-# responses. Objective sami reads the last one too, a list of prompts.
-PAIR_COLUMNS = ["pair_id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"]
-MISMATCHED_PROMPTS = "mismatched_prompt_token_ids"
 
-Pair = Mapping[str, Any]
+class TreeLengths(NamedTuple):
+    """The tokens of a tree's prompt, and of each of its responses."""
+
+    prompt: int
+    responses: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt and the responses that are scored under it; all are int64 arrays of [tokens], none of them empty."""
+    """A prompt and the responses that are scored under it, none of them empty.
+
+    prompt      [tokens] int64
+    responses   each [tokens] int64
+    """
 
     prompt: np.ndarray
     responses: tuple[np.ndarray, ...]
+
+    @property
+    def lengths(self) -> TreeLengths:
+        return TreeLengths(len(self.prompt), tuple(len(response) for response in self.responses))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair as its objective scores it: made once, when a worker reads the pair's row.
+
+    dpo, ipo, infonce   one tree: under the pair's prompt the chosen response, then its K rejected ones
+    sft                 one tree: under the pair's prompt the chosen response alone
+    sami                1 + K trees: all responses under the pair's prompt, and under the mismatched prompt of each
+                        rejected one
+    """
+
+    pair_id: str
+    trees: tuple[Tree, ...]
+
+    @property
+    def lengths(self) -> list[TreeLengths]:
+        return [tree.lengths for tree in self.trees]
 
 
 @dataclass(frozen=True)
@@ -76,27 +106,34 @@ class TokenBatch:
         return TokenBatch(**moved)
 
 
-def pair_trees(pair: Pair, objective: Objective) -> list[Tree]:
-    """What an objective scores of a pair: the chosen response, then its K rejected ones, under the pair's prompt.
-
-    For sft the chosen response alone. For sami 1 + K trees: all responses under the pair's own prompt, and under the
-    mismatched prompt of each rejected one.
+def read_pair(row: Mapping[str, Any], objective: Objective) -> Pair:
+    """The pair of a row of version 2, of which the columns `pair_columns(objective)` are read.
 
     Raises ValueError, naming the pair, for an empty prompt (its first response token would have nothing to be predicted
-    from) or an empty response.
+    from), an empty response, or no rejected response where the objective compares.
     """
-    chosen = _ids(pair, "chosen_token_ids", pair["chosen_token_ids"])
-    prompt = _ids(pair, "prompt_token_ids", pair["prompt_token_ids"])
-    if objective == "sft":
-        return [Tree(prompt, (chosen,))]
-    rejected = [_ids(pair, "rejected_token_ids", ids) for ids in pair["rejected_token_ids"]]
-    if not rejected:
-        raise ValueError(f"pair {pair.get('pair_id')!r}: expected at least one rejected response, found none")
-    responses = (chosen, *rejected)
-    if objective != "sami":
-        return [Tree(prompt, responses)]
-    others = [_ids(pair, MISMATCHED_PROMPTS, ids) for ids in pair[MISMATCHED_PROMPTS]]
-    return [Tree(one, responses) for one in (prompt, *others)]
+    ids = {name: _token_ids(row, name) for name in pair_columns(objective) if name != "pair_id"}
+    if "rejected_token_ids" in ids and not ids["rejected_token_ids"]:
+        raise ValueError(f"pair {row['pair_id']!r}: expected at least one rejected response, found none")
+    trees = [Tree(prompt, responses) for prompt, responses in _scored(ids, objective)]
+    return Pair(row["pair_id"], tuple(trees))
+
+
+def read_pairs(rows: pa.Table, objective: Objective) -> list[Pair]:
+    """The pairs of a table of rows; see `read_pair`."""
+    names = pair_columns(objective)
+    columns = [[_value(scalar) for scalar in rows[name]] for name in names]
+    return [read_pair(dict(zip(names, values, strict=True)), objective) for values in zip(*columns, strict=True)]
+
+
+def read_lengths(rows: pa.Table, objective: Objective) -> list[list[TreeLengths]]:
+    """The lengths of each pair's trees, as `Pair.lengths` gives them, without a look at the ids."""
+    names = [name for name in pair_columns(objective) if name != "pair_id"]
+    columns = [_list_lengths(rows[name].combine_chunks()) for name in names]
+    return [
+        [TreeLengths(*tree) for tree in _scored(dict(zip(names, values, strict=True)), objective)]
+        for values in zip(*columns, strict=True)
+    ]
 
 
 def sequence_trees(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[Tree]:
@@ -123,15 +160,15 @@ def token_count(trees: Iterable[Tree]) -> int:
     return sum(len(tree.prompt) + len(response) for tree in trees for response in tree.responses)
 
 
-def laid_out_tokens(trees: Sequence[Tree], layout: Layout) -> int:
-    """Tokens of the batch that `lay_out` makes of the trees, padding included."""
-    sequences = [(len(tree.prompt), len(response)) for tree in trees for response in tree.responses]
+def laid_out_tokens(trees: Sequence[TreeLengths], layout: Layout) -> int:
+    """Tokens of the batch that `lay_out` makes of trees of these lengths, padding included."""
+    sequences = [(tree.prompt, response) for tree in trees for response in tree.responses]
     if layout == "padded":
         return len(sequences) * max(prompt + response for prompt, response in sequences)
     without_prompts = sum(response - 1 for _, response in sequences)
     if layout == "packed":
         return without_prompts + sum(prompt for prompt, _ in sequences)
-    return without_prompts + sum(len(tree.prompt) for tree in trees)
+    return without_prompts + sum(tree.prompt for tree in trees)
 
 
 def _padded(trees: Sequence[Tree]) -> TokenBatch:
@@ -212,9 +249,41 @@ def _batch(
     )
 
 
-def _ids(pair: Pair, column: str, values: Sequence[int]) -> np.ndarray:
-    """[tokens] int64, a copy: Arrow hands out read-only arrays, which torch refuses to share."""
-    ids = np.array(values, dtype=np.int64)
-    if not len(ids):
-        raise ValueError(f"pair {pair.get('pair_id')!r}, {column}: expected at least one token, found none")
-    return ids
+def _scored(row: Mapping[str, Any], objective: Objective) -> list[tuple[Any, tuple[Any, ...]]]:
+    """(prompt, responses) of each tree of a pair; of ids or of lengths, whichever the columns of `row` hold."""
+    prompt, chosen = row["prompt_token_ids"], row["chosen_token_ids"]
+    if objective == "sft":
+        return [(prompt, (chosen,))]
+    responses = (chosen, *row["rejected_token_ids"])
+    if objective != "sami":
+        return [(prompt, responses)]
+    return [(one, responses) for one in (prompt, *row["mismatched_prompt_token_ids"])]
+
+
+def _token_ids(row: Mapping[str, Any], column: str) -> Any:
+    """[tokens] int64, or a list of K of them on the rejected side.
+
+    They are copies: Arrow hands out read-only arrays, which torch refuses to share.
+    """
+    is_list = column in REJECTED_SIDE
+    found = [np.array(values, dtype=np.int64) for values in (row[column] if is_list else [row[column]])]
+    if not all(map(len, found)):
+        raise ValueError(f"pair {row['pair_id']!r}, {column}: expected at least one token, found none")
+    return found if is_list else found[0]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """An id as a string, token ids as an array [tokens], several responses or prompts as a list of such arrays."""
+    if not pa.types.is_nested(scalar.type):
+        return scalar.as_py()
+    values = scalar.values
+    return [_value(item) for item in values] if pa.types.is_nested(values.type) else np.asarray(values)
+
+
+def _list_lengths(lists: pa.Array) -> list[Any]:
+    """Of each row its number of tokens, or a list of K such numbers where it has several responses or prompts."""
+    lengths = pc.list_value_length(lists).to_pylist()
+    if not pa.types.is_nested(lists.type.value_type):
+        return lengths
+    inner = iter(_list_lengths(lists.flatten()))
+    return [list(itertools.islice(inner, length)) for length in lengths]

@@ -23,10 +23,10 @@ from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints, Progres
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_engine, quiet_libraries
 from mipo_ray.training.step import optimizer_step
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
-from tests.helpers.tiny_training import ragged_pairs, save_tied_llama
+from tests.helpers.tiny_training import ragged_pairs, read_all, save_tied_llama
 
 # 11 pairs in steps of 4: 3 steps in each of 2 epochs, the last of which has 3 pairs.
-PAIRS = ragged_pairs(11)
+PAIRS = read_all(ragged_pairs(11))
 TRAIN: dict[str, Any] = {
     "batch_size": 4,
     "epochs": 2,

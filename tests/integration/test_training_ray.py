@@ -27,7 +27,7 @@ from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.training.shares import StepShares, own_steps
 from mipo_ray.training.trainer import train_policy
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
-from tests.helpers.tiny_training import KillsItsWorker, ragged_pairs, save_tied_llama
+from tests.helpers.tiny_training import KillsItsWorker, ragged_pairs, read_all, save_tied_llama
 
 # 11 pairs in steps of 4: 3 steps in each of 2 epochs, the last of which has 3 pairs. A checkpoint after every other.
 PAIRS = ragged_pairs(11)
@@ -143,7 +143,8 @@ def in_this_process(model_dir: Path, directory: Path, pairs: list[dict[str, Any]
         threads=1,
     )
     steps: list[dict[str, float]] = []
-    summary = train_round(settings, lambda epoch: steps_of(pairs, TRAIN["batch_size"]), steps.append)
+    read = read_all(pairs, settings.train.objective)
+    summary = train_round(settings, lambda epoch: steps_of(read, TRAIN["batch_size"]), steps.append)
     assert [step["pairs"] for step in steps] == [4, 4, 3, 4, 4, 3]
     return Outcome(summary, steps, load(directory / "policy"))
 
@@ -240,15 +241,13 @@ def test_workers_stream_every_step_whole_and_in_order(ray_cluster, workers):
                 shares = [steps[index] for steps in own]
                 sizes = {len(share) for share in shares}
                 assert max(sizes) - min(sizes) <= 1
-                found = {pair["pair_id"]: pair for share in shares for pair in share}
+                found = {pair.pair_id: pair for share in shares for pair in share}
                 assert sum(map(len, shares)) == len(found) == len(expected)
                 for pair in expected:
-                    same = found[pair["pair_id"]]
-                    for column in ("prompt_token_ids", "chosen_token_ids"):
-                        assert same[column].tolist() == pair[column].tolist()
-                    assert [ids.tolist() for ids in same["rejected_token_ids"]] == [
-                        ids.tolist() for ids in pair["rejected_token_ids"]
-                    ]
+                    (tree,) = found[pair["pair_id"]].trees
+                    assert tree.prompt.tolist() == pair["prompt_token_ids"].tolist()
+                    responses = [pair["chosen_token_ids"], *pair["rejected_token_ids"]]
+                    assert [ids.tolist() for ids in tree.responses] == [ids.tolist() for ids in responses]
 
 
 def test_a_checkpoint_of_another_zero_stage_is_refused_once(uninterrupted, model_dir, tmp_path):

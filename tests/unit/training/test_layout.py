@@ -5,13 +5,15 @@ python -m pytest tests/unit/training/test_layout.py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.training.layout import Tree, laid_out_tokens, lay_out, pair_trees, sequence_trees, token_count
+from mipo_ray.training.layout import Tree, laid_out_tokens, lay_out, read_pair, sequence_trees, token_count
 from tests.helpers.packed_rows import drawn_trees, places, token_ids, visible
 
 LAYOUTS = ("padded", "packed", "shared")
@@ -51,7 +53,7 @@ def test_tensors_have_the_shapes_and_types_that_were_said(layout, trees):
     assert bool(batch.segments) == (layout != "padded")
     tensors = [batch.input_ids, batch.position_ids, batch.predicting, batch.targets, batch.response_index]
     assert {tensor.dtype for tensor in tensors} == {torch.int64}
-    assert batch.input_ids.numel() == laid_out_tokens(trees, layout)
+    assert batch.input_ids.numel() == laid_out_tokens([tree.lengths for tree in trees], layout)
 
 
 @settings(max_examples=50)
@@ -129,37 +131,37 @@ def pair_of(**columns) -> dict:
     } | columns
 
 
-def as_lists(trees: list[Tree]) -> list[tuple[list[int], list[list[int]]]]:
+def as_lists(trees: Sequence[Tree]) -> list[tuple[list[int], list[list[int]]]]:
     return [(tree.prompt.tolist(), [response.tolist() for response in tree.responses]) for tree in trees]
 
 
 @pytest.mark.parametrize("objective", ["dpo", "ipo", "infonce"])
 def test_a_pair_is_one_tree_with_the_chosen_response_first(objective):
-    assert as_lists(pair_trees(pair_of(), objective)) == [([1, 2], [[3], [4, 5], [6]])]
+    assert as_lists(read_pair(pair_of(), objective).trees) == [([1, 2], [[3], [4, 5], [6]])]
 
 
 def test_sft_looks_at_the_chosen_response_alone():
-    assert as_lists(pair_trees(pair_of(rejected_token_ids=[]), "sft")) == [([1, 2], [[3]])]
+    assert as_lists(read_pair(pair_of(rejected_token_ids=[]), "sft").trees) == [([1, 2], [[3]])]
 
 
 def test_sami_scores_all_responses_under_each_prompt():
     responses = [[3], [4, 5], [6]]
-    assert as_lists(pair_trees(pair_of(), "sami")) == [([1, 2], responses), ([7], responses), ([8, 9], responses)]
+    assert as_lists(read_pair(pair_of(), "sami").trees) == [([1, 2], responses), ([7], responses), ([8, 9], responses)]
 
 
 def test_mismatched_prompts_are_read_for_sami_only():
     pair = pair_of()
     del pair["mismatched_prompt_token_ids"]
-    assert len(pair_trees(pair, "dpo")) == 1
+    assert len(read_pair(pair, "dpo").trees) == 1
     with pytest.raises(KeyError, match="mismatched_prompt_token_ids"):
-        pair_trees(pair, "sami")
+        read_pair(pair, "sami")
 
 
 def test_read_only_arrays_are_taken_as_they_are():
     ids = np.array([1, 2], dtype=np.int32)
     ids.flags.writeable = False
     pair = pair_of(prompt_token_ids=ids, chosen_token_ids=ids, rejected_token_ids=[ids])
-    batch = lay_out(pair_trees(pair, "dpo"), "shared")
+    batch = lay_out(read_pair(pair, "dpo").trees, "shared")
     assert batch.input_ids.tolist() == [[1, 2, 1, 1]]
 
 
@@ -175,7 +177,7 @@ def test_read_only_arrays_are_taken_as_they_are():
 )
 def test_pairs_that_cannot_be_scored_are_refused(columns, objective, message):
     with pytest.raises(ValueError, match=message):
-        pair_trees(pair_of(**columns), objective)
+        read_pair(pair_of(**columns), objective)
 
 
 @given(st.lists(st.tuples(token_ids, token_ids), max_size=4))
