@@ -8,12 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.training.layout import Tree, laid_out_tokens, lay_out, read_pair, sequence_trees, token_count
+from mipo_ray.pairs.schema import pair_columns
+from mipo_ray.training.layout import (
+    Tree,
+    laid_out_tokens,
+    lay_out,
+    read_lengths,
+    read_pair,
+    read_pairs,
+    sequence_trees,
+    token_count,
+)
 from tests.helpers.packed_rows import drawn_trees, places, token_ids, visible
 
 LAYOUTS = ("padded", "packed", "shared")
@@ -178,6 +189,43 @@ def test_read_only_arrays_are_taken_as_they_are():
 def test_pairs_that_cannot_be_scored_are_refused(columns, objective, message):
     with pytest.raises(ValueError, match=message):
         read_pair(pair_of(**columns), objective)
+
+
+@st.composite
+def drawn_rows(draw: st.DrawFn) -> list[dict]:
+    """Rows of pairs; each with as many rejected responses as it likes."""
+    rejected = st.lists(st.tuples(token_ids, token_ids), min_size=1, max_size=3)
+    rows = []
+    for number in range(draw(st.integers(0, 4))):
+        responses, prompts = zip(*draw(rejected), strict=True)
+        rows.append(
+            {
+                "pair_id": str(number),
+                "prompt_token_ids": draw(token_ids),
+                "chosen_token_ids": draw(token_ids),
+                "rejected_token_ids": list(responses),
+                "mismatched_prompt_token_ids": list(prompts),
+            }
+        )
+    return rows
+
+
+@settings(max_examples=50)
+@given(rows=drawn_rows(), objective=st.sampled_from(["dpo", "ipo", "infonce", "sft", "sami"]), cut=st.integers(0, 4))
+def test_a_table_gives_the_pairs_of_its_rows_and_their_lengths(rows, objective, cut):
+    """In tables of several chunks too, each a slice of something larger, and with no other column than is read."""
+    ids = pa.list_(pa.int32())
+    lists = [("prompt_token_ids", ids), ("chosen_token_ids", ids)]
+    lists += [("rejected_token_ids", pa.list_(ids)), ("mismatched_prompt_token_ids", pa.list_(ids))]
+    whole = pa.Table.from_pylist(rows, pa.schema([("pair_id", pa.string()), *lists])).select(pair_columns(objective))
+    for table in (whole, pa.concat_tables([whole.slice(0, cut), whole.slice(cut)]), whole.slice(cut)):
+        expected = [read_pair(row, objective) for row in rows[cut if table.num_rows < len(rows) else 0 :]]
+        found = read_pairs(table, objective)
+        assert [pair.pair_id for pair in found] == [pair.pair_id for pair in expected]
+        assert [as_lists(pair.trees) for pair in found] == [as_lists(pair.trees) for pair in expected]
+        lengths = [[(len(prompt), [*map(len, own)]) for prompt, own in as_lists(pair.trees)] for pair in expected]
+        assert [[(tree.prompt, [*tree.responses]) for tree in pair.lengths] for pair in found] == lengths
+        assert read_lengths(table, objective) == [pair.lengths for pair in found]
 
 
 @given(st.lists(st.tuples(token_ids, token_ids), max_size=4))
