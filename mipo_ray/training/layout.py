@@ -1,4 +1,6 @@
-"""From token ids to tensors: three layouts of the same sequences. The ids are the sampler's own; no tokenizer here.
+"""From pair rows to trees of token ids, and from trees to tensors, in three layouts of the same sequences.
+
+The ids are the sampler's own; no tokenizer here.
 
     padded   prompt chosen ........      one row for each response, filled up on the right
              prompt rejected ......
@@ -6,6 +8,8 @@
     shared   prompt chosen rejected|prompt chosen rejected|...    one row; each response sees its prompt and itself
 
 All give the same log-probs. `packed` and `shared` leave out the last token of each response, which predicts nothing.
+A sequence is a prompt of p tokens and a response of r tokens; what predicts its response are positions p - 1 to
+p + r - 2, each of which predicts the token after it.
 """
 
 from __future__ import annotations
@@ -68,7 +72,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens start:end of a packed row, which attend to one another causally, and to all of prefix_start:prefix_end."""
+    """Tokens start:end of a packed or shared row.
+
+    Each of them sees those before it in the segment and itself, and all of prefix_start:prefix_end.
+    """
 
     start: int
     end: int
@@ -78,14 +85,18 @@ class Segment:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Laid-out trees. Response numbers count tree after tree, in each tree in the order of its responses.
+    """Laid-out trees. Responses are numbered tree after tree, in each tree in its own order.
 
-    input_ids, position_ids: [rows, tokens] int64. Padding has id 0, which nothing looks at.
-    attention_mask: [rows, tokens] int64, 1 on tokens and 0 on padding; None in packed layouts, which have none.
-    segments: what attends to what in a packed row; empty in layout padded.
-    predicting: [response tokens] int64: where, in the flattened rows, the hidden state is that predicts each.
-    targets: [response tokens] int64: the ids that are predicted.
-    response_index: [response tokens] int64: the number of the response that each belongs to.
+    input_ids        [rows, tokens] int64; padding has id 0, which nothing looks at
+    position_ids     [rows, tokens] int64, of each token in its own sequence
+    attention_mask   [rows, tokens] int64, 1 on tokens and 0 on padding; None for packed and shared, which have none
+    segments         what attends to what in a packed or shared row; empty for padded
+    predicting       [response tokens] int64, where in the flattened rows the hidden state is that predicts each
+    targets          [response tokens] int64, the ids that are predicted
+    response_index   [response tokens] int64, the number of the response that each belongs to
+    response_count   the number of responses
+
+    rows is the number of sequences for padded, and 1 for packed and shared.
     """
 
     input_ids: Tensor
@@ -156,24 +167,27 @@ def lay_out(trees: Sequence[Tree], layout: Layout) -> TokenBatch:
 
 
 def token_count(trees: Iterable[Tree]) -> int:
-    """Tokens of all sequences, each prompt counted once for each of its responses, without padding."""
+    """Tokens of all sequences, without padding; a prompt counts once for each of its responses."""
+    # sum over sequences of (p + r)
     return sum(len(tree.prompt) + len(response) for tree in trees for response in tree.responses)
 
 
 def laid_out_tokens(trees: Sequence[TreeLengths], layout: Layout) -> int:
     """Tokens of the batch that `lay_out` makes of trees of these lengths, padding included."""
     sequences = [(tree.prompt, response) for tree in trees for response in tree.responses]
-    if layout == "padded":
+    if layout == "padded":  # sequences * max(p + r)
         return len(sequences) * max(prompt + response for prompt, response in sequences)
     without_prompts = sum(response - 1 for _, response in sequences)
-    if layout == "packed":
+    if layout == "packed":  # sum over sequences of (p + r - 1)
         return without_prompts + sum(prompt for prompt, _ in sequences)
+    # sum over trees of p + sum over their responses of (r - 1)
     return without_prompts + sum(tree.prompt for tree in trees)
 
 
 def _padded(trees: Sequence[Tree]) -> TokenBatch:
     sequences = [(tree.prompt, response) for tree in trees for response in tree.responses]
     width = max(len(prompt) + len(response) for prompt, response in sequences)
+    # [sequences, width]
     input_ids = np.zeros((len(sequences), width), dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)
     predicting = []
@@ -182,7 +196,7 @@ def _padded(trees: Sequence[Tree]) -> TokenBatch:
         input_ids[row, : len(prompt)] = prompt
         input_ids[row, len(prompt) : end] = response
         attention_mask[row, :end] = 1
-        # Position t predicts token t + 1.
+        # Position t predicts token t + 1: [r]
         predicting.append(row * width + np.arange(len(prompt) - 1, end - 1))
     # Padding on the right leaves every token at its own position.
     position_ids = np.broadcast_to(np.arange(width), input_ids.shape).copy()
@@ -193,9 +207,9 @@ def _packed(trees: Sequence[Tree]) -> TokenBatch:
     sequences = [(tree.prompt, response) for tree in trees for response in tree.responses]
     ids, positions, segments, predicting, offset = [], [], [], [], 0
     for prompt, response in sequences:
-        length = len(prompt) + len(response) - 1
+        length = len(prompt) + len(response) - 1  # p + r - 1
         ids += [prompt, response[:-1]]
-        positions.append(np.arange(length))
+        positions.append(np.arange(length))  # from 0 in each sequence
         segments.append(Segment(offset, offset + length))
         predicting.append(np.arange(offset + len(prompt) - 1, offset + length))
         offset += length
@@ -215,10 +229,10 @@ def _shared(trees: Sequence[Tree]) -> TokenBatch:
         for response in tree.responses:
             start, end = end, end + len(response) - 1
             ids.append(response[:-1])
-            positions.append(len(tree.prompt) + np.arange(len(response) - 1))
+            positions.append(len(tree.prompt) + np.arange(len(response) - 1))  # each response goes on after the prompt
             if end > start:
                 segments.append(Segment(start, end, offset, prompt_end))
-            # The prompt's last token predicts the first one of every response.
+            # The prompt's last token predicts the first one of every response: [r]
             predicting.append(np.concatenate([[prompt_end - 1], np.arange(start, end)]))
         offset = end
     sequences = [(tree.prompt, response) for tree in trees for response in tree.responses]
@@ -235,6 +249,7 @@ def _batch(
     predicting: list[np.ndarray],
     sequences: list[tuple[np.ndarray, np.ndarray]],
 ) -> TokenBatch:
+    """`predicting`: for each sequence [r]; `sequences`: (prompt [p], response [r]); the others as in `TokenBatch`."""
     responses = [response for _, response in sequences]
     lengths = [len(response) for response in responses]
     return TokenBatch(
