@@ -35,12 +35,13 @@ def micro_batches(pairs: Sequence[Pair], *, layout: Layout, most_tokens: int) ->
     groups: list[list[Pair]] = []
     lengths: list[TreeLengths] = []  # of the trees in the last group
     for pair in by_length:
-        if groups and laid_out_tokens(lengths + pair.lengths, layout) <= most_tokens:
+        own = pair.lengths
+        if groups and laid_out_tokens(lengths + own, layout) <= most_tokens:
             groups[-1].append(pair)
-            lengths += pair.lengths
+            lengths += own
         else:
             groups.append([pair])
-            lengths = pair.lengths
+            lengths = own
     return groups
 
 

@@ -15,8 +15,8 @@ p + r - 2, each of which predicts the token after it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,11 +110,10 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return TokenBatch(**moved)
+        return replace(self, **moved)
 
 
 def read_pair(row: Mapping[str, Any], objective: Objective) -> Pair:
@@ -132,19 +131,17 @@ def read_pair(row: Mapping[str, Any], objective: Objective) -> Pair:
 
 def read_pairs(rows: pa.Table, objective: Objective) -> list[Pair]:
     """The pairs of a table of rows; see `read_pair`."""
-    names = pair_columns(objective)
-    columns = [[_value(scalar) for scalar in rows[name]] for name in names]
-    return [read_pair(dict(zip(names, values, strict=True)), objective) for values in zip(*columns, strict=True)]
+    ids = _innermost(rows, objective, _as_arrays)
+    return [
+        read_pair({"pair_id": pair_id, **row}, objective)
+        for pair_id, row in zip(rows["pair_id"].to_pylist(), ids, strict=True)
+    ]
 
 
 def read_lengths(rows: pa.Table, objective: Objective) -> list[list[TreeLengths]]:
     """The lengths of each pair's trees, as `Pair.lengths` gives them, without a look at the ids."""
-    names = [name for name in pair_columns(objective) if name != "pair_id"]
-    columns = [_list_lengths(rows[name].combine_chunks()) for name in names]
-    return [
-        [TreeLengths(*tree) for tree in _scored(dict(zip(names, values, strict=True)), objective)]
-        for values in zip(*columns, strict=True)
-    ]
+    lengths = _innermost(rows, objective, lambda lists: pc.list_value_length(lists).to_pylist())
+    return [[TreeLengths(*tree) for tree in _scored(row, objective)] for row in lengths]
 
 
 def sequence_trees(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[Tree]:
@@ -276,29 +273,32 @@ def _scored(row: Mapping[str, Any], objective: Objective) -> list[tuple[Any, tup
 
 
 def _token_ids(row: Mapping[str, Any], column: str) -> Any:
-    """[tokens] int64, or a list of K of them on the rejected side.
-
-    They are copies: Arrow hands out read-only arrays, which torch refuses to share.
-    """
+    """[tokens] int64, or a list of K of them on the rejected side."""
     is_list = column in REJECTED_SIDE
-    found = [np.array(values, dtype=np.int64) for values in (row[column] if is_list else [row[column]])]
+    found = [np.asarray(values, dtype=np.int64) for values in (row[column] if is_list else [row[column]])]
     if not all(map(len, found)):
         raise ValueError(f"pair {row['pair_id']!r}, {column}: expected at least one token, found none")
     return found if is_list else found[0]
 
 
-def _value(scalar: pa.Scalar) -> Any:
-    """An id as a string, token ids as an array [tokens], several responses or prompts as a list of such arrays."""
-    if not pa.types.is_nested(scalar.type):
-        return scalar.as_py()
-    values = scalar.values
-    return [_value(item) for item in values] if pa.types.is_nested(values.type) else np.asarray(values)
+def _innermost(
+    rows: pa.Table, objective: Objective, values_of: Callable[[pa.Array], list[Any]]
+) -> Iterator[dict[str, Any]]:
+    """Each row's columns of ids, with what `values_of` makes of a list of ids in the place of each such list."""
+
+    def nested(lists: pa.Array) -> list[Any]:
+        if not pa.types.is_nested(lists.type.value_type):
+            return values_of(lists)
+        inner = iter(nested(lists.flatten()))
+        return [list(itertools.islice(inner, length)) for length in pc.list_value_length(lists).to_pylist()]
+
+    names = [name for name in pair_columns(objective) if name != "pair_id"]
+    columns = [nested(rows[name].combine_chunks()) for name in names]
+    return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
 
 
-def _list_lengths(lists: pa.Array) -> list[Any]:
-    """Of each row its number of tokens, or a list of K such numbers where it has several responses or prompts."""
-    lengths = pc.list_value_length(lists).to_pylist()
-    if not pa.types.is_nested(lists.type.value_type):
-        return lengths
-    inner = iter(_list_lengths(lists.flatten()))
-    return [list(itertools.islice(inner, length)) for length in lengths]
+def _as_arrays(lists: pa.Array) -> list[np.ndarray]:
+    """Each list of ids as [tokens] int64, a slice of one array of them all."""
+    ids = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    ends = np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False), dtype=np.int64).tolist()
+    return [ids[start:end] for start, end in itertools.pairwise([0, *ends])]
