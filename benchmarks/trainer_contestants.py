@@ -116,6 +116,7 @@ class Contestant:
 def _ours(specification: Specification) -> tuple[Step, Any]:
     from mipo_ray.config.train import TrainConfig
     from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
+    from mipo_ray.training.layout import read_pair
     from mipo_ray.training.step import optimizer_step
 
     train = TrainConfig.model_validate(
@@ -132,7 +133,7 @@ def _ours(specification: Specification) -> tuple[Step, Any]:
     )
     quiet_libraries(specification.device)
     join_process_group(specification.device)
-    known = specification.known
+    known = [[read_pair(pair, train.objective) for pair in pairs] for pairs in specification.known]
     engine, reference = policy_and_reference(
         specification.model,
         specification.model,
@@ -146,7 +147,8 @@ def _ours(specification: Specification) -> tuple[Step, Any]:
     )
 
     def step(pairs: list[dict[str, Any]]) -> dict[str, float]:
-        metrics = optimizer_step(engine, reference, pairs, train, train.learning_rate, 0)
+        read = [read_pair(pair, train.objective) for pair in pairs]
+        metrics = optimizer_step(engine, reference, read, train, train.learning_rate, 0)
         return {name: metrics[name] for name in ("loss", "padding_share")}
 
     return step, engine
@@ -230,9 +232,9 @@ def _trl_trainer(specification: Specification) -> Any:
 
 
 def _laid_out(pairs: list[dict[str, Any]]) -> Any:
-    from mipo_ray.training.layout import lay_out, pair_trees
+    from mipo_ray.training.layout import lay_out, read_pair
 
-    return lay_out([tree for pair in pairs for tree in pair_trees(pair, "dpo")], "shared")
+    return lay_out([tree for pair in pairs for tree in read_pair(pair, "dpo").trees], "shared")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from mipo_ray.generation.requests import check_dropped, condition_prompts
 from mipo_ray.generation.sampler import DEFAULT_SAMPLING
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.assemble import assemble_pairs, to_score
+from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
@@ -108,7 +109,7 @@ def _statistics(stage: Stage, files: list[str]) -> dict[str, Any]:
 
 
 def _statistics_row(block: pa.Table) -> pa.Table:
-    return pa.table({"statistics": [json.dumps(pair_statistics(block))]})
+    return pa.table({"statistics": [json.dumps(pair_statistics(as_version_2(block)))]})
 
 
 def _numbers(facts: dict[str, Any]) -> dict[str, float]:

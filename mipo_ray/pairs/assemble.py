@@ -14,7 +14,7 @@ import pyarrow as pa
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.pairs.filters import drop_reason
-from mipo_ray.pairs.schema import _REJECTED, PAIR_SCHEMA, PAIR_SCHEMA_2
+from mipo_ray.pairs.schema import PAIR_SCHEMA, write_form
 
 _EMPTY_RESPONSE = {
     "token_ids": [],
@@ -46,8 +46,8 @@ def assemble_pairs(
 
     `block` holds the conditioned columns and `responses` (RESPONSES): n matched ones and, unless the strategy reuses
     other rows' matched responses, K mismatched ones. With `scores` (SCORES, the log-probs of matched responses under
-    mismatched prompts) pairs have a PMI, and `filters.min_pmi` applies. The schema is PAIR_SCHEMA where a pair has one
-    rejected response, else PAIR_SCHEMA_2.
+    mismatched prompts) pairs have a PMI, and `filters.min_pmi` applies. The table is what a file holds
+    (`schema.write_form`).
     """
     rows = block.to_pylist()
     pairs = []
@@ -69,9 +69,7 @@ def assemble_pairs(
                 or drop_reason(pair, filters, with_pmi="scores" in block.column_names)
             )
             pairs.append(pair)
-    if generation.rejected_per_pair > 1:
-        return pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA_2)
-    return pa.Table.from_pylist([_version_1(pair) for pair in pairs], schema=PAIR_SCHEMA)
+    return write_form(pairs, generation.rejected_per_pair)
 
 
 def to_score(block: pa.Table, *, generation: GenerationConfig, filters: FiltersConfig) -> list[list[dict[str, Any]]]:
@@ -168,8 +166,3 @@ def _first_equal(prompts: list[list[int]]) -> list[int]:
     """For each prompt the index of the first one that is equal to it."""
     first: dict[tuple[int, ...], int] = {}
     return [first.setdefault(tuple(token_ids), index) for index, token_ids in enumerate(prompts)]
-
-
-def _version_1(pair: dict[str, Any]) -> dict[str, Any]:
-    empty: dict[str, Any] = {"mismatched_messages": [], "mismatched_prompt_id": "", "mismatched_prompt_token_ids": []}
-    return pair | {name: pair[name][0] if pair[name] else empty[name] for name in _REJECTED}

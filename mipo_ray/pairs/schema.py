@@ -1,9 +1,20 @@
-"""The schema of the pairs that the trainer reads. Plain Arrow; no Ray, no torch."""
+"""The schema of pairs: their form in a file and in memory, and what training reads of them. No Ray, no torch.
+
+In memory the rejected side of a pair is always lists, one entry for each rejected response (version 2). A file of pairs
+with one rejected response each has scalars in their place (version 1). `write_form` makes the one from the other, and
+`as_version_2` turns what was read back.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from mipo_ray.config.train import Objective
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 TOKEN_IDS = pa.list_(pa.int32())
@@ -24,7 +35,7 @@ RESPONSES = pa.list_(
 SCORES = pa.list_(pa.struct([("sample", pa.int32()), ("negative", pa.int32()), ("logprob", pa.float32())]))
 
 # The rejected side: scalars in version 1, lists of as many entries as the pair has rejected responses in version 2.
-_REJECTED = {
+REJECTED_SIDE = {
     "mismatched_messages": MESSAGES,
     "mismatched_prompt_id": pa.string(),
     "mismatched_prompt_token_ids": TOKEN_IDS,
@@ -72,17 +83,56 @@ PAIR_SCHEMA = pa.schema(
 
 # Version 2: several rejected responses in a row.
 PAIR_SCHEMA_2 = pa.schema(
-    [pa.field(f.name, pa.list_(f.type)) if f.name in _REJECTED else f for f in PAIR_SCHEMA],
+    [pa.field(f.name, pa.list_(f.type)) if f.name in REJECTED_SIDE else f for f in PAIR_SCHEMA],
     metadata={"mipo_ray.pair_schema": "2"},
 )
 
 
+# What a row of version 1 holds that was dropped before it had a mismatched prompt.
+_NOT_SAMPLED: dict[str, Any] = {
+    "mismatched_messages": [],
+    "mismatched_prompt_id": "",
+    "mismatched_prompt_token_ids": [],
+}
+
+
+def pair_columns(objective: Objective) -> list[str]:
+    """The columns of a pair that an objective is trained on."""
+    columns = ["pair_id", "prompt_token_ids", "chosen_token_ids"]
+    if objective != "sft":
+        columns.append("rejected_token_ids")
+    if objective == "sami":
+        columns.append("mismatched_prompt_token_ids")
+    return columns
+
+
+def missing_columns(wanted: Sequence[str], found: Sequence[str]) -> str:
+    """What to say of a file of pairs that lacks a wanted column; "" for one that has them all."""
+    missing = sorted(set(wanted) - set(found))
+    return f"expected the columns {', '.join(missing)} too, found {', '.join(found)}" if missing else ""
+
+
+def write_form(pairs: list[dict[str, Any]], rejected_per_pair: int) -> pa.Table:
+    """Pairs, in the form of version 2, as a file holds them: version 1 where a pair has one rejected response."""
+    if rejected_per_pair > 1:
+        return pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA_2)
+    rows = [
+        pair | {name: pair[name][0] if pair[name] else _NOT_SAMPLED[name] for name in REJECTED_SIDE} for pair in pairs
+    ]
+    return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
+
+
+def kept_pairs(table: pa.Table) -> pa.Table:
+    """The pairs, of either version, that no filter dropped: in the form of version 2, without the column `dropped`."""
+    return as_version_2(table.filter(pc.equal(table["dropped"], "")).drop_columns(["dropped"]))
+
+
 def as_version_2(table: pa.Table) -> pa.Table:
-    """Pairs of either version with every column of the rejected side as lists; other columns as they are.
+    """Pairs as a file holds them, of either version, with every column of the rejected side as lists.
 
     Nothing is copied: a list of one value each is the values themselves and a list of offsets.
     """
-    for name, value_type in _REJECTED.items():
+    for name, value_type in REJECTED_SIDE.items():
         index = table.schema.get_field_index(name)
         if index >= 0 and table.schema.field(index).type == value_type:
             list_type = pa.list_(value_type)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mipo_ray.pairs.schema import PAIR_SCHEMA, as_version_2
+from mipo_ray.pairs.schema import PAIR_SCHEMA_2
 from mipo_ray.pairs.sums import (
     UNIT,
     Counts,
@@ -36,12 +36,6 @@ from mipo_ray.pairs.sums import (
 from mipo_ray.text.statistics import distinct_n, words
 
 SIDES = ("chosen", "rejected")
-_COLUMNS = (
-    *("prompt_id", "sample", "strategy", "dropped", "pmi", "prompt_token_ids"),
-    *("chosen", "chosen_token_ids", "chosen_finish_reason"),
-    *("rejected", "rejected_token_ids", "rejected_finish_reason"),
-    *("generated_tokens", "engine_prompt_tokens", "cached_prompt_tokens"),
-)
 _PMI_BINS_PER_NAT = 100
 _LARGEST_PMI = 10_000  # nats: PMIs beyond it lie in the outermost bins
 
@@ -57,8 +51,7 @@ class _Responses:
 
 
 def pair_statistics(block: pa.Table) -> dict[str, Any]:
-    """Sums over one block of pairs, of either schema version, that `merge_statistics` adds up; JSON-able."""
-    block = as_version_2(block.select(_COLUMNS))
+    """Sums over one block of pairs (version 2) that `merge_statistics` adds up; JSON-able."""
     kept = np.asarray(pc.equal(block["dropped"], ""), dtype=bool)
     responses = {"chosen": _chosen(block), "rejected": _rejected(block)}
     sums: dict[str, Any] = {
@@ -96,7 +89,7 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     too narrow. Standard deviations have n - 1. The q % quantile is the smallest value that q % of all do not exceed.
     """
     sums: dict[str, Any] = {}
-    for part in itertools.chain([pair_statistics(PAIR_SCHEMA.empty_table())], parts):
+    for part in itertools.chain([pair_statistics(PAIR_SCHEMA_2.empty_table())], parts):
         add_sums(sums, part)
     strategies = {name: sums["by_strategy"][name] for name in sorted(sums["by_strategy"])}
     everything: dict[str, Any] = {"rows": 0, "kept": 0, "dropped": {}, "pmi": _pmi(np.zeros(0))}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mipo_ray.config.train import Layout, Objective
-from mipo_ray.training.layout import Pair, Tree, laid_out_tokens, pair_trees
+from mipo_ray.config.train import Layout
+from mipo_ray.training.layout import Pair, TreeLengths, laid_out_tokens
 
 
 def deal(sizes: Sequence[int], workers: int) -> list[list[int]]:
@@ -26,22 +26,22 @@ def deal(sizes: Sequence[int], workers: int) -> list[list[int]]:
     return shares
 
 
-def micro_batches(pairs: Sequence[Pair], *, objective: Objective, layout: Layout, most_tokens: int) -> list[list[Pair]]:
+def micro_batches(pairs: Sequence[Pair], *, layout: Layout, most_tokens: int) -> list[list[Pair]]:
     """A worker's pairs of one step in groups of at most `most_tokens` laid-out tokens, padding included.
 
     Pairs of like length are put together. One larger than `most_tokens` is a group of its own.
     """
-    by_length = sorted(pairs, key=lambda pair: laid_out_tokens(pair_trees(pair, objective), layout))
+    by_length = sorted(pairs, key=lambda pair: laid_out_tokens(pair.lengths, layout))
     groups: list[list[Pair]] = []
-    trees: list[Tree] = []
+    lengths: list[TreeLengths] = []  # of the trees in the last group
     for pair in by_length:
-        own = pair_trees(pair, objective)
-        if groups and laid_out_tokens(trees + own, layout) <= most_tokens:
+        own = pair.lengths
+        if groups and laid_out_tokens(lengths + own, layout) <= most_tokens:
             groups[-1].append(pair)
-            trees += own
+            lengths += own
         else:
             groups.append([pair])
-            trees = own
+            lengths = own
     return groups
 
 

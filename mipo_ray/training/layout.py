@@ -1,4 +1,6 @@
-"""From token ids to tensors: three layouts of the same sequences. The ids are the sampler's own; no tokenizer here.
+"""From pair rows to trees of token ids, and from trees to tensors, in three layouts of the same sequences.
+
+The ids are the sampler's own; no tokenizer here.
 
     padded   prompt chosen ........      one row for each response, filled up on the right
              prompt rejected ......
@@ -6,39 +8,74 @@
     shared   prompt chosen rejected|prompt chosen rejected|...    one row; each response sees its prompt and itself
 
 All give the same log-probs. `packed` and `shared` leave out the last token of each response, which predicts nothing.
+A sequence is a prompt of p tokens and a response of r tokens; what predicts its response are positions p - 1 to
+p + r - 2, each of which predicts the token after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from mipo_ray.config.train import Layout, Objective
+from mipo_ray.pairs.schema import REJECTED_SIDE, pair_columns
 
-# The columns of a pair row that training reads, in the form of pairs.as_version_2: `rejected_token_ids` is a list of
-# responses. Objective sami reads the last one too, a list of prompts.
-PAIR_COLUMNS = ["pair_id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"]
-MISMATCHED_PROMPTS = "mismatched_prompt_token_ids"
 
-Pair = Mapping[str, Any]
+class TreeLengths(NamedTuple):
+    """The tokens of a tree's prompt, and of each of its responses."""
+
+    prompt: int
+    responses: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt and the responses that are scored under it; all are int64 arrays of [tokens], none of them empty."""
+    """A prompt and the responses that are scored under it, none of them empty.
+
+    prompt      [tokens] int64
+    responses   each [tokens] int64
+    """
 
     prompt: np.ndarray
     responses: tuple[np.ndarray, ...]
 
+    @property
+    def lengths(self) -> TreeLengths:
+        return TreeLengths(len(self.prompt), tuple(len(response) for response in self.responses))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair as its objective scores it: made once, when a worker reads the pair's row.
+
+    dpo, ipo, infonce   one tree: under the pair's prompt the chosen response, then its K rejected ones
+    sft                 one tree: under the pair's prompt the chosen response alone
+    sami                1 + K trees: all responses under the pair's prompt, and under the mismatched prompt of each
+                        rejected one
+    """
+
+    pair_id: str
+    trees: tuple[Tree, ...]
+
+    @property
+    def lengths(self) -> list[TreeLengths]:
+        return [tree.lengths for tree in self.trees]
+
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens start:end of a packed row, which attend to one another causally, and to all of prefix_start:prefix_end."""
+    """Tokens start:end of a packed or shared row.
+
+    Each of them sees those before it in the segment and itself, and all of prefix_start:prefix_end.
+    """
 
     start: int
     end: int
@@ -48,14 +85,18 @@ class Segment:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Laid-out trees. Response numbers count tree after tree, in each tree in the order of its responses.
+    """Laid-out trees. Responses are numbered tree after tree, in each tree in its own order.
 
-    input_ids, position_ids: [rows, tokens] int64. Padding has id 0, which nothing looks at.
-    attention_mask: [rows, tokens] int64, 1 on tokens and 0 on padding; None in packed layouts, which have none.
-    segments: what attends to what in a packed row; empty in layout padded.
-    predicting: [response tokens] int64: where, in the flattened rows, the hidden state is that predicts each.
-    targets: [response tokens] int64: the ids that are predicted.
-    response_index: [response tokens] int64: the number of the response that each belongs to.
+    input_ids        [rows, tokens] int64; padding has id 0, which nothing looks at
+    position_ids     [rows, tokens] int64, of each token in its own sequence
+    attention_mask   [rows, tokens] int64, 1 on tokens and 0 on padding; None for packed and shared, which have none
+    segments         what attends to what in a packed or shared row; empty for padded
+    predicting       [response tokens] int64, where in the flattened rows the hidden state is that predicts each
+    targets          [response tokens] int64, the ids that are predicted
+    response_index   [response tokens] int64, the number of the response that each belongs to
+    response_count   the number of responses
+
+    rows is the number of sequences for padded, and 1 for packed and shared.
     """
 
     input_ids: Tensor
@@ -69,34 +110,38 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved: dict[str, Any] = {
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return TokenBatch(**moved)
+        return replace(self, **moved)
 
 
-def pair_trees(pair: Pair, objective: Objective) -> list[Tree]:
-    """What an objective scores of a pair: the chosen response, then its K rejected ones, under the pair's prompt.
-
-    For sft the chosen response alone. For sami 1 + K trees: all responses under the pair's own prompt, and under the
-    mismatched prompt of each rejected one.
+def read_pair(row: Mapping[str, Any], objective: Objective) -> Pair:
+    """The pair of a row of version 2, of which the columns `pair_columns(objective)` are read.
 
     Raises ValueError, naming the pair, for an empty prompt (its first response token would have nothing to be predicted
-    from) or an empty response.
+    from), an empty response, or no rejected response where the objective compares.
     """
-    chosen = _ids(pair, "chosen_token_ids", pair["chosen_token_ids"])
-    prompt = _ids(pair, "prompt_token_ids", pair["prompt_token_ids"])
-    if objective == "sft":
-        return [Tree(prompt, (chosen,))]
-    rejected = [_ids(pair, "rejected_token_ids", ids) for ids in pair["rejected_token_ids"]]
-    if not rejected:
-        raise ValueError(f"pair {pair.get('pair_id')!r}: expected at least one rejected response, found none")
-    responses = (chosen, *rejected)
-    if objective != "sami":
-        return [Tree(prompt, responses)]
-    others = [_ids(pair, MISMATCHED_PROMPTS, ids) for ids in pair[MISMATCHED_PROMPTS]]
-    return [Tree(one, responses) for one in (prompt, *others)]
+    ids = {name: _token_ids(row, name) for name in pair_columns(objective) if name != "pair_id"}
+    if "rejected_token_ids" in ids and not ids["rejected_token_ids"]:
+        raise ValueError(f"pair {row['pair_id']!r}: expected at least one rejected response, found none")
+    trees = [Tree(prompt, responses) for prompt, responses in _scored(ids, objective)]
+    return Pair(row["pair_id"], tuple(trees))
+
+
+def read_pairs(rows: pa.Table, objective: Objective) -> list[Pair]:
+    """The pairs of a table of rows; see `read_pair`."""
+    ids = _innermost(rows, objective, _as_arrays)
+    return [
+        read_pair({"pair_id": pair_id, **row}, objective)
+        for pair_id, row in zip(rows["pair_id"].to_pylist(), ids, strict=True)
+    ]
+
+
+def read_lengths(rows: pa.Table, objective: Objective) -> list[list[TreeLengths]]:
+    """The lengths of each pair's trees, as `Pair.lengths` gives them, without a look at the ids."""
+    lengths = _innermost(rows, objective, lambda lists: pc.list_value_length(lists).to_pylist())
+    return [[TreeLengths(*tree) for tree in _scored(row, objective)] for row in lengths]
 
 
 def sequence_trees(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[Tree]:
@@ -119,24 +164,27 @@ def lay_out(trees: Sequence[Tree], layout: Layout) -> TokenBatch:
 
 
 def token_count(trees: Iterable[Tree]) -> int:
-    """Tokens of all sequences, each prompt counted once for each of its responses, without padding."""
+    """Tokens of all sequences, without padding; a prompt counts once for each of its responses."""
+    # sum over sequences of (p + r)
     return sum(len(tree.prompt) + len(response) for tree in trees for response in tree.responses)
 
 
-def laid_out_tokens(trees: Sequence[Tree], layout: Layout) -> int:
-    """Tokens of the batch that `lay_out` makes of the trees, padding included."""
-    sequences = [(len(tree.prompt), len(response)) for tree in trees for response in tree.responses]
-    if layout == "padded":
+def laid_out_tokens(trees: Sequence[TreeLengths], layout: Layout) -> int:
+    """Tokens of the batch that `lay_out` makes of trees of these lengths, padding included."""
+    sequences = [(tree.prompt, response) for tree in trees for response in tree.responses]
+    if layout == "padded":  # sequences * max(p + r)
         return len(sequences) * max(prompt + response for prompt, response in sequences)
     without_prompts = sum(response - 1 for _, response in sequences)
-    if layout == "packed":
+    if layout == "packed":  # sum over sequences of (p + r - 1)
         return without_prompts + sum(prompt for prompt, _ in sequences)
-    return without_prompts + sum(len(tree.prompt) for tree in trees)
+    # sum over trees of p + sum over their responses of (r - 1)
+    return without_prompts + sum(tree.prompt for tree in trees)
 
 
 def _padded(trees: Sequence[Tree]) -> TokenBatch:
     sequences = [(tree.prompt, response) for tree in trees for response in tree.responses]
     width = max(len(prompt) + len(response) for prompt, response in sequences)
+    # [sequences, width]
     input_ids = np.zeros((len(sequences), width), dtype=np.int64)
     attention_mask = np.zeros_like(input_ids)
     predicting = []
@@ -145,7 +193,7 @@ def _padded(trees: Sequence[Tree]) -> TokenBatch:
         input_ids[row, : len(prompt)] = prompt
         input_ids[row, len(prompt) : end] = response
         attention_mask[row, :end] = 1
-        # Position t predicts token t + 1.
+        # Position t predicts token t + 1: [r]
         predicting.append(row * width + np.arange(len(prompt) - 1, end - 1))
     # Padding on the right leaves every token at its own position.
     position_ids = np.broadcast_to(np.arange(width), input_ids.shape).copy()
@@ -156,9 +204,9 @@ def _packed(trees: Sequence[Tree]) -> TokenBatch:
     sequences = [(tree.prompt, response) for tree in trees for response in tree.responses]
     ids, positions, segments, predicting, offset = [], [], [], [], 0
     for prompt, response in sequences:
-        length = len(prompt) + len(response) - 1
+        length = len(prompt) + len(response) - 1  # p + r - 1
         ids += [prompt, response[:-1]]
-        positions.append(np.arange(length))
+        positions.append(np.arange(length))  # from 0 in each sequence
         segments.append(Segment(offset, offset + length))
         predicting.append(np.arange(offset + len(prompt) - 1, offset + length))
         offset += length
@@ -178,10 +226,10 @@ def _shared(trees: Sequence[Tree]) -> TokenBatch:
         for response in tree.responses:
             start, end = end, end + len(response) - 1
             ids.append(response[:-1])
-            positions.append(len(tree.prompt) + np.arange(len(response) - 1))
+            positions.append(len(tree.prompt) + np.arange(len(response) - 1))  # each response goes on after the prompt
             if end > start:
                 segments.append(Segment(start, end, offset, prompt_end))
-            # The prompt's last token predicts the first one of every response.
+            # The prompt's last token predicts the first one of every response: [r]
             predicting.append(np.concatenate([[prompt_end - 1], np.arange(start, end)]))
         offset = end
     sequences = [(tree.prompt, response) for tree in trees for response in tree.responses]
@@ -198,6 +246,7 @@ def _batch(
     predicting: list[np.ndarray],
     sequences: list[tuple[np.ndarray, np.ndarray]],
 ) -> TokenBatch:
+    """`predicting`: for each sequence [r]; `sequences`: (prompt [p], response [r]); the others as in `TokenBatch`."""
     responses = [response for _, response in sequences]
     lengths = [len(response) for response in responses]
     return TokenBatch(
@@ -212,9 +261,44 @@ def _batch(
     )
 
 
-def _ids(pair: Pair, column: str, values: Sequence[int]) -> np.ndarray:
-    """[tokens] int64, a copy: Arrow hands out read-only arrays, which torch refuses to share."""
-    ids = np.array(values, dtype=np.int64)
-    if not len(ids):
-        raise ValueError(f"pair {pair.get('pair_id')!r}, {column}: expected at least one token, found none")
-    return ids
+def _scored(row: Mapping[str, Any], objective: Objective) -> list[tuple[Any, tuple[Any, ...]]]:
+    """(prompt, responses) of each tree of a pair; of ids or of lengths, whichever the columns of `row` hold."""
+    prompt, chosen = row["prompt_token_ids"], row["chosen_token_ids"]
+    if objective == "sft":
+        return [(prompt, (chosen,))]
+    responses = (chosen, *row["rejected_token_ids"])
+    if objective != "sami":
+        return [(prompt, responses)]
+    return [(one, responses) for one in (prompt, *row["mismatched_prompt_token_ids"])]
+
+
+def _token_ids(row: Mapping[str, Any], column: str) -> Any:
+    """[tokens] int64, or a list of K of them on the rejected side."""
+    is_list = column in REJECTED_SIDE
+    found = [np.asarray(values, dtype=np.int64) for values in (row[column] if is_list else [row[column]])]
+    if not all(map(len, found)):
+        raise ValueError(f"pair {row['pair_id']!r}, {column}: expected at least one token, found none")
+    return found if is_list else found[0]
+
+
+def _innermost(
+    rows: pa.Table, objective: Objective, values_of: Callable[[pa.Array], list[Any]]
+) -> Iterator[dict[str, Any]]:
+    """Each row's columns of ids, with what `values_of` makes of a list of ids in the place of each such list."""
+
+    def nested(lists: pa.Array) -> list[Any]:
+        if not pa.types.is_nested(lists.type.value_type):
+            return values_of(lists)
+        inner = iter(nested(lists.flatten()))
+        return [list(itertools.islice(inner, length)) for length in pc.list_value_length(lists).to_pylist()]
+
+    names = [name for name in pair_columns(objective) if name != "pair_id"]
+    columns = [nested(rows[name].combine_chunks()) for name in names]
+    return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
+
+
+def _as_arrays(lists: pa.Array) -> list[np.ndarray]:
+    """Each list of ids as [tokens] int64, a slice of one array of them all."""
+    ids = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    ends = np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False), dtype=np.int64).tolist()
+    return [ids[start:end] for start, end in itertools.pairwise([0, *ends])]

@@ -1,4 +1,7 @@
-"""Log-probabilities of responses under a causal language model; logits exist for a chunk of response tokens only."""
+"""Log-probs of responses under a causal language model: log p(y | x) = sum_t log p(y_t | x, y_<t), in nats.
+
+The logits of all tokens would be [tokens, vocabulary]; here they exist for one chunk of response tokens at a time.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +49,13 @@ class ResponseLogprobs(nn.Module):
 
 
 def response_logprobs(model: Any, batch: TokenBatch) -> Tensor:
-    """Sum over the response tokens of log p(token | everything before it): [responses], float32, nats.
+    """log p(y | x) of each response: [responses] float32, nats.
 
-    `model` is a transformers causal language model on the device of `batch`; for packed layouts it must have been set
-    up by `attention.use_attention`. Its backbone runs over all tokens, its output head over the response tokens only,
-    chunk by chunk; backward computes each chunk's logits again.
+    model   a transformers causal language model; for packed and shared rows set up by `attention.use_attention`
+    batch   see `TokenBatch`; on the model's device
+
+    The backbone runs over all tokens, the output head over the response tokens only, chunk by chunk; backward computes
+    each chunk's logits again.
 
     Raises ValueError for a model without a linear output head, or without a backbone that runs alone.
     """
@@ -62,10 +67,12 @@ def response_logprobs(model: Any, batch: TokenBatch) -> Tensor:
     outputs = model.base_model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **attention_inputs(model, batch)
     )
+    # [rows, tokens, hidden] to [response tokens, hidden]: the states that predict a token of a response
     states = outputs.last_hidden_state.flatten(0, 1)[batch.predicting.to(outputs.last_hidden_state.device)]
     states = states.to(head.weight.device)  # a model spread over several devices may have its head on another one
     with _scoring(head, logit_treatment(model.config)):
-        token_logprobs = head(states, batch.targets.to(states.device))
+        token_logprobs = head(states, batch.targets.to(states.device))  # log p(y_t | x, y_<t): [response tokens]
+    # log p(y | x) = sum_t log p(y_t | x, y_<t): [responses]
     sums = torch.zeros(batch.response_count, dtype=torch.float32, device=states.device)
     return sums.index_add(0, batch.response_index.to(states.device), token_logprobs)
 
@@ -147,10 +154,16 @@ def _scoring(head: nn.Linear, treatment: LogitTreatment) -> Iterator[None]:
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """[positions] float32 log-probs of `targets` [positions] under softmax(treated(states @ weight.T + bias)).
+    """log p(target) at each position: [positions] float32, nats.
 
-    states: [positions, hidden]; weight: [vocabulary, hidden]. Logits exist for one chunk of positions at a time, in
-    float32; backward computes them again from the states, so that nothing of size [positions, vocabulary] is kept.
+    states    [positions, hidden]
+    weight    [vocabulary, hidden], of the output head
+    bias      [vocabulary], or None
+    targets   [positions] int64
+
+    With z = treated(states @ weight.T + bias), log p(target) = z[target] - log sum_v exp(z[v]). z exists for one chunk
+    of positions at a time, in float32; backward computes it again from the states, so that nothing of size
+    [positions, vocabulary] is kept.
     """
 
     @staticmethod
@@ -160,8 +173,8 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = torch.empty(states.shape[0], dtype=torch.float32, device=states.device)
         normalizers = torch.empty_like(logprobs)
         for chunk in _chunks(states, weight):
-            logits = _logits(states[chunk], weight, bias, treatment)
-            normalizers[chunk] = logits.logsumexp(dim=-1)
+            logits = _logits(states[chunk], weight, bias, treatment)  # z: [chunk, vocabulary]
+            normalizers[chunk] = logits.logsumexp(dim=-1)  # log sum_v exp(z[v]): [chunk]
             logprobs[chunk] = logits.gather(1, targets[chunk, None]).squeeze(1) - normalizers[chunk]
         ctx.save_for_backward(states, weight, bias, targets, normalizers)
         ctx.treatment = treatment
@@ -176,11 +189,12 @@ class _TokenLogprobs(torch.autograd.Function):
         for_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
         for chunk in _chunks(states, weight):
-            logits = _logits(states[chunk], weight, bias, treatment)
-            # d log p(target) / d logits = onehot(target) - softmax
+            logits = _logits(states[chunk], weight, bias, treatment)  # z: [chunk, vocabulary]
             slope = None
             if treatment.softcap is not None:
+                # tanh(x)' = 1 - tanh(x)^2, where tanh(x) = z / softcap
                 slope = 1 - (logits / treatment.softcap).square()
+            # p = exp(z - log sum_v exp(z[v])), and of a target's log-prob the gradient at z is onehot(target) - p
             probabilities = logits.sub_(normalizers[chunk, None]).exp_()
             for_logits = probabilities.mul_(-gradient[chunk, None])
             for_logits.scatter_add_(1, targets[chunk, None], gradient[chunk, None])
@@ -188,10 +202,10 @@ class _TokenLogprobs(torch.autograd.Function):
                 for_logits.mul_(slope)
             if treatment.scale != 1.0:
                 for_logits.mul_(treatment.scale)
-            for_logits = for_logits.to(weight.dtype)
+            for_logits = for_logits.to(weight.dtype)  # G, the gradient at u: [chunk, vocabulary]
             if for_states is not None:
-                for_states[chunk] = for_logits @ weight
-            if for_weight is not None:
+                for_states[chunk] = for_logits @ weight  # [chunk, hidden]
+            if for_weight is not None:  # += G.T @ states: [vocabulary, hidden]
                 _add_product(for_weight, for_logits.T, states[chunk])
             if for_bias is not None:
                 for_bias += for_logits.sum(dim=0)
@@ -201,7 +215,12 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, summed in float32 [rows, columns]; the factors may be bfloat16."""
+    """total += left @ right, summed in float32; the factors may be bfloat16.
+
+    total   [rows, columns] float32
+    left    [rows, inner]
+    right   [inner, columns]
+    """
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     elif left.is_cuda:
@@ -211,12 +230,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _chunks(states: Tensor, weight: Tensor) -> list[slice]:
+    """Of the positions; the float32 logits of each are CHUNK_BYTES at most, or those of one position."""
     size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     return [slice(start, start + size) for start in range(0, states.shape[0], size)]
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, treatment: LogitTreatment) -> Tensor:
-    """[positions, vocabulary] float32, a new tensor."""
+    """z = softcap * tanh(scale * u / softcap), u = states @ weight.T + bias: [positions, vocabulary] float32, new."""
     logits = nn.functional.linear(states, weight, bias).float()
     if treatment.scale != 1.0:
         logits.mul_(treatment.scale)

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from mipo_ray.config.schema import Config
+from mipo_ray.config.train import Objective
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
-from mipo_ray.training.layout import MISMATCHED_PROMPTS, Pair
+from mipo_ray.training.layout import Pair, read_pair
 from mipo_ray.training.step import optimizer_step
 
 OPERATORS = 15  # lines of the table of operators
@@ -43,26 +44,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         profile_step(
             local_model_directory(options.model, config.model.trust_remote_code),
             config,
-            random_pairs(options.pairs, options.prompt, options.response),
+            random_pairs(options.pairs, options.prompt, options.response, config.train.objective),
             dtype=config.model.dtype if config.model.dtype != "auto" else ("bfloat16" if on_gpu else "float32"),
             device="cuda" if on_gpu else "cpu",
         )
     )
 
 
-def random_pairs(count: int, prompt: int, response: int, *, seed: int = 0) -> list[dict[str, Any]]:
+def random_pairs(count: int, prompt: int, response: int, objective: Objective) -> list[Pair]:
     """Pairs of `prompt` and `response` tokens each, of ids that small vocabularies have; one rejected response each."""
-    generator = np.random.default_rng(seed)
-    return [
+    generator = np.random.default_rng(0)
+    rows = [
         {
             "pair_id": f"{index:016x}",
             "prompt_token_ids": generator.integers(0, 100, prompt),
             "chosen_token_ids": generator.integers(0, 100, response),
             "rejected_token_ids": [generator.integers(0, 100, response)],
-            MISMATCHED_PROMPTS: [generator.integers(0, 100, prompt)],
+            "mismatched_prompt_token_ids": [generator.integers(0, 100, prompt)],
         }
         for index in range(count)
     ]
+    return [read_pair(row, objective) for row in rows]
 
 
 def profile_step(model_dir: str, config: Config, pairs: Sequence[Pair], *, dtype: str, device: str) -> str:

@@ -57,7 +57,7 @@ def cached_reference(logprobs_of: Mapping[str, np.ndarray]) -> Reference:
     def logprobs(pairs: Sequence[Pair], batch: TokenBatch) -> Tensor:
         if not pairs:  # a micro-batch that only keeps a worker in step with the others
             return torch.zeros(batch.response_count, device=batch.input_ids.device)
-        values = np.concatenate([logprobs_of[pair["pair_id"]] for pair in pairs])
+        values = np.concatenate([logprobs_of[pair.pair_id] for pair in pairs])
         return torch.from_numpy(values).to(batch.input_ids.device)
 
     return logprobs
@@ -72,7 +72,7 @@ def compute_logprobs(
         values = reference(pairs, batch).float().cpu().numpy()
         if pairs:
             for pair, own in zip(pairs, np.split(values, len(pairs)), strict=True):
-                found[pair["pair_id"]] = own
+                found[pair.pair_id] = own
     return found
 
 

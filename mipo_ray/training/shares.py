@@ -1,20 +1,48 @@
-"""How a round's pairs reach its training workers: Ray Data shares every optimizer step out to those that are there."""
+"""How a round's pairs reach its training workers: from their files, in training order, shared out step by step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs
+import pyarrow.parquet
 import ray.data
 import ray.train
 
-from mipo_ray.config.train import TrainConfig
-from mipo_ray.ray_cluster.blocks import map_blocks
+from mipo_ray.config.train import Objective, TrainConfig
+from mipo_ray.errors import UserError
+from mipo_ray.pairs.label_control import shuffle_labels
+from mipo_ray.pairs.schema import kept_pairs, missing_columns, pair_columns
+from mipo_ray.ray_cluster.blocks import map_blocks, ordered_context
 from mipo_ray.training.batching import deal
-from mipo_ray.training.layout import MISMATCHED_PROMPTS, PAIR_COLUMNS, Pair, laid_out_tokens, pair_trees
+from mipo_ray.training.layout import Pair, laid_out_tokens, read_lengths, read_pairs
+
+
+def stream_kept_pairs(
+    files: Sequence[str],
+    filesystem: pyarrow.fs.FileSystem,
+    objective: Objective,
+    *,
+    only: frozenset[str] | None = None,
+    shuffle_seed: int | None = None,
+) -> ray.data.Dataset:
+    """Pairs that no filter dropped, with the columns of the objective, by pair_id, which is a seeded shuffle.
+
+    `only`: the pair_ids to keep; None: all. With `shuffle_seed` the labels of a seeded half are swapped. Raises
+    UserError where the objective reads a column that the pairs were written without.
+    """
+    columns = [*pair_columns(objective), "dropped"]
+    # Ray Data leaves out what a file does not have, without a word.
+    found = pyarrow.parquet.read_schema(files[0], filesystem=filesystem).names
+    if missing := missing_columns(columns, found):
+        raise UserError(f"{files[0]}: train.objective {objective}: {missing}; generate these pairs again")
+    with ordered_context():
+        dataset = ray.data.read_parquet(list(files), filesystem=filesystem, columns=columns)
+        return map_blocks(dataset, _kept_only, only=only, shuffle_seed=shuffle_seed).sort("pair_id")
 
 
 class StepShares(ray.train.DataConfig):
@@ -38,8 +66,9 @@ class StepShares(ray.train.DataConfig):
 
 def own_steps(shard: ray.data.DataIterator, train: TrainConfig, workers: int) -> Iterator[list[Pair]]:
     """A worker's pairs of each step of one epoch, from its split of a `StepShares` dataset."""
+    share: Any  # a table; Ray's annotation does not tell
     for share in shard.iter_batches(batch_size=_share_rows(train, workers), batch_format="pyarrow", prefetch_batches=1):
-        yield [pair for pair in _pairs(share) if pair["pair_id"]]
+        yield read_pairs(share.filter(pc.not_equal(share["pair_id"], "")), train.objective)
 
 
 def share_out(step: pa.Table, *, train: TrainConfig, workers: int) -> pa.Table:
@@ -49,7 +78,7 @@ def share_out(step: pa.Table, *, train: TrainConfig, workers: int) -> pa.Table:
     them up has an empty `pair_id`.
     """
     rows = _share_rows(train, workers)
-    sizes = [laid_out_tokens(pair_trees(pair, train.objective), train.layout) for pair in _pairs(step)]
+    sizes = [laid_out_tokens(lengths, train.layout) for lengths in read_lengths(step, train.objective)]
     empty: dict[str, Any] = {name: [] for name in step.column_names} | {"pair_id": ""}
     filler = pa.Table.from_pylist([empty] * rows, step.schema)
     parts = []
@@ -64,8 +93,8 @@ def _in_shares(pairs: ray.data.Dataset, train: TrainConfig, workers: int) -> ray
     With the order preserved, the split deals blocks to the workers in turn, and since they all have equally many rows
     it neither cuts one nor leaves any out.
     """
-    columns = [*PAIR_COLUMNS, *([MISMATCHED_PROMPTS] if train.objective == "sami" else [])]
-    steps = pairs.select_columns(columns).repartition(target_num_rows_per_block=train.batch_size, strict=True)
+    columns = pairs.select_columns(pair_columns(train.objective))
+    steps = columns.repartition(target_num_rows_per_block=train.batch_size, strict=True)
     shares = map_blocks(steps, share_out, train=train, workers=workers)
     return shares.repartition(target_num_rows_per_block=_share_rows(train, workers), strict=True)
 
@@ -74,14 +103,8 @@ def _share_rows(train: TrainConfig, workers: int) -> int:
     return math.ceil(train.batch_size / workers)
 
 
-def _pairs(table: pa.Table) -> list[Pair]:
-    columns = [[_value(scalar) for scalar in table[name]] for name in table.column_names]
-    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _value(scalar: pa.Scalar) -> Any:
-    """An id as a string, token ids as an array [tokens], several responses or prompts as a list of such arrays."""
-    if not pa.types.is_nested(scalar.type):
-        return scalar.as_py()
-    values = scalar.values
-    return [_value(item) for item in values] if pa.types.is_nested(values.type) else np.asarray(values)
+def _kept_only(block: pa.Table, *, only: frozenset[str] | None, shuffle_seed: int | None) -> pa.Table:
+    kept = kept_pairs(block)
+    if only is not None:
+        kept = kept.filter(pc.is_in(kept["pair_id"], pa.array(sorted(only), pa.string())))
+    return kept if shuffle_seed is None else shuffle_labels(kept, shuffle_seed)

@@ -6,21 +6,16 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
 import ray.data
 
 from mipo_ray.config.schema import Config
-from mipo_ray.errors import UserError
 from mipo_ray.monitoring.progress import progress
-from mipo_ray.pairs.label_control import shuffle_labels
-from mipo_ray.pairs.schema import as_version_2
-from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.blocks import named
 from mipo_ray.ray_cluster.resources import most_gpus, worker_request
 from mipo_ray.session import Manifest, Session, Stage
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.training.shares import stream_kept_pairs
 from mipo_ray.training.trainer import CHECKPOINTS, Models, train_policy
 
 
@@ -70,31 +65,8 @@ def pair_set_hash(pair_ids: frozenset[str]) -> str:
 def _training_pairs(
     config: Config, run: RunDirectory, pairs: dict[str, Any], only: frozenset[str] | None
 ) -> ray.data.Dataset:
-    """The round's kept pairs in training order (by pair_id, which is a seeded shuffle), in the form of version 2.
-
-    `only`: see `train`. Raises UserError where the objective reads a column that the pairs were written without.
-    """
+    """The round's kept pairs in training order; `only`: see `train`."""
     files = [run.path(pairs["stage"], name) for name in pairs["pairs"]]
-    columns = ["pair_id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "dropped"]
-    if config.train.objective == "sami":
-        columns.append("mismatched_prompt_token_ids")
-    # Ray Data leaves out what a file does not have, without a word.
-    found = pyarrow.parquet.read_schema(files[0], filesystem=run.arrow_filesystem()).names
-    if missing := set(columns) - set(found):
-        raise UserError(
-            f"{files[0]}: train.objective {config.train.objective}: expected the columns "
-            f"{', '.join(sorted(missing))} too, found {', '.join(found)}; generate these pairs again"
-        )
-    with ordered_context():
-        dataset = ray.data.read_parquet(files, filesystem=run.arrow_filesystem(), columns=columns)
-        seed = config.seed if config.train.shuffle_labels else None
-        kept = map_blocks(dataset, _kept_only, only=only, shuffle_seed=seed)
-        return named(kept.sort("pair_id"), f"round_{pairs['round']}_training_pairs")
-
-
-def _kept_only(block: pa.Table, *, only: frozenset[str] | None, shuffle_seed: int | None) -> pa.Table:
-    kept = block.filter(pyarrow.compute.equal(block["dropped"], "")).drop_columns(["dropped"])
-    if only is not None:
-        kept = kept.filter(pyarrow.compute.is_in(kept["pair_id"], pa.array(sorted(only), pa.string())))
-    kept = as_version_2(kept)
-    return kept if shuffle_seed is None else shuffle_labels(kept, shuffle_seed)
+    seed = config.seed if config.train.shuffle_labels else None
+    kept = stream_kept_pairs(files, run.arrow_filesystem(), config.train.objective, only=only, shuffle_seed=seed)
+    return named(kept, f"round_{pairs['round']}_training_pairs")

@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.training.batching import in_groups, micro_batches
-from mipo_ray.training.layout import Pair, TokenBatch, Tree, lay_out, pair_trees, token_count
+from mipo_ray.training.layout import Pair, TokenBatch, Tree, lay_out, token_count
 from mipo_ray.training.loss import PairLogprobs, pair_losses, ranked_correctly, rewards
 from mipo_ray.training.reference import Reference
 
@@ -33,19 +33,18 @@ class MicroBatch:
     """Pairs and their laid-out trees. `pairs` is empty for one that only keeps a worker in step with the others."""
 
     pairs: list[Pair]
-    trees: list[Tree]
     batch: TokenBatch
 
 
 def plan_micro_batches(pairs: Sequence[Pair], train: TrainConfig, device: torch.device | str) -> list[MicroBatch]:
     """This worker's pairs of one step as micro-batches, equally many on every worker; all workers must call it."""
-    groups = micro_batches(pairs, objective=train.objective, layout=train.layout, most_tokens=train.micro_batch_tokens)
+    groups = micro_batches(pairs, layout=train.layout, most_tokens=train.micro_batch_tokens)
     count = torch.tensor(len(groups), device=device)
     distributed.all_reduce(count, distributed.ReduceOp.MAX)
     planned = []
     for group in in_groups(groups, int(count)):
-        trees = [tree for pair in group for tree in pair_trees(pair, train.objective)]
-        planned.append(MicroBatch(group, trees, lay_out(trees or [_PLACEHOLDER], train.layout).to(device)))
+        trees = [tree for pair in group for tree in pair.trees]
+        planned.append(MicroBatch(group, lay_out(trees or [_PLACEHOLDER], train.layout).to(device)))
     return planned
 
 
@@ -100,15 +99,14 @@ def optimizer_step(
 
 def _pair_logprobs(policy: Tensor, reference: Tensor | None, micro_batch: MicroBatch) -> PairLogprobs:
     """The log-probs of responses, [responses] in the order of the trees, as [pairs, prompts, responses]."""
-    pairs, trees = micro_batch.pairs, micro_batch.trees
-    prompts = len(trees) // len(pairs)
-    lengths = [[len(response) for response in tree.responses] for tree in trees[::prompts]]
+    pairs = micro_batch.pairs
+    lengths = [pair.trees[0].lengths.responses for pair in pairs]
     if len({len(row) for row in lengths}) > 1:
         raise ValueError(
-            f"pair {pairs[0]['pair_id']!r} and others: expected equally many rejected responses in every pair, found "
+            f"pair {pairs[0].pair_id!r} and others: expected equally many rejected responses in every pair, found "
             f"{sorted({len(row) - 1 for row in lengths})}"
         )
-    shape = (len(pairs), prompts, len(lengths[0]))
+    shape = (len(pairs), len(pairs[0].trees), len(lengths[0]))
     return PairLogprobs(
         policy=policy.view(shape),
         reference=None if reference is None else reference.view(shape),
@@ -135,7 +133,7 @@ def _describe(micro_batch: MicroBatch, logprobs: PairLogprobs, losses: Tensor, t
     forward_tokens = micro_batch.batch.input_ids.numel()
     counts = {
         "pairs": len(micro_batch.pairs),
-        "tokens": token_count(micro_batch.trees),
+        "tokens": token_count(tree for pair in micro_batch.pairs for tree in pair.trees),
         "forward_tokens": forward_tokens,
         "padding": 0 if mask is None else forward_tokens - int(mask.sum()),
     }

@@ -23,10 +23,11 @@ from torch import distributed
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
+from mipo_ray.pairs.schema import as_version_2, kept_pairs, missing_columns, pair_columns
 from mipo_ray.training.checkpoint import Checkpoints, Progress, load_checkpoint, save_checkpoint
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.export import export_policy
-from mipo_ray.training.layout import MISMATCHED_PROMPTS, PAIR_COLUMNS, Pair
+from mipo_ray.training.layout import Pair, read_pairs
 from mipo_ray.training.reference import Reference
 from mipo_ray.training.schedule import learning_rate_at
 from mipo_ray.training.step import optimizer_step
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mipo_ray.config.recipe import load_config
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", required=True, help="Parquet file with " + ", ".join(PAIR_COLUMNS))
+    parser.add_argument("--pairs", required=True, help="Parquet file with " + ", ".join(pair_columns("dpo")))
     parser.add_argument("--model", required=True, help="embedded, or a model directory: policy and reference")
     parser.add_argument("--output", help="where the trained policy goes; default: a temporary directory")
     parser.add_argument("overrides", nargs="*", help="dotted configuration overrides, for example train.batch_size=8")
@@ -255,26 +256,18 @@ def _train_on_file(options: argparse.Namespace, config: Config) -> None:
 def _read_pairs(path: str, train: TrainConfig) -> list[Pair]:
     """The pairs of a Parquet file that no filter dropped; raises UserError for a file that does not hold them."""
     import pyarrow as pa
-    import pyarrow.compute
     import pyarrow.parquet
-
-    from mipo_ray.pairs.schema import as_version_2
 
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"--pairs {path}: expected a Parquet file of pairs: {error}") from error
-    columns = [*PAIR_COLUMNS, *([MISMATCHED_PROMPTS] if train.objective == "sami" else [])]
-    if missing := set(columns) - set(table.column_names):
-        raise UserError(
-            f"--pairs {path}: train.objective {train.objective}: expected the columns {', '.join(sorted(missing))} "
-            f"too, found {', '.join(table.column_names)}"
-        )
-    if "dropped" in table.column_names:
-        table = table.filter(pyarrow.compute.equal(table["dropped"], ""))
-    if not table.num_rows:
+    if missing := missing_columns(pair_columns(train.objective), table.column_names):
+        raise UserError(f"--pairs {path}: train.objective {train.objective}: {missing}")
+    kept = kept_pairs(table) if "dropped" in table.column_names else as_version_2(table)
+    if not kept.num_rows:
         raise UserError(f"--pairs {path}: expected at least one pair that was not dropped, found none")
-    return as_version_2(table.select(columns)).to_pylist()
+    return read_pairs(kept, train.objective)
 
 
 def _print_step(metrics: dict[str, float]) -> None:

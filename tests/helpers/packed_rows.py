@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mipo_ray.config.train import Layout
-from mipo_ray.training.layout import Tree, pair_trees
+from mipo_ray.training.layout import Tree, read_pair
 from tests.helpers.tiny_families import VOCABULARY
 
 
@@ -71,5 +71,5 @@ def drawn_trees(draw: st.DrawFn, most_pairs: int = 2) -> list[Tree]:
             "rejected_token_ids": [draw(token_ids) for _ in range(rejected)],
             "mismatched_prompt_token_ids": [draw(prompts) for _ in range(rejected)],
         }
-        trees += pair_trees(pair, objective)
+        trees += read_pair(pair, objective).trees
     return trees

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from mipo_ray.evaluation.significance import accuracy_entry, mean_entry
 from mipo_ray.measures import UNITS
-from mipo_ray.pairs.schema import PAIR_SCHEMA
+from mipo_ray.pairs.schema import PAIR_SCHEMA, as_version_2
 from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.report.page import ReportData
 
@@ -62,7 +62,8 @@ def make_statistics(
         }
         for index in range(10)
     ]
-    return {"round": number, **merge_statistics([pair_statistics(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))])}
+    table = as_version_2(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
+    return {"round": number, **merge_statistics([pair_statistics(table)])}
 
 
 def make_run(text: str = "some text", **fields: Any) -> ReportData:

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from mipo_ray.config.train import Objective
 from mipo_ray.storage.rounds import Round
+from mipo_ray.training.layout import Pair, read_pair
 
 VOCABULARY = 128
 
 
 def ragged_pairs(count: int, seed: int = 0) -> list[dict]:
-    """Pairs of random lengths with one rejected response each, in the form of `layout.PAIR_COLUMNS`."""
+    """Rows of pairs of random lengths, in the form of version 2, with one rejected response each."""
     generator = np.random.default_rng(seed)
 
     def ids(low: int, high: int) -> np.ndarray:
@@ -31,6 +33,11 @@ def ragged_pairs(count: int, seed: int = 0) -> list[dict]:
         }
         for index in range(count)
     ]
+
+
+def read_all(rows: list[dict[str, Any]], objective: Objective = "dpo") -> list[Pair]:
+    """The pairs of these rows, as a worker reads them."""
+    return [read_pair(row, objective) for row in rows]
 
 
 def save_tied_llama(directory: Path) -> Path:

@@ -15,7 +15,7 @@ from mipo_ray.models.shape import ModelShape, model_shape
 from mipo_ray.planning.estimates import training_memory
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_engine, quiet_libraries
 from mipo_ray.training.step import optimizer_step
-from tests.helpers.tiny_training import ragged_pairs
+from tests.helpers.tiny_training import ragged_pairs, read_all
 
 
 def held(tensors: Any) -> int:
@@ -37,7 +37,7 @@ def test_weights_and_optimizer_states_are_as_estimated(
     quiet_libraries("cpu")
     join_process_group("cpu")
     engine = policy_engine(str(tiny_model), train, dtype, "cpu", trust_remote_code=False)
-    optimizer_step(engine, None, ragged_pairs(2), train, 1e-5, step=0)
+    optimizer_step(engine, None, read_all(ragged_pairs(2), train.objective), train, 1e-5, step=0)
     weights = held(engine.module.parameters())
     optimizer = engine.optimizer.optimizer if stage else engine.optimizer
     masters = engine.optimizer.single_partition_of_fp32_groups if stage else []

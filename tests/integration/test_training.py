@@ -23,18 +23,19 @@ from torch.nn.functional import logsigmoid
 
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
+from mipo_ray.pairs.schema import pair_columns
 from mipo_ray.training import deepspeed_engine as prepare
 from mipo_ray.training import profile, worker
 from mipo_ray.training.checkpoint import Checkpoints
 from mipo_ray.training.deepspeed_engine import deepspeed_config
-from mipo_ray.training.layout import PAIR_COLUMNS
 from mipo_ray.training.reference import read_logprobs
 from mipo_ray.training.step import TrainingDiverged
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
-from tests.helpers.tiny_training import VOCABULARY, ragged_pairs
+from tests.helpers.tiny_training import VOCABULARY, ragged_pairs, read_all
 
 LAYOUTS = ("padded", "packed", "shared")
 LORA = {"rank": 4, "alpha": 8.0}
+DPO_COLUMNS = ["pair_id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"]
 TRAIN = {
     "batch_size": 4,
     "epochs": 2,
@@ -126,9 +127,10 @@ def train_here(
         threads=1,
     )
     steps: list[dict[str, float]] = []
+    read = read_all(pairs, settings.train.objective)
     # DeepSpeed collects garbage whenever it shards a model, which takes longer the more objects it looks at.
     gc.freeze()
-    summary = train_round(settings, lambda epoch: steps_of(pairs, settings.train.batch_size), steps.append, checkpoints)
+    summary = train_round(settings, lambda epoch: steps_of(read, settings.train.batch_size), steps.append, checkpoints)
     return summary, steps
 
 
@@ -489,7 +491,7 @@ def test_divergence_stops_training_before_a_policy_is_written(model_dir, tmp_pat
 )
 @pytest.mark.parametrize("reference_mode", ["colocated", "cached"])
 def test_other_steps_than_promised_are_an_error(model_dir, tmp_path, streamed, message, reference_mode):
-    pairs = iter(pairs_with(rejected=1, count=9))
+    pairs = iter(read_all(pairs_with(rejected=1, count=9)))
     steps = [list(itertools.islice(pairs, size)) for size in streamed]
     train = TrainConfig(batch_size=4, reference_mode=reference_mode)
     settings = WorkerSettings(
@@ -516,7 +518,7 @@ def test_pairs_with_different_numbers_of_rejected_responses_are_an_error(model_d
 
 @pytest.mark.parametrize("objective", ["dpo", "sami"])
 def test_the_command_trains_a_parquet_file_and_prints_a_line_per_step(model_dir, tmp_path, capsys, objective):
-    columns = [*PAIR_COLUMNS, "mismatched_prompt_token_ids"] if objective == "sami" else PAIR_COLUMNS
+    columns = pair_columns(objective)
     pairs = pairs_with(rejected=2, count=5)
     table = pyarrow.table({name: [as_lists(pair[name]) for pair in pairs] for name in columns})
     pyarrow.parquet.write_table(table, tmp_path / "pairs.parquet")
@@ -572,9 +574,9 @@ def test_attention_that_cannot_train_here_is_refused_before_training(model_dir, 
 @pytest.mark.parametrize(
     ("columns", "dropped", "overrides", "message"),
     [
-        (PAIR_COLUMNS[:2], "", [], "expected the columns chosen_token_ids, rejected_token_ids too, found pair_id"),
-        (PAIR_COLUMNS, "", ["train.objective=sami"], "sami: expected the columns mismatched_prompt_token_ids too"),
-        (PAIR_COLUMNS, "truncated", [], "expected at least one pair that was not dropped, found none"),
+        (DPO_COLUMNS[:2], "", [], "expected the columns chosen_token_ids, rejected_token_ids too, found pair_id"),
+        (DPO_COLUMNS, "", ["train.objective=sami"], "sami: expected the columns mismatched_prompt_token_ids too"),
+        (DPO_COLUMNS, "truncated", [], "expected at least one pair that was not dropped, found none"),
         (None, "", [], "pairs.parquet: expected a Parquet file of pairs"),
     ],
     ids=["columns", "sami", "dropped", "no Parquet"],

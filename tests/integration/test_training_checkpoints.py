@@ -17,13 +17,14 @@ import pytest
 import torch
 from torch import distributed
 
-from mipo_ray.config.train import TrainConfig
+from mipo_ray.config.train import Objective, TrainConfig
 from mipo_ray.training.batching import deal
 from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints, Progress, load_checkpoint, save_checkpoint
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_engine, quiet_libraries
+from mipo_ray.training.layout import Pair
 from mipo_ray.training.step import optimizer_step
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
-from tests.helpers.tiny_training import ragged_pairs, save_tied_llama
+from tests.helpers.tiny_training import ragged_pairs, read_all, save_tied_llama
 
 # 11 pairs in steps of 4: 3 steps in each of 2 epochs, the last of which has 3 pairs.
 PAIRS = ragged_pairs(11)
@@ -66,8 +67,9 @@ def _joined(rank: int, workers: int, rendezvous: Path, function: Callable[..., N
     distributed.destroy_process_group()
 
 
-def own_steps(epoch: int) -> list[list[dict]]:
-    steps = [PAIRS[start : start + TRAIN["batch_size"]] for start in range(0, len(PAIRS), TRAIN["batch_size"])]
+def own_steps(epoch: int, objective: Objective = "dpo") -> list[list[Pair]]:
+    pairs = read_all(PAIRS, objective)
+    steps = [pairs[start : start + TRAIN["batch_size"]] for start in range(0, len(pairs), TRAIN["batch_size"])]
     rank, workers = distributed.get_rank(), distributed.get_world_size()
     return [[step[index] for index in deal([1] * len(step), workers)[rank]] for step in steps]
 
@@ -135,7 +137,7 @@ def resume(directory: Path) -> None:
 def save_engine(directory: Path, name: str) -> None:
     """Two optimizer steps, a checkpoint, and a dump of the state that it should hold."""
     engine, train_config = make_engine(directory, name)
-    for step, pairs in enumerate(own_steps(0)[:2]):
+    for step, pairs in enumerate(own_steps(0, train_config.objective)[:2]):
         optimizer_step(engine, None, pairs, train_config, 1e-3, step)
     shard = directory / f"{name} shard {distributed.get_rank()}"
     shard.mkdir()

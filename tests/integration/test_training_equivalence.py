@@ -18,11 +18,11 @@ from torch import Tensor
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.training.attention import use_attention
 from mipo_ray.training.batching import micro_batches
-from mipo_ray.training.layout import lay_out, pair_trees
+from mipo_ray.training.layout import lay_out
 from mipo_ray.training.logprobs import response_logprobs
 from mipo_ray.training.loss import PairLogprobs, pair_losses
 from tests.helpers.tiny_families import VOCABULARY, assert_gradients_agree, tiny_model
-from tests.helpers.tiny_training import ragged_pairs
+from tests.helpers.tiny_training import ragged_pairs, read_all
 from tests.helpers.trl_trainer import trl_dpo_trainer
 
 BETA = 0.3
@@ -89,10 +89,11 @@ def by_layout(
     policy, reference = copy.deepcopy(policy), copy.deepcopy(reference)
     for model in (policy, reference):
         use_attention(model, train.attention, train.layout)
-    groups = micro_batches(pairs, objective=train.objective, layout=train.layout, most_tokens=train.micro_batch_tokens)
+    read = read_all(pairs, train.objective)
+    groups = micro_batches(read, layout=train.layout, most_tokens=train.micro_batch_tokens)
     total = 0.0
     for group in groups:
-        trees = [tree for pair in group for tree in pair_trees(pair, train.objective)]
+        trees = [tree for pair in group for tree in pair.trees]
         batch = lay_out(trees, train.layout)
         with torch.no_grad():
             frozen = response_logprobs(reference, batch)

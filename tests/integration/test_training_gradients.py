@@ -15,18 +15,19 @@ from torch.nn.functional import logsigmoid
 
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
-from mipo_ray.training.layout import pair_trees
 from mipo_ray.training.step import optimizer_step
 from tests.helpers.tiny_families import assert_gradients_agree, plain_logprobs, tiny_model
-from tests.helpers.tiny_training import ragged_pairs
+from tests.helpers.tiny_training import ragged_pairs, read_all
 
 BETA = 0.5
 LAYOUTS = ("padded", "packed", "shared")
 # 7 pairs with 2 rejected responses each.
-PAIRS = [
-    {**pair, "rejected_token_ids": [*pair["rejected_token_ids"], other["chosen_token_ids"]]}
-    for pair, other in zip(ragged_pairs(7), ragged_pairs(7, seed=1), strict=True)
-]
+PAIRS = read_all(
+    [
+        {**pair, "rejected_token_ids": [*pair["rejected_token_ids"], other["chosen_token_ids"]]}
+        for pair, other in zip(ragged_pairs(7), ragged_pairs(7, seed=1), strict=True)
+    ]
+)
 
 
 class KeepsGradients:
@@ -96,10 +97,9 @@ def plain(models) -> dict[str, Tensor]:
 
     policy, reference = (AutoModelForCausalLM.from_pretrained(models[name]) for name in ("policy", "reference"))
     for pair in PAIRS:
-        trees = pair_trees(pair, "dpo")
         with torch.no_grad():
-            frozen = plain_logprobs(reference, trees)
-        ratios = plain_logprobs(policy, trees) - frozen
+            frozen = plain_logprobs(reference, pair.trees)
+        ratios = plain_logprobs(policy, pair.trees) - frozen
         (-logsigmoid(BETA * (ratios[0] - ratios[1:])).mean() / len(PAIRS)).backward()
     return {name: parameter.grad for name, parameter in policy.named_parameters()}
 

@@ -12,24 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import ray.data
 import torch
+from pyarrow.fs import LocalFileSystem
 
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.monitoring import events as monitoring
-from mipo_ray.pairs.schema import TOKEN_IDS
+from mipo_ray.pairs.label_control import has_swapped_labels
+from mipo_ray.pairs.schema import TOKEN_IDS, pair_columns, write_form
 from mipo_ray.ray_cluster.blocks import ordered_context
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.training import stage as stage_module
-from mipo_ray.training.shares import StepShares, own_steps
+from mipo_ray.training.layout import read_pairs
+from mipo_ray.training.shares import StepShares, own_steps, stream_kept_pairs
 from mipo_ray.training.trainer import Models, train_policy
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
-from tests.helpers.tiny_training import KillsItsWorker, ragged_pairs, save_tied_llama
+from tests.helpers.tiny_training import KillsItsWorker, ragged_pairs, read_all, save_tied_llama
 
 # 11 pairs in steps of 4: 3 steps in each of 2 epochs, the last of which has 3 pairs. A checkpoint after every other.
 PAIRS = ragged_pairs(11)
@@ -143,7 +147,8 @@ def in_this_process(model_dir: Path, directory: Path, pairs: list[dict[str, Any]
         threads=1,
     )
     steps: list[dict[str, float]] = []
-    summary = train_round(settings, lambda epoch: steps_of(pairs, TRAIN["batch_size"]), steps.append)
+    read = read_all(pairs, settings.train.objective)
+    summary = train_round(settings, lambda epoch: steps_of(read, TRAIN["batch_size"]), steps.append)
     assert [step["pairs"] for step in steps] == [4, 4, 3, 4, 4, 3]
     return Outcome(summary, steps, load(directory / "policy"))
 
@@ -225,6 +230,70 @@ def test_no_pairs_are_refused(ray_cluster, model_dir, tmp_path):
         on_ray(model_dir, run, monitoring.start(run), pair_count=0)
 
 
+def write_pair_files(directory: Path, rejected: int, without: tuple[str, ...] = ()) -> list[str]:
+    """PAIRS in two files as the generate stage writes them, the last ones first, every fourth of them dropped."""
+    rows = [
+        {
+            **pair,
+            "rejected_token_ids": [*pair["rejected_token_ids"]] * rejected,
+            "mismatched_prompt_token_ids": [pair["prompt_token_ids"][::-1]] * rejected,
+            "mismatched_messages": [],
+            "mismatched_prompt_id": [],
+            "rejected": ["tea"] * rejected,
+            "rejected_finish_reason": ["stop"] * rejected,
+            "rejected_logprob": [-1.0] * rejected,
+            "dropped": "empty" if index % 4 == 3 else "",
+        }
+        for index, pair in enumerate(PAIRS)
+    ]
+    files = []
+    for name, part in (("a", rows[:4:-1]), ("b", rows[4::-1])):
+        files.append(str(directory / f"{name}.parquet"))
+        pyarrow.parquet.write_table(write_form(part, rejected).drop_columns(list(without)), files[-1])
+    return files
+
+
+@pytest.mark.parametrize(("objective", "rejected"), [("sft", 2), ("dpo", 1), ("sami", 1), ("sami", 2)])
+def test_kept_pairs_come_from_their_files_in_training_order(ray_cluster, tmp_path, objective, rejected):
+    files = write_pair_files(tmp_path, rejected)
+    kept = [pair for index, pair in enumerate(PAIRS) if index % 4 != 3]
+    table = pa.concat_tables(ray.get(stream_kept_pairs(files, LocalFileSystem(), objective).to_arrow_refs()))
+    assert table.column_names == pair_columns(objective)
+    found = [(pair.pair_id, pair.trees) for pair in read_pairs(table, objective)]
+    assert [pair_id for pair_id, _ in found] == [pair["pair_id"] for pair in kept]
+    for (_, trees), pair in zip(found, kept, strict=True):
+        prompts = [pair["prompt_token_ids"]] + [pair["prompt_token_ids"][::-1]] * (objective == "sami") * rejected
+        responses = [pair["chosen_token_ids"], *pair["rejected_token_ids"] * (objective != "sft") * rejected]
+        assert [tree.prompt.tolist() for tree in trees] == [prompt.tolist() for prompt in prompts]
+        for tree in trees:
+            assert [ids.tolist() for ids in tree.responses] == [ids.tolist() for ids in responses]
+
+
+def test_only_the_named_pairs_are_kept_and_the_labels_of_some_are_swapped(ray_cluster, tmp_path):
+    files = write_pair_files(tmp_path, rejected=1)
+    only = frozenset(pair["pair_id"] for pair in PAIRS[:8])
+    rows = stream_kept_pairs(files, LocalFileSystem(), "dpo", only=only, shuffle_seed=5).take_all()
+    kept = [pair for index, pair in enumerate(PAIRS[:8]) if index % 4 != 3]
+    assert [row["pair_id"] for row in rows] == [pair["pair_id"] for pair in kept]
+    swapped = [has_swapped_labels(5, row["pair_id"]) for row in rows]
+    assert len(set(swapped)) == 2
+    for row, pair, is_swapped in zip(rows, kept, swapped, strict=True):
+        sides = [pair["chosen_token_ids"].tolist(), pair["rejected_token_ids"][0].tolist()]
+        found = [list(row["chosen_token_ids"]), list(row["rejected_token_ids"][0])]
+        assert found == (sides[::-1] if is_swapped else sides)
+
+
+def test_pairs_without_a_column_of_the_objective_are_refused_by_name(ray_cluster, tmp_path):
+    """They were written by a release before there was the column."""
+    files = write_pair_files(tmp_path, rejected=1, without=("mismatched_prompt_token_ids",))
+    message = (
+        r"a.parquet: train.objective sami: expected the columns mismatched_prompt_token_ids too, found pair_id, .*"
+    )
+    with pytest.raises(UserError, match=f"{message}; generate these pairs again"):
+        stream_kept_pairs(files, LocalFileSystem(), "sami")
+    assert stream_kept_pairs(files, LocalFileSystem(), "dpo").count() == 9
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_workers_stream_every_step_whole_and_in_order(ray_cluster, workers):
     train = Config.model_validate({"train": TRAIN}).train
@@ -240,15 +309,13 @@ def test_workers_stream_every_step_whole_and_in_order(ray_cluster, workers):
                 shares = [steps[index] for steps in own]
                 sizes = {len(share) for share in shares}
                 assert max(sizes) - min(sizes) <= 1
-                found = {pair["pair_id"]: pair for share in shares for pair in share}
+                found = {pair.pair_id: pair for share in shares for pair in share}
                 assert sum(map(len, shares)) == len(found) == len(expected)
                 for pair in expected:
-                    same = found[pair["pair_id"]]
-                    for column in ("prompt_token_ids", "chosen_token_ids"):
-                        assert same[column].tolist() == pair[column].tolist()
-                    assert [ids.tolist() for ids in same["rejected_token_ids"]] == [
-                        ids.tolist() for ids in pair["rejected_token_ids"]
-                    ]
+                    (tree,) = found[pair["pair_id"]].trees
+                    assert tree.prompt.tolist() == pair["prompt_token_ids"].tolist()
+                    responses = [pair["chosen_token_ids"], *pair["rejected_token_ids"]]
+                    assert [ids.tolist() for ids in tree.responses] == [ids.tolist() for ids in responses]
 
 
 def test_a_checkpoint_of_another_zero_stage_is_refused_once(uninterrupted, model_dir, tmp_path):

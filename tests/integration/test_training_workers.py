@@ -18,9 +18,9 @@ from torch import distributed
 
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.training.batching import deal, micro_batches
-from mipo_ray.training.layout import pair_trees, token_count
+from mipo_ray.training.layout import Pair, token_count
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
-from tests.helpers.tiny_training import VOCABULARY, ragged_pairs, save_tied_llama
+from tests.helpers.tiny_training import VOCABULARY, ragged_pairs, read_all, save_tied_llama
 
 WORKERS = (1, 2, 4)
 # 19 pairs in steps of 9, which neither 2 nor 4 divide; the last step has 1 pair, and all workers but one have none.
@@ -45,21 +45,21 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def long_and_short_pairs() -> list[dict[str, Any]]:
+def long_and_short_pairs() -> list[Pair]:
     """Ragged pairs, and one so long that who has it runs other micro-batches than who has not."""
     pairs = ragged_pairs(19, seed=5)
     long = np.random.default_rng(0).integers(0, VOCABULARY, 40).astype(np.int32)
     pairs[7] = {**pairs[7], "chosen_token_ids": long}
-    return pairs
+    return read_all(pairs)
 
 
 PAIRS = long_and_short_pairs()
 STEPS = [PAIRS[start : start + BATCH_SIZE] for start in range(0, len(PAIRS), BATCH_SIZE)]
 
 
-def shares(step: list[dict], workers: int) -> list[list[dict]]:
+def shares(step: list[Pair], workers: int) -> list[list[Pair]]:
     """The pairs of a step that each worker gets."""
-    sizes = [token_count(pair_trees(pair, "dpo")) for pair in step]
+    sizes = [token_count(pair.trees) for pair in step]
     return [[step[index] for index in share] for share in deal(sizes, workers)]
 
 
@@ -117,10 +117,7 @@ def outcome(trained: Path, name: str, workers: int) -> Outcome:
 def test_the_cases_are_the_hard_ones():
     for workers in WORKERS[1:]:
         counts = [
-            [
-                len(micro_batches(share, objective="dpo", layout="shared", most_tokens=MOST_TOKENS))
-                for share in shares(step, workers)
-            ]
+            [len(micro_batches(share, layout="shared", most_tokens=MOST_TOKENS)) for share in shares(step, workers)]
             for step in STEPS
         ]
         assert any(len({count for count in step if count}) > 1 for step in counts)  # unequally many micro-batches

@@ -21,7 +21,18 @@ from hypothesis import strategies as st
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.pairs.assemble import assemble_pairs, pair_id, pointwise_mutual_information, to_score
-from mipo_ray.pairs.schema import MESSAGES, PAIR_SCHEMA, PAIR_SCHEMA_2, RESPONSES, SCORES, TOKEN_IDS, as_version_2
+from mipo_ray.pairs.schema import (
+    MESSAGES,
+    PAIR_SCHEMA,
+    PAIR_SCHEMA_2,
+    RESPONSES,
+    SCORES,
+    TOKEN_IDS,
+    as_version_2,
+    kept_pairs,
+    missing_columns,
+    pair_columns,
+)
 
 ONE = GenerationConfig()
 SAMPLED = pa.schema(
@@ -277,6 +288,30 @@ def test_large_columns_are_not_copied() -> None:
         addresses = [buffer.address for buffer in before.buffers() if buffer]
         assert addresses
         assert set(addresses) <= {buffer.address for buffer in after.buffers() if buffer}
+
+
+def test_kept_pairs_are_those_without_a_reason_in_the_form_of_version_2() -> None:
+    for table in (version_1(), version_2()):
+        kept = kept_pairs(table)
+        assert kept["prompt_id"].to_pylist() == [table["prompt_id"][0].as_py()]
+        assert kept.schema.names == [name for name in PAIR_SCHEMA.names if name != "dropped"]
+        assert [kept.schema.field(name).type for name in kept.schema.names] == [
+            PAIR_SCHEMA_2.field(name).type for name in kept.schema.names
+        ]
+        assert kept_pairs(table.slice(1)).num_rows == 0
+
+
+def test_an_objective_reads_what_it_compares() -> None:
+    ids = ["pair_id", "prompt_token_ids", "chosen_token_ids"]
+    assert pair_columns("sft") == ids
+    for objective in ("dpo", "ipo", "infonce"):
+        assert pair_columns(objective) == [*ids, "rejected_token_ids"]
+    assert pair_columns("sami") == [*ids, "rejected_token_ids", "mismatched_prompt_token_ids"]
+
+
+def test_columns_that_a_file_lacks_are_named() -> None:
+    assert missing_columns(["b", "a"], ["a", "b", "c"]) == ""
+    assert missing_columns(["c", "a", "b"], ["a", "d"]) == "expected the columns b, c too, found a, d"
 
 
 def wanted(block: pa.Table, generation: GenerationConfig = ONE, **filters: Any) -> list[list[tuple[Any, ...]]]:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.pairs.schema import PAIR_SCHEMA, PAIR_SCHEMA_2
+from mipo_ray.pairs.schema import PAIR_SCHEMA, PAIR_SCHEMA_2, as_version_2
 from mipo_ray.pairs.statistics import drop_table, merge_statistics, pair_statistics, prompt_fingerprint
 
 FORMER_RELEASE_LACKS = ("pmi", "generated_tokens", "engine_prompt_tokens", "cached_prompt_tokens")
@@ -139,11 +139,11 @@ def with_interval(name: str, values: list[float]) -> dict[str, float | None]:
 
 
 def merged(rows: list[dict[str, Any]], cuts: list[int], version: int = 2) -> dict[str, Any]:
-    """Statistics of the rows cut into blocks, whose sums travel between processes as JSON."""
+    """Statistics of the rows cut into blocks as a file holds them, whose sums travel between processes as JSON."""
     edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
     table = as_table(rows, version)
     blocks = [table.slice(start, end - start) for start, end in itertools.pairwise(edges)]
-    return merge_statistics(json.loads(json.dumps(pair_statistics(block))) for block in blocks)
+    return merge_statistics(json.loads(json.dumps(pair_statistics(as_version_2(block)))) for block in blocks)
 
 
 tables = st.integers(1, 3).flatmap(lambda rejected: st.lists(one_pair(rejected), max_size=20))
@@ -235,7 +235,8 @@ def test_scores_that_are_not_finite_are_no_pmi_and_large_ones_stay_in_the_mean()
 
 
 def test_statistics_of_no_rows_have_no_division_by_zero() -> None:
-    for parts in ([], [pair_statistics(PAIR_SCHEMA.empty_table()), pair_statistics(PAIR_SCHEMA_2.empty_table())]):
+    empty = [pair_statistics(as_version_2(schema.empty_table())) for schema in (PAIR_SCHEMA, PAIR_SCHEMA_2)]
+    for parts in ([], empty):
         found = merge_statistics(parts)
         assert (found["rows"], found["kept"], found["generated_tokens"]) == (0, 0, 0)
         assert (found["chosen_tokens_mean"], found["generated_tokens_per_pair"]) == (None, None)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.training.batching import deal, in_groups, micro_batches
-from mipo_ray.training.layout import laid_out_tokens, lay_out, pair_trees
+from mipo_ray.training.layout import Pair, laid_out_tokens, lay_out, read_pair
 
 sizes_and_workers = st.tuples(st.lists(st.integers(1, 5000), max_size=40), st.integers(1, 9))
 
@@ -45,13 +45,13 @@ def test_equal_sizes_are_dealt_in_their_order():
 
 
 token_ids = st.lists(st.integers(0, 9), min_size=1, max_size=12)
-objectives = st.sampled_from(["dpo", "sft", "sami"])
 
 
 @st.composite
-def drawn_pairs(draw: st.DrawFn) -> list[dict]:
+def drawn_pairs(draw: st.DrawFn) -> list[Pair]:
+    objective = draw(st.sampled_from(["dpo", "sft", "sami"]))
     rejected = draw(st.integers(1, 3))
-    return [
+    rows = [
         {
             "pair_id": str(number),
             "prompt_token_ids": draw(token_ids),
@@ -61,42 +61,43 @@ def drawn_pairs(draw: st.DrawFn) -> list[dict]:
         }
         for number in range(draw(st.integers(0, 8)))
     ]
+    return [read_pair(row, objective) for row in rows]
 
 
-def names(groups: list[list[dict]]) -> list[str]:
-    return sorted(pair["pair_id"] for group in groups for pair in group)
+def names(groups: list[list[Pair]]) -> list[str]:
+    return sorted(pair.pair_id for group in groups for pair in group)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
 @settings(max_examples=50)
-@given(pairs=drawn_pairs(), objective=objectives, most_tokens=st.integers(1, 300))
-def test_micro_batches_hold_every_pair_once_within_the_budget(layout, pairs, objective, most_tokens):
-    groups = micro_batches(pairs, objective=objective, layout=layout, most_tokens=most_tokens)
-    assert names(groups) == sorted(pair["pair_id"] for pair in pairs)
+@given(pairs=drawn_pairs(), most_tokens=st.integers(1, 300))
+def test_micro_batches_hold_every_pair_once_within_the_budget(layout, pairs, most_tokens):
+    groups = micro_batches(pairs, layout=layout, most_tokens=most_tokens)
+    assert names(groups) == sorted(pair.pair_id for pair in pairs)
     for number, group in enumerate(groups):
-        trees = [tree for pair in group for tree in pair_trees(pair, objective)]
+        trees = [tree for pair in group for tree in pair.trees]
         tokens = lay_out(trees, layout).input_ids.numel()
-        assert laid_out_tokens(trees, layout) == tokens
+        assert laid_out_tokens([tree.lengths for tree in trees], layout) == tokens
         assert len(group) == 1 or tokens <= most_tokens
         # A group is closed only when the next pair does not fit.
         if number + 1 < len(groups):
-            more = trees + pair_trees(groups[number + 1][0], objective)
+            more = [*trees, *groups[number + 1][0].trees]
             assert lay_out(more, layout).input_ids.numel() > most_tokens
 
 
 @settings(max_examples=50)
-@given(pairs=drawn_pairs(), objective=objectives)
-def test_pairs_of_like_length_are_put_together(pairs, objective):
+@given(pairs=drawn_pairs())
+def test_pairs_of_like_length_are_put_together(pairs):
     """In layout padded, where it matters: rows grow from group to group."""
-    groups = micro_batches(pairs, objective=objective, layout="padded", most_tokens=100)
-    in_order = [laid_out_tokens(pair_trees(pair, objective), "padded") for group in groups for pair in group]
+    groups = micro_batches(pairs, layout="padded", most_tokens=100)
+    in_order = [laid_out_tokens(pair.lengths, "padded") for group in groups for pair in group]
     assert in_order == sorted(in_order)
 
 
 @given(st.lists(st.lists(st.integers(), min_size=1, max_size=6), max_size=5), st.integers(0, 12))
 def test_groups_are_split_to_a_count_without_losing_a_pair(sizes, more):
     numbers = iter(range(100))
-    groups = [[{"pair_id": str(next(numbers))} for _ in group] for group in sizes]
+    groups = [[Pair(str(next(numbers)), ()) for _ in group] for group in sizes]
     found = in_groups(groups, len(groups) + more)
     assert len(found) == len(groups) + more
     assert names(found) == names(groups)
@@ -106,9 +107,9 @@ def test_groups_are_split_to_a_count_without_losing_a_pair(sizes, more):
 
 
 def test_the_largest_group_is_halved_first():
-    pairs = [{"pair_id": str(number)} for number in range(7)]
+    pairs = [Pair(str(number), ()) for number in range(7)]
     found = in_groups([pairs[:2], pairs[2:]], 3)
-    assert [[pair["pair_id"] for pair in group] for group in found] == [["0", "1"], ["2", "3"], ["4", "5", "6"]]
+    assert [[pair.pair_id for pair in group] for group in found] == [["0", "1"], ["2", "3"], ["4", "5", "6"]]
 
 
 def test_a_worker_without_pairs_gets_empty_groups():

@@ -5,13 +5,26 @@ python -m pytest tests/unit/training/test_layout.py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.training.layout import Tree, laid_out_tokens, lay_out, pair_trees, sequence_trees, token_count
+from mipo_ray.pairs.schema import pair_columns
+from mipo_ray.training.layout import (
+    Tree,
+    laid_out_tokens,
+    lay_out,
+    read_lengths,
+    read_pair,
+    read_pairs,
+    sequence_trees,
+    token_count,
+)
 from tests.helpers.packed_rows import drawn_trees, places, token_ids, visible
 
 LAYOUTS = ("padded", "packed", "shared")
@@ -51,7 +64,7 @@ def test_tensors_have_the_shapes_and_types_that_were_said(layout, trees):
     assert bool(batch.segments) == (layout != "padded")
     tensors = [batch.input_ids, batch.position_ids, batch.predicting, batch.targets, batch.response_index]
     assert {tensor.dtype for tensor in tensors} == {torch.int64}
-    assert batch.input_ids.numel() == laid_out_tokens(trees, layout)
+    assert batch.input_ids.numel() == laid_out_tokens([tree.lengths for tree in trees], layout)
 
 
 @settings(max_examples=50)
@@ -129,37 +142,37 @@ def pair_of(**columns) -> dict:
     } | columns
 
 
-def as_lists(trees: list[Tree]) -> list[tuple[list[int], list[list[int]]]]:
+def as_lists(trees: Sequence[Tree]) -> list[tuple[list[int], list[list[int]]]]:
     return [(tree.prompt.tolist(), [response.tolist() for response in tree.responses]) for tree in trees]
 
 
 @pytest.mark.parametrize("objective", ["dpo", "ipo", "infonce"])
 def test_a_pair_is_one_tree_with_the_chosen_response_first(objective):
-    assert as_lists(pair_trees(pair_of(), objective)) == [([1, 2], [[3], [4, 5], [6]])]
+    assert as_lists(read_pair(pair_of(), objective).trees) == [([1, 2], [[3], [4, 5], [6]])]
 
 
 def test_sft_looks_at_the_chosen_response_alone():
-    assert as_lists(pair_trees(pair_of(rejected_token_ids=[]), "sft")) == [([1, 2], [[3]])]
+    assert as_lists(read_pair(pair_of(rejected_token_ids=[]), "sft").trees) == [([1, 2], [[3]])]
 
 
 def test_sami_scores_all_responses_under_each_prompt():
     responses = [[3], [4, 5], [6]]
-    assert as_lists(pair_trees(pair_of(), "sami")) == [([1, 2], responses), ([7], responses), ([8, 9], responses)]
+    assert as_lists(read_pair(pair_of(), "sami").trees) == [([1, 2], responses), ([7], responses), ([8, 9], responses)]
 
 
 def test_mismatched_prompts_are_read_for_sami_only():
     pair = pair_of()
     del pair["mismatched_prompt_token_ids"]
-    assert len(pair_trees(pair, "dpo")) == 1
+    assert len(read_pair(pair, "dpo").trees) == 1
     with pytest.raises(KeyError, match="mismatched_prompt_token_ids"):
-        pair_trees(pair, "sami")
+        read_pair(pair, "sami")
 
 
 def test_read_only_arrays_are_taken_as_they_are():
     ids = np.array([1, 2], dtype=np.int32)
     ids.flags.writeable = False
     pair = pair_of(prompt_token_ids=ids, chosen_token_ids=ids, rejected_token_ids=[ids])
-    batch = lay_out(pair_trees(pair, "dpo"), "shared")
+    batch = lay_out(read_pair(pair, "dpo").trees, "shared")
     assert batch.input_ids.tolist() == [[1, 2, 1, 1]]
 
 
@@ -175,7 +188,44 @@ def test_read_only_arrays_are_taken_as_they_are():
 )
 def test_pairs_that_cannot_be_scored_are_refused(columns, objective, message):
     with pytest.raises(ValueError, match=message):
-        pair_trees(pair_of(**columns), objective)
+        read_pair(pair_of(**columns), objective)
+
+
+@st.composite
+def drawn_rows(draw: st.DrawFn) -> list[dict]:
+    """Rows of pairs; each with as many rejected responses as it likes."""
+    rejected = st.lists(st.tuples(token_ids, token_ids), min_size=1, max_size=3)
+    rows = []
+    for number in range(draw(st.integers(0, 4))):
+        responses, prompts = zip(*draw(rejected), strict=True)
+        rows.append(
+            {
+                "pair_id": str(number),
+                "prompt_token_ids": draw(token_ids),
+                "chosen_token_ids": draw(token_ids),
+                "rejected_token_ids": list(responses),
+                "mismatched_prompt_token_ids": list(prompts),
+            }
+        )
+    return rows
+
+
+@settings(max_examples=50)
+@given(rows=drawn_rows(), objective=st.sampled_from(["dpo", "ipo", "infonce", "sft", "sami"]), cut=st.integers(0, 4))
+def test_a_table_gives_the_pairs_of_its_rows_and_their_lengths(rows, objective, cut):
+    """In tables of several chunks too, each a slice of something larger, and with no other column than is read."""
+    ids = pa.list_(pa.int32())
+    lists = [("prompt_token_ids", ids), ("chosen_token_ids", ids)]
+    lists += [("rejected_token_ids", pa.list_(ids)), ("mismatched_prompt_token_ids", pa.list_(ids))]
+    whole = pa.Table.from_pylist(rows, pa.schema([("pair_id", pa.string()), *lists])).select(pair_columns(objective))
+    for table in (whole, pa.concat_tables([whole.slice(0, cut), whole.slice(cut)]), whole.slice(cut)):
+        expected = [read_pair(row, objective) for row in rows[cut if table.num_rows < len(rows) else 0 :]]
+        found = read_pairs(table, objective)
+        assert [pair.pair_id for pair in found] == [pair.pair_id for pair in expected]
+        assert [as_lists(pair.trees) for pair in found] == [as_lists(pair.trees) for pair in expected]
+        lengths = [[(len(prompt), [*map(len, own)]) for prompt, own in as_lists(pair.trees)] for pair in expected]
+        assert [[(tree.prompt, [*tree.responses]) for tree in pair.lengths] for pair in found] == lengths
+        assert read_lengths(table, objective) == [pair.lengths for pair in found]
 
 
 @given(st.lists(st.tuples(token_ids, token_ids), max_size=4))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.training import reference
-from mipo_ray.training.layout import lay_out, pair_trees
+from mipo_ray.training.layout import Pair, TokenBatch, lay_out, read_pair
 from mipo_ray.training.reference import (
     cached_reference,
     colocated_reference,
@@ -94,9 +94,10 @@ def pair(pair_id: str, rejected: int = 2) -> dict:
     }
 
 
-def micro_batch(*pairs: dict, objective: str = "dpo"):
-    trees = [tree for one in pairs for tree in pair_trees(one, objective)]
-    return list(pairs), lay_out(trees or pair_trees(pair("placeholder"), "sft"), "shared")
+def micro_batch(*rows: dict, objective: str = "dpo") -> tuple[list[Pair], TokenBatch]:
+    pairs = [read_pair(row, objective) for row in rows]
+    trees = [tree for one in pairs or [read_pair(pair("placeholder"), "sft")] for tree in one.trees]
+    return pairs, lay_out(trees, "shared")
 
 
 def numbered(batch) -> torch.Tensor:
