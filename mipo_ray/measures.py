@@ -1,28 +1,121 @@
-"""Every held-out measure of results.json, in the order of its table, and its unit."""
+"""Every measure once: its name in results.json or evaluation.json, its unit, what it is called, which way is better.
+
+The tables of a run, its page, a comparison and the Prometheus metrics all read these tables. How a figure is written
+follows from its unit and its size alone (`format_value`).
+"""
 
 from __future__ import annotations
 
-UNITS = {
-    "reward_accuracy": "share",
-    "reward_margin": "nats",
-    "context_pmi_initial": "nats per response",
-    "pmi_initial": "nats per response",
-    "pmi_initial_per_token": "nats per token",
-    "infonce_initial": "nats",
-    "retrieval_initial": "share",
-    "context_pmi_policy": "nats per response",
-    "pmi_policy": "nats per response",
-    "pmi_policy_per_token": "nats per token",
-    "infonce_policy": "nats",
-    "retrieval_policy": "share",
-    "response_tokens": "tokens",
-    "truncated": "share",
-    "copy_rate": "share",
-    "only_copies": "share",
-    "refusals": "share",
-    "distinct_1": "share",
-    "distinct_2": "share",
-    "corpus_distinct_2": "share",
-    "self_bleu": "share",
-    "kl_per_token": "nats per token",
-}
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Direction = Literal["higher", "lower", "neither"]
+
+# Decimals of units whose figures stand in one column; all others go by the figure's size.
+DECIMALS = {"share": 3, "tokens": 1}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a policy.
+
+    title: what it is called in sentences and at the head of a column.
+    better: which way is better; a measure that is neither only rises or falls.
+    drawing: what stands above its drawing on a run's page, where that is longer than `heading`.
+    """
+
+    name: str
+    unit: str
+    title: str
+    better: Direction = "neither"
+    drawing: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Title and unit, as at the head of a column."""
+        return f"{self.title}, {self.unit}"
+
+
+def _by_name(*measures: Measure) -> dict[str, Measure]:
+    return {measure.name: measure for measure in measures}
+
+
+# Of results.json, in the order of its table.
+HELD_OUT = _by_name(
+    Measure("reward_accuracy", "share", "reward accuracy", "higher"),
+    Measure("reward_margin", "nats", "reward margin", "higher"),
+    Measure(
+        "context_pmi_initial",
+        "nats per response",
+        "context PMI",
+        "higher",
+        "answer-context PMI, nats per response",
+    ),
+    Measure(
+        "pmi_initial",
+        "nats per response",
+        "leave-one-out PMI",
+        "higher",
+        "answer-prompt PMI, nats per response",
+    ),
+    Measure("pmi_initial_per_token", "nats per token", "leave-one-out PMI per token", "higher"),
+    Measure("infonce_initial", "nats", "InfoNCE", "higher", "InfoNCE on per-token log-probs, nats"),
+    Measure("retrieval_initial", "share", "retrieval", "higher"),
+    Measure("context_pmi_policy", "nats per response", "the policy's context PMI", "higher"),
+    Measure("pmi_policy", "nats per response", "the policy's leave-one-out PMI", "higher"),
+    Measure("pmi_policy_per_token", "nats per token", "the policy's leave-one-out PMI per token", "higher"),
+    Measure("infonce_policy", "nats", "the policy's InfoNCE", "higher"),
+    Measure("retrieval_policy", "share", "the policy's retrieval", "higher"),
+    Measure("response_tokens", "tokens", "length", drawing="response length, tokens"),
+    Measure("truncated", "share", "cut at the limit", drawing="cut at the length limit, share"),
+    Measure("copy_rate", "share", "copied 3-grams", drawing="copy rate, share"),
+    Measure("only_copies", "share", "only copies"),
+    Measure("refusals", "share", "refusals"),
+    Measure("distinct_1", "share", "distinct words", drawing="distinct words in an answer, share"),
+    Measure("distinct_2", "share", "distinct 2-grams", drawing="distinct 2-grams in an answer, share"),
+    Measure("corpus_distinct_2", "share", "distinct 2-grams in all answers"),
+    Measure("self_bleu", "share", "self-BLEU", drawing="self-BLEU (high: answers alike)"),
+    Measure("kl_per_token", "nats per token", "KL to the base", drawing="KL to the initial model, nats per token"),
+)
+
+# Of evaluation.json: of a task, and of the judge's protocols.
+TASKS = _by_name(Measure("accuracy", "share", "accuracy", "higher"))
+JUDGED = _by_name(
+    Measure("net_win", "share", "net win", "higher"),
+    Measure("rating", "points", "rating", "higher"),
+    Measure("win", "share", "win"),
+    Measure("tie", "share", "tie"),
+    Measure("loss", "share", "loss"),
+    Measure("position_bias", "share", "position bias"),
+    Measure("self_consistency", "share", "self consistency"),
+    Measure("unreadable", "share", "unreadable"),
+)
+
+
+def measure_of(name: str) -> Measure:
+    """A held-out measure, or "task.metric" of evaluation.json, whose title then starts with the task."""
+    if name in HELD_OUT:
+        return HELD_OUT[name]
+    task, _, metric = name.rpartition(".")
+    measure = (TASKS | JUDGED)[metric]
+    return replace(measure, name=name, title=f"{task} {measure.title}")
+
+
+def format_value(value: float, unit: str, *, signed: bool = False, scale: float | None = None) -> str:
+    """A figure for people, at most 7 characters wide: "0.812", "41.30", "0.0031", "2e-05"; signed: "+0.312".
+
+    `scale` is the size that decides the decimals, for figures that stand side by side; None: the value's own.
+    """
+    sign = "+" if signed else ""
+    size = abs(value) if scale is None else scale
+    if value == 0:
+        return "0"
+    if size < 0.00005 or size >= 999_999.5:
+        return f"{value:{sign}.0e}"
+    if size >= 999.5:
+        decimals = 0
+    elif unit in DECIMALS and (unit != "share" or size < 10):
+        decimals = DECIMALS[unit]
+    else:
+        decimals = 2 if size >= 10 else 3 if size >= 0.1 else 4
+    return f"{value:{sign}z.{decimals}f}"

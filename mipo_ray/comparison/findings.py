@@ -2,59 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from mipo_ray.comparison.definition import BASE
 from mipo_ray.evaluation.figures import change_of, format_change
-from mipo_ray.evaluation.intervals import Estimate
+from mipo_ray.evaluation.intervals import Estimate, word_against
 from mipo_ray.evaluation.significance import sentence
-from mipo_ray.measures import UNITS
+from mipo_ray.measures import HELD_OUT, Measure, measure_of
 
-Direction = Literal["higher", "neither"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How a column of the table is called, and whether more of it is better."""
-
-    title: str
-    unit: str
-    direction: Direction
-
-
-# Of results.json, in the order of the table. What has no better direction only rises or falls.
-HELD_OUT = {
-    "context_pmi_initial": Measure("context PMI", UNITS["context_pmi_initial"], "higher"),
-    "pmi_initial": Measure("leave-one-out PMI", UNITS["pmi_initial"], "higher"),
-    "reward_accuracy": Measure("reward accuracy", "share", "higher"),
-    "kl_per_token": Measure("KL to the base", UNITS["kl_per_token"], "neither"),
-    "response_tokens": Measure("length", "tokens", "neither"),
-    "truncated": Measure("cut at the limit", "share", "neither"),
-    "distinct_2": Measure("distinct 2-grams", "share", "neither"),
-    "copy_rate": Measure("copied 3-grams", "share", "neither"),
-}
+# Of results.json, in the order of the table.
+COMPARED = (
+    "context_pmi_initial",
+    "pmi_initial",
+    "reward_accuracy",
+    "kl_per_token",
+    "response_tokens",
+    "truncated",
+    "distinct_2",
+    "copy_rate",
+)
 # Of evaluation.json, where tasks or a judge were asked for.
-TASK_METRICS = {"accuracy": "higher", "net_win": "higher", "rating": "higher"}
+COMPARED_TASK_METRICS = ("accuracy", "net_win", "rating")
 
 
 def measures_of(arms: dict[str, dict[str, Any]]) -> dict[str, Measure]:
     """The columns of the table: the held-out measures and the tasks that some arm has."""
     found = [name for arm in arms.values() for name in arm["measures"]]
-    columns = {name: measure for name, measure in HELD_OUT.items() if name in found}
-    for name in found:
-        if name not in columns:
-            task, _, metric = name.rpartition(".")
-            unit = next(arm["measures"][name]["unit"] for arm in arms.values() if name in arm["measures"])
-            columns[name] = Measure(f"{task} {metric.replace('_', ' ')}", unit, TASK_METRICS[metric])  # type: ignore[arg-type]
-    return columns
+    held_out = [name for name in COMPARED if name in found]
+    return {name: measure_of(name) for name in dict.fromkeys([*held_out, *found])}
 
 
 def control_sentences(control: str, arms: dict[str, dict[str, Any]]) -> list[str]:
     """What the control shows, the measures in which more is better first; a gain is said as plainly as none."""
     if control not in arms:
         return [f"The control {control} has not been measured yet."]
-    columns = [(name, one) for name, one in measures_of(arms).items() if one.direction == "higher"]
+    columns = [(name, one) for name, one in measures_of(arms).items() if one.better == "higher"]
     entries = [
         (name, one, arms[control]["measures"][name]) for name, one in columns if name in arms[control]["measures"]
     ]
@@ -87,8 +69,8 @@ def _but(measures: dict[str, dict[str, Any]], headline: str) -> str:
     if measures[headline].get("verdict") != "better":
         return ""
     moved = [
-        f"{measure.title} {measures[name]['verdict']} ({format_change(measures[name])})"
-        for name, measure in HELD_OUT.items()
+        f"{HELD_OUT[name].title} {measures[name]['verdict']} ({format_change(measures[name])})"
+        for name in COMPARED
         if name != "kl_per_token" and measures.get(name, {}).get("verdict") in ("rose", "fell")
     ]
     return f" But {', '.join(moved)}." if moved else ""
@@ -100,10 +82,7 @@ def _sentence(arm: str, name: str, measure: Measure, arms: dict[str, dict[str, A
     if change is None:
         return f"{measure.title} has no interval."
     if base is None:  # the base is not judged against itself: the figure is its own change
-        joined = "from" if entry["verdict"] == "not distinguishable" else "than"
-        return (
-            f"Judged in pairs, {arm} is {entry['verdict']} {joined} the base: wins less losses {format_change(entry)} "
-            f"({entry['n']} items)."
-        )
-    before, after = (Estimate(one["value"], one["low"], one["high"], one["n"]) for one in (base, entry))
+        said = word_against(entry["verdict"], "the base")
+        return f"Judged in pairs, {arm} is {said}: wins less losses {format_change(entry)} ({entry['n']} items)."
+    before, after = Estimate.of_value(base), Estimate.of_value(entry)
     return sentence(measure.title, before, after, change, unit=measure.unit, p_value=entry.get("p_value"))

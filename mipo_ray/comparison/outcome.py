@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow.dataset
 
 from mipo_ray.comparison.definition import BASE, Comparison, common_pairs_file, describe_arm
-from mipo_ray.comparison.findings import HELD_OUT, TASK_METRICS, control_sentences, findings
+from mipo_ray.comparison.findings import COMPARED, COMPARED_TASK_METRICS, control_sentences, findings
 from mipo_ray.evaluation.figures import change_of
 from mipo_ray.evaluation.held_out import mutual_information as mi
 from mipo_ray.evaluation.held_out.metrics import item_values
 from mipo_ray.evaluation.held_out.rows import measured_rows
 from mipo_ray.evaluation.intervals import bootstrap_change, describe_change, group_means
-from mipo_ray.evaluation.significance import item_changes, over_seeds, verdict
+from mipo_ray.evaluation.significance import item_changes, over_seeds
+from mipo_ray.measures import HELD_OUT, measure_of
 from mipo_ray.pairs.label_control import has_swapped_labels
 from mipo_ray.storage import rounds
 from mipo_ray.storage.results import gather_evaluation
@@ -43,7 +45,7 @@ def gather(comparison: Comparison) -> dict[str, Any]:
     complete = [arm for arm in comparison.arms if measured[arm] == measured[BASE] == list(comparison.seeds)]
     arms = {BASE: _arm(comparison, BASE, rounds.BASE, measured[BASE])}
     arms |= {arm: _arm(comparison, arm, last, comparison.seeds) for arm in complete}
-    headline = next(name for name in HELD_OUT if name in arms[BASE]["measures"])
+    headline = next(name for name in COMPARED if name in arms[BASE]["measures"])
     for arm in complete:
         arms[arm]["against_control"] = {
             control: _difference(comparison, control, arm, last, headline)
@@ -104,7 +106,7 @@ def _measures(comparison: Comparison, arm: str, round: Round, seeds: Sequence[in
         run = comparison.run(arm, comparison.seeds[0])
         manifest = _manifest(run, round, "evaluate")
         assert manifest is not None
-        entries = {name: entry for name, entry in manifest["results"].items() if name in HELD_OUT}
+        entries = {name: entry for name, entry in manifest["results"].items() if name in COMPARED}
         entries |= _task_entries(run, round.key)
     else:
         entries = _over_seeds(comparison, arm, round, seeds)
@@ -115,8 +117,7 @@ def _judged(name: str, entry: dict[str, Any]) -> dict[str, Any]:
     change = change_of(entry)
     if change is None or "verdict" in entry:
         return entry
-    is_better = name not in HELD_OUT or HELD_OUT[name].direction == "higher"
-    return {**entry, "verdict": verdict(change) if is_better else describe_change(change)}
+    return {**entry, "verdict": describe_change(change, measure_of(name).better)}
 
 
 def _task_entries(run: RunDirectory, policy: str) -> dict[str, dict[str, Any]]:
@@ -127,7 +128,7 @@ def _task_entries(run: RunDirectory, policy: str) -> dict[str, dict[str, Any]]:
         f"{task}.{metric}": entry
         for task, result in tasks.items()
         for metric, entry in result["metrics"].items()
-        if metric in TASK_METRICS
+        if metric in COMPARED_TASK_METRICS
     }
 
 
@@ -141,15 +142,14 @@ def _over_seeds(comparison: Comparison, arm: str, round: Round, seeds: Sequence[
         if not all(name in of_seed for of_seed in own):
             continue
         value = over_seeds([_by_item(of_seed[name]) for of_seed in own], **draw)
-        unit = HELD_OUT[name].unit if name in HELD_OUT else "share"
+        unit = measure_of(name).unit
         # What seeds differ by is widened, which would take a share below 0 or above 1.
         low, high = np.clip((value.low, value.high), 0, 1).tolist() if unit == "share" else (value.low, value.high)
-        entry: dict[str, Any] = {"value": value.value, "low": low, "high": high, "n": value.n}
-        entry |= {"unit": unit, "interval": "bootstrap"}
+        entry = replace(value, low=low, high=high).as_value(unit) | {"interval": "bootstrap"}
         if not round.is_base and all(name in of_seed for of_seed in base):
             changes = [item_changes(before[name], after[name]) for before, after in zip(base, own, strict=True)]
             change = over_seeds(changes, **draw)
-            entry |= {"change": change.value, "change_low": change.low, "change_high": change.high}
+            entry |= change.as_change()
             entry["seed_changes"] = [float(np.mean(list(of_seed.values()))) for of_seed in changes]
         entries[name] = entry
     return entries
@@ -159,7 +159,7 @@ def _held_out_items(comparison: Comparison, arm: str, seed: int, round: Round) -
     """Held-out measure -> (values, items) of one policy, from its scored answers."""
     rows = measured_rows(comparison.run(arm, seed), round)
     columns = item_values(rows, comparison.shared.train.beta)
-    found: dict[str, Items] = {name: (columns[name][1], columns[name][0]) for name in HELD_OUT if name in columns}
+    found: dict[str, Items] = {name: (columns[name][1], columns[name][0]) for name in COMPARED if name in columns}
     kl = mi.kl_per_token(rows.policy_own, rows.initial_own, rows.token_counts)
     return found | {"kl_per_token": (kl, rows.prompt_ids)}
 
@@ -200,8 +200,9 @@ def _difference(comparison: Comparison, base: str, arm: str, round: Round, name:
         change = bootstrap_change(*pairs[0][0], *pairs[0][1], **draw)
     else:
         change = over_seeds([item_changes(*pair) for pair in pairs], **draw)
-    entry: dict[str, Any] = {"change": change.value, "change_low": change.low, "change_high": change.high}
-    return entry | {"n": change.n, "unit": HELD_OUT[name].unit, "verdict": verdict(change)}
+    measure = HELD_OUT[name]
+    word = describe_change(change, measure.better)
+    return change.as_change() | {"n": change.n, "unit": measure.unit, "verdict": word}
 
 
 def _equal(comparison: Comparison, complete: Sequence[str]) -> dict[str, Any]:

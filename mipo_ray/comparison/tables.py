@@ -11,10 +11,11 @@ from typing import Any
 import jinja2
 
 from mipo_ray.comparison.definition import BASE, Comparison
-from mipo_ray.comparison.findings import Measure, measures_of
+from mipo_ray.comparison.findings import measures_of
 from mipo_ray.comparison.outcome import gather
 from mipo_ray.config.recipe import result_fields, to_yaml
-from mipo_ray.evaluation.figures import format_change, format_value
+from mipo_ray.evaluation.figures import format_change
+from mipo_ray.measures import Measure, format_value
 from mipo_ray.report.charts import Tick, scale_and_ticks
 from mipo_ray.report.run_report import installed_versions
 from mipo_ray.storage.run_directory import RunDirectory
@@ -68,7 +69,7 @@ def write_comparison(comparison: Comparison, root: RunDirectory) -> dict[str, An
 def markdown(found: dict[str, Any]) -> str:
     """The findings, the control's first, and the table."""
     columns = measures_of(found["arms"])
-    head = ["arm", *(f"{one.title}, {one.unit}" for one in columns.values()), "against the control", "seconds"]
+    head = ["arm", *(one.heading for one in columns.values()), "against the control", "seconds"]
     lines = [*found["control"], "", *(f"- {line}" for line in found["findings"]), ""]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, arm in found["arms"].items():
@@ -180,7 +181,7 @@ def dot_chart(arms: dict[str, dict[str, Any]], name: str, measure: Measure) -> D
             )
         )
     return DotChart(
-        title=f"{measure.title}, {measure.unit}",
+        title=measure.heading,
         dots=dots,
         x_ticks=_thinned(x_ticks),
         level=None if level is None else to_x(level),

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mipo_ray.evaluation.intervals import (
-    Estimate,
-    describe_change,
-)
-from mipo_ray.measures import UNITS
+from mipo_ray.evaluation.intervals import Estimate, describe_change
+from mipo_ray.measures import HELD_OUT, format_value
 from mipo_ray.storage.results import read_evaluation, rounds_of
 from mipo_ray.storage.run_directory import RunDirectory
 
@@ -55,28 +52,6 @@ def change_of(entry: dict[str, Any]) -> Estimate | None:
     return Estimate(entry["change"], entry["change_low"], entry["change_high"], entry["n"])
 
 
-def format_value(value: float, unit: str, *, signed: bool = False, scale: float | None = None) -> str:
-    """A figure for people, at most 7 characters wide: "0.812", "41.30", "0.0031", "2e-05"; signed: "+0.312".
-
-    `scale` is the size that decides the decimals, for figures that stand side by side; None: the value's own.
-    """
-    sign = "+" if signed else ""
-    size = abs(value) if scale is None else scale
-    if value == 0:
-        return "0"
-    if size < 0.00005 or size >= 999_999.5:
-        return f"{value:{sign}.0e}"
-    if size >= 999.5:
-        decimals = 0
-    elif unit == "share" and size < 10:
-        decimals = 3
-    elif unit == "tokens":
-        decimals = 1
-    else:
-        decimals = 2 if size >= 10 else 3 if size >= 0.1 else 4
-    return f"{value:{sign}z.{decimals}f}"
-
-
 def format_change(entry: dict[str, Any]) -> str:
     """The change from the base with its interval, "+9.10 [+5.70, +12.50]"; empty where the entry has no change."""
     if entry.get("change") is None:
@@ -92,19 +67,19 @@ def final_table(results: dict[str, dict[str, Any]]) -> str:
     """Plain text, at most 110 columns: the base against each round, one line per metric and round."""
     header = ("metric", "unit", "base", "round", "value", "change [95 % interval]", "")
     lines: list[tuple[str, ...]] = []
-    for name, unit in UNITS.items():
+    for name, measure in HELD_OUT.items():
         base = results.get("base", {}).get(name)
         rounds = [key for key in rounds_of(results) if name in results[key]]
         ceiling = (base or {}).get("ceiling")
-        unit_text = unit.replace(" per ", "/") if ceiling is None else f"{unit} (≤{ceiling:.3f})"
-        first = (name, unit_text, format_value(base["value"], unit) if base else "")
+        unit_text = measure.unit.replace(" per ", "/") if ceiling is None else f"{measure.unit} (≤{ceiling:.3f})"
+        first = (name, unit_text, format_value(base["value"], measure.unit) if base else "")
         if base and not rounds:
             lines.append((*first, "", "", "", ""))
         for key in rounds:
             entry = results[key][name]
             change = change_of(entry)
             word = describe_change(change) if change else ""
-            lines.append((*first, key, format_value(entry["value"], unit), format_change(entry), word))
+            lines.append((*first, key, format_value(entry["value"], measure.unit), format_change(entry), word))
             first = ("", "", "")
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
     right = {2, 3, 4}  # numbers

@@ -8,16 +8,21 @@ intervals are somewhat too narrow. All in float64; the same seed gives the same 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mipo_ray.measures import Direction
+
 Array = NDArray[np.float64]
 Groups = Sequence[str] | NDArray[np.str_]
-ChangeWord = Literal["rose", "fell", "not distinguishable"]
+ChangeWord = Literal["rose", "fell", "better", "worse", "not distinguishable"]
+
+LEVEL = 0.05
+NOT_DISTINGUISHABLE: Final = "not distinguishable"
 
 _PERCENTILES = (2.5, 97.5)
 # Bounds the memory of one step of resampling: indices drawn at once.
@@ -32,6 +37,21 @@ class Estimate:
     low: float
     high: float
     n: int
+
+    @classmethod
+    def of_value(cls, entry: Mapping[str, Any]) -> Self:
+        """The value of an entry of results.json; without an interval both ends are the value itself."""
+        value = entry["value"]
+        low, high = (value if entry.get(bound) is None else entry[bound] for bound in ("low", "high"))
+        return cls(value, low, high, entry["n"])
+
+    def as_value(self, unit: str) -> dict[str, Any]:
+        """What an entry says of the value itself."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "unit": unit}
+
+    def as_change(self) -> dict[str, Any]:
+        """What an entry says of its change from the base."""
+        return {"change": self.value, "change_low": self.low, "change_high": self.high}
 
 
 def bootstrap_mean(values: ArrayLike, groups: Groups, *, samples: int, seed: int) -> Estimate:
@@ -101,11 +121,25 @@ def bootstrap_ratio_change(
     return _estimate(_ratio(totals[:2]) - _ratio(totals[2:]), changes, len(both))
 
 
-def describe_change(estimate: Estimate) -> ChangeWord:
-    """ "rose" or "fell" when the interval lies on one side of zero; one prompt alone shows nothing."""
-    if estimate.n < 2 or estimate.low <= 0.0 <= estimate.high:
-        return "not distinguishable"
-    return "rose" if estimate.low > 0.0 else "fell"
+def describe_change(change: Estimate, better: Direction = "neither", p_value: float | None = None) -> ChangeWord:
+    """What a paired change says: a difference needs an interval on one side of zero and at least two items.
+
+    With `p_value` (McNemar's, for accuracy) it also needs p < 0.05: the bootstrap alone is too sure where only a
+    handful of items changed. A measure that has a better direction is then "better" or "worse", any other "rose" or
+    "fell".
+    """
+    unclear = change.n < 2 or change.low <= 0.0 <= change.high
+    if unclear or (p_value is not None and p_value >= LEVEL):
+        return NOT_DISTINGUISHABLE
+    rose = change.low > 0.0
+    if better == "neither":
+        return "rose" if rose else "fell"
+    return "better" if rose == (better == "higher") else "worse"
+
+
+def word_against(word: str, other: str) -> str:
+    """The word with what was compared: "better than the base", "not distinguishable from the base"."""
+    return f"{word} {'from' if word == NOT_DISTINGUISHABLE else 'than'} {other}"
 
 
 def group_means(values: ArrayLike, groups: Groups) -> tuple[NDArray[np.str_], Array]:

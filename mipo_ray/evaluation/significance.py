@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mipo_ray.evaluation.figures import format_value
 from mipo_ray.evaluation.intervals import (
     Array,
     Estimate,
@@ -24,12 +23,12 @@ from mipo_ray.evaluation.intervals import (
     bootstrap_mean,
     describe_change,
     group_means,
+    word_against,
 )
+from mipo_ray.measures import Direction, format_value
 
-Verdict = Literal["better", "worse", "not distinguishable"]
 Measured = tuple[ArrayLike, Groups]  # values [responses], and the item of each response
 
-LEVEL = 0.05
 _Z = 1.959963984540054  # the normal distribution's 97.5th percentile
 
 
@@ -74,18 +73,6 @@ def mcnemar(base: Sequence[bool], new: Sequence[bool]) -> McNemar:
     return McNemar(fixed, broken, min(1.0, 2 * tail / 2**changed))
 
 
-def verdict(change: Estimate, *, higher_is_better: bool = True, p_value: float | None = None) -> Verdict:
-    """What a paired change says. A difference needs an interval on one side of zero and at least two items.
-
-    With `p_value` (McNemar's, for accuracy) it also needs p < 0.05: the bootstrap alone is too sure where only a
-    handful of items changed.
-    """
-    word = describe_change(change)
-    if word == "not distinguishable" or (p_value is not None and p_value >= LEVEL):
-        return "not distinguishable"
-    return "better" if (word == "rose") is higher_is_better else "worse"
-
-
 def sentence(
     what: str,
     base: Estimate,
@@ -93,13 +80,12 @@ def sentence(
     change: Estimate,
     *,
     unit: str,
-    higher_is_better: bool = True,
+    better: Direction = "higher",
     p_value: float | None = None,
     than: str = "the base",
 ) -> str:
     """One sentence with the figures: "arc_easy accuracy is better than the base: 0.412, was 0.380 (change ...)."."""
-    word = verdict(change, higher_is_better=higher_is_better, p_value=p_value)
-    joined = f"{word} from" if word == "not distinguishable" else f"{word} than"
+    said = word_against(describe_change(change, better, p_value), than)
     scale = max(abs(change.value), abs(change.low), abs(change.high))
     moved, low, high = (
         format_value(value, unit, signed=True, scale=scale) for value in (change.value, change.low, change.high)
@@ -108,7 +94,7 @@ def sentence(
     figures += [] if p_value is None else [f"exact McNemar p = {p_value:.2g}"]
     shown = "" if unit == "share" else f" {unit}"
     values = f"{format_value(new.value, unit)}{shown}, was {format_value(base.value, unit)}"
-    return f"{what} is {joined} {than}: {values} ({', '.join(figures)})."
+    return f"{what} is {said}: {values} ({', '.join(figures)})."
 
 
 def item_changes(base: Measured, new: Measured) -> dict[str, float]:
@@ -166,7 +152,7 @@ def mean_entry(
     `bootstrap_mean` does.
     """
     estimate = bootstrap_mean(values, items, samples=samples, seed=seed)
-    entry = _entry(estimate, unit, "bootstrap")
+    entry = estimate.as_value(unit) | {"interval": "bootstrap"}
     return entry if base is None else entry | _changed(base, (values, items), samples, seed, higher_is_better, None)
 
 
@@ -187,9 +173,10 @@ def accuracy_entry(
     """
     once = len(set(items)) == len(items)
     if once:
-        entry = _entry(wilson(sum(map(bool, correct)), len(correct)), "share", "wilson")
+        estimate, interval = wilson(sum(map(bool, correct)), len(correct)), "wilson"
     else:
-        entry = _entry(bootstrap_mean(correct, items, samples=samples, seed=seed), "share", "bootstrap")
+        estimate, interval = bootstrap_mean(correct, items, samples=samples, seed=seed), "bootstrap"
+    entry = estimate.as_value("share") | {"interval": interval}
     if base is None:
         return entry
     test = None
@@ -201,23 +188,12 @@ def accuracy_entry(
     return entry | _changed(base, (correct, items), samples, seed, higher_is_better, test)
 
 
-def _entry(estimate: Estimate, unit: str, interval: str) -> dict[str, Any]:
-    return {
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "n": estimate.n,
-        "unit": unit,
-        "interval": interval,
-    }
-
-
 def _changed(
     base: Measured, new: Measured, samples: int, seed: int, higher_is_better: bool, test: McNemar | None
 ) -> dict[str, Any]:
     change = bootstrap_change(*base, *new, samples=samples, seed=seed)
-    entry: dict[str, Any] = {"change": change.value, "change_low": change.low, "change_high": change.high}
+    entry = change.as_change()
     if test is not None:
         entry |= {"fixed": test.fixed, "broken": test.broken, "p_value": test.p_value}
     p_value = None if test is None else test.p_value
-    return entry | {"verdict": verdict(change, higher_is_better=higher_is_better, p_value=p_value)}
+    return entry | {"verdict": describe_change(change, "higher" if higher_is_better else "lower", p_value)}

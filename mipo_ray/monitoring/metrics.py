@@ -16,7 +16,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from mipo_ray.measures import UNITS
+from mipo_ray import measures
+from mipo_ray.measures import Measure
 
 LABELS = ("run", "round", "stage")
 MOST_LABEL_CHARACTERS = 200
@@ -253,13 +254,15 @@ _UNITS_OF_RESULTS = {
 }
 
 
-def _held_out(key: str, unit: str) -> Metric:
-    suffix = _UNITS_OF_RESULTS[unit]
+def _held_out(measure: Measure) -> Metric:
+    key, suffix = measure.name, _UNITS_OF_RESULTS[measure.unit]
     thing = key.removesuffix("_per_token").removesuffix("_tokens").removesuffix("_rate")
-    return Metric(f"mipo_held_out_{thing}_{suffix}", "gauge", suffix, f"results.json: {key}, {unit}", "results", key)
+    return Metric(
+        f"mipo_held_out_{thing}_{suffix}", "gauge", suffix, f"results.json: {key}, {measure.unit}", "results", key
+    )
 
 
-HELD_OUT = tuple(_held_out(key, unit) for key, unit in UNITS.items())
+HELD_OUT = tuple(map(_held_out, measures.HELD_OUT.values()))
 
 METRICS = (*STAGES, *ENGINES, *PAIRS, *TRAINING, *HELD_OUT)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mipo_ray.evaluation.figures import format_value
+from mipo_ray.measures import HELD_OUT, format_value
 from mipo_ray.storage.results import rounds_of
 
 Results = dict[str, dict[str, Any]]
@@ -129,36 +129,31 @@ def _line_chart(
 
 def score_charts(results: Results) -> list[Chart]:
     """What the method should raise, of the base and each round, with intervals."""
-    return _interval_charts(
-        results,
-        ("context_pmi_initial", "answer-context PMI, nats per response"),
-        ("pmi_initial", "answer-prompt PMI, nats per response"),
-        ("infonce_initial", "InfoNCE on per-token log-probs, nats"),
-        ("reward_accuracy", "reward accuracy, share"),
-    )
+    return _interval_charts(results, "context_pmi_initial", "pmi_initial", "infonce_initial", "reward_accuracy")
 
 
 def drift_charts(results: Results) -> list[Chart]:
     """Length, diversity and copying, of the base and each round, with intervals where there are any."""
     return _interval_charts(
         results,
-        ("response_tokens", "response length, tokens"),
-        ("truncated", "cut at the length limit, share"),
-        ("distinct_1", "distinct words in an answer, share"),
-        ("distinct_2", "distinct 2-grams in an answer, share"),
-        ("corpus_distinct_2", "distinct 2-grams in all answers, share"),
-        ("self_bleu", "self-BLEU (high: answers alike)"),
-        ("copy_rate", "copy rate, share"),
-        ("refusals", "refusals, share"),
-        ("kl_per_token", "KL to the initial model, nats per token"),
+        "response_tokens",
+        "truncated",
+        "distinct_1",
+        "distinct_2",
+        "corpus_distinct_2",
+        "self_bleu",
+        "copy_rate",
+        "refusals",
+        "kl_per_token",
     )
 
 
-def _interval_charts(results: Results, *shown: tuple[str, str]) -> list[Chart]:
+def _interval_charts(results: Results, *names: str) -> list[Chart]:
     charts = []
-    for name, title in shown:
+    for name in names:
         keys = [key for key in ("base", *rounds_of(results)) if name in results.get(key, {})]
         if keys:
+            title = HELD_OUT[name].drawing or HELD_OUT[name].heading
             charts.append(interval_chart(title, keys, [results[key][name] for key in keys]))
     return charts
 

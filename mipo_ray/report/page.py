@@ -14,9 +14,9 @@ from typing import Any
 
 import jinja2
 
-from mipo_ray.evaluation.figures import change_of, format_change, format_value
-from mipo_ray.evaluation.intervals import describe_change
-from mipo_ray.measures import UNITS
+from mipo_ray.evaluation.figures import change_of, format_change
+from mipo_ray.evaluation.intervals import NOT_DISTINGUISHABLE, describe_change, word_against
+from mipo_ray.measures import HELD_OUT, format_value
 from mipo_ray.report.charts import Results, drift_charts, pair_charts, score_charts, training_charts
 from mipo_ray.report.cost import run_cost
 from mipo_ray.report.flow import flows
@@ -139,8 +139,8 @@ def _change_in_words(base: Results, final: Results, name: str, unit: str) -> str
     before = format_value(base[name]["value"], entry["unit"]) if name in base else "an unmeasured value"
     move = f"from {before} to {format_value(entry['value'], entry['unit'])} {unit}".rstrip()
     word = describe_change(change) if change else "went"
-    if word == "not distinguishable":
-        return f"is not distinguishable from the base ({move}; change {format_change(entry)})"
+    if word == NOT_DISTINGUISHABLE:
+        return f"is {word_against(word, 'the base')} ({move}; change {format_change(entry)})"
     return f"{word} {move} (change {format_change(entry)})"
 
 
@@ -171,7 +171,8 @@ def _caveats(base: Results, final: Results, name: str) -> list[str]:
 def _table(results: Results) -> list[dict[str, Any]]:
     """One dict per metric: name, unit, base figure, and the figure, change and word of each round."""
     rows = []
-    for name, unit in UNITS.items():
+    for name, measure in HELD_OUT.items():
+        unit = measure.unit
         base = results.get("base", {}).get(name)
         cells = []
         for key in rounds_of(results):

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mipo_ray.evaluation.figures import change_of, format_change, format_value
-from mipo_ray.evaluation.intervals import Estimate
-from mipo_ray.evaluation.significance import sentence, verdict
+from mipo_ray.evaluation.figures import change_of, format_change
+from mipo_ray.evaluation.intervals import NOT_DISTINGUISHABLE, Estimate, describe_change, word_against
+from mipo_ray.evaluation.significance import sentence
+from mipo_ray.measures import JUDGED, format_value
 from mipo_ray.report.charts import Chart, Part, interval_chart
 from mipo_ray.storage.results import rounds_of
 
@@ -107,10 +108,10 @@ def headline(found: Sequence[Comparison]) -> str:
     for key in sorted({comparison.round for comparison in found}, key=int, reverse=True):
         of_round = [comparison for comparison in found if comparison.round == key]
         said = []
-        for word, joined in (("better", "better in"), ("worse", "worse in"), ("not distinguishable", "")):
+        for word in ("better", "worse", NOT_DISTINGUISHABLE):
             names = [comparison.what for comparison in of_round if comparison.word == word]
             if names:
-                said.append(f"{joined or 'not distinguishable in'} {', '.join(names)}")
+                said.append(f"{word} in {', '.join(names)}")
         parts.append(f"round {key} is {'; '.join(said)}")
     return f"Against the base, {'; '.join(parts)}." if parts else ""
 
@@ -194,11 +195,13 @@ def _compared(key: str, name: str, metric: str, before: dict[str, Any], entry: d
     change = change_of(entry)
     assert change is not None
     p_value = entry.get("p_value")
-    said = sentence(what, _estimate(before), _estimate(entry), change, unit=entry["unit"], p_value=p_value)
+    said = sentence(
+        what, Estimate.of_value(before), Estimate.of_value(entry), change, unit=entry["unit"], p_value=p_value
+    )
     return Comparison(
         round=key,
         what=what,
-        word=entry.get("verdict") or verdict(change, p_value=p_value),
+        word=entry.get("verdict") or describe_change(change, "higher", p_value),
         before=format_value(before["value"], entry["unit"]),
         after=format_value(entry["value"], entry["unit"]),
         change=format_change(entry),
@@ -208,13 +211,12 @@ def _compared(key: str, name: str, metric: str, before: dict[str, Any], entry: d
 
 def _pairwise(key: str, result: dict[str, Any]) -> Comparison:
     metrics, net = result["metrics"], result["metrics"]["net_win"]
-    word = net.get("verdict") or verdict(_estimate(net))
+    word = _net_word(net)
     shares = ", ".join(
         f"{metrics[name]['value']:.0%} {said}"
         for name, said in zip(_OUTCOMES, ("won", "tied", "lost"), strict=True)
         if name in metrics
     )
-    joined = f"{word} from" if word == "not distinguishable" else f"{word} than"
     return Comparison(
         round=key,
         what="the judge's pairwise verdict",
@@ -222,7 +224,7 @@ def _pairwise(key: str, result: dict[str, Any]) -> Comparison:
         before="",
         after=f"{format_value(net['value'], net['unit'], signed=True)} net",
         change=_interval(net, signed=True),
-        sentence=f"Judged in pairs, round {key} is {joined} the base: {shares} (wins less losses "
+        sentence=f"Judged in pairs, round {key} is {word_against(word, 'the base')}: {shares} (wins less losses "
         f"{_figure(net, signed=True)}, {net['n']} items).",
     )
 
@@ -238,13 +240,18 @@ def _judged(key: str, metrics: dict[str, Any]) -> JudgedPolicy:
         policy="base" if key == "base" else f"round {key}",
         outcomes=outcomes,
         net=_figure(net, signed=True) if net else "",
-        word=(net.get("verdict") or verdict(_estimate(net))) if net else "",
+        word=_net_word(net) if net else "",
         checks=[
             (name.replace("_", " "), _figure(entry, signed=name == "position_bias"))
             for name, entry in metrics.items()
             if name not in (*_OUTCOMES, "net_win")
         ],
     )
+
+
+def _net_word(net: dict[str, Any]) -> str:
+    """The verdict of a judging in pairs, also where evaluation.json has none yet."""
+    return str(net.get("verdict") or describe_change(Estimate.of_value(net), JUDGED["net_win"].better))
 
 
 def _score(entry: dict[str, Any] | None) -> Score:
@@ -266,9 +273,3 @@ def _interval(entry: dict[str, Any], *, signed: bool = False) -> str:
         return ""
     low, high = (format_value(entry[bound], entry["unit"], signed=signed) for bound in ("low", "high"))
     return f"[{low}, {high}]"
-
-
-def _estimate(entry: dict[str, Any]) -> Estimate:
-    value = entry["value"]
-    low, high = (value if entry.get(bound) is None else entry[bound] for bound in ("low", "high"))
-    return Estimate(value, low, high, entry["n"])

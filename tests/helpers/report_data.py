@@ -13,14 +13,20 @@ import numpy as np
 import pyarrow as pa
 
 from mipo_ray.evaluation.significance import accuracy_entry, mean_entry
-from mipo_ray.measures import UNITS
+from mipo_ray.measures import HELD_OUT
 from mipo_ray.pairs.schema import PAIR_SCHEMA, as_version_2
 from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.report.page import ReportData
 
 
 def entry(name: str, value: float, change: float | None = None, spread: float = 0.05) -> dict[str, Any]:
-    made: dict[str, Any] = {"value": value, "low": value - spread, "high": value + spread, "n": 64, "unit": UNITS[name]}
+    made: dict[str, Any] = {
+        "value": value,
+        "low": value - spread,
+        "high": value + spread,
+        "n": 64,
+        "unit": HELD_OUT[name].unit,
+    }
     if change is not None:
         made |= {"change": change, "change_low": change - spread, "change_high": change + spread}
     if name.startswith("infonce"):
@@ -32,8 +38,8 @@ def entry(name: str, value: float, change: float | None = None, spread: float = 
 
 def make_results(**changes: float) -> dict[str, dict[str, Any]]:
     """A base with all figures at 4.321 and two rounds that move only by the given changes."""
-    base = {name: entry(name, 4.321) for name in UNITS}
-    rounds = {name: entry(name, 4.321 + changes.get(name, 0.0), changes.get(name, 0.0)) for name in UNITS}
+    base = {name: entry(name, 4.321) for name in HELD_OUT}
+    rounds = {name: entry(name, 4.321 + changes.get(name, 0.0), changes.get(name, 0.0)) for name in HELD_OUT}
     return {"base": base, "1": rounds, "0": dict(rounds)}
 
 

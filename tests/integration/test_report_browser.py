@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mipo_ray.measures import UNITS
+from mipo_ray.measures import HELD_OUT
 from mipo_ray.report.page import render_report
 from tests.helpers.chromium import CHROMIUM, Chromium
 from tests.helpers.report_data import JUDGE_PROMPT, USERS, rich_run
@@ -125,7 +125,7 @@ def test_the_story_is_told_in_the_rendered_text(chromium: Chromium, page: Path) 
         )
     ]
     assert places == sorted(places)
-    for name in UNITS:
+    for name in HELD_OUT:
         assert name in text
     for shown in ("not distinguishable", "win 60%", "position bias", "self consistency", "unreadable", "GPUs at most"):
         assert shown in text, shown

@@ -22,12 +22,11 @@ from mipo_ray.evaluation.intervals import (
     bootstrap_ratio,
     bootstrap_ratio_change,
 )
-from mipo_ray.measures import UNITS
+from mipo_ray.measures import HELD_OUT
 from mipo_ray.text.refusals import is_refusal
 from mipo_ray.text.statistics import copy_rate, corpus_distinct_n, distinct_n, only_copies, self_bleu, words
 
 Array = NDArray[np.float64]
-"""Every metric and its unit, in the order in which tables show them."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def measure(
     """
     columns, base_columns = item_values(rows, beta), item_values(base, beta) if base is not None else {}
     results: dict[str, dict[str, Any]] = {}
-    for name, unit in UNITS.items():
+    for name, known in HELD_OUT.items():
         if name == "kl_per_token":
             results[name] = _kl_entry(rows, base, samples=samples, seed=seed)
         elif name == "corpus_distinct_2":
@@ -89,7 +88,7 @@ def measure(
             if name in base_columns:
                 base_groups, base_values = base_columns[name]
                 change = bootstrap_change(base_values, base_groups, values, groups, samples=samples, seed=seed)
-            results[name] = _entry(unit, estimate, change)
+            results[name] = _entry(known.unit, estimate, change)
         if name.startswith("infonce"):
             results[name]["ceiling"] = mi.infonce_ceiling(rows.initial_others.shape[1])
     return results
@@ -139,7 +138,7 @@ def _kl_entry(rows: MeasuredRows, base: MeasuredRows | None, *, samples: int, se
     change = None
     if base is not None:
         change = bootstrap_ratio_change(*_kl_terms(base), *new, samples=samples, seed=seed)
-    return _entry(UNITS["kl_per_token"], bootstrap_ratio(*new, samples=samples, seed=seed), change)
+    return _entry(HELD_OUT["kl_per_token"].unit, bootstrap_ratio(*new, samples=samples, seed=seed), change)
 
 
 def _kl_terms(rows: MeasuredRows) -> tuple[Array, Array, list[str]]:
@@ -155,7 +154,7 @@ def _corpus_entry(rows: MeasuredRows, base: MeasuredRows | None) -> dict[str, An
     """Resampled prompts repeat answers, which this figure would count as alike: it has no bootstrap interval."""
     value = corpus_distinct_n([words(response) for response in rows.responses], 2)
     entry: dict[str, Any] = {"value": value, "low": None, "high": None, "n": len(set(rows.prompt_ids))}
-    entry["unit"] = UNITS["corpus_distinct_2"]
+    entry["unit"] = HELD_OUT["corpus_distinct_2"].unit
     if base is not None:
         base_value = corpus_distinct_n([words(response) for response in base.responses], 2)
         entry |= {"change": value - base_value, "change_low": None, "change_high": None}
@@ -163,13 +162,4 @@ def _corpus_entry(rows: MeasuredRows, base: MeasuredRows | None) -> dict[str, An
 
 
 def _entry(unit: str, estimate: Estimate, change: Estimate | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "n": estimate.n,
-        "unit": unit,
-    }
-    if change is not None:
-        entry |= {"change": change.value, "change_low": change.low, "change_high": change.high}
-    return entry
+    return estimate.as_value(unit) | ({} if change is None else change.as_change())

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.intervals import Estimate
-from mipo_ray.evaluation.significance import mean_entry, verdict
+from mipo_ray.evaluation.intervals import Estimate, describe_change
+from mipo_ray.evaluation.significance import mean_entry
+from mipo_ray.measures import JUDGED
 
 Metrics = dict[str, dict[str, Any]]
 
@@ -76,12 +77,9 @@ def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int
     metrics = {name: share([float(result == name) for result in outcomes], prompts) for name in ("win", "tie", "loss")}
     net = share([float(result == "win") - float(result == "loss") for result in outcomes], prompts)
     # The base against itself would have 0: the figure is its own change from the base.
-    metrics["net_win"] = net | {
-        "change": net["value"],
-        "change_low": net["low"],
-        "change_high": net["high"],
-        "verdict": verdict(Estimate(net["value"], net["low"], net["high"], net["n"])),
-    }
+    change = Estimate.of_value(net)
+    word = describe_change(change, JUDGED["net_win"].better)
+    metrics["net_win"] = net | change.as_change() | {"verdict": word}
     decided = [judgement for judgement in judgements if judgement.parsed in ("first", "second")]
     if decided:
         first = [float(judgement.parsed == "first") - 0.5 for judgement in decided]
@@ -106,7 +104,7 @@ def pointwise_metrics(
     before = None if base is None else _ratings(base)
     if before is not None and not set(before[1]) & set(prompts):
         before = None
-    rating = mean_entry(ratings, prompts, unit="points", samples=samples, seed=seed, base=before)
+    rating = mean_entry(ratings, prompts, unit=JUDGED["rating"].unit, samples=samples, seed=seed, base=before)
     unreadable = mean_entry(*_unreadable(judgements), unit="share", samples=samples, seed=seed)
     return {"rating": rating, "unreadable": unreadable}
 

@@ -151,6 +151,15 @@ def test_describe_change(estimate: Estimate, word: str) -> None:
     assert describe_change(estimate) == word
 
 
+def test_an_entry_holds_an_estimate_and_gives_it_back() -> None:
+    estimate = Estimate(1.0, 0.5, 1.5, 9)
+    entry = estimate.as_value("nats")
+    assert entry == {"value": 1.0, "low": 0.5, "high": 1.5, "n": 9, "unit": "nats"}
+    assert Estimate.of_value(entry) == estimate
+    assert Estimate.of_value(entry | {"low": None, "high": None}) == Estimate(1.0, 1.0, 1.0, 9)
+    assert estimate.as_change() == {"change": 1.0, "change_low": 0.5, "change_high": 1.5}
+
+
 @pytest.mark.parametrize(
     ("values", "groups", "message"),
     [

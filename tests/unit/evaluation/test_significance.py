@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mipo_ray.evaluation.intervals import Estimate, bootstrap_change
+from mipo_ray.evaluation.intervals import Estimate, bootstrap_change, describe_change
 from mipo_ray.evaluation.significance import (
     accuracy_entry,
     item_changes,
@@ -21,7 +21,6 @@ from mipo_ray.evaluation.significance import (
     mean_entry,
     over_seeds,
     sentence,
-    verdict,
     wilson,
 )
 
@@ -105,21 +104,21 @@ def test_the_paired_bootstrap_covers_the_true_change():
         change = bootstrap_change(base, items, new, items, samples=400, seed=trial)
         covered += change.low <= 0.5 <= change.high
         equal = bootstrap_change(base, items, difficulty + random.normal(0, 1, 40), items, samples=400, seed=trial)
-        wrong += verdict(equal) != "not distinguishable"
+        wrong += describe_change(equal, "higher") != "not distinguishable"
     # 95 % of 400, give or take 3 standard errors and the known slight narrowness.
     assert 0.90 <= covered / 400 <= 0.98
     assert wrong / 400 <= 0.10
 
 
 def test_verdicts():
-    assert verdict(Estimate(1.0, 0.5, 1.5, 20)) == "better"
-    assert verdict(Estimate(1.0, 0.5, 1.5, 20), higher_is_better=False) == "worse"
-    assert verdict(Estimate(-1.0, -1.5, -0.5, 20)) == "worse"
-    assert verdict(Estimate(-1.0, -1.5, -0.5, 20), higher_is_better=False) == "better"
-    assert verdict(Estimate(0.2, 0.0, 0.4, 20)) == "not distinguishable"
-    assert verdict(Estimate(1.0, 0.5, 1.5, 1)) == "not distinguishable"
-    assert verdict(Estimate(1.0, 0.5, 1.5, 20), p_value=0.0625) == "not distinguishable"
-    assert verdict(Estimate(1.0, 0.5, 1.5, 20), p_value=0.03) == "better"
+    assert describe_change(Estimate(1.0, 0.5, 1.5, 20), "higher") == "better"
+    assert describe_change(Estimate(1.0, 0.5, 1.5, 20), "lower") == "worse"
+    assert describe_change(Estimate(-1.0, -1.5, -0.5, 20), "higher") == "worse"
+    assert describe_change(Estimate(-1.0, -1.5, -0.5, 20), "lower") == "better"
+    assert describe_change(Estimate(0.2, 0.0, 0.4, 20), "higher") == "not distinguishable"
+    assert describe_change(Estimate(1.0, 0.5, 1.5, 1), "higher") == "not distinguishable"
+    assert describe_change(Estimate(1.0, 0.5, 1.5, 20), "higher", p_value=0.0625) == "not distinguishable"
+    assert describe_change(Estimate(1.0, 0.5, 1.5, 20), "higher", p_value=0.03) == "better"
 
 
 def test_sentences_say_it_plainly():
@@ -131,7 +130,7 @@ def test_sentences_say_it_plainly():
     )
     same = sentence("context PMI", base, new, Estimate(0.1, -1.2, 1.4, 20), unit="nats per response", than="sft")
     assert same.startswith("context PMI is not distinguishable from sft: 0.412 nats per response, was 0.380 (change")
-    longer = sentence("length", base, new, change, unit="tokens", higher_is_better=False)
+    longer = sentence("length", base, new, change, unit="tokens", better="lower")
     assert "is worse than the base" in longer
 
 
@@ -158,7 +157,7 @@ def test_seeds_that_disagree_widen_the_interval():
     assert (agree.low, agree.value, agree.high) == pytest.approx((1.0, 1.0, 1.0))
     assert disagree.value == pytest.approx(1.0)
     assert disagree.low < 0 < 2 < disagree.high
-    assert verdict(disagree) == "not distinguishable"
+    assert describe_change(disagree, "higher") == "not distinguishable"
 
 
 def test_over_seeds_covers_the_change_of_the_method():

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mipo_ray.measures import UNITS
+from mipo_ray.measures import HELD_OUT
 from mipo_ray.monitoring import ray_metrics
 from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.monitoring.metrics import LABELS, METRICS, MOST_LABEL_CHARACTERS, Metric, round_label, run_label
@@ -42,7 +42,7 @@ def test_a_name_stands_for_one_metric_and_a_number_for_one_name() -> None:
 
 
 def test_everything_that_is_measured_has_a_metric() -> None:
-    assert {metric.key for metric in METRICS if metric.event == "results"} == set(UNITS)
+    assert {metric.key for metric in METRICS if metric.event == "results"} == set(HELD_OUT)
     statistics = merge_statistics([])
     nested = {name for name, value in statistics.items() if isinstance(value, dict | str)}
     assert {metric.key for metric in METRICS if metric.event == "pairs"} == set(statistics) - nested

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.measures import UNITS
+from mipo_ray.measures import HELD_OUT
 from mipo_ray.report.page import render_report, summary_sentences
 from tests.helpers.report_data import make_results, make_run, make_statistics, rich_run
 
@@ -100,7 +100,7 @@ def test_nothing_is_fetched() -> None:
 
 def test_the_page_holds_the_run() -> None:
     text = parse(render_report(make_run())).text
-    for name in UNITS:
+    for name in HELD_OUT:
         assert name in text
     for shown in ("4.321", "+2.50", "rose", "not distinguishable", "1 min 01 s", "2 h 03 min", "dropped: some text",
                   "PMI 3.250 nats", "PMI 11.50 nats", "(empty)", "seed: 0", "ln 2", "ceiling ln(K + 1)"):  # fmt: skip

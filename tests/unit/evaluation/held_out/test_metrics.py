@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.evaluation.figures import change_of, final_table, format_change, format_value
+from mipo_ray.evaluation.figures import change_of, final_table, format_change
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows, measure
-from mipo_ray.measures import UNITS
+from mipo_ray.measures import HELD_OUT, format_value
 from mipo_ray.storage.results import rounds_of
 
 PROMPTS, SAMPLES, OTHERS = 12, 2, 3
@@ -70,12 +70,12 @@ def results() -> dict[str, dict[str, Any]]:
 
 def test_every_metric_is_there_with_its_fields(results: dict[str, dict[str, Any]]) -> None:
     for key, entries in results.items():
-        assert list(entries) == list(UNITS)
+        assert list(entries) == list(HELD_OUT)
         for name, entry in entries.items():
             expected = {"value", "low", "high", "n", "unit"} | ({"ceiling"} if "infonce" in name else set())
             expected |= set() if key == "base" else {"change", "change_low", "change_high"}
             assert set(entry) == expected, name
-            assert entry["unit"] == UNITS[name]
+            assert entry["unit"] == HELD_OUT[name].unit
             if name != "corpus_distinct_2":
                 assert entry["low"] <= entry["value"] <= entry["high"], name
     assert json.loads(json.dumps(results, allow_nan=False)) == results
@@ -136,7 +136,7 @@ def test_no_context_and_no_pairs_leave_their_metrics_out(none: np.ndarray | None
     }
     entries = measure(dataclasses.replace(rows, initial_none=none, policy_none=none, **empty), None, **OPTIONS)
     missing = {"context_pmi_initial", "context_pmi_policy", "reward_accuracy", "reward_margin"}
-    assert set(entries) == set(UNITS) - missing
+    assert set(entries) == set(HELD_OUT) - missing
 
 
 def test_a_policy_measured_against_itself_does_not_change() -> None:
@@ -170,7 +170,7 @@ def test_columns_of_other_lengths_are_named() -> None:
 def test_the_table_shows_the_base_and_each_round(results: dict[str, dict[str, Any]]) -> None:
     lines = final_table(results).splitlines()
     assert max(map(len, lines)) <= 110
-    assert len(lines) == 2 + 2 * len(UNITS)
+    assert len(lines) == 2 + 2 * len(HELD_OUT)
     row = next(line for line in lines if line.startswith("pmi_initial "))
     entry = results["0"]["pmi_initial"]
     for text in (f"{results['base']['pmi_initial']['value']:.3f}", f"{entry['value']:.3f}", f"{entry['change']:+.3f}"):
@@ -181,7 +181,7 @@ def test_the_table_shows_the_base_and_each_round(results: dict[str, dict[str, An
 
 def test_the_table_of_the_base_alone(results: dict[str, dict[str, Any]]) -> None:
     lines = final_table({"base": results["base"]}).splitlines()
-    assert len(lines) == 2 + len(UNITS)
+    assert len(lines) == 2 + len(HELD_OUT)
 
 
 def test_rounds_come_in_order() -> None:
@@ -189,7 +189,7 @@ def test_rounds_come_in_order() -> None:
 
 
 figures = st.floats(-1e9, 1e9)
-units = st.sampled_from(sorted(set(UNITS.values())))
+units = st.sampled_from(sorted({measure.unit for measure in HELD_OUT.values()}))
 
 
 @settings(deadline=None)
@@ -207,7 +207,10 @@ def test_formatted_figures_are_short_and_near(value: float, unit: str, signed: b
 @given(st.lists(figures, min_size=6, max_size=6))
 def test_no_figure_makes_the_table_wider(values: list[float]) -> None:
     keys = ("value", "low", "high", "change", "change_low", "change_high")
-    entries = {name: dict(zip(keys, values, strict=True)) | {"n": 64, "unit": unit} for name, unit in UNITS.items()}
+    entries = {
+        name: dict(zip(keys, values, strict=True)) | {"n": 64, "unit": measure.unit}
+        for name, measure in HELD_OUT.items()
+    }
     table = final_table({"base": entries, "0": entries, "999": entries})
     assert max(map(len, table.splitlines())) <= 110
 
