@@ -15,13 +15,16 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 UV ?= $(BIN)/uv
 
-.PHONY: help setup demo test lint types unit integration format lock clean
+.PHONY: help setup setup-test demo test lint types unit integration format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-setup: ## make .venv and install the pinned packages; does nothing when that is done
-	@PYTHON="$(PYTHON)" ACCELERATOR="$(ACCELERATOR)" sh requirements/install.sh
+setup: ## make .venv and install the pinned packages of the run; does nothing when that is done
+	@PYTHON="$(PYTHON)" ACCELERATOR="$(ACCELERATOR)" sh requirements/install.sh run
+
+setup-test: # the same, with what the tests need beside them
+	@PYTHON="$(PYTHON)" ACCELERATOR="$(ACCELERATOR)" sh requirements/install.sh test
 
 demo: setup ## run the main job with the embedded model; ARGS="..." passes overrides on
 	@$(BIN)/python -m mipo_ray.models.embedded
@@ -29,36 +32,45 @@ demo: setup ## run the main job with the embedded model; ARGS="..." passes overr
 
 test: lint types unit integration ## lint, types, unit and integration tests
 
-lint: setup ## check style and formatting
+lint: setup-test ## check style and formatting
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-types: setup ## check types
+types: setup-test ## check types
 	$(BIN)/python -m mypy mipo_ray
 
-unit: setup ## the tests without engine and cluster
+unit: setup-test ## the tests without engine and cluster
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
-integration: setup ## the tests with real vLLM, Ray and DeepSpeed
+integration: setup-test ## the tests with real vLLM, Ray and DeepSpeed
 	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
 
-format: setup ## format the code and apply safe fixes
+format: setup-test ## format the code and apply safe fixes
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
 # A lock holds for CPython 3.11 to 3.13 on Linux x86-64 with glibc 2.31 or newer. It is resolved for the oldest
-# Python; the overrides say which dependencies are left out, and why. Versions already locked are kept:
-# delete a lock file first to take the newest ones.
+# Python; the overrides say which dependencies are left out, and why. The run and the tests are resolved together, so
+# that they agree: the first file is what the run needs of it, the second, -test.txt, the rest. Versions already locked
+# are kept: delete both files first to take the newest ones.
 # The CPU build of torch must be findable: where PIP_FIND_LINKS names a folder with its wheel, uv is told of it.
 # Elsewhere: make lock TORCH_FROM="--torch-backend cpu"
 TORCH_FROM ?= $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 LOCK := $(UV) pip compile pyproject.toml --quiet --no-header --no-annotate \
-	--python-version 3.11 --python-platform x86_64-manylinux_2_31 --extra embedded --extra test
+	--python-version 3.11 --python-platform x86_64-manylinux_2_31 --extra embedded
 
-lock: ## resolve the dependencies again and write requirements/*.txt
-	$(LOCK) $(TORCH_FROM) --extra cpu --override requirements/cpu-overrides.txt \
-		-o requirements/linux-x86_64-cpu.txt
-	$(LOCK) --extra gpu --override requirements/gpu-overrides.txt -o requirements/linux-x86_64-gpu.txt
+lock: setup-test ## resolve the dependencies again and write requirements/*.txt
+	$(call resolve,cpu,$(TORCH_FROM))
+	$(call resolve,gpu,)
+
+define resolve
+mkdir -p build
+cat requirements/linux-x86_64-$(1).txt requirements/linux-x86_64-$(1)-test.txt 2>/dev/null >build/all.txt || true
+$(LOCK) $(2) --extra $(1) --extra test --override requirements/$(1)-overrides.txt -o build/all.txt
+$(LOCK) $(2) --extra $(1) --override requirements/$(1)-overrides.txt --constraint build/all.txt \
+	-o requirements/linux-x86_64-$(1).txt
+grep -vxF -f requirements/linux-x86_64-$(1).txt build/all.txt >requirements/linux-x86_64-$(1)-test.txt
+endef
 
 clean: ## remove the virtual environment and every cache of the tools; runs/ stays
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,14 +1,16 @@
 #!/bin/sh
 # Makes the virtual environment .venv in the repository root and installs the pinned packages of this machine:
 #
-#   make setup          (or: sh requirements/install.sh)
+#   make setup          (or: sh requirements/install.sh)         what the run needs
+#   make test           (or: sh requirements/install.sh test)    what the tests need beside it, too
 #
 # PYTHON names the interpreter (default python3); ACCELERATOR is cpu or gpu (default: gpu where nvidia-smi lists one).
 # .venv/installed holds the checksum of what was installed, written last: a second call installs nothing, and an
-# interrupted one is repeated.
+# interrupted one is repeated. What was installed for the tests serves the run as well.
 set -eu
 cd "$(dirname "$0")/.."
 
+wanted=${1:-run}
 python=${PYTHON:-python3}
 venv=.venv
 stamp=$venv/installed
@@ -18,6 +20,11 @@ fail() {
     echo "setup: $*" >&2
     exit 1
 }
+
+case $wanted in
+    run | test) ;;
+    *) fail "expected run or test, got '$wanted'" ;;
+esac
 
 accelerator=${ACCELERATOR:-}
 if [ -z "$accelerator" ]; then
@@ -33,10 +40,15 @@ if [ ! -f "$lock" ]; then
     fail "no pinned packages for $platform with ACCELERATOR=$accelerator: expected $lock, found:" requirements/*-?pu.txt
 fi
 
+test_lock=${lock%.txt}-test.txt # only what the tests add
+
 # The place counts too: an editable install and the scripts of a virtual environment hold absolute paths.
-checksum=$( (pwd && cat "$lock" pyproject.toml requirements/install.sh) | sha256sum)
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$lock $checksum" ] && [ -x "$venv/bin/python" ]; then
-    exit 0
+checksum=$( (pwd && cat "$lock" "$test_lock" pyproject.toml requirements/install.sh) | sha256sum)
+installed=$(cat "$stamp" 2>/dev/null || true)
+if [ -x "$venv/bin/python" ]; then
+    case $installed in
+        "$wanted $lock $checksum" | "test $lock $checksum") exit 0 ;;
+    esac
 fi
 
 command -v "$python" >/dev/null 2>&1 || fail "no '$python' found: install Python 3.11, 3.12 or 3.13, or name one with PYTHON=..."
@@ -53,24 +65,59 @@ if [ "$("$venv/bin/python" -m pip --version 2>/dev/null | sed -n 's/.*(python \(
 fi
 
 pip() {
-    "$venv/bin/python" -m pip install --quiet --quiet --no-deps "$@" # errors only
+    "$venv/bin/python" -m pip "$@"
 }
 
-echo "setup: installing $(grep -c '==' "$lock") pinned packages from $lock; this takes some minutes"
-# The CPU build of torch is not on the package index. Where pip's own configuration does not find it, uv does.
+# uv installs several times faster than pip. It reads none of pip's configuration, so it is told of pip's index and of the
+# folders with wheels; pip's own variables stand above its files.
+uv_pin=$(grep '^uv==' "$test_lock")
+if [ "$("$venv/bin/uv" --version 2>/dev/null | cut -d ' ' -f 2)" != "${uv_pin#uv==}" ]; then
+    pip install --quiet --quiet --no-deps "$uv_pin" # errors only
+fi
+pip_settings=$(pip config list 2>/dev/null || true)
+pip_setting() {
+    for section in :env: install global; do
+        value=$(printf '%s\n' "$pip_settings" | sed -n "s/^$section\.$1='\(.*\)'\$/\1/p")
+        if [ -n "$value" ]; then
+            printf '%s\n' "$value" | sed 's/\\n/ /g' | xargs | tr ' ' ','
+            return
+        fi
+    done
+}
+index=$(pip_setting index-url)
+if [ -n "$index" ]; then
+    export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
+fi
+folders=$(pip_setting find-links)
+if [ -n "$folders" ]; then
+    export UV_FIND_LINKS="${UV_FIND_LINKS:-$folders}"
+fi
+
+# Without dependencies: the locks are complete, and what they leave out on purpose must stay out. Compiled here, as pip
+# does it: where PYTHONDONTWRITEBYTECODE is set, every process would compile the packages for itself.
+uv_install() {
+    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --compile-bytecode "$@"
+}
+
+set -- "$lock"
+if [ "$wanted" = test ]; then
+    set -- "$lock" "$test_lock"
+fi
+echo "setup: installing $(cat "$@" | grep -c '==') pinned packages from $*"
+# The CPU build of torch is not on the package index: where no folder of pip's has it, uv knows where it is.
 torch=$(grep '^torch==.*+cpu$' "$lock" || true)
-if [ -n "$torch" ] && ! pip_says=$(pip "$torch" 2>&1); then
-    echo "setup: pip does not find $torch; asking uv for it"
-    pip "$(grep '^uv==' "$lock")"
-    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --torch-backend cpu "$torch" || {
-        echo "$pip_says" >&2
-        fail "neither pip nor uv could install $torch"
+if [ -n "$torch" ] && ! without_backend=$(uv_install "$torch" 2>&1); then
+    echo "setup: $torch is in no folder with wheels that pip is told of; asking its publisher"
+    uv_install --torch-backend cpu "$torch" || {
+        echo "$without_backend" >&2
+        fail "uv could not install $torch"
     }
 fi
-# Without dependencies: the lock is complete, and what it leaves out on purpose must stay out.
-pip -r "$lock"
-pip --no-build-isolation -e .
+for file in "$@"; do
+    uv_install -r "$file"
+done
+uv_install --no-build-isolation -e .
 
-echo "$lock $checksum" >"$stamp.partial"
+echo "$wanted $lock $checksum" >"$stamp.partial"
 mv "$stamp.partial" "$stamp"
 echo "setup: done"

