@@ -1,6 +1,6 @@
 """The same model on the same items: this project's numbers against lm-evaluation-harness.
 
-    python -m pytest tests/integration/test_lm_evaluation_harness.py
+    python -m pytest tests/nightly/test_lm_evaluation_harness.py
 
 The harness runs its own code and its own arc_easy task; only where the items lie is replaced. No network.
 """
@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from mipo_ray.text.final_answers import final_number
-from tests.integration.conftest import ARC_ITEMS, REAL_TASKS_SECONDS
+from tests.helpers.real_tasks import ARC_ITEMS, REAL_TASKS_SECONDS
 
 TIE = 1e-3  # nats; sums of float32 in another order differ by less
 CASES = Path(__file__).resolve().parents[1] / "unit" / "text" / "extraction_cases.jsonl"
