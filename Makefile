@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 UV ?= $(BIN)/uv
 
-.PHONY: help setup demo test lint types unit integration format lock clean
+.PHONY: help setup demo test lint types unit integration nightly format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -41,6 +41,9 @@ unit: setup ## the tests without engine and cluster
 
 integration: setup ## the tests with real vLLM, Ray and DeepSpeed
 	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+
+nightly: setup ## the tests that make test leaves out: the real model, clusters and programs of their own
+	$(BIN)/python -m pytest tests/nightly $(PYTEST_ARGS)
 
 format: setup ## format the code and apply safe fixes
 	$(BIN)/python -m ruff check --fix .
