@@ -13,6 +13,8 @@ ACCELERATOR ?=
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
+# Tests of pairs of values in make test, of all combinations at night.
+PRODUCT_TESTS := tests/integration/test_training.py tests/integration/test_training_gradients.py
 UV ?= $(BIN)/uv
 
 .PHONY: help setup demo test lint types unit integration nightly format lock clean
@@ -43,7 +45,7 @@ integration: setup ## the tests with real vLLM, Ray and DeepSpeed
 	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
 
 nightly: setup ## the tests that make test leaves out: the real model, clusters and programs of their own
-	$(BIN)/python -m pytest tests/nightly $(PYTEST_ARGS)
+	FULL_PRODUCTS=1 $(BIN)/python -m pytest tests/nightly $(PRODUCT_TESTS) $(PYTEST_ARGS)
 
 format: setup ## format the code and apply safe fixes
 	$(BIN)/python -m ruff check --fix .
