@@ -20,7 +20,7 @@ def combinations(*factors: Sequence[Any]) -> list[Combination]:
 
 
 def pairwise(*factors: Sequence[Any]) -> list[Combination]:
-    """Combinations of two or more factors in which every two values meet: always the next one that has most pairs to add."""
+    """Combinations of two or more factors in which every two values meet; the next one always adds most pairs."""
     # By positions, since values need not be hashable.
     product = list(itertools.product(*(range(len(factor)) for factor in factors)))
     missing = set().union(*map(_pairs, product))
