@@ -13,9 +13,11 @@ ACCELERATOR ?=
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
+# Tests of pairs of values in make test, of all combinations at night.
+PRODUCT_TESTS := tests/integration/test_training.py tests/integration/test_training_gradients.py
 UV ?= $(BIN)/uv
 
-.PHONY: help setup setup-test demo test lint types unit integration format lock clean
+.PHONY: help setup setup-test demo test lint types unit integration nightly format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -44,6 +46,9 @@ unit: setup-test ## the tests without engine and cluster
 
 integration: setup-test ## the tests with real vLLM, Ray and DeepSpeed
 	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+
+nightly: setup-test ## the tests that make test leaves out: the real model, clusters and programs of their own
+	FULL_PRODUCTS=1 $(BIN)/python -m pytest tests/nightly $(PRODUCT_TESTS) $(PYTEST_ARGS)
 
 format: setup-test ## format the code and apply safe fixes
 	$(BIN)/python -m ruff check --fix .

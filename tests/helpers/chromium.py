@@ -1,6 +1,6 @@
 """A headless Chromium driven over its DevTools pipe: no port, no driver, no package beyond the standard library.
 
-Used by tests/integration/test_report_browser.py; methods are named as in the DevTools protocol. A picture of a report:
+Used by tests/nightly/test_report_browser.py; methods are named as in the DevTools protocol. A picture of a report:
 
 python -m tests.helpers.chromium RUN/report.html picture.png --width 390 --height 844 --dark
 """

@@ -1,6 +1,6 @@
 """Ray's fake provider of nodes, for node types with a size of memory; Ray's autoscaler makes one.
 
-python -m pytest tests/integration/test_autoscaling.py (where the cluster's description names it)
+python -m pytest tests/nightly/test_autoscaling.py (where the cluster's description names it)
 
 Ray Data asks for memory, and the autoscaler starts only nodes whose type has some; the provider's raylets refuse it.
 """

@@ -6,16 +6,23 @@ python -m pytest tests/integration/test_evaluation_loop.py
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet
 import pytest
 
-from tests.integration.test_loop import arguments, events, finish, kill_when, snapshot, start, write_prompts
+from tests.helpers.runs import (
+    arguments,
+    events,
+    examples,
+    finish,
+    kill_when,
+    snapshot,
+    start,
+    start_evaluation,
+    write_prompts,
+)
 
 SUMS = 24
 CHOICES = 18
@@ -67,16 +74,6 @@ def task_option(data: Path) -> str:
         f"evaluate.tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}, "
         f"arc_easy_likelihood: {{path: {data}/choices.jsonl}}}}"
     )
-
-
-def command(address: str, *options: str) -> subprocess.Popen[str]:
-    """Starts the evaluate command as a driver of the session's cluster."""
-    words = [sys.executable, "-m", "mipo_ray.evaluate", *options, f"ray.address={address}"]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def examples(run_dir: Path, policy: str, task: str) -> list[dict[str, Any]]:
-    return pyarrow.parquet.read_table(run_dir / policy / "tasks" / task / "examples").to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +163,7 @@ def test_a_finished_run_takes_more_tasks_and_keeps_what_it_has(
         f"tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}, "
         f"arc_challenge_likelihood: {{path: {data}/choices.jsonl, limit: 7}}}}"
     )
-    output = finish(command(ray_address, str(run_dir), tasks))
+    output = finish(start_evaluation(ray_address, str(run_dir), tasks))
     assert "policies        base, 0" in output
     evaluation = json.loads((run_dir / "evaluation.json").read_text())
     for policy in ("base", "0"):
@@ -174,10 +171,10 @@ def test_a_finished_run_takes_more_tasks_and_keeps_what_it_has(
         assert evaluation[policy]["arc_challenge_likelihood"]["metrics"]["accuracy"]["n"] == 7
     assert before == (snapshot(run_dir / "base/tasks/short_svamp"), snapshot(run_dir / "rounds/000/tasks/short_svamp"))
     after = snapshot(run_dir)
-    assert "finished before, nothing to do" in finish(command(ray_address, str(run_dir), tasks))
+    assert "finished before, nothing to do" in finish(start_evaluation(ray_address, str(run_dir), tasks))
     assert snapshot(run_dir) == after
 
-    refused = command(ray_address, str(run_dir), tasks.replace("limit: 7", "limit: 6"))
+    refused = start_evaluation(ray_address, str(run_dir), tasks.replace("limit: 7", "limit: 6"))
     output, _ = refused.communicate(timeout=120)
     assert refused.returncode == 2, output
     assert "limit: 7 there, 6 now" in output
@@ -196,7 +193,7 @@ def test_a_killed_evaluation_samples_no_item_twice(
         "generation: {pool: {batches_in_flight: 1}}\n"
     )
     first = f"tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}}}"
-    finish(command(ray_address, str(recipe), first))
+    finish(start_evaluation(ray_address, str(recipe), first))
     untouched = snapshot(run_dir / "base/tasks/short_svamp")
 
     tasks = (
@@ -204,7 +201,7 @@ def test_a_killed_evaluation_samples_no_item_twice(
         f"gsm8k_zero_shot: {{path: {data}/long.json, max_tokens: 64}}}}"
     )
     rows = run_dir / "base/tasks_sampled/rows"
-    kill_when(command(ray_address, str(recipe), tasks), lambda: len(list(rows.glob("*.parquet"))) > 2)
+    kill_when(start_evaluation(ray_address, str(recipe), tasks), lambda: len(list(rows.glob("*.parquet"))) > 2)
     checkpoint = run_dir / "base/tasks_sampled/checkpoint"
     committed = {path.stem for path in checkpoint.glob("*.parquet") if "pending" not in path.name}
     saved = sum(
@@ -214,7 +211,7 @@ def test_a_killed_evaluation_samples_no_item_twice(
     )
     assert 0 < saved < LONG
 
-    finish(command(ray_address, str(recipe), tasks))
+    finish(start_evaluation(ray_address, str(recipe), tasks))
     found = examples(run_dir, "base", "gsm8k_zero_shot")
     assert [row["answer"] for row in found] == [str(2 * i) for i in range(LONG)]
     assert len({row["item_id"] for row in found}) == LONG
@@ -241,7 +238,7 @@ def test_a_prompt_that_is_too_long_stops_before_any_engine_and_fits_a_larger_win
     )
     task = f"tasks={{gsm8k_zero_shot: {{path: {tmp_path}/long.json, max_tokens: 12}}}}"
     for _ in range(2):  # what a refused call wrote is not taken for what fits
-        process = command(ray_address, f"{tmp_path}/recipe.yaml", task)
+        process = start_evaluation(ray_address, f"{tmp_path}/recipe.yaml", task)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 2, output
         assert "prompt 'gsm8k_zero_shot/long.json:2'" in output
@@ -249,7 +246,7 @@ def test_a_prompt_that_is_too_long_stops_before_any_engine_and_fits_a_larger_win
     assert not any(event["event"] == "engine_start" for event in events(tmp_path / "run"))
     assert not list((tmp_path / "run").rglob("manifest.json"))
 
-    finish(command(ray_address, f"{tmp_path}/recipe.yaml", task, "task_max_model_len=1024"))
+    finish(start_evaluation(ray_address, f"{tmp_path}/recipe.yaml", task, "task_max_model_len=1024"))
     long = examples(tmp_path / "run", "base", "gsm8k_zero_shot")[1]
     assert long["prompt"].count("word") == 200
     assert 0 < long["tokens"] <= 12

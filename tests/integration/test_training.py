@@ -31,6 +31,7 @@ from mipo_ray.training.deepspeed_engine import deepspeed_config
 from mipo_ray.training.reference import read_logprobs
 from mipo_ray.training.step import TrainingDiverged
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
+from tests.helpers.covering import combinations
 from tests.helpers.tiny_training import VOCABULARY, ragged_pairs, read_all
 
 LAYOUTS = ("padded", "packed", "shared")
@@ -250,8 +251,8 @@ def test_first_loss_is_ln_2_in_every_combination(tmp_path):
     pairs = pairs_with(rejected=2, count=3)
     references = [{}, {"offload_reference": True}, {"reference_mode": "cached"}]
     references += [{"reference_mode": "adapter", "lora": LORA}]
-    combinations = itertools.product(LAYOUTS, references, (0, 1, 2, 3), (False, True))
-    for number, (layout, reference, zero_stage, checkpointing) in enumerate(combinations):
+    chosen = combinations(LAYOUTS, references, (0, 1, 2, 3), (False, True))
+    for number, (layout, reference, zero_stage, checkpointing) in enumerate(chosen):
         options = {"layout": layout, "zero_stage": zero_stage, "gradient_checkpointing": checkpointing, **reference}
         summary, _ = train_here(model_dir, tmp_path / str(number), pairs, epochs=1, **options)
         assert summary.first_loss == pytest.approx(math.log(2), abs=1e-6), options

@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.step import optimizer_step
+from tests.helpers.covering import combinations
 from tests.helpers.tiny_families import assert_gradients_agree, plain_logprobs, tiny_model
 from tests.helpers.tiny_training import ragged_pairs, read_all
 
@@ -104,9 +105,9 @@ def plain(models) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in policy.named_parameters()}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("reference_mode", ["colocated", "cached"])
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("zero_stage", "reference_mode", "layout"), combinations([0, 1, 2, 3], ["colocated", "cached"], LAYOUTS)
+)
 def test_every_gradient_is_that_of_plain_torch(models, plain, zero_stage, reference_mode, layout):
     found = gradients_of(
         models["policy"], models["reference"], zero_stage=zero_stage, reference_mode=reference_mode, layout=layout

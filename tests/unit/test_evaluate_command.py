@@ -21,7 +21,7 @@ from mipo_ray.storage.lock import hold
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, open_run
-from tests.unit.evaluation.tasks.test_task_check import CHANGE, ENTRY
+from tests.helpers.task_entries import CHANGE, ENTRY
 
 
 @pytest.fixture(autouse=True)

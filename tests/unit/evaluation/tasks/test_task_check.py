@@ -24,9 +24,7 @@ from mipo_ray.storage.results import read_evaluation, write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.text.final_answers import RULES
-
-ENTRY = {"value": 0.5, "low": 0.24, "high": 0.76, "n": 10, "unit": "share", "interval": "wilson"}
-CHANGE = {"change": 0.1, "change_low": -0.1, "change_high": 0.3, "fixed": 2, "broken": 1, "p_value": 1.0}
+from tests.helpers.task_entries import CHANGE, ENTRY
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 500 items of ARC-Easy by likelihood, 100 of SVAMP and 50 of GSM8K answered; responses are kept short for a CPU, so that
 the accuracies are lower than with the tasks' own limits. Needs ../shared/data.
 
-python -m pytest tests/integration/test_evaluation_real_model.py
+python -m pytest tests/nightly/test_evaluation_real_model.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from tests.integration.conftest import ARC_ITEMS, GSM8K_ITEMS, REAL_TASKS_SECONDS, SVAMP_ITEMS
+from tests.helpers.real_tasks import ARC_ITEMS, GSM8K_ITEMS, REAL_TASKS_SECONDS, SVAMP_ITEMS
 
 GREEDY_ITEMS = 6
 # Two candidates this near are a tie, in which the order of float32 sums decides.

@@ -1,6 +1,6 @@
 """The real 135M instruct model, end to end: one round on a few prompts, and the policy it exports.
 
-python -m pytest tests/integration/test_real_model.py
+python -m pytest tests/nightly/test_real_model.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_loop import finish, read_pairs, start
+from tests.helpers.runs import finish, read_pairs, start
 
 GREEDY_PROMPTS = 20
 GREEDY_TOKENS = 16

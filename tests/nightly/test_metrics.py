@@ -1,6 +1,6 @@
 """A real Prometheus scrapes a Ray cluster during a run of the command: every series that is shown has data.
 
-python -m pytest tests/integration/test_metrics.py
+python -m pytest tests/nightly/test_metrics.py
 
 The cluster is one of its own: every dataset leaves its histograms on Ray's endpoint for as long as the cluster lives,
 and that of a session with many runs takes longer than Prometheus waits here. Skipped where prometheus and promtool are

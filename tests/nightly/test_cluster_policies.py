@@ -2,7 +2,7 @@
 
 uv runs Checkov in an environment of its own: it asks for other versions of this project's packages.
 
-python -m pytest tests/integration/test_cluster_policies.py
+python -m pytest tests/nightly/test_cluster_policies.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Nodes come for each phase and go after it: real runs under Ray's own autoscaler, on a cluster that starts empty.
 
-python -m pytest tests/integration/test_autoscaling.py
+python -m pytest tests/nightly/test_autoscaling.py
 
 The cluster and the runs are processes of namespaces of their own (`autoscaling_cluster`), so that no other
 cluster of this machine is touched. Only the making of machines is fake: Ray's fake provider starts raylets here.

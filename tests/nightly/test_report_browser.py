@@ -2,7 +2,7 @@
 
 Content is asserted, not pixels.
 
-python -m pytest tests/integration/test_report_browser.py
+python -m pytest tests/nightly/test_report_browser.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`ray job submit` from the first call to the finished run: Ray's own command line, a cluster that asks for a token.
 
-python -m pytest tests/integration/test_job_submission.py
+python -m pytest tests/nightly/test_job_submission.py
 
 The environment is that of cluster/base/environment.env; what runs is the repository as `--working-dir` packs it. One
 Ray node: of two on one machine the second unpacks the job's files anew, and the folder that the driver is in is gone.

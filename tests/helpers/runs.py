@@ -1,0 +1,116 @@
+"""Runs of the commands as drivers of the session's cluster: their arguments, their ends, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+
+TOPICS = ["bread", "rivers", "stars", "maps", "tea", "trains", "moss", "chess", "rain", "clocks"]
+
+
+def write_prompts(path: Path, prefix: str, count: int) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for index in range(count):
+            row = {
+                "prompt_id": f"{prefix}-{index}",
+                "prompt": f"Question {index}: what should I know about {TOPICS[index % len(TOPICS)]}?",
+                "context": f"I am user {index} of {prefix} and I like {TOPICS[(index + 3) % len(TOPICS)]}.",
+                "group": f"{prefix}-user-{index}",
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def arguments(run_dir: Path | str, model: Path, prompts: Path, *overrides: str) -> list[str]:
+    return [
+        f"{prompts}/recipe.yaml",
+        f"run_dir={run_dir}",
+        f"model.path={model}",
+        "model.max_model_len=256",
+        f"prompts.path={prompts}/train.jsonl",
+        f"evaluate.prompts.path={prompts}/held_out.jsonl",
+        "evaluate.other_prompts=2",
+        "evaluate.bootstrap_samples=200",
+        "generation.sampling.max_tokens=16",
+        "generation.sampling.temperature=1.0",
+        "conditioning.block_size=8",
+        "train.learning_rate=1e-3",
+        *overrides,
+    ]
+
+
+def start(address: str, *options: str) -> subprocess.Popen[str]:
+    """Starts the command as a driver of the session's cluster."""
+    command = [sys.executable, "-m", "mipo_ray.run", f"ray.address={address}", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str], *, seconds: float = 600) -> str:
+    """Its output, once it ended well."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """SIGKILL at the first moment that `condition` holds."""
+    wait_until(process, condition)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def stop_when(process: subprocess.Popen[str], stop: signal.Signals, condition: Callable[[], bool]) -> None:
+    """Ctrl-C or SIGTERM at the first moment that `condition` holds: it ends in order, and says how to go on."""
+    wait_until(process, condition)
+    process.send_signal(stop)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + stop, output
+    assert f"stopped by {stop.name}: the same command resumes this run\n" in output
+    assert "Traceback" not in output
+
+
+def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the moment to stop it never came"
+        time.sleep(0.05)
+
+
+def events(run_dir: Path) -> list[dict]:
+    if not (run_dir / "metrics.jsonl").exists():
+        return []
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_pairs(run_dir: Path, round_index: int) -> list[dict]:
+    stage = run_dir / f"rounds/{round_index:03d}/generate"
+    files = json.loads((stage / "manifest.json").read_text())["files"]
+    return pyarrow.parquet.ParquetDataset([stage / name for name in files]).read().to_pylist()
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
+    """Every file with its size and modification time."""
+    return {
+        str(path.relative_to(directory)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def start_evaluation(address: str, *options: str) -> subprocess.Popen[str]:
+    """Starts the evaluate command as a driver of the session's cluster."""
+    words = [sys.executable, "-m", "mipo_ray.evaluate", *options, f"ray.address={address}"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def examples(run_dir: Path, policy: str, task: str) -> list[dict[str, Any]]:
+    return pyarrow.parquet.read_table(run_dir / policy / "tasks" / task / "examples").to_pylist()
