@@ -29,7 +29,7 @@ from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import TOKEN_IDS
-from mipo_ray.prompts.dataset import blocks_of, first_prompts, read_prompts
+from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_actors, map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources, scorer_request
 from mipo_ray.seeds import stable_seed
@@ -136,9 +136,11 @@ def prepare_held_out(config: Config, run: RunDirectory, *, initial: str) -> None
     """
     summary = check_held_out(config)
     with ordered_context():
-        rows = blocks_of(read_prompts(config.evaluate.prompts, summary), rows_per_block(summary.rows, HELD_OUT_BLOCK))
+        read = blocks_of(read_prompts(config.evaluate.prompts, summary), rows_per_block(summary.rows, HELD_OUT_BLOCK))
+        # Kept in Ray's object store, so that the matrix below is made of these very rows and no file is read twice.
+        read = named(read, "held_out_rows").materialize()
         rows = map_blocks(
-            rows,
+            read,
             condition_block,
             conditioning=held_out_conditioning(config.conditioning),
             prompts=config.evaluate.prompts,
@@ -150,7 +152,7 @@ def prepare_held_out(config: Config, run: RunDirectory, *, initial: str) -> None
             run.path(run.stage(None, "evaluate"), "prompts"), filesystem=run.arrow_filesystem(), min_rows_per_file=4096
         )
     prompts = config.evaluate.prompts
-    matrix = matrix_conditionings(first_prompts(prompts, summary, LOOKED_AT), prompts, config.evaluate.matrix)
+    matrix = matrix_conditionings(read.take(LOOKED_AT), prompts, config.evaluate.matrix)
     tokenizer = load_tokenizer(initial, config.model.trust_remote_code)
     run.write_text(f"{run.stage(None, 'evaluate')}/{MATRIX_FILE}", json.dumps(render_matrix(matrix, tokenizer)))
 
