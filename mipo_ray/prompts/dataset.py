@@ -141,6 +141,6 @@ def _refuse_edited(file: CheckedFile, rows: int, content_hash: str, prompts: Pro
     if content_hash != file.content_hash:
         profiles = f" (or its profiles, {prompts.profiles_path})" if prompts.profiles_path else ""
         raise UserError(
-            f"{path}: the {rows} rows had content hash {file.content_hash} when they were checked, found {content_hash} "
-            f"now: the file{profiles} was edited while the run was under way; start the run again"
+            f"{path}: the {rows} rows had content hash {file.content_hash} when they were checked, found "
+            f"{content_hash} now: the file{profiles} was edited while the run was under way; start the run again"
         )
