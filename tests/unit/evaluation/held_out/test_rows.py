@@ -1,4 +1,4 @@
-"""Scores are looked up by the id of what a response was scored under; tables of earlier versions, without ids, are read.
+"""Scores are looked up by the id of what a response was scored under; tables of earlier versions, without ids, too.
 
 python -m pytest tests/unit/evaluation/held_out/test_rows.py
 """
