@@ -14,7 +14,7 @@ from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
 from mipo_ray.prompts.files import PromptFile, SourceRow, find_files, nearest
 from mipo_ray.prompts.public_sets import RowReader, row_reader
-from mipo_ray.prompts.rows import PromptRow, normalize_row
+from mipo_ray.prompts.rows import ContentHash, PromptRow, normalize_row
 from mipo_ray.prompts.templates import check_question_columns, check_templates
 
 ROWS_NAMED = 3  # rows that a message names before it only counts
@@ -26,6 +26,7 @@ class PromptSummary:
 
     sources: the files in reading order (`files`: their paths).
     file_rows: rows used of each file (0 for a file after prompts.limit was reached). rows: their sum.
+    file_hashes: the `ContentHash` of these rows of each file, which the reader compares with what it reads.
     rows_with_context: rows with a context. distinct_texts, distinct_contexts: different prompts and different
         contexts, equal ones (but for white space) counted once.
     characters: those of all messages of all rows, the context included.
@@ -34,6 +35,7 @@ class PromptSummary:
 
     sources: tuple[PromptFile, ...]
     file_rows: tuple[int, ...]
+    file_hashes: tuple[str, ...]
     rows: int
     rows_with_context: int
     distinct_texts: int
@@ -63,14 +65,18 @@ def check_prompts(prompts: PromptsConfig, needs: PromptNeeds, section: str = "pr
     read_rows = row_reader(prompts, section)
     tally = _Tally(prompts)
     file_rows = [0] * len(files)
+    hashes = [ContentHash() for _ in files]
     for index, source in _sources(files, prompts, read_rows):
         if not tally.first_rows:
             check_question_columns(prompts, source)
         file_rows[index] += 1
-        tally.add(source, normalize_row(source, prompts))
+        row = normalize_row(source, prompts)
+        hashes[index].add(row)
+        tally.add(source, row)
     summary = PromptSummary(
         sources=files,
         file_rows=tuple(file_rows),
+        file_hashes=tuple(map(str, hashes)),
         rows=sum(file_rows),
         rows_with_context=len(tally.context_hashes),
         distinct_texts=_distinct(tally.text_hashes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.files import PromptFile
 from mipo_ray.prompts.public_sets import row_reader
-from mipo_ray.prompts.rows import PromptRow, normalize_row
+from mipo_ray.prompts.rows import ContentHash, normalize_row
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -44,7 +44,8 @@ def read_prompts(
     """The prompt rows that `check_prompts` counted, in file order, with PROMPT_SCHEMA; lazy.
 
     override_num_blocks: into how many blocks the rows are read, with at most one read task a file; None: one task a
-    file, 128 at most. Reading fails with UserError when a file changed since it was checked.
+    file, 128 at most. Reading fails with UserError, which names the file, when what is read of it is not what was
+    checked: another number of rows, or other rows.
     """
     # Left alone, Ray Data cuts whatever it reads into 200 blocks, here of a row or two.
     blocks = override_num_blocks or min(len(summary.sources), MOST_READ_TASKS)
@@ -53,10 +54,12 @@ def read_prompts(
     return dataset
 
 
-def first_prompts(prompts: PromptsConfig, summary: PromptSummary, count: int) -> list[PromptRow]:
-    """The first `count` of the rows that `read_prompts` reads, without Ray."""
-    tables = _reader(list(zip(summary.sources, summary.file_rows, strict=True)), prompts)()
-    return list(islice((row for table in tables for row in table.to_pylist()), count))
+class CheckedFile(NamedTuple):
+    """What the check found in one file: how many rows the run uses, and their `ContentHash`."""
+
+    source: PromptFile
+    rows: int
+    content_hash: str
 
 
 class PromptSource(Datasource):
@@ -72,7 +75,9 @@ class PromptSource(Datasource):
     def __init__(self, prompts: PromptsConfig, summary: PromptSummary) -> None:
         super().__init__()
         self._prompts = prompts
-        self._files = [(file, rows) for file, rows in zip(summary.sources, summary.file_rows, strict=True) if rows]
+        files = map(CheckedFile, summary.sources, summary.file_rows, summary.file_hashes)
+        # Without a limit a file that was empty is looked at too: it may have grown.
+        self._files = [file for file in files if file.rows or prompts.limit is None]
 
     def get_name(self) -> str:
         return "Prompts"
@@ -87,11 +92,11 @@ class PromptSource(Datasource):
         shares = np.array_split(np.arange(len(self._files)), max(1, min(parallelism, len(self._files))))
         return [self._read_task([self._files[i] for i in share], per_task_row_limit) for share in shares]
 
-    def _read_task(self, files: list[tuple[PromptFile, int]], row_limit: int | None) -> ReadTask:
+    def _read_task(self, files: list[CheckedFile], row_limit: int | None) -> ReadTask:
         metadata = BlockMetadata(
-            num_rows=sum(rows for _, rows in files),
+            num_rows=sum(file.rows for file in files),
             size_bytes=None,
-            input_files=tuple(file.path for file, _ in files),
+            input_files=tuple(file.source.path for file in files),
             exec_stats=None,
         )
         return ReadTask(_reader(files, self._prompts), metadata, PROMPT_SCHEMA, row_limit)
@@ -108,20 +113,34 @@ def blocks_of(dataset: ray.data.Dataset, rows_per_block: int) -> ray.data.Datase
     return dataset.repartition(target_num_rows_per_block=rows_per_block, strict=True)
 
 
-def _reader(files: list[tuple[PromptFile, int]], prompts: PromptsConfig) -> Callable[[], Iterator[pa.Table]]:
+def _reader(files: list[CheckedFile], prompts: PromptsConfig) -> Callable[[], Iterator[pa.Table]]:
     """A function of its own, so that a read task carries its own files only."""
 
     def read() -> Iterator[pa.Table]:
         read_rows = row_reader(prompts)
-        for file, expected in files:
+        for file in files:
             # One row more than expected, where no limit cut the file, shows that it grew.
-            most = expected + (prompts.limit is None)
-            rows = (normalize_row(source, prompts) for source in islice(read_rows(file), most))
-            found = 0
+            most = file.rows + (prompts.limit is None)
+            rows = (normalize_row(source, prompts) for source in islice(read_rows(file.source), most))
+            found, content = 0, ContentHash()
             while batch := list(islice(rows, ROWS_PER_TABLE)):
                 found += len(batch)
+                for row in batch:
+                    content.add(row)
                 yield pa.Table.from_pylist(batch, schema=PROMPT_SCHEMA)
-            if found != expected:
-                raise UserError(f"{file.path}: had {expected} rows when it was checked, found {found} now")
+            _refuse_edited(file, found, str(content), prompts)
 
     return read
+
+
+def _refuse_edited(file: CheckedFile, rows: int, content_hash: str, prompts: PromptsConfig) -> None:
+    """Raises UserError where what was read of a file is not what was checked."""
+    path = file.source.path
+    if rows != file.rows:
+        raise UserError(f"{path}: had {file.rows} rows when it was checked, found {rows} now")
+    if content_hash != file.content_hash:
+        profiles = f" (or its profiles, {prompts.profiles_path})" if prompts.profiles_path else ""
+        raise UserError(
+            f"{path}: the {rows} rows had content hash {file.content_hash} when they were checked, found "
+            f"{content_hash} now: the file{profiles} was edited while the run was under way; start the run again"
+        )

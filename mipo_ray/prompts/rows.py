@@ -5,6 +5,7 @@ Nothing here imports ray, torch or vllm.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any, TypedDict
 
@@ -39,6 +40,26 @@ class PromptRow(TypedDict):
     text: str
     reference: str
     extra: str
+
+
+class ContentHash:
+    """What the rows of one file say, as one short hash: equal before and after unless an edit changed what is read.
+
+    It is made of rows and not of the file's bytes, for three reasons: with `prompts.limit` the rest of a file is never
+    read, Parquet is not read from front to end, and copies of a file on several nodes may differ in time, or in how
+    they are compressed. What a loader adds to a row (PRISM's profiles) counts too.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=8)
+
+    def add(self, row: PromptRow) -> None:
+        # All of the row but `text`, which follows from `messages`.
+        values = [value for name, value in row.items() if name != "text"]
+        self._hash.update(json.dumps(values).encode() + b"\n")
+
+    def __str__(self) -> str:
+        return self._hash.hexdigest()
 
 
 def normalize_row(row: SourceRow, prompts: PromptsConfig) -> PromptRow:

@@ -156,6 +156,10 @@ def test_a_file_that_changed_after_the_check_is_refused(tmp_path: Path, change: 
     write_jsonl(path, (rows + rows)[: ROWS + change])
     with pytest.raises(RayTaskError, match=f"had {ROWS} rows when it was checked, found {found} now"):
         read_prompts(prompts, summary).take_all()
+    rows[7] = {**rows[7], "prompt": rows[7]["prompt"].replace("7", "8")}  # as many rows, as many bytes
+    write_jsonl(path, rows)
+    with pytest.raises(RayTaskError, match=f"a.jsonl: the {ROWS} rows had content hash"):
+        read_prompts(prompts, summary).take_all()
 
 
 def test_loader_and_template_are_applied_by_check_and_read_tasks_alike(tmp_path: Path) -> None:

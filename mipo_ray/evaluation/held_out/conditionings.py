@@ -1,9 +1,19 @@
-"""Which other conditionings a held-out response is compared with. Pure: no Ray, no tokenizer."""
+"""What a held-out response is scored under: the ids of conditionings, and which others there are. Pure, without Ray.
+
+    own                  what its prompt says, the context included
+    other:PROMPT_ID      what it is compared with: another prompt, or its own question with that row's context
+    without_context      its own question alone
+    prompts:PROMPT_ID    the matrix: the whole prompt of that row
+    contexts:PROMPT_ID   the matrix: its own question with that row's context
+
+Tables of responses and of scores carry the ids (`conditioning_ids`) in the order of their lists of token ids and of
+log-probs. Nobody looks anything up by its position: `by_conditioning` gives the values by id.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,12 +23,42 @@ from mipo_ray.prompts.rows import with_context
 from mipo_ray.seeds import stable_seed
 
 Messages = list[dict[str, str]]
+Value = TypeVar("Value")
+
+OWN = "own"
+OTHER = "other:"
+WITHOUT_CONTEXT = "without_context"
+
+
+def matrix_id(part: str, prompt_id: str) -> str:
+    """The conditioning of one column of a part of the matrix."""
+    return f"{part}:{prompt_id}"
+
+
+def by_conditioning(row: Mapping[str, Any], values: Sequence[Value] | None) -> dict[str, Value]:
+    """Conditioning id -> value, in the row's order; `values` is a list of the row, empty or None where it has none."""
+    if not values:
+        return {}
+    ids = row.get("conditioning_ids") or _ids_by_position(row, len(values))
+    return dict(zip(ids, values, strict=True))
+
+
+def _ids_by_position(row: Mapping[str, Any], count: int) -> list[str]:
+    """The ids of a row that an earlier version wrote, whose lists went by position alone.
+
+    Own first, then the others, and last, for an answer with a context, without it. Which prompts the others were is not
+    known any more; they are numbered. Old rows of the matrix are never looked up (their matrix stands in the manifest).
+    """
+    last = [WITHOUT_CONTEXT] if row["kind"] == "answer" and row["context"] else []
+    return [OWN, *(f"{OTHER}{number}" for number in range(count - 1 - len(last))), *last]
 
 
 def other_conditionings(
     rows: Sequence[dict[str, Any]], prompts: PromptsConfig, count: int, *, seed: int
-) -> list[list[Messages]]:
+) -> list[dict[str, Messages]]:
     """For each prompt row, `count` other prompts that its responses are scored under, drawn with a seed.
+
+    Each stands under the id of the row that lends its prompt or its context.
 
     A row with a context gets its own question under other users' contexts; a row without one gets other prompts. All
     differ from the row's own prompt and from each other, and none comes from the row's own group. With `count` one
@@ -29,7 +69,7 @@ def other_conditionings(
     chosen = []
     for row in rows:
         own = as_key(row["context"]) if row["context"] else row["text"]
-        candidates: dict[str, Messages] = {}
+        candidates: dict[str, tuple[str, Messages]] = {}
         for other in rows:
             if row["group"] and other["group"] == row["group"]:
                 continue
@@ -39,7 +79,7 @@ def other_conditionings(
             else:
                 key, messages = other["text"], other["messages"]
             if key and key != own:
-                candidates.setdefault(key, messages)
+                candidates.setdefault(key, (other["prompt_id"], messages))
         if len(candidates) < count:
             what = "contexts of other users" if row["context"] else "other prompts"
             raise UserError(
@@ -48,7 +88,7 @@ def other_conditionings(
             )
         random = np.random.default_rng(stable_seed("other conditionings", seed, row["prompt_id"]))
         keys = sorted(candidates)
-        chosen.append([candidates[keys[index]] for index in random.choice(len(keys), size=count, replace=False)])
+        chosen.append(dict(candidates[keys[index]] for index in random.choice(len(keys), size=count, replace=False)))
     return chosen
 
 

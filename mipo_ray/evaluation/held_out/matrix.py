@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mipo_ray.config.prompts import PromptsConfig
-from mipo_ray.evaluation.held_out.conditionings import as_key
+from mipo_ray.evaluation.held_out.conditionings import as_key, matrix_id
 from mipo_ray.evaluation.held_out.rows import read_scores
 from mipo_ray.generation.rendering import render_prompts
 from mipo_ray.pairs.filters import prompt_text
@@ -68,16 +68,19 @@ def matrix_of(run: RunDirectory, round: Round, parts: dict[str, dict[str, Any]])
 
     Sums of log-probs, nats, by the frozen initial model and, for a round, by the policy itself. `parts` is MATRIX_FILE.
     """
+    answers = read_scores(run, round)["answer"]
+    judges = ["initial"] if round.is_base else ["initial", "policy"]
     matrix = {}
-    for kind, part in parts.items():
-        scores = read_scores(run, round, f"matrix_{kind}")
-        row_of = {prompt_id: row for row, prompt_id in enumerate(scores["prompt_id"])}
-        judges = ["initial"] if round.is_base else ["initial", "policy"]
-        matrix[kind] = {
-            "prompt_ids": part["prompt_ids"],
+    for part_name, part in parts.items():
+        prompt_ids = part["prompt_ids"]
+        matrix[part_name] = {
+            "prompt_ids": prompt_ids,
             "labels": part["labels"],
             **{
-                judge: [scores[f"logprobs_{judge}"][row_of[prompt_id]] for prompt_id in part["prompt_ids"]]
+                judge: [
+                    [answers[prompt_id, 0].logprobs[judge][matrix_id(part_name, column)] for column in prompt_ids]
+                    for prompt_id in prompt_ids
+                ]
                 for judge in judges
             },
         }

@@ -2,49 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow.dataset
 
+from mipo_ray.evaluation.held_out.conditionings import OTHER, OWN, WITHOUT_CONTEXT, by_conditioning
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 
+JUDGES = ("initial", "policy")
+
+
+@dataclass(frozen=True)
+class ScoredResponse:
+    """One response and its log-probs, nats: judge ("initial" or "policy") -> conditioning id -> sum over its tokens.
+
+    row: its columns in the table of scores.
+    """
+
+    row: dict[str, Any]
+    logprobs: dict[str, dict[str, float]]
+
+
+# By (prompt_id, sample), in that order.
+ScoredResponses = dict[tuple[str, int], ScoredResponse]
+
 
 def measured_rows(run: RunDirectory, round: Round) -> MeasuredRows:
     """What `metrics.measure` takes, read from a policy's scores (and, for the held-out pairs, the base's)."""
-    answers = read_scores(run, round, "answer")
-    initial = _split(answers["logprobs_initial"], answers["context"])
-    policy = initial if round.is_base else _split(answers["logprobs_policy"], answers["context"])
+    scores = read_scores(run, round)
+    base = scores if round.is_base else read_scores(run, BASE)
+    answers = list(scores["answer"].values())
+    initial = _split(answers, "initial")
+    policy = initial if round.is_base else _split(answers, "policy")
 
-    base_chosen = {
-        row["prompt_id"]: row["logprobs_initial"][0]
-        for row in _rows(read_scores(run, BASE, "answer"))
-        if row["sample"] == 0
-    }
-    base_rejected = {row["prompt_id"]: row["logprobs_initial"][0] for row in _rows(read_scores(run, BASE, "rejected"))}
-    pair_ids = sorted(base_rejected)
-    pair_initial = [np.asarray([side[key] for key in pair_ids]) for side in (base_chosen, base_rejected)]
+    # A held-out pair is what the base said: its first answer, and its rejected response.
+    pairs = sorted(base["rejected"])
+    sides = (base["answer"], base["rejected"])
+    pair_initial = [_under_own(side, pairs, "initial") for side in sides]
     pair_policy = pair_initial
     if not round.is_base:
-        pair_policy = []
-        for kind in ("pair_chosen", "pair_rejected"):
-            scored = {row["prompt_id"]: row["logprobs_policy"][0] for row in _rows(read_scores(run, round, kind))}
-            pair_policy.append(np.asarray([scored[key] for key in pair_ids]))
+        pair_policy = [_under_own(scores[side], pairs, "policy") for side in ("pair_chosen", "pair_rejected")]
     return MeasuredRows(
-        prompt_ids=answers["prompt_id"],
-        responses=answers["response"],
-        sources=answers["source"],
-        token_counts=np.asarray(answers["tokens"]),
-        truncated=np.asarray([reason == "length" for reason in answers["finish_reason"]]),
+        prompt_ids=[answer.row["prompt_id"] for answer in answers],
+        responses=[answer.row["response"] for answer in answers],
+        sources=[answer.row["source"] for answer in answers],
+        token_counts=np.asarray([answer.row["tokens"] for answer in answers]),
+        truncated=np.asarray([answer.row["finish_reason"] == "length" for answer in answers]),
         initial_own=initial[0],
         initial_others=initial[1],
         initial_none=initial[2],
         policy_own=policy[0],
         policy_others=policy[1],
         policy_none=policy[2],
-        pair_prompt_ids=pair_ids,
+        pair_prompt_ids=[prompt_id for prompt_id, _ in pairs],
         pair_policy_chosen=pair_policy[0],
         pair_policy_rejected=pair_policy[1],
         pair_initial_chosen=pair_initial[0],
@@ -61,26 +75,38 @@ def sampled_tokens(run: RunDirectory, round: Round) -> int:
     return sum(responses.to_table(columns=["tokens"], filter=sampled)["tokens"].to_pylist())
 
 
-def read_scores(run: RunDirectory, round: Round, kind: str) -> dict[str, list[Any]]:
-    """The scores of one kind as columns, in the order of prompt and sample. Held-out sets are small: they fit here."""
-    scores = pyarrow.dataset.dataset(
+def read_scores(run: RunDirectory, round: Round) -> dict[str, ScoredResponses]:
+    """The scored responses of a stage by what they are: answer, rejected (base), pair_chosen and pair_rejected (round).
+
+    What the first answers were scored under for the matrix stands with them. Held-out sets are small: they fit here.
+    """
+    table = pyarrow.dataset.dataset(
         run.path(run.stage(round, "evaluate"), "scores"), filesystem=run.arrow_filesystem(), format="parquet"
-    )
-    table = scores.to_table(filter=pyarrow.dataset.field("kind") == kind)
-    return table.sort_by([("prompt_id", "ascending"), ("sample", "ascending")]).to_pydict()
+    ).to_table()
+    scores: dict[str, ScoredResponses] = {"answer": {}, "rejected": {}, "pair_chosen": {}, "pair_rejected": {}}
+    for row in table.sort_by([("prompt_id", "ascending"), ("sample", "ascending")]).to_pylist():
+        is_matrix = row["kind"].startswith("matrix_")
+        if is_matrix and not row.get("conditioning_ids"):
+            continue  # of an earlier version, whose matrix stands in the manifest
+        responses = scores["answer" if is_matrix else row["kind"]]
+        response = responses.setdefault(
+            (row["prompt_id"], row["sample"]), ScoredResponse(row, {judge: {} for judge in JUDGES})
+        )
+        for judge in JUDGES:
+            response.logprobs[judge].update(by_conditioning(row, row.get(f"logprobs_{judge}")))
+    return scores
 
 
-def _rows(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+def _under_own(responses: ScoredResponses, keys: list[tuple[str, int]], judge: str) -> np.ndarray:
+    """[keys]: the log-probs of responses under what they were said to: their own prompt."""
+    return np.asarray([responses[key].logprobs[judge][OWN] for key in keys])
 
 
-def _split(logprobs: list[list[float]], contexts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _split(answers: list[ScoredResponse], judge: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Own [responses], others [responses, K] and, where any row has a context, without it [responses] (else NaN)."""
-    own = np.asarray([values[0] for values in logprobs])
-    others = np.asarray(
-        [values[1:-1] if context else values[1:] for values, context in zip(logprobs, contexts, strict=True)]
-    )
-    if not any(contexts):
+    scored = [answer.logprobs[judge] for answer in answers]
+    own = np.asarray([logprobs[OWN] for logprobs in scored])
+    others = np.asarray([[value for name, value in logprobs.items() if name.startswith(OTHER)] for logprobs in scored])
+    if not any(WITHOUT_CONTEXT in logprobs for logprobs in scored):
         return own, others, None
-    without = [values[-1] if context else np.nan for values, context in zip(logprobs, contexts, strict=True)]
-    return own, others, np.asarray(without)
+    return own, others, np.asarray([logprobs.get(WITHOUT_CONTEXT, np.nan) for logprobs in scored])

@@ -17,8 +17,8 @@ from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.pairs.schema import TOKEN_IDS
 
 # One row per response: `conditionings` are prompts (token ids) that the response is scored under, `models` the names of
-# the models that score it. The actor adds a column `logprobs_<name>` (list<double>, nats, one per conditioning; empty
-# for a model that the row does not name).
+# the models that score it. The actor adds a column `logprobs_<name>` (list<double>, nats, one per conditioning and in
+# their order, so that the row's `conditioning_ids` name these too; empty for a model that the row does not name).
 SCORING_COLUMNS = (
     ("conditionings", pa.list_(TOKEN_IDS)),
     ("response_token_ids", TOKEN_IDS),

@@ -17,7 +17,14 @@ from mipo_ray.conditioning.blocks import condition_block, rows_per_block
 from mipo_ray.conditioning.strategies import STRATEGIES
 from mipo_ray.config.conditioning import ConditioningConfig
 from mipo_ray.config.schema import Config
-from mipo_ray.evaluation.held_out.conditionings import other_conditionings
+from mipo_ray.evaluation.held_out.conditionings import (
+    OTHER,
+    OWN,
+    WITHOUT_CONTEXT,
+    by_conditioning,
+    matrix_id,
+    other_conditionings,
+)
 from mipo_ray.evaluation.held_out.matrix import LOOKED_AT, MATRIX_FILE, matrix_conditionings, matrix_of, render_matrix
 from mipo_ray.evaluation.held_out.rows import measured_rows, sampled_tokens
 from mipo_ray.evaluation.held_out.scorer import SCORING_COLUMNS, Scorer, ScorerSettings
@@ -28,7 +35,7 @@ from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.prompts.check import PromptSummary
-from mipo_ray.prompts.dataset import blocks_of, first_prompts, read_prompts
+from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_actors, map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import scorer_request
 from mipo_ray.seeds import stable_seed
@@ -48,6 +55,7 @@ RESPONSE_SCHEMA = pa.schema(
         ("response", pa.string()),
         ("finish_reason", pa.string()),
         ("tokens", pa.int32()),
+        ("conditioning_ids", pa.list_(pa.string())),
         *SCORING_COLUMNS,
     ]
 )
@@ -133,9 +141,11 @@ def prepare_held_out(stage: Stage, held_out: PromptSummary) -> None:
     config = stage.config
     prompts, initial = config.evaluate.prompts, config.model.path
     with ordered_context():
-        rows = blocks_of(read_prompts(prompts, held_out), rows_per_block(held_out.rows, HELD_OUT_BLOCK))
+        read = blocks_of(read_prompts(prompts, held_out), rows_per_block(held_out.rows, HELD_OUT_BLOCK))
+        # Kept in Ray's object store, so that the matrix below is made of these very rows and no file is read twice.
+        read = named(read, "held_out_rows").materialize()
         rows = map_blocks(
-            rows,
+            read,
             condition_block,
             conditioning=held_out_conditioning(config.conditioning),
             prompts=prompts,
@@ -144,7 +154,7 @@ def prepare_held_out(stage: Stage, held_out: PromptSummary) -> None:
         )
         rows = named(map_blocks(rows, _add_conditionings, config=config, initial=initial), "held_out_prompts")
         rows.write_parquet(stage.path("prompts"), filesystem=stage.run.arrow_filesystem(), min_rows_per_file=4096)
-    matrix = matrix_conditionings(first_prompts(prompts, held_out, LOOKED_AT), prompts, config.evaluate.matrix)
+    matrix = matrix_conditionings(read.take(LOOKED_AT), prompts, config.evaluate.matrix)
     tokenizer = load_tokenizer(initial, config.model.trust_remote_code)
     stage.run.write_text(f"{stage.directory}/{MATRIX_FILE}", json.dumps(render_matrix(matrix, tokenizer)))
 
@@ -183,7 +193,10 @@ def _add_conditionings(block: pa.Table, *, config: Config, initial: str) -> pa.T
         "context": block["context"],
         "source": pa.array([prompt_text(row["messages"], row["context"]) for row in rows], pa.string()),
         "prompt_token_ids": pa.array(own, TOKEN_IDS),
-        "other_token_ids": pa.array([render_prompts(tokenizer, messages) for messages in others], pa.list_(TOKEN_IDS)),
+        "other_prompt_ids": pa.array([list(each) for each in others], pa.list_(pa.string())),
+        "other_token_ids": pa.array(
+            [render_prompts(tokenizer, list(each.values())) for each in others], pa.list_(TOKEN_IDS)
+        ),
         "without_context_token_ids": pa.array(without_context, TOKEN_IDS),
         # Empty where a row has no mismatched prompt: such a row is measured, but gives no held-out pair.
         "mismatched_token_ids": pa.array(mismatched, TOKEN_IDS),
@@ -214,19 +227,23 @@ def _one_row_per_response(
 
     kind `answer` is measured; `rejected` (base only) is the rejected response of the row's held-out pair, whose chosen
     one is answer 0. `matrix_prompts` and `matrix_contexts` are answer 0 again, to be scored under the M conditionings
-    of that part of the matrix.
+    of that part of the matrix. They stay rows of their own, though the ids alone would tell them apart: which
+    sequences share a forward pass depends on the rows, and the last digits of log-probs depend on that.
     """
     crossed = {
-        (f"matrix_{kind}", prompt_id): conditionings
-        for kind, part in matrix.items()
+        (part_name, prompt_id): {
+            matrix_id(part_name, column): token_ids
+            for column, token_ids in zip(part["prompt_ids"], conditionings, strict=True)
+        }
+        for part_name, part in matrix.items()
         for prompt_id, conditionings in zip(part["prompt_ids"], part["conditionings"], strict=True)
     }
     flat = []
     for row in block.to_pylist():
-        own = row["prompt_token_ids"]
-        compared = [own, *row["other_token_ids"]]
+        own = {OWN: row["prompt_token_ids"]}
+        compared = own | _others(row)
         if row["without_context_token_ids"]:
-            compared.append(row["without_context_token_ids"])
+            compared[WITHOUT_CONTEXT] = row["without_context_token_ids"]
         for sample, response in enumerate(row["responses"]):
             is_answer = sample < samples
             flat.append(
@@ -238,17 +255,29 @@ def _one_row_per_response(
                     "finish_reason": response["finish_reason"],
                     "tokens": len(response["token_ids"]),
                     "response_token_ids": response["token_ids"],
-                    "conditionings": compared if is_answer else [own],
+                    **_scored_under(compared if is_answer else own),
                     "models": models,
                 }
             )
             if sample == 0:
                 flat += [
-                    {**flat[-1], "kind": kind, "conditionings": conditionings}
-                    for (kind, prompt_id), conditionings in crossed.items()
+                    {**flat[-1], "kind": f"matrix_{part_name}", **_scored_under(conditionings)}
+                    for (part_name, prompt_id), conditionings in crossed.items()
                     if prompt_id == row["prompt_id"]
                 ]
     return pa.Table.from_pylist(flat, schema=RESPONSE_SCHEMA)
+
+
+def _others(row: dict[str, Any]) -> dict[str, list[int]]:
+    """The other conditionings of a held-out prompt; prompts that an earlier version wrote have theirs without names."""
+    token_ids = row["other_token_ids"]
+    names = row.get("other_prompt_ids") or range(len(token_ids))
+    return {f"{OTHER}{name}": ids for name, ids in zip(names, token_ids, strict=True)}
+
+
+def _scored_under(conditionings: dict[str, list[int]]) -> dict[str, list[Any]]:
+    """The columns of a row that is to be scored under these conditionings: id -> token ids."""
+    return {"conditioning_ids": list(conditionings), "conditionings": list(conditionings.values())}
 
 
 def _pairs_only(block: pa.Table) -> pa.Table:
@@ -257,7 +286,7 @@ def _pairs_only(block: pa.Table) -> pa.Table:
         {
             **row,
             "kind": "pair_rejected" if row["kind"] == "rejected" else "pair_chosen",
-            "conditionings": row["conditionings"][:1],
+            **_scored_under({OWN: by_conditioning(row, row["conditionings"])[OWN]}),
             "models": ["policy"],
         }
         for row in block.to_pylist()

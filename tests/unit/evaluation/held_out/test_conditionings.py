@@ -28,10 +28,10 @@ def prompt_row(
     return dict(normalize_row(SourceRow("held_out.jsonl, line 1", prompt_id, values), prompts))
 
 
-def contents(conditionings: list[list[dict[str, str]]]) -> list[str]:
+def contents(conditionings: dict[str, list[dict[str, str]]]) -> list[str]:
     """Of each conditioning, the user's message."""
-    assert all([message["role"] for message in messages] == ["user"] for messages in conditionings)
-    return [messages[-1]["content"] for messages in conditionings]
+    assert all([message["role"] for message in messages] == ["user"] for messages in conditionings.values())
+    return [messages[-1]["content"] for messages in conditionings.values()]
 
 
 def plain_rows(count: int) -> list[dict[str, Any]]:
@@ -61,7 +61,14 @@ def test_other_contexts_go_where_the_recipe_puts_the_own_one() -> None:
     drawn = other_conditionings(rows, prompts, 1, seed=0)
     for index, others in enumerate(drawn):
         system = {"role": "system", "content": f"Be brief.\n\nI am user {1 - index}."}
-        assert others == [[system, {"role": "user", "content": f"question {index}"}]]
+        assert list(others.values()) == [[system, {"role": "user", "content": f"question {index}"}]]
+
+
+def test_each_stands_under_the_id_of_the_row_that_lends_it() -> None:
+    for index, others in enumerate(other_conditionings(context_rows(4), PROMPTS, 3, seed=0)):
+        assert {name: messages[-1]["content"] for name, messages in others.items()} == {
+            f"p{other}": f"I am user {other}.\n\nquestion {index}" for other in range(4) if other != index
+        }
 
 
 def test_rows_without_context_lend_none_to_rows_with_one() -> None:

@@ -105,7 +105,7 @@ def test_the_first_answer_is_scored_once_more_for_each_part_of_the_matrix() -> N
     )
     matrix = {
         "prompts": {"prompt_ids": ["b", "x"], "conditionings": [[[1], [2]], [[3], [4]]]},
-        "contexts": {"prompt_ids": ["b"], "conditionings": [[[5], [6]]]},
+        "contexts": {"prompt_ids": ["b", "x"], "conditionings": [[[5], [6]], [[7], [8]]]},
     }
     table = _one_row_per_response(block, samples=2, models=["initial"], matrix=matrix)
     assert table.schema == RESPONSE_SCHEMA
