@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.helpers.golden_run import GoldenRun, make_golden_run
 from tests.helpers.tiny_model import make_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -73,6 +74,18 @@ def ray_cluster(test_environment: None) -> Iterator[Any]:
 def ray_address(ray_cluster: Any) -> str:
     """Where another driver joins the session's cluster."""
     return str(ray_cluster.address_info["gcs_address"])
+
+
+@pytest.fixture(scope="session")
+def golden_run(
+    ray_cluster: Any, ray_address: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> GoldenRun:
+    """A finished run of two rounds, with tasks and a tracker; tests must not change it."""
+    import ray
+
+    (node,) = ray.nodes()
+    metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    return make_golden_run(tmp_path_factory.mktemp("golden"), tiny_model, ray_address, metrics)
 
 
 @pytest.fixture(scope="session")

@@ -114,3 +114,21 @@ def start_evaluation(address: str, *options: str) -> subprocess.Popen[str]:
 
 def examples(run_dir: Path, policy: str, task: str) -> list[dict[str, Any]]:
     return pyarrow.parquet.read_table(run_dir / policy / "tasks" / task / "examples").to_pylist()
+
+
+def run_command(address: str, *options: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """The command as a driver of the session's cluster: its exit code and its output."""
+    process = subprocess.run(
+        [sys.executable, "-m", "mipo_ray.run", f"ray.address={address}", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        env={**os.environ, **(environment or {})},
+    )
+    return process.returncode, process.stdout
+
+
+def read_directory(directory: Path) -> list[dict[str, Any]]:
+    """The rows of the Parquet files of one directory."""
+    return [row for path in sorted(directory.glob("*.parquet")) for row in pyarrow.parquet.read_table(path).to_pylist()]

@@ -12,85 +12,35 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from mipo_ray import evaluate
+from tests.helpers.golden_run import CHOICES, SUMS, GoldenRun, write_task_rows
 from tests.helpers.runs import (
-    arguments,
     events,
     examples,
     finish,
     kill_when,
     snapshot,
-    start,
     start_evaluation,
-    write_prompts,
 )
 
-SUMS = 24
-CHOICES = 18
 LONG = 320
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts of a run, and rows of three tasks: SVAMP's columns, ARC's (three labels, some numeric), and GSM8K's."""
+    """Rows of three tasks: SVAMP's columns, ARC's (three labels, some numeric), and GSM8K's."""
     directory = tmp_path_factory.mktemp("tasks")
-    write_prompts(directory / "train.jsonl", "train", 16)
-    write_prompts(directory / "held_out.jsonl", "held-out", 6)
-    (directory / "recipe.yaml").write_text("{}")
-    sums = [
-        {"ID": f"s{i}", "Body": f"Dan has {i} pens.", "Question": "How many?", "Answer": float(i)} for i in range(SUMS)
-    ]
-    (directory / "sums.json").write_text(json.dumps(sums))
-    choices = [
-        {
-            "id": f"c{i}",
-            "question": f"What is number {i}?",
-            "choices": ["bread", "a long river", "tea"],
-            "labels": ["1", "2", "3"] if i % 3 else ["A", "B", "C"],
-            "answerKey": "2" if i % 3 else "B",
-        }
-        for i in range(CHOICES)
-    ]
-    (directory / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choices))
+    write_task_rows(directory)
     long = [{"question": f"What is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(LONG)]
     (directory / "long.json").write_text(json.dumps(long))
-    (directory / "short_svamp.yaml").write_text(
-        """
-name: short_svamp
-version: 3
-kind: generative
-path: nowhere
-id_column: ID
-answer_column: Answer
-question_template: "{{ Body }} {{ Question }}"
-sampling: {temperature: 0, max_tokens: 12}
-extraction: number
-"""
-    )
     return directory
 
 
-def task_option(data: Path) -> str:
-    return (
-        f"evaluate.tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}, "
-        f"arc_easy_likelihood: {{path: {data}/choices.jsonl}}}}"
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(
-    ray_address: str, tiny_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str]:
-    """A run of one round with two tasks, and what it printed."""
-    run_dir = tmp_path_factory.mktemp("loop") / "run"
-    options = arguments(run_dir, tiny_model, data, "rounds=1", "generation.sampling.max_tokens=8", task_option(data))
-    return run_dir, finish(start(ray_address, *options))
-
-
-def test_the_loop_measures_the_base_and_the_round(finished: tuple[Path, str]) -> None:
-    run_dir, output = finished
+def test_the_loop_measures_the_base_and_the_rounds(golden_run: GoldenRun) -> None:
+    run_dir, output = golden_run.directory, golden_run.output
     evaluation = json.loads((run_dir / "evaluation.json").read_text())
-    assert list(evaluation) == ["base", "0"]
-    for policy in ("base", "0"):
+    assert list(evaluation) == ["base", "0", "1"]
+    for policy in evaluation:
         svamp, arc = evaluation[policy]["short_svamp"], evaluation[policy]["arc_easy_likelihood"]
         assert (svamp["kind"], svamp["version"], svamp["metrics"]["accuracy"]["n"]) == ("generative", 3, SUMS)
         assert (arc["kind"], arc["metrics"]["accuracy"]["n"]) == ("likelihood", CHOICES)
@@ -99,20 +49,20 @@ def test_the_loop_measures_the_base_and_the_round(finished: tuple[Path, str]) ->
         assert set(arc["metrics"]) == {"accuracy", "accuracy_normalized"}
         entry = arc["metrics"]["accuracy"]
         assert entry["low"] <= entry["value"] <= entry["high"]
-        assert ("verdict" in entry) == ("p_value" in entry) == ("change" in entry) == (policy == "0")
+        assert ("verdict" in entry) == ("p_value" in entry) == ("change" in entry) == (policy != "base")
     assert "short_svamp" in output
     assert "arc_easy_likelihood" in output
     # One pool of engines for both tasks of a policy.
     starts = Counter(
         event["round"] for event in events(run_dir) if event["event"] == "engine_start" and event["stage"] == "tasks"
     )
-    assert starts == {None: 1, 0: 1}
+    assert starts == {None: 1, 0: 1, 1: 1}
 
 
-def test_the_examples_are_what_the_numbers_come_from(finished: tuple[Path, str]) -> None:
-    run_dir, _ = finished
+def test_the_examples_are_what_the_numbers_come_from(golden_run: GoldenRun) -> None:
+    run_dir = golden_run.directory
     evaluation = json.loads((run_dir / "evaluation.json").read_text())
-    for policy, name in (("base", "base"), ("0", "rounds/000")):
+    for policy, name in (("base", "base"), ("0", "rounds/000"), ("1", "rounds/001")):
         rows = examples(run_dir, name, "short_svamp")
         assert [row["item_id"] for row in rows] == [f"s{i}" for i in range(SUMS)]
         assert [row["answer"] for row in rows] == [str(i) for i in range(SUMS)]
@@ -132,13 +82,14 @@ def test_the_examples_are_what_the_numbers_come_from(finished: tuple[Path, str])
     assert not (run_dir / "base/tasks_sampled").exists()
 
 
-def test_the_log_probs_of_options_are_those_of_transformers(finished: tuple[Path, str], tiny_model: Path) -> None:
+def test_the_log_probs_of_options_are_those_of_transformers(golden_run: GoldenRun, tiny_model: Path) -> None:
     """Every option after the same context: were vLLM's prefix cache used for prompt log-probs, they would be wrong."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    run_dir, _ = finished
-    for policy, path in (("base", tiny_model), ("rounds/000", run_dir / "rounds/000/train/policy")):
+    run_dir = golden_run.directory
+    trained = {name: run_dir / name / "train/policy" for name in ("rounds/000", "rounds/001")}
+    for policy, path in {"base": tiny_model, **trained}.items():
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         for row in examples(run_dir, policy, "arc_easy_likelihood"):
@@ -155,29 +106,30 @@ def test_the_log_probs_of_options_are_those_of_transformers(finished: tuple[Path
 
 
 def test_a_finished_run_takes_more_tasks_and_keeps_what_it_has(
-    finished: tuple[Path, str], data: Path, ray_address: str
+    golden_run: GoldenRun, ray_address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_dir, _ = finished
-    before = snapshot(run_dir / "base/tasks/short_svamp"), snapshot(run_dir / "rounds/000/tasks/short_svamp")
+    run_dir, data = golden_run.copy(tmp_path / "run"), golden_run.data
+    places = [run_dir / name / "tasks/short_svamp" for name in ("base", "rounds/000", "rounds/001")]
+    before = list(map(snapshot, places))
     tasks = (
         f"tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}, "
         f"arc_challenge_likelihood: {{path: {data}/choices.jsonl, limit: 7}}}}"
     )
     output = finish(start_evaluation(ray_address, str(run_dir), tasks))
-    assert "policies        base, 0" in output
+    assert "policies        base, 0, 1" in output
     evaluation = json.loads((run_dir / "evaluation.json").read_text())
-    for policy in ("base", "0"):
+    for policy in ("base", "0", "1"):
         assert set(evaluation[policy]) == {"short_svamp", "arc_easy_likelihood", "arc_challenge_likelihood"}
         assert evaluation[policy]["arc_challenge_likelihood"]["metrics"]["accuracy"]["n"] == 7
-    assert before == (snapshot(run_dir / "base/tasks/short_svamp"), snapshot(run_dir / "rounds/000/tasks/short_svamp"))
+    assert before == list(map(snapshot, places))
     after = snapshot(run_dir)
-    assert "finished before, nothing to do" in finish(start_evaluation(ray_address, str(run_dir), tasks))
+    options = (str(run_dir), tasks, f"ray.address={ray_address}")
+    assert evaluate.main(options) == 0
+    assert "finished before, nothing to do" in capsys.readouterr().out
     assert snapshot(run_dir) == after
 
-    refused = start_evaluation(ray_address, str(run_dir), tasks.replace("limit: 7", "limit: 6"))
-    output, _ = refused.communicate(timeout=120)
-    assert refused.returncode == 2, output
-    assert "limit: 7 there, 6 now" in output
+    assert evaluate.main([option.replace("limit: 7", "limit: 6") for option in options]) == 2
+    assert "limit: 7 there, 6 now" in capsys.readouterr().err
     assert snapshot(run_dir) == after
 
 

@@ -1,27 +1,18 @@
-"""Judges over a finished run of the tiny model: an endpoint with faults, and the tiny model itself, in the vLLM pool
-and behind vLLM's own server.
+"""Judges over a finished run of the tiny model: an endpoint with faults, and the tiny model itself in the vLLM pool.
+
+vLLM's own server as a judge: tests/nightly/test_judge_server.py.
 
 python -m pytest tests/integration/test_judging.py
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import pytest
 
 from mipo_ray.config.recipe import load_config
@@ -35,53 +26,17 @@ from mipo_ray.storage.results import gather_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 from tests.helpers.fake_judge_endpoint import MODEL, FakeJudgeEndpoint, always_first, garbage, longer
+from tests.helpers.golden_run import HELD_OUT, SAMPLES, GoldenRun
+from tests.helpers.runs import read_directory, run_command
 
-TOPICS = ["bread", "rivers", "stars", "maps", "tea", "trains", "moss", "chess", "rain", "clocks"]
-HELD_OUT = 6
-SAMPLES = 3
 PAIRS = HELD_OUT * SAMPLES
 KEY = "sk-of-this-test-1234567890"
-SERVER_SECONDS = 300
-
-
-@pytest.fixture(scope="module")
-def finished(ray_address: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A finished run of one round without a judge, and the arguments that it was made with."""
-    directory = tmp_path_factory.mktemp("finished")
-    (directory / "recipe.yaml").write_text("{}")
-    for name, count in (("train", 12), ("held_out", HELD_OUT)):
-        with (directory / f"{name}.jsonl").open("w") as file:
-            for index in range(count):
-                row = {
-                    "prompt_id": f"{name}-{index}",
-                    "prompt": f"Question {index}: what should I know about {TOPICS[index % len(TOPICS)]}?",
-                    "context": f"I am user {index} and I like {TOPICS[(index + 3) % len(TOPICS)]}.",
-                    "reference": f"All about {TOPICS[index % len(TOPICS)]}.",
-                }
-                file.write(json.dumps(row) + "\n")
-    options = [
-        f"{directory}/recipe.yaml",
-        f"model.path={tiny_model}",
-        "model.max_model_len=256",
-        f"prompts.path={directory}/train.jsonl",
-        f"evaluate.prompts.path={directory}/held_out.jsonl",
-        "evaluate.other_prompts=2",
-        f"evaluate.samples_per_prompt={SAMPLES}",
-        "evaluate.bootstrap_samples=200",
-        "generation.sampling.max_tokens=16",
-        "generation.sampling.temperature=1.0",
-        "train.learning_rate=1e-3",
-        "rounds=1",
-    ]
-    code, output = run_command(ray_address, *options, f"run_dir={directory}/run")
-    assert code == 0, output
-    return directory / "run", options
 
 
 @pytest.fixture
-def run_dir(finished: tuple[Path, list[str]], tmp_path: Path) -> Path:
-    """A copy of the finished run."""
-    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+def run_dir(golden_run: GoldenRun, tmp_path: Path) -> Path:
+    """A copy of the finished run, which no judge has judged."""
+    return golden_run.copy(tmp_path / "run")
 
 
 @pytest.fixture(autouse=True)
@@ -95,21 +50,8 @@ def errors_as_they_are(ray_cluster: Any) -> Iterator[None]:
     context.raise_original_map_exception = before
 
 
-def run_command(address: str, *options: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
-    """The command as a driver of the session's cluster: its exit code and its output."""
-    process = subprocess.run(
-        [sys.executable, "-m", "mipo_ray.run", f"ray.address={address}", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        env={**os.environ, **(environment or {})},
-    )
-    return process.returncode, process.stdout
-
-
-def with_judge(finished: tuple[Path, list[str]], run_dir: Path, endpoint: FakeJudgeEndpoint, *more: str) -> Config:
-    recipe, *options = finished[1]
+def with_judge(golden_run: GoldenRun, run_dir: Path, endpoint: FakeJudgeEndpoint, *more: str) -> Config:
+    recipe, *options = golden_run.options
     judge = [f"evaluate.judge.model={MODEL}", f"evaluate.judge.endpoint={endpoint.url}"]
     return load_config(recipe, [*options, f"run_dir={run_dir}", *judge, *more])
 
@@ -133,19 +75,14 @@ def values(entry: dict[str, Any]) -> dict[str, float]:
     return {name: figures["value"] for name, figures in entry["metrics"].items()}
 
 
-def read(directory: Path) -> list[dict[str, Any]]:
-    """The rows of the Parquet files of one directory."""
-    return [row for path in sorted(directory.glob("*.parquet")) for row in pyarrow.parquet.read_table(path).to_pylist()]
-
-
 def answers(run_dir: Path, policy: str) -> dict[tuple[str, int], str]:
-    rows = read(run_dir / policy / "evaluate/responses")
+    rows = read_directory(run_dir / policy / "evaluate/responses")
     return {(row["prompt_id"], row["sample"]): row["response"] for row in rows if row["kind"] == "answer"}
 
 
-def test_the_command_judges_a_finished_run_by_both_protocols(finished, run_dir: Path, ray_address: str) -> None:
+def test_the_command_judges_a_finished_run_by_both_protocols(golden_run, run_dir: Path, ray_address: str) -> None:
     with FakeJudgeEndpoint(longer, key=KEY).running() as endpoint:
-        options = [*finished[1], f"run_dir={run_dir}", f"evaluate.judge.model={MODEL}"]
+        options = [*golden_run.options, f"run_dir={run_dir}", f"evaluate.judge.model={MODEL}"]
         options += [f"evaluate.judge.endpoint={endpoint.url}", "evaluate.judge.protocols=[pairwise, pointwise]"]
         options += ["evaluate.judge.api_key_variable=JUDGE_KEY"]
         code, output = run_command(ray_address, *options, environment={"JUDGE_KEY": KEY})
@@ -153,12 +90,12 @@ def test_the_command_judges_a_finished_run_by_both_protocols(finished, run_dir: 
         assert f"fake-judge at {endpoint.url}: pairwise {2 * PAIRS} of each round" in output
         assert "win - loss" in output
         assert "mean rating" in output
-        assert len(endpoint.judged) == 4 * PAIRS  # each pair twice, each answer of both policies once
+        assert len(endpoint.judged) == 7 * PAIRS  # each pair of two rounds twice, each answer of three policies once
         assert {request["temperature"] for request in endpoint.judged} == {0.0}
 
         # Nothing is left to do: the same command asks nobody.
         code, output = run_command(ray_address, *options)
-        assert (code, len(endpoint.judged)) == (0, 4 * PAIRS)
+        assert (code, len(endpoint.judged)) == (0, 7 * PAIRS)
         assert "finished before, nothing to do" in output
         # Another judge is another definition.
         code, output = run_command(ray_address, *options, "evaluate.judge.model=other")
@@ -179,18 +116,18 @@ def test_the_command_judges_a_finished_run_by_both_protocols(finished, run_dir: 
     assert "{{ answer_a }}" in evaluation["prompt"]
     assert (manifest["name"], evaluation["kind"], evaluation["version"]) == ("judge_pairwise", "judge", 1)
 
-    rows = read(run_dir / "rounds/000/judge/pairwise")
+    rows = read_directory(run_dir / "rounds/000/judge/pairwise")
     assert Counter(row["order"] for row in rows) == {"base_first": PAIRS, "policy_first": PAIRS}
     for row in rows:
         key = row["prompt_id"], row["sample"]
         pair = [base[key], policy[key]]
         assert row["answers"] == (pair if row["order"] == "base_first" else pair[::-1])
-        assert f"I am user {row['prompt_id'].split('-')[1]} " in row["prompt"]
+        assert f"I am user {row['prompt_id'].split('-')[-1]} " in row["prompt"]
         assert row["judgement"].startswith("Well.")
 
     ratings = {}
     for name in ("base", "rounds/000"):
-        rated = read(run_dir / name / "judge/pointwise")
+        rated = read_directory(run_dir / name / "judge/pointwise")
         assert all(row["reference"] in row["prompt"] and row["reference"].startswith("All about") for row in rated)
         ratings[name] = [1 + len(row["answers"][0].strip("\r\n")) % 5 for row in rated]
         assert [row["parsed"] for row in rated] == [str(rating) for rating in ratings[name]]
@@ -207,9 +144,9 @@ def test_the_command_judges_a_finished_run_by_both_protocols(finished, run_dir: 
     assert KEY not in output
 
 
-def test_a_judge_that_always_says_first_finds_no_winner(finished, run_dir: Path) -> None:
+def test_a_judge_that_always_says_first_finds_no_winner(golden_run, run_dir: Path) -> None:
     with FakeJudgeEndpoint(always_first).running() as endpoint:
-        entry = judge(with_judge(finished, run_dir, endpoint))["judge_pairwise"]
+        entry = judge(with_judge(golden_run, run_dir, endpoint))["judge_pairwise"]
     found = values(entry)
     assert (found["win"], found["tie"], found["loss"]) == (0.0, 1.0, 0.0)
     assert found["win"] + found["tie"] / 2 == 0.5
@@ -217,9 +154,9 @@ def test_a_judge_that_always_says_first_finds_no_winner(finished, run_dir: Path)
     assert entry["metrics"]["net_win"]["verdict"] == "not distinguishable"
 
 
-def test_a_judge_that_says_garbage_is_refused_and_not_asked_again(finished, run_dir: Path) -> None:
+def test_a_judge_that_says_garbage_is_refused_and_not_asked_again(golden_run, run_dir: Path) -> None:
     with FakeJudgeEndpoint(garbage).running() as endpoint:
-        config = with_judge(finished, run_dir, endpoint)
+        config = with_judge(golden_run, run_dir, endpoint)
         for _ in range(2):
             with pytest.raises(UserError, match=f"{2 * PAIRS} of {2 * PAIRS} judgements name no verdict") as error:
                 judge(config)
@@ -228,86 +165,86 @@ def test_a_judge_that_says_garbage_is_refused_and_not_asked_again(finished, run_
     assert not (run_dir / "rounds/000/judge/pairwise/manifest.json").exists()
     # Unfinished work of another definition makes room.
     with FakeJudgeEndpoint(longer).running() as endpoint:
-        config = with_judge(finished, run_dir, endpoint, "evaluate.judge.temperature=0.5")
+        config = with_judge(golden_run, run_dir, endpoint, "evaluate.judge.temperature=0.5")
         assert values(judge(config)["judge_pairwise"])["unreadable"] == 0.0
         assert {request["temperature"] for request in endpoint.judged} == {0.5}
 
 
-def test_faults_of_a_server_are_outlived(finished, run_dir: Path) -> None:
+def test_faults_of_a_server_are_outlived(golden_run, run_dir: Path) -> None:
     with FakeJudgeEndpoint(longer, statuses=(500, 429, -1)).running() as endpoint:
-        config = with_judge(finished, run_dir, endpoint, "evaluate.judge.timeout_seconds=5")
+        config = with_judge(golden_run, run_dir, endpoint, "evaluate.judge.timeout_seconds=5")
         found = values(judge(config)["judge_pairwise"])
         assert min(endpoint.attempts.values()) >= 4  # more where two answers are the same text: one prompt, two orders
         assert len(endpoint.judged) == 2 * PAIRS
     assert (found["unreadable"], found["self_consistency"]) == (0.0, 1.0)
 
 
-def test_a_server_that_stays_broken_stops_the_run_and_the_next_call_goes_on(finished, run_dir: Path) -> None:
+def test_a_server_that_stays_broken_stops_the_run_and_the_next_call_goes_on(golden_run, run_dir: Path) -> None:
     with FakeJudgeEndpoint(longer, statuses=(500,) * 100).running() as endpoint:
-        config = with_judge(finished, run_dir, endpoint, "evaluate.judge.max_retries=1")
+        config = with_judge(golden_run, run_dir, endpoint, "evaluate.judge.max_retries=1")
         with pytest.raises(UserError, match=r"injected fault 500.* \(sent again 1 times\)\. Judgements made so far"):
             judge(config)
     # Elsewhere the same judge goes on: where it runs is no part of the definition.
     with FakeJudgeEndpoint(longer).running() as endpoint:
-        found = values(judge(with_judge(finished, run_dir, endpoint))["judge_pairwise"])
+        found = values(judge(with_judge(golden_run, run_dir, endpoint))["judge_pairwise"])
     assert found["unreadable"] == 0.0
-    rows = read(run_dir / "rounds/000/judge/pairwise")
+    rows = read_directory(run_dir / "rounds/000/judge/pairwise")
     assert len({row["judgement_id"] for row in rows}) == len(rows) == 2 * PAIRS
 
 
-def test_a_judge_that_moves_from_an_endpoint_into_engines_goes_on(finished, run_dir: Path, tiny_model: Path) -> None:
+def test_a_judge_that_moves_from_an_endpoint_into_engines_goes_on(golden_run, run_dir: Path, tiny_model: Path) -> None:
     template = run_dir.parent / "short.txt.j2"  # its window is short, and a byte is often a token
     template.write_text("Q: {{ question }}\nA: {{ answer_a }}\nB: {{ answer_b }}\nVerdict: A, B or tie?")
     more = [f"evaluate.judge.model={tiny_model}", f"evaluate.judge.pairwise_template={template}"]
     more += ["evaluate.judge.max_tokens=16", "evaluate.judge.max_model_len=512"]
     with FakeJudgeEndpoint(longer, statuses=(500,) * 100).running() as endpoint:
-        config = with_judge(finished, run_dir, endpoint, *more, "evaluate.judge.max_retries=0")
+        config = with_judge(golden_run, run_dir, endpoint, *more, "evaluate.judge.max_retries=0")
         with pytest.raises(UserError, match="injected fault 500"):
             judge(config)
-        config = with_judge(finished, run_dir, endpoint, *more, "evaluate.judge.endpoint=null")
+        config = with_judge(golden_run, run_dir, endpoint, *more, "evaluate.judge.endpoint=null")
         with pytest.raises(UserError, match=f"of {2 * PAIRS} judgements name no verdict"):  # the tiny model's
             judge(config)
-    rows = read(run_dir / "rounds/000/judge/pairwise")
+    rows = read_directory(run_dir / "rounds/000/judge/pairwise")
     assert len({row["judgement_id"] for row in rows}) == len(rows) == 2 * PAIRS
 
 
-def test_a_server_that_never_answers_is_given_up(finished, run_dir: Path) -> None:
+def test_a_server_that_never_answers_is_given_up(golden_run, run_dir: Path) -> None:
     with FakeJudgeEndpoint(longer, statuses=(-1,) * 100).running() as endpoint:
         more = ["evaluate.judge.timeout_seconds=1", "evaluate.judge.max_retries=0"]
         with pytest.raises(UserError, match="no answer within 1 seconds"):
-            judge(with_judge(finished, run_dir, endpoint, *more))
+            judge(with_judge(golden_run, run_dir, endpoint, *more))
 
 
-def test_a_judge_that_cannot_be_reached_is_told_before_anything_starts(finished, run_dir: Path, monkeypatch) -> None:
+def test_a_judge_that_cannot_be_reached_is_told_before_anything_starts(golden_run, run_dir: Path, monkeypatch) -> None:
     with FakeJudgeEndpoint(longer, key=KEY).running() as endpoint:
-        config = with_judge(finished, run_dir, endpoint)
+        config = with_judge(golden_run, run_dir, endpoint)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-another-key")
         with pytest.raises(UserError, match="refuses the key in the environment variable OPENAI_API_KEY") as error:
             reach_judge(config.evaluate.judge)
         assert "sk-another-key" not in str(error.value)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         reach_judge(config.evaluate.judge)
-        other = with_judge(finished, run_dir, endpoint, "evaluate.judge.model=nobody").evaluate.judge
+        other = with_judge(golden_run, run_dir, endpoint, "evaluate.judge.model=nobody").evaluate.judge
         with pytest.raises(UserError, match="serves fake-judge; found 'nobody'"):
             reach_judge(other)
     with pytest.raises(UserError, match=r"evaluate\.judge\.endpoint http://127.*cannot be reached"):
         reach_judge(config.evaluate.judge)
 
 
-def test_prompts_that_changed_since_they_were_answered_are_refused(finished, run_dir: Path, tmp_path: Path) -> None:
-    rows = (finished[0].parent / "held_out.jsonl").read_text()
+def test_prompts_that_changed_since_they_were_answered_are_refused(golden_run, run_dir: Path, tmp_path: Path) -> None:
+    rows = (golden_run.data / "held_out.jsonl").read_text()
     (tmp_path / "held_out.jsonl").write_text(rows.replace("about tea", "about coffee"))
     with FakeJudgeEndpoint(longer).running() as endpoint:
         more = f"evaluate.prompts.path={tmp_path}/held_out.jsonl"
-        expected = "prompt 'held_out-4': expected what the policies answered, found other text"
+        expected = "prompt 'held-out-4': expected what the policies answered, found other text"
         with pytest.raises(UserError, match=expected):
-            judge(with_judge(finished, run_dir, endpoint, more))
+            judge(with_judge(golden_run, run_dir, endpoint, more))
         assert not endpoint.judged
 
 
-def test_answers_made_again_are_not_taken_for_judged(finished, run_dir: Path) -> None:
+def test_answers_made_again_are_not_taken_for_judged(golden_run, run_dir: Path) -> None:
     with FakeJudgeEndpoint(longer).running() as endpoint:
-        config = with_judge(finished, run_dir, endpoint)
+        config = with_judge(golden_run, run_dir, endpoint)
         judge(config)
         path = run_dir / "rounds/000/evaluate/manifest.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "finished": "2031-01-01T00:00:00Z"}))
@@ -315,10 +252,10 @@ def test_answers_made_again_are_not_taken_for_judged(finished, run_dir: Path) ->
             judge(config)
 
 
-def test_the_tiny_model_as_judge_in_the_pool_says_garbage(finished, run_dir: Path, ray_address, tiny_model) -> None:
+def test_the_tiny_model_as_judge_in_the_pool_says_garbage(golden_run, run_dir: Path, ray_address, tiny_model) -> None:
     template = run_dir.parent / "short.txt.j2"  # its window is short, and a byte is often a token
     template.write_text("Q: {{ question }}\nA: {{ answer_a }}\nB: {{ answer_b }}\nVerdict: A, B or tie?")
-    options = [*finished[1], f"run_dir={run_dir}", f"evaluate.judge.model={tiny_model}"]
+    options = [*golden_run.options, f"run_dir={run_dir}", f"evaluate.judge.model={tiny_model}"]
     options += [f"evaluate.judge.pairwise_template={template}", "evaluate.judge.max_tokens=16"]
     code, output = run_command(ray_address, *options, "evaluate.judge.max_model_len=64")
     assert code == 2, output
@@ -328,66 +265,6 @@ def test_the_tiny_model_as_judge_in_the_pool_says_garbage(finished, run_dir: Pat
     assert "Traceback" not in output.split("error: ")[-1]
     assert f"round 0  pairwise by {tiny_model}" in output
     assert f"of {2 * PAIRS} judgements name no verdict that can be read" in output
-    rows = read(run_dir / "rounds/000/judge/pairwise")
+    rows = read_directory(run_dir / "rounds/000/judge/pairwise")
     assert len({row["judgement_id"] for row in rows}) == len(rows) == 2 * PAIRS
     assert all(row["tokens"] > 0 and row["finish_reason"] in ("stop", "length") for row in rows)
-
-
-@contextlib.contextmanager
-def served_by_vllm(model: Path, log: Path, *options: str) -> Iterator[str]:
-    """vLLM's OpenAI-compatible server of a model, named "judge", with a key; yields its base URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={model}"]
-    command += ["--served-model-name=judge", "--host=127.0.0.1", f"--port={port}", *options]
-    with log.open("w") as file:
-        environment = {**os.environ, "VLLM_API_KEY": KEY}
-        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-    try:
-        deadline = time.monotonic() + SERVER_SECONDS
-        while not _answers(f"http://127.0.0.1:{port}/health"):
-            assert server.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < deadline, log.read_text()[-4000:]
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
-
-
-def test_vllms_own_server_judges(finished, run_dir: Path, tiny_model: Path, ray_address: str, monkeypatch) -> None:
-    template = run_dir.parent / "short.txt.j2"
-    template.write_text("Q: {{ question }}\nA: {{ answer_a }}\nB: {{ answer_b }}\nVerdict: A, B or tie?")
-    options = [*finished[1], f"run_dir={run_dir}", f"evaluate.judge.pairwise_template={template}"]
-    with served_by_vllm(tiny_model, run_dir.parent / "server.log", "--max-model-len=512") as url:
-        options += ["evaluate.judge.model=judge", f"evaluate.judge.endpoint={url}"]
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-another-key")
-        code, output = run_command(ray_address, *options)
-        assert code == 2, output
-        assert "refuses the key in the environment variable OPENAI_API_KEY" in output
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        code, output = run_command(ray_address, *options, "evaluate.judge.max_tokens=500")
-        assert code == 2, output
-        assert "This model's maximum context length is 512 tokens" in output
-        assert not (run_dir / "rounds/000/judge/pairwise/manifest.json").exists()
-        code, output = run_command(ray_address, *options, "evaluate.judge.max_tokens=16")
-    # A random model's judgements are no verdicts.
-    assert code == 2, output
-    assert "round 0  pairwise by judge" in output
-    assert f"of {2 * PAIRS} judgements name no verdict that can be read" in output
-    rows = read(run_dir / "rounds/000/judge/pairwise")
-    assert Counter(row["order"] for row in rows) == {"base_first": PAIRS, "policy_first": PAIRS}
-    assert all(0 < row["tokens"] <= 16 and row["finish_reason"] in ("stop", "length") for row in rows)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mipo_ray import run
 from tests.helpers.runs import (
     arguments,
     events,
@@ -39,11 +40,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_two_rounds_end_to_end(ray_address, tiny_model, prompts, tmp_path):
-    run_dir = tmp_path / "run"
-    options = arguments(run_dir, tiny_model, prompts, "prompts.limit=40")
-    output = finish(start(ray_address, *options))
-    assert "reward_margin" in output
+def test_two_rounds_end_to_end(golden_run, ray_address, capsys):
+    run_dir = golden_run.directory
+    assert "reward_margin" in golden_run.output
 
     names = [f"rounds/{index:03d}/{stage}" for index in (0, 1) for stage in ("generate", "train", "evaluate")]
     manifests = {name: json.loads((run_dir / name / "manifest.json").read_text()) for name in ["base/evaluate", *names]}
@@ -106,16 +105,20 @@ def test_two_rounds_end_to_end(ray_address, tiny_model, prompts, tmp_path):
     assert not re.search(r"""(src|href|@import|url\()\s*=?\s*["']?\s*(https?:)?//""", report)  # nothing is fetched
 
     before = snapshot(run_dir)
-    output = finish(start(ray_address, *options))
+    options = (*golden_run.options, f"run_dir={run_dir}", f"ray.address={ray_address}")
+    assert run.main(options) == 0
+    output = capsys.readouterr().out
     assert "finished before" in output
     assert "reward_margin" in output
     assert snapshot(run_dir) == before
 
-    refused = start(ray_address, *options, "train.beta=0.2")
-    output, _ = refused.communicate(timeout=60)
-    assert refused.returncode == 2
-    assert "train.beta: 0.1 there, 0.2 now" in output
+    assert run.main([*options, "train.beta=0.2"]) == 2
+    assert "train.beta: 0.1 there, 0.2 now" in capsys.readouterr().err
     assert snapshot(run_dir) == before
+
+
+def test_a_tracker_was_written_beside(golden_run):
+    assert list((golden_run.directory / "trackers/tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_a_stopped_or_killed_run_continues_where_it_stopped(ray_address, tiny_model, prompts, tmp_path):
