@@ -1,6 +1,6 @@
 """The command `compare` over real vLLM, Ray Train and DeepSpeed: three small arms, a kill, and the table.
 
-python -m pytest tests/integration/test_compare_arms.py
+python -m pytest tests/nightly/test_compare_arms.py
 """
 
 from __future__ import annotations
