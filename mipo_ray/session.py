@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,20 +81,10 @@ class Stage:
             raise RuntimeError(f"{self.path()}: expected a finished stage, found no manifest")
         return manifest
 
-    def run_unless_finished(
-        self, work: Callable[[], dict[str, Any]], closing_line: Callable[[Manifest], str]
-    ) -> Manifest:
-        """Does the stage's work and commits it, unless it is finished already; returns its manifest.
-
-        `work` returns the facts of the manifest; `files` or `pairs` among them are the files that make up the stage
-        (default: all that lie there). `closing_line` says of the manifest what stands behind the stage's duration.
-        """
+    def finished_before(self) -> Manifest | None:
+        """The manifest where the stage is finished, and says so; None where its work is to be done."""
         if (manifest := self.read_manifest()) is not None:
             self.say("finished before")
-            return manifest
-        with self.reported() as report:
-            manifest = report.commit(self, work())
-            report.closing = closing_line(manifest)
         return manifest
 
     @contextmanager
@@ -128,7 +118,10 @@ class StageReport:
         return time.monotonic() - self.started if self.took is None else self.took
 
     def commit(self, stage: Stage, facts: dict[str, Any]) -> Manifest:
-        """Writes the manifest that makes `stage` finished, with its round and the seconds so far."""
+        """Writes the manifest that makes `stage` finished, with its round, the seconds so far and `facts`.
+
+        `files` or `pairs` among them are the files that make up the stage (default: all that lie there).
+        """
         self.took = self.seconds
         facts = {"round": stage.round.index, "seconds": self.took, **facts}
         manifest = stage.run.commit(stage.directory, stage.config, facts, files=facts.get("files", facts.get("pairs")))

@@ -14,7 +14,7 @@ from mipo_ray.evaluation.tasks.task_check import CheckedTask
 from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import engine_request, most_gpus
-from mipo_ray.session import Manifest, Session, Stage
+from mipo_ray.session import Session, Stage
 from mipo_ray.storage.results import write_results
 from mipo_ray.storage.rounds import BASE, Round
 
@@ -26,7 +26,10 @@ def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Seq
     """
     prepare_tasks(session.config, session.run, tasks)
     stage = session.stage(round, "evaluate")
-    stage.run_unless_finished(lambda: _measure_held_out(stage, held_out), _closing_line)
+    if stage.finished_before() is None:
+        with stage.reported() as report:
+            manifest = report.commit(stage, _measure_held_out(stage, held_out))
+            report.closing = f": {manifest['responses']} held-out responses"
     write_results(session.run, session.config.rounds)
     measure_tasks(session, round, tasks)
     judge_policy(session, round)
@@ -44,7 +47,3 @@ def _measure_held_out(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
     )
     stage.events.emit({"event": "results", **{name: entry["value"] for name, entry in results.items()}})
     return {**facts, "results": results, "gpus": most_gpus(engine_request(config, stage.session.resources))}
-
-
-def _closing_line(manifest: Manifest) -> str:
-    return f": {manifest['responses']} held-out responses"

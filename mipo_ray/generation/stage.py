@@ -32,7 +32,13 @@ def generate(session: Session, round: Round, prompts: PromptSummary) -> Manifest
     `prompts` are the checked training prompts. Raises what `generate_pairs` raises.
     """
     stage = session.stage(round, "generate")
-    return stage.run_unless_finished(lambda: generate_pairs(stage, prompts), _closing_line)
+    if (manifest := stage.finished_before()) is not None:
+        return manifest
+    with stage.reported() as report:
+        manifest = report.commit(stage, generate_pairs(stage, prompts))
+        counts = manifest["statistics"]
+        report.closing = f": {counts['kept']} pairs kept of {counts['rows']}, {counts['generated_tokens']} tokens"
+    return manifest
 
 
 def generate_pairs(stage: Stage, prompts: PromptSummary) -> dict[str, Any]:
@@ -94,11 +100,6 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> dict[str, Any]:
         "rows_per_block": conditioned["rows_per_block"],
         "gpus": most_gpus(engines.request),
     }
-
-
-def _closing_line(manifest: Manifest) -> str:
-    statistics = manifest["statistics"]
-    return f": {statistics['kept']} pairs kept of {statistics['rows']}, {statistics['generated_tokens']} tokens"
 
 
 def _statistics(stage: Stage, files: list[str]) -> dict[str, Any]:

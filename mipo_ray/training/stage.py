@@ -26,35 +26,34 @@ def train(session: Session, round: Round, only: frozenset[str] | None = None) ->
     `only`: the pair_ids among the kept pairs to train on, each of which must be there; None: all. A stage that was
     interrupted goes on from its newest checkpoint, unless its pairs were generated again since, or are others.
     """
-    stage = session.stage(round, "train")
-    return stage.run_unless_finished(lambda: _train_on_pairs(stage, only), _closing_line)
+    config, run, stage = session.config, session.run, session.stage(round, "train")
+    if (manifest := stage.finished_before()) is not None:
+        return manifest
+    with stage.reported() as report:
+        pairs = session.stage(round, "generate").finished_manifest()
+        _keep_work_on(stage, pairs["finished"] if only is None else f"{pairs['finished']} {pair_set_hash(only)}")
+        policy = session.policy(round.before)
+        models = Models(policy, reference=policy if config.train.reference == "round_start" else config.model.path)
+        with progress(stage.events, "train_step", "step", f"{round.label}  train"):
+            count = pairs["statistics"]["kept"] if only is None else len(only)
+            summary = train_policy(stage, models, _training_pairs(config, run, pairs, only), count)
+        run.remove(f"{stage.directory}/{CHECKPOINTS}")
+        facts = {
+            "summary": asdict(summary),
+            "reference": models.reference if config.train.needs_reference else None,
+            "gpus": most_gpus(worker_request(config, session.resources)),
+        }
+        manifest = report.commit(stage, facts if only is None else {**facts, "pair_set": pair_set_hash(only)})
+        report.closing = f": {summary.steps} steps, loss {summary.first_loss:.4f} -> {summary.last_loss:.4f}"
+    return manifest
 
 
-def _train_on_pairs(stage: Stage, only: frozenset[str] | None) -> dict[str, Any]:
-    config, run, session = stage.config, stage.run, stage.session
-    pairs = session.stage(stage.round, "generate").finished_manifest()
-    trained_on = pairs["finished"] if only is None else f"{pairs['finished']} {pair_set_hash(only)}"
-    if run.read_text(f"{stage.directory}/pairs.txt") != trained_on:
-        run.remove(stage.directory)
-        run.write_text(f"{stage.directory}/pairs.txt", trained_on)
-    run.remove(f"{stage.directory}/policy")
-    policy = session.policy(stage.round.before)
-    models = Models(policy, reference=policy if config.train.reference == "round_start" else config.model.path)
-    with progress(stage.events, "train_step", "step", f"{stage.round.label}  train"):
-        count = pairs["statistics"]["kept"] if only is None else len(only)
-        summary = train_policy(stage, models, _training_pairs(config, run, pairs, only), count)
-    run.remove(f"{stage.directory}/{CHECKPOINTS}")
-    facts = {
-        "summary": asdict(summary),
-        "reference": models.reference if config.train.needs_reference else None,
-        "gpus": most_gpus(worker_request(config, session.resources)),
-    }
-    return facts if only is None else {**facts, "pair_set": pair_set_hash(only)}
-
-
-def _closing_line(manifest: Manifest) -> str:
-    summary = manifest["summary"]
-    return f": {summary['steps']} steps, loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
+def _keep_work_on(stage: Stage, trained_on: str) -> None:
+    """Leaves what an interruption left where it was trained on the same pairs, and removes it else."""
+    if stage.run.read_text(f"{stage.directory}/pairs.txt") != trained_on:
+        stage.run.remove(stage.directory)
+        stage.run.write_text(f"{stage.directory}/pairs.txt", trained_on)
+    stage.run.remove(f"{stage.directory}/policy")
 
 
 def pair_set_hash(pair_ids: frozenset[str]) -> str:

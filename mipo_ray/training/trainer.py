@@ -81,20 +81,12 @@ def train_policy(stage: Stage, models: Models, pairs: ray.data.Dataset, pair_cou
     TrainingDiverged when training diverges (which is not tried again); and for any other failure RuntimeError, or
     UserError where the worker raised one, with the worker's message first.
     """
+    config, resources = stage.config, stage.session.resources
     if not pair_count:
         raise UserError(f"{stage.path()}: expected at least one pair to train on, found none")
-    deepspeed_config(stage.config.train, stage.session.resources.dtype)  # refuses here what no worker could train
-    request = worker_request(stage.config, stage.session.resources)
-    trainer = _trainer(stage, _worker_settings(stage, models, pair_count), request, pairs)
-    outcome = _fit(trainer, stage.path(CHECKPOINTS), request, stage.config.ray.wait_timeout_minutes)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
-
-
-def _worker_settings(stage: Stage, models: Models, pair_count: int) -> WorkerSettings:
-    config, resources = stage.config, stage.session.resources
-    return WorkerSettings(
+    deepspeed_config(config.train, resources.dtype)  # refuses here what no worker could train
+    request = worker_request(config, resources)
+    settings = WorkerSettings(
         policy_dir=models.policy,
         reference_dir=models.reference,
         output_dir="",
@@ -102,38 +94,47 @@ def _worker_settings(stage: Stage, models: Models, pair_count: int) -> WorkerSet
         reference_cache=stage.run.model_path(f"{stage.directory}/{REFERENCE_CACHE}/{resources.dtype}"),
         train=config.train,
         dtype=resources.dtype,
-        device="cuda" if resources.gpus_per_worker > 0 else "cpu",
+        device="cuda" if request.gpus > 0 else "cpu",
         seed=config.seed,
         pair_count=pair_count,
         trust_remote_code=config.model.trust_remote_code,
     )
-
-
-def _trainer(stage: Stage, settings: WorkerSettings, request: Request, pairs: ray.data.Dataset) -> _Trainer:
-    train, use_gpu = stage.config.train, request.gpus > 0
-    workers: Any = train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers)
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # what the dashboard's Train API reads
-    return _Trainer(
+    trainer = _Trainer(
         _worker_loop,  # type: ignore[arg-type]  # its return value comes back, whatever the annotation says
         train_loop_config={"settings": settings, "stage": stage},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,  # as a tuple: at least, at most
-            use_gpu=use_gpu,
-            resources_per_worker={kind: amount for kind, amount in request.each.items() if amount},
-            label_selector=dict(request.selector) or None,  # type: ignore[call-arg]  # mypy sees that of Train V1
-            placement_strategy=request.strategy,
-        ),
-        run_config=ray.train.RunConfig(
-            # Under a name of its own every call would start from the beginning.
-            name=CHECKPOINTS,
-            storage_path=stage.path(),
-            storage_filesystem=stage.run.arrow_filesystem(),
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
-        ),
+        torch_config=TorchConfig(backend="nccl" if request.gpus > 0 else "gloo"),
+        scaling_config=_scaling(config.train, request),
+        run_config=_run_config(stage),
         datasets={"pairs": pairs},
-        dataset_config=StepShares(train),
+        dataset_config=StepShares(config.train),
+    )
+    with _named_failures(trainer, stage.path(CHECKPOINTS), request, config.ray.wait_timeout_minutes):
+        outcome: Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _scaling(train: TrainConfig, request: Request) -> ray.train.ScalingConfig:
+    workers: Any = train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers)
+    return ray.train.ScalingConfig(
+        num_workers=workers,  # as a tuple: at least, at most
+        use_gpu=request.gpus > 0,
+        resources_per_worker={kind: amount for kind, amount in request.each.items() if amount},
+        label_selector=dict(request.selector) or None,  # type: ignore[call-arg]  # mypy sees that of Train V1
+        placement_strategy=request.strategy,
+    )
+
+
+def _run_config(stage: Stage) -> ray.train.RunConfig:
+    return ray.train.RunConfig(
+        # Under a name of its own every call would start from the beginning.
+        name=CHECKPOINTS,
+        storage_path=stage.path(),
+        storage_filesystem=stage.run.arrow_filesystem(),
+        failure_config=ray.train.FailureConfig(max_failures=stage.config.train.max_failures),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
     )
 
 
@@ -152,14 +153,15 @@ class _Trainer(TorchTrainer):
             ray.kill(self._controller)
 
 
-def _fit(trainer: _Trainer, checkpoints: str, request: Request, wait_minutes: float) -> Outcome:
-    """What rank 0 returned."""
+@contextlib.contextmanager
+def _named_failures(trainer: _Trainer, checkpoints: str, request: Request, wait_minutes: float) -> Iterator[None]:
+    """For the time of a fit: watches that the workers get their nodes, and names what the fit failed of."""
     # Longer than the watch waits: asking anew would let the autoscaler forget the nodes that it is starting.
     os.environ[_START_TIMEOUT] = str(60 * wait_minutes + 60)
     watch = None
     try:
         with watch_workers(request, wait_minutes, trainer.end) as watch:
-            return trainer.fit().return_value  # type: ignore[attr-defined]
+            yield
     except ray.train.TrainingFailedError as error:
         raise _worker_error(error) from error
     except ray.exceptions.ActorDiedError as error:

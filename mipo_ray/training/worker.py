@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import distributed
@@ -28,7 +27,6 @@ from mipo_ray.training.checkpoint import Checkpoints, Progress, load_checkpoint,
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.export import export_policy
 from mipo_ray.training.layout import Pair, read_pairs
-from mipo_ray.training.reference import Reference
 from mipo_ray.training.schedule import learning_rate_at
 from mipo_ray.training.step import optimizer_step
 
@@ -120,7 +118,10 @@ def train_round(
         for index, pairs in enumerate(_checked_steps(settings, steps_in_epoch, epoch)):
             if index < done:
                 continue
-            metrics = _timed_step(engine, reference, pairs, settings, progress.steps, total_steps)
+            step_started = time.perf_counter()
+            learning_rate = _learning_rate(settings.train, progress.steps, total_steps)
+            metrics = optimizer_step(engine, reference, pairs, settings.train, learning_rate, progress.steps)
+            seconds = time.perf_counter() - step_started
             _check_pair_count(settings, epoch, index, int(metrics["pairs"]))
             progress = Progress(
                 steps=progress.steps + 1,
@@ -129,7 +130,9 @@ def train_round(
                 last_loss=metrics["loss"],
             )
             if distributed.get_rank() == 0:
-                report(metrics)
+                place = {"step": progress.steps - 1, "total_steps": total_steps}
+                speed = {"step_seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+                report({**place, **metrics, "learning_rate": learning_rate, **speed})
             if checkpoints is not None and progress.steps < total_steps and is_due(progress.steps):
                 with tempfile.TemporaryDirectory(prefix="mipo-ray-checkpoint-") as shard:
                     save_checkpoint(engine, Path(shard), progress)
@@ -146,28 +149,14 @@ def train_round(
     )
 
 
-def _timed_step(
-    engine: Any,
-    reference: Reference | None,
-    pairs: Sequence[Pair],
-    settings: WorkerSettings,
-    step: int,
-    total_steps: int,
-) -> dict[str, float]:
-    started = time.perf_counter()
-    train = settings.train
-    learning_rate = learning_rate_at(
+def _learning_rate(train: TrainConfig, step: int, total_steps: int) -> float:
+    return learning_rate_at(
         step,
         total_steps,
         peak=train.learning_rate,
         warmup_ratio=train.warmup_ratio,
         floor_ratio=train.min_learning_rate_ratio,
     )
-    metrics = optimizer_step(engine, reference, pairs, train, learning_rate, step)
-    seconds = time.perf_counter() - started
-    place = {"step": step, "total_steps": total_steps}
-    speed = {"step_seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
-    return {**place, **metrics, "learning_rate": learning_rate, **speed}
 
 
 def _checkpoint_clock(train: TrainConfig) -> Callable[[int], bool]:

@@ -8,7 +8,6 @@ Nothing is sampled from a policy again. A stage that was stopped goes on with th
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +50,7 @@ from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_resources
 from mipo_ray.seeds import stable_seed
-from mipo_ray.session import Manifest, Session, Stage
+from mipo_ray.session import Session, Stage
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
@@ -76,7 +75,10 @@ def judge_policy(session: Session, round: Round) -> None:
     for protocol in judged_protocols(session.config.evaluate.judge, round):
         refuse_other_definition(session.config, session.run, round, protocol)
         judged = Judged(session.stage(round, f"judge/{protocol}"), protocol)
-        judged.stage.run_unless_finished(functools.partial(_judge, judged), _closing_line)
+        if judged.stage.finished_before() is None:
+            with judged.stage.reported() as report:
+                manifest = report.commit(judged.stage, _judge(judged))
+                report.closing = f": {describe_judgement(manifest['evaluation']['metrics'])}"
         write_evaluation(session.run)
 
 
@@ -135,10 +137,6 @@ def _judge(judged: Judged) -> dict[str, Any]:
         "evaluation": evaluation,
         "files": run.list_parquet(stage.directory),
     }
-
-
-def _closing_line(manifest: Manifest) -> str:
-    return f": {describe_judgement(manifest['evaluation']['metrics'])}"
 
 
 def _metrics(judged: Judged, judgements: list[Judgement]) -> Metrics:
