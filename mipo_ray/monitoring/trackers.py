@@ -79,11 +79,6 @@ class Trackers:
         self._open: dict[str, Tracker] = {}
         self._steps: Counter[str] = Counter()
 
-    @property
-    def open_names(self) -> tuple[str, ...]:
-        """Those that get numbers now."""
-        return tuple(self._open)
-
     def open(self, names: Sequence[str], run: RunDirectory, environment: Mapping[str, str]) -> None:
         """Starts the trackers in this process, with the driver's environment; raises TrackerError."""
         for variable, value in environment.items():

@@ -57,7 +57,7 @@ def track(name: str, run: RunDirectory, before: list[dict[str, Any]], events: li
     for event in events:
         process.log(event)
     process.flush()
-    assert name in process.open_names
+    assert name in process._open
     process.close(True)
 
 
@@ -213,7 +213,7 @@ def test_a_tracker_that_fails_on_the_way_is_left_out(
     process.open(["tensorboard", "wandb"], run, {})
     for event in EVENTS:
         process.log(event)
-    assert process.open_names == ("tensorboard",)
+    assert list(process._open) == ["tensorboard"]
     assert capsys.readouterr().err.count("tracker wandb failed and gets no more numbers: ConnectionError") == 1
     process.close(True)
 
@@ -240,5 +240,5 @@ def test_numbers_that_are_not_finite_pass(run: RunDirectory) -> None:
     process = Trackers()
     process.open(["tensorboard"], run, {})
     process.log({**LATER, "loss": math.nan})
-    assert process.open_names == ("tensorboard",)
+    assert list(process._open) == ["tensorboard"]
     process.close(False)
