@@ -23,7 +23,7 @@ from mipo_ray.planning.describe import describe
 from mipo_ray.planning.plan import Inputs, Plan, check_inputs, make_plan
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.ray_cluster.resources import Node
-from mipo_ray.storage import lock as run_lock
+from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 
 
@@ -49,7 +49,7 @@ def _run(comparison: Comparison) -> int:
     root = comparison.root()
     _check_root(root)
     root.check_writable()
-    with run_lock.hold(root):
+    with hold_lock(root):
         started = time.monotonic()
         inputs = _inputs(comparison)
         here, is_local = unbounded_node(comparison.shared)

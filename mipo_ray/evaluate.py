@@ -39,7 +39,7 @@ from mipo_ray.planning.describe import describe_judge, describe_tasks
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.ray_cluster.resources import Node, Resources, check_engines, resolve, total
-from mipo_ray.storage import lock as run_lock
+from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.results import is_report_current, read_evaluation, write_evaluation
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, open_run
@@ -152,7 +152,7 @@ def _dry_run(config: Config, run: RunDirectory, trained: Sequence[int]) -> int:
 
 def _run(config: Config, run: RunDirectory, trained: Sequence[int]) -> int:
     run.check_writable()
-    with run_lock.hold(run):
+    with hold_lock(run):
         started = time.monotonic()
         inputs = check_evaluation_inputs(config, run, trained)
         here, is_local = unbounded_node(config)

@@ -24,7 +24,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.planning.describe import describe
 from mipo_ray.planning.plan import Inputs, check_inputs, make_plan
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
-from mipo_ray.storage import lock as run_lock
+from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import open_run
 
 DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
@@ -53,7 +53,7 @@ def _dry_run(config: Config) -> int:
 def _run(config: Config) -> int:
     run = open_run(config.run_dir)
     run.check_writable()
-    with run_lock.hold(run):
+    with hold_lock(run):
         started = time.monotonic()
         inputs = check_inputs(config, run)
         here, is_local = unbounded_node(config)

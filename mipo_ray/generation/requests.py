@@ -95,7 +95,7 @@ def check_dropped(statistics: dict[str, Any], where: str, config: Config, hint: 
 
 
 def add_requests(block: pa.Table, *, config: Config, policy: str, round_index: int) -> pa.Table:
-    """Adds `prompt_token_ids`, `mismatched_token_ids` and `requests` (engine.REQUESTS) to a block of conditioned rows.
+    """Adds `prompt_token_ids`, `mismatched_token_ids` and `requests` (sampler.REQUESTS) to a block of conditioned rows.
 
     The n matched requests come first; the K mismatched ones are left out where other rows' matched responses serve. A
     row that gives no pair itself is sampled for the rows that reuse its matched responses, and otherwise not at all.

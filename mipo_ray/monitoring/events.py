@@ -1,7 +1,7 @@
 """The one place that emits metrics: metrics.jsonl in the run directory, Ray metrics, and the optional trackers.
 
 An event is a flat dict: `time` (seconds since the epoch), `round` (null for the base), `stage`, `event` (its kind), and
-numbers by name. `metric_table` says which of them are Ray metrics, and under which names Prometheus sees them.
+numbers by name. `metrics` says which of them are Ray metrics, and under which names Prometheus sees them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class EventWriter:
     def state(self, round_index: int | None, stage: str) -> dict[str, dict[str, Any]]:
         """What a stage reported since the writer started: `latest` event by kind, and `sums` of what is counted.
 
-        `sums` are by key of the event, for those that `metric_table` has as counters.
+        `sums` are by key of the event, for those that `metrics` has as counters.
         """
         return self._stages.setdefault((round_index, stage), {"latest": {}, "sums": {}})
 

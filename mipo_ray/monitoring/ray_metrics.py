@@ -1,4 +1,4 @@
-"""Events as Ray metrics: what `metric_table` says, on the metrics endpoint of the node that the writer runs on."""
+"""Events as Ray metrics: what `metrics` says, on the metrics endpoint of the node that the writer runs on."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Prompt files on any filesystem -> a stream of rows, each of which knows where it stands.
 
-One reader serves the check before the run (`prompt_check`) and the read tasks on the cluster (`prompts`), so that what
+One reader serves the check before the run (`check`) and the read tasks on the cluster (`dataset`), so that what
 was checked is what is read. Files are streamed: memory does not grow with their size. Nothing here imports ray.
 """
 

@@ -20,7 +20,7 @@ LOOK_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def hold(run: RunDirectory) -> Iterator[None]:
+def hold_lock(run: RunDirectory) -> Iterator[None]:
     """Holds the run directory against a second process; raises StorageError when another one holds it.
 
     The lock is an object with a heartbeat. One of a dead process on this host is taken over at once (and one of a

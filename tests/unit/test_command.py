@@ -23,7 +23,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.planning.plan import check_inputs, make_plan
 from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.run import DEMO_RECIPE, main
-from mipo_ray.storage.lock import hold
+from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 
 CPU_ONLY = {"CPU": 6.0, "GPU": 0.0}
@@ -806,6 +806,6 @@ def test_a_damaged_stage_is_named(
 def test_a_run_directory_in_use_is_refused(
     finished_run: RunDirectory, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with hold(finished_run):
+    with hold_lock(finished_run):
         assert main(options) == 2
     assert f"error: {finished_run.url}: in use by process {os.getpid()} on " in capsys.readouterr().err

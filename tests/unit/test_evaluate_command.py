@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from mipo_ray.config.recipe import load_config
 from mipo_ray.evaluate import main
 from mipo_ray.evaluation.tasks.task_check import check_tasks
-from mipo_ray.storage.lock import hold
+from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, open_run
@@ -211,7 +211,7 @@ def test_other_results_are_refused(recipe: str, tmp_path: Path, capsys: pytest.C
 def test_a_run_in_use_is_refused(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = open_run(f"{tmp_path}/run")
     run.check_writable()
-    with hold(run):
+    with hold_lock(run):
         assert main([recipe]) == 2
     assert "in use by process" in capsys.readouterr().err
 

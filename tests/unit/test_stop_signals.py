@@ -25,7 +25,6 @@ STOPS = [signal.SIGINT, signal.SIGTERM]
 COMMAND = """
 import os, signal, sys, time
 from mipo_ray import run
-from mipo_ray.storage import lock as run_lock
 
 def fake_connect(config):
     print("connecting", flush=True)

@@ -254,7 +254,7 @@ def judge_engines(config: Config, resources: Resources) -> Engines:
 
 
 def _add_requests(block: pa.Table, *, judge: JudgeConfig, seed: int) -> pa.Table:
-    """Adds `requests` (engine.REQUESTS). Raises UserError for a prompt that leaves no room for the judgement."""
+    """Adds `requests` (sampler.REQUESTS). Raises UserError for a prompt that leaves no room for the judgement."""
     tokenizer = load_tokenizer(str(judge.model), judge.trust_remote_code)
     conversations = [[{"role": "user", "content": text}] for text in block["prompt"].to_pylist()]
     requests = []

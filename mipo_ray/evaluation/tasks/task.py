@@ -63,7 +63,7 @@ class Task(Section):
     )
     sampling: SamplingConfig | None = Field(None, description="generative: how responses are sampled")
     extraction: Literal["number", "choice"] | None = Field(
-        None, description="generative: what the final answer is and how it is read (mipo_ray/final_answers)"
+        None, description="generative: what the final answer is and how it is read (mipo_ray/text/final_answers)"
     )
     continuation: Literal["text", "label"] | None = Field(
         None, description="likelihood: what of an option is scored, after a space, as the continuation of the question"

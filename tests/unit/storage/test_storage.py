@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from mipo_ray.config.recipe import config_hash, load_config
 from mipo_ray.monitoring.events import read_events
 from mipo_ray.storage import lock as run_lock
-from mipo_ray.storage.lock import STALE_LOCK_SECONDS, hold
+from mipo_ray.storage.lock import STALE_LOCK_SECONDS, hold_lock
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError, open_run
 
@@ -387,11 +387,11 @@ def test_a_full_disk_is_refused(tmp_path: Path) -> None:
 
 HOLD = """
 import sys
-from mipo_ray.storage.lock import hold
+from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import open_run
 run = open_run(sys.argv[1])
 run.check_writable()
-with hold(run):
+with hold_lock(run):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -416,30 +416,30 @@ def write_lock(run: RunDirectory, **changes: Any) -> None:
 def test_a_lock_ends_with_its_block(run: RunDirectory) -> None:
     run.check_writable()
     for _ in range(2):
-        with hold(run):
+        with hold_lock(run):
             assert names(run) == {"lock.json"}
         assert names(run) == set()
-    with pytest.raises(RuntimeError, match="failed"), hold(run):
+    with pytest.raises(RuntimeError, match="failed"), hold_lock(run):
         raise RuntimeError("failed")
     assert names(run) == set()
 
 
 def test_a_second_holder_is_refused(run: RunDirectory) -> None:
     run.check_writable()
-    with hold(run):
+    with hold_lock(run):
         with (
             pytest.raises(StorageError, match=f"in use by process {os.getpid()} on {socket.gethostname()}"),
-            hold(run),
+            hold_lock(run),
         ):
             pass
         assert names(run) == {"lock.json"}
 
 
 def test_a_second_process_is_refused(local_run: RunDirectory, holder: subprocess.Popen[str]) -> None:
-    with pytest.raises(StorageError, match=f"in use by process {holder.pid} on "), hold(local_run):
+    with pytest.raises(StorageError, match=f"in use by process {holder.pid} on "), hold_lock(local_run):
         pass
     holder.communicate(timeout=30)
-    with hold(local_run):
+    with hold_lock(local_run):
         pass
 
 
@@ -447,7 +447,7 @@ def test_a_process_that_is_only_stopped_keeps_its_lock(local_run: RunDirectory, 
     holder.send_signal(signal.SIGSTOP)
     lock = json.loads(local_run.read_text("lock.json") or "")
     local_run.write_text("lock.json", json.dumps({**lock, "heartbeat": time.time() - 10 * STALE_LOCK_SECONDS}))
-    with pytest.raises(StorageError, match=f"in use by process {holder.pid} on "), hold(local_run):
+    with pytest.raises(StorageError, match=f"in use by process {holder.pid} on "), hold_lock(local_run):
         pass
 
 
@@ -462,17 +462,17 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(
         os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
     age = time.time() - json.loads(local_run.read_text("lock.json") or "")["heartbeat"]
     assert age < STALE_LOCK_SECONDS
-    with hold(local_run):
+    with hold_lock(local_run):
         assert json.loads(local_run.read_text("lock.json") or "")["pid"] == os.getpid()
     assert names(local_run) == set()
 
 
 def test_a_reused_process_id_is_not_taken_for_the_holder(local_run: RunDirectory) -> None:
     local_run.check_writable()
-    with hold(local_run):
+    with hold_lock(local_run):
         own = json.loads(local_run.read_text("lock.json") or "")
     write_lock(local_run, **{**own, "process_start": own["process_start"] - 1})
-    with hold(local_run):
+    with hold_lock(local_run):
         pass
 
 
@@ -506,7 +506,7 @@ def test_a_lock_of_another_host_is_refused_when_its_heart_beats(
 ) -> None:
     write_lock(run, heartbeat=clock.time() - 3)
     clock.when = {7: lambda: write_lock(run, heartbeat=clock.time())}
-    with pytest.raises(StorageError, match=r"in use by process 1 on elsewhere \(heartbeat 0 s ago\)"), hold(run):
+    with pytest.raises(StorageError, match=r"in use by process 1 on elsewhere \(heartbeat 0 s ago\)"), hold_lock(run):
         pass
     assert clock.seconds < 9
     assert json.loads(run.read_text("lock.json") or "")["host"] == "elsewhere"
@@ -522,7 +522,7 @@ def test_the_lock_of_a_host_that_has_just_died_is_taken_over_when_it_is_stale(
     age: int, waited: int, run: RunDirectory, clock: FakeClock
 ) -> None:
     write_lock(run, heartbeat=clock.time() - age)
-    with hold(run):
+    with hold_lock(run):
         assert json.loads(run.read_text("lock.json") or "")["pid"] == os.getpid()
         assert clock.seconds == pytest.approx(waited, abs=1)
     assert names(run) == set()
@@ -531,7 +531,7 @@ def test_the_lock_of_a_host_that_has_just_died_is_taken_over_when_it_is_stale(
 def test_a_lock_that_is_given_up_meanwhile_is_taken(run: RunDirectory, clock: FakeClock) -> None:
     write_lock(run, heartbeat=clock.time())
     clock.when = {4: lambda: run.filesystem.rm_file(run.path("lock.json"))}
-    with hold(run):
+    with hold_lock(run):
         assert json.loads(run.read_text("lock.json") or "")["pid"] == os.getpid()
         assert clock.seconds < 6
 
@@ -542,7 +542,7 @@ def test_of_two_that_wait_for_the_same_lock_one_gets_it(run: RunDirectory, clock
 
     write_lock(run, heartbeat=clock.time())
     clock.when = {4: another_takes_it}
-    with pytest.raises(StorageError, match="in use by process 2 on elsewhere"), hold(run):
+    with pytest.raises(StorageError, match="in use by process 2 on elsewhere"), hold_lock(run):
         pass
 
 
@@ -554,20 +554,20 @@ def test_a_lock_that_is_being_written_is_not_taken_for_one_that_was_given_up(
         4: lambda: local_run.write_text("lock.json", '{"host": "el'),
         6: lambda: write_lock(local_run, heartbeat=clock.time()),
     }
-    with pytest.raises(StorageError, match="in use by process 1 on elsewhere"), hold(local_run):
+    with pytest.raises(StorageError, match="in use by process 1 on elsewhere"), hold_lock(local_run):
         pass
 
 
 def test_a_stale_lock_of_another_host_is_taken_over(run: RunDirectory) -> None:
     write_lock(run, heartbeat=time.time() - STALE_LOCK_SECONDS - 1)
-    with hold(run):
+    with hold_lock(run):
         assert json.loads(run.read_text("lock.json") or "")["pid"] == os.getpid()
     assert names(run) == set()
 
 
 def test_a_lock_that_another_process_took_over_is_left_to_it(run: RunDirectory) -> None:
     run.check_writable()
-    with hold(run):
+    with hold_lock(run):
         write_lock(run)
     assert json.loads(run.read_text("lock.json") or "")["host"] == "elsewhere"
 
@@ -575,7 +575,7 @@ def test_a_lock_that_another_process_took_over_is_left_to_it(run: RunDirectory) 
 @pytest.mark.parametrize("content", ["", '{"host": "el'])
 def test_a_lock_that_its_killed_process_never_filled_is_taken_over(local_run: RunDirectory, content: str) -> None:
     local_run.write_text("lock.json", content)
-    with hold(local_run):
+    with hold_lock(local_run):
         assert json.loads(local_run.read_text("lock.json") or "")["pid"] == os.getpid()
 
 
