@@ -16,6 +16,7 @@ import pytest
 from mipo_ray.evaluation.held_out.matrix import matrix_of
 from mipo_ray.evaluation.held_out.rows import measured_rows
 from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA, _one_row_per_response, _pairs_only
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 
 USERS = {"b": "I am Ben.", "a": "", "c": "I am Cem."}
@@ -73,8 +74,8 @@ def without_ids(table: pa.Table) -> pa.Table:
     return table.drop_columns(["conditioning_ids"])
 
 
-def write(run: RunDirectory, round_index: int | None, table: pa.Table) -> None:
-    folder = Path(run.path(run.stage(round_index, "evaluate"), "scores"))
+def write(run: RunDirectory, round: Round, table: pa.Table) -> None:
+    folder = Path(run.path(run.stage(round, "evaluate"), "scores"))
     folder.mkdir(parents=True)
     pq.write_table(table, folder / "part.parquet")
 
@@ -87,13 +88,13 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
     said = base if request.param == "new" else without_ids(base)
     of_round = scored(pa.concat_tables([answers, _pairs_only(said)]), ["initial", "policy"])
     of_base = scored(base, ["initial"])
-    write(run, None, of_base if request.param == "new" else without_ids(of_base))
-    write(run, 0, without_ids(of_round) if request.param == "both old" else of_round)
+    write(run, BASE, of_base if request.param == "new" else without_ids(of_base))
+    write(run, Round(0), without_ids(of_round) if request.param == "both old" else of_round)
     return run
 
 
 def test_measured_rows_are_the_scores_by_conditioning(run: RunDirectory) -> None:
-    rows = measured_rows(run, 0)
+    rows = measured_rows(run, Round(0))
     assert rows.prompt_ids == ["a", "a", "b", "b", "c", "c"]
     assert rows.responses == ["a0", "a1", "b0", "b1", "c0", "c1"]
     assert rows.sources == [f"source {name}" for name in "aabbcc"]
@@ -116,7 +117,7 @@ def test_measured_rows_are_the_scores_by_conditioning(run: RunDirectory) -> None
 
 
 def test_the_base_is_its_own_policy(run: RunDirectory) -> None:
-    rows = measured_rows(run, None)
+    rows = measured_rows(run, BASE)
     assert rows.responses == ["a0", "a1", "b0", "b1", "c0", "c1"]
     np.testing.assert_array_equal(rows.policy_others, rows.initial_others)
     np.testing.assert_array_equal(rows.pair_policy_rejected, rows.pair_initial_rejected)
@@ -128,8 +129,8 @@ def test_without_any_context_nothing_is_said_without_one(tmp_path: Path, monkeyp
     base = _one_row_per_response(sampled(base=True), samples=2, models=["initial"], matrix={})
     for number, table in enumerate([scored(base, ["initial"]), without_ids(scored(base, ["initial"]))]):
         plain = open_run(str(tmp_path / f"plain-{number}"))
-        write(plain, None, table)
-        rows = measured_rows(plain, None)
+        write(plain, BASE, table)
+        rows = measured_rows(plain, BASE)
         assert rows.initial_none is None
         assert rows.initial_others.shape == (6, OTHERS)
 
@@ -142,8 +143,8 @@ def test_the_matrix_is_looked_up_by_row_and_column(tmp_path: Path) -> None:
     for row in rows:
         row["conditioning_ids"].reverse()
         row["conditionings"].reverse()
-    write(run, 0, scored(pa.Table.from_pylist(rows, schema=RESPONSE_SCHEMA), ["initial", "policy"]))
-    matrix = matrix_of(run, 0, MATRIX)
+    write(run, Round(0), scored(pa.Table.from_pylist(rows, schema=RESPONSE_SCHEMA), ["initial", "policy"]))
+    matrix = matrix_of(run, Round(0), MATRIX)
     assert matrix["prompts"]["initial"] == [[-50.125, -51.125], [-52.125, -53.125]]
     assert matrix["contexts"]["policy"] == [[-60.625, -61.625], [-62.625, -63.625]]
     assert (matrix["contexts"]["prompt_ids"], matrix["contexts"]["labels"]) == (["c", "b"], ["C", "B"])
