@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 # Tests of pairs of values in make test, of all combinations at night.
-PRODUCT_TESTS := tests/integration/test_training.py tests/integration/test_training_gradients.py
+PRODUCT_TESTS := $(addprefix tests/integration/test_training,.py _gradients.py _ray.py)
 UV ?= $(BIN)/uv
 
 .PHONY: help setup setup-test demo test lint types unit integration nightly format lock clean

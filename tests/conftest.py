@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.helpers.golden_run import GoldenRun, make_golden_run
+from tests.helpers.fake_judge_endpoint import FakeJudgeEndpoint, longer
+from tests.helpers.golden_run import JUDGE_KEY, GoldenRun, Place, make_golden_run
 from tests.helpers.tiny_model import make_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -79,13 +80,14 @@ def ray_address(ray_cluster: Any) -> str:
 @pytest.fixture(scope="session")
 def golden_run(
     ray_cluster: Any, ray_address: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> GoldenRun:
-    """A finished run of two rounds, with tasks and a tracker; tests must not change it."""
+) -> Iterator[GoldenRun]:
+    """A finished run of two rounds, with tasks, a judge and a tracker; tests must not change it."""
     import ray
 
     (node,) = ray.nodes()
     metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    return make_golden_run(tmp_path_factory.mktemp("golden"), tiny_model, ray_address, metrics)
+    with FakeJudgeEndpoint(longer, key=JUDGE_KEY).running() as endpoint:
+        yield make_golden_run(tmp_path_factory.mktemp("golden"), Place(ray_address, metrics, tiny_model, endpoint))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""Combinations of factors: a few that hold every pair of values, or all of them where FULL_PRODUCTS=1 is set.
+"""What a test runs on every push, and what more where FULL_PRODUCTS=1 is set.
 
-Faults of a combination mostly show in a pair of its values. `make nightly` runs the full products.
+Faults of a combination of factors mostly show in a pair of its values: of every push are a few that hold every pair.
+`make nightly` runs the full products.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ def combinations(*factors: Sequence[Any]) -> list[Combination]:
     """What a test runs: the full product at night, otherwise a part of it that holds every pair of values."""
     full = os.environ.get("FULL_PRODUCTS") == "1"
     return list(itertools.product(*factors)) if full else pairwise(*factors)
+
+
+def by_night(values: Sequence[Any], of_every_push: Sequence[Any]) -> list[Any]:
+    """What a test runs: `of_every_push` alone, and at night the others as well."""
+    return [*of_every_push, *(values if os.environ.get("FULL_PRODUCTS") == "1" else ())]
 
 
 def pairwise(*factors: Sequence[Any]) -> list[Combination]:

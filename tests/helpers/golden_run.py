@@ -1,23 +1,47 @@
-"""One run of two rounds, with tasks and a tracker, that the tests of the loop, tasks, judges and metrics read."""
+"""One run of two rounds that the tests of the loop, tasks, judges and metrics read.
+
+It has tasks, a tracker, a judge behind the fake endpoint and LoRA; SIGTERM stops it in generation, SIGKILL ends it in
+training and Ctrl-C at the end of training, and the same command takes it to its end.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.helpers.runs import TOPICS, arguments, events, start
+from tests.helpers.fake_judge_endpoint import MODEL, FakeJudgeEndpoint
+from tests.helpers.runs import TOPICS, arguments, events, kill_when, snapshot, start, stop_when
 
 HELD_OUT = 6
 SAMPLES = 3
-PROMPTS = 40
+PROMPTS = 64
+RESPONSES = 2  # matched ones of each prompt, and mismatched ones
 SUMS = 24
 CHOICES = 18
+JUDGE_KEY = "sk-of-this-test-1234567890"
+
+Snapshot = dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Interruptions:
+    """What lay in the run directory when the run was stopped or killed."""
+
+    files_after_sigterm: frozenset[str]  # in generation, names in the run directory
+    committed_pairs: Snapshot  # files of pairs that were committed by then
+    files_after_sigkill: frozenset[str]  # in training
+    generated: Snapshot  # the generate stage when training was killed
+    trained: Snapshot  # the train stage when Ctrl-C came
 
 
 @dataclass(frozen=True)
@@ -26,15 +50,33 @@ class GoldenRun:
 
     directory: Path
     data: Path  # folder of the recipe, the prompts and the rows of tasks
-    options: tuple[str, ...]  # the arguments of the run but for run_dir, the recipe first
-    output: str
+    options: tuple[str, ...]  # the arguments of the run but for run_dir and the judge's, the recipe first
+    judge_options: tuple[str, ...]
+    output: str  # of its last process
     metrics: str  # what Ray's endpoint showed when the run had ended
+    judge: FakeJudgeEndpoint  # still answers
+    interruptions: Interruptions
 
     def copy(self, place: Path) -> Path:
-        return Path(shutil.copytree(self.directory, place))
+        """A copy that no judge has judged, or was to."""
+        shutil.copytree(self.directory, place, ignore=shutil.ignore_patterns("judge"))
+        config = yaml.safe_load((place / "config.yaml").read_text())
+        del config["evaluate"]["judge"]
+        (place / "config.yaml").write_text(yaml.safe_dump(config))
+        return place
 
 
-def make_golden_run(directory: Path, model: Path, address: str, metrics_url: str) -> GoldenRun:
+@dataclass(frozen=True)
+class Place:
+    """Where the golden run is made: the cluster, its metrics, the model and the judge."""
+
+    address: str
+    metrics_url: str
+    model: Path
+    judge: FakeJudgeEndpoint
+
+
+def make_golden_run(directory: Path, place: Place) -> GoldenRun:
     """Makes the run with the tiny model; fails with the stage that failed."""
     data = directory / "data"
     data.mkdir()
@@ -45,17 +87,66 @@ def make_golden_run(directory: Path, model: Path, address: str, metrics_url: str
     run_dir = directory / "run"
     recipe, _, *options = arguments(
         run_dir,
-        model,
+        place.model,
         data,
         f"evaluate.samples_per_prompt={SAMPLES}",
+        f"generation.samples_per_prompt={RESPONSES}",
+        f"generation.negatives_per_prompt={RESPONSES}",
+        "generation.sampling.max_tokens=48",
+        "generation.sampling.min_tokens=32",
+        "generation.pool.batches_in_flight=1",  # slow enough to be stopped halfway
+        "train.batch_size=16",
+        "train.lora.rank=4",  # merged, or round 1 could not sample from round 0's policy
         "trackers=[tensorboard]",
         task_option(data),
     )
-    process = start(address, recipe, f"run_dir={run_dir}", *options)
-    output, _ = process.communicate(timeout=800)
-    if process.returncode != 0:
-        pytest.fail(f"the golden run failed in {stage_of_the_end(run_dir)}:\n{output}")
-    return GoldenRun(run_dir, data, (recipe, *options), output, metrics_of(metrics_url, run_dir))
+
+    judge_options = (
+        f"evaluate.judge.model={MODEL}",
+        f"evaluate.judge.endpoint={place.judge.url}",
+        "evaluate.judge.protocols=[pairwise, pointwise]",
+        "evaluate.judge.api_key_variable=JUDGE_KEY",
+    )
+
+    def begin() -> subprocess.Popen[str]:
+        words = (recipe, f"run_dir={run_dir}", *options, *judge_options)
+        return start(place.address, *words, environment={"JUDGE_KEY": JUDGE_KEY})
+
+    try:
+        interruptions = interrupt(begin, run_dir)
+        process = begin()
+        output, _ = process.communicate(timeout=800)
+        assert process.returncode == 0, output
+    except AssertionError as error:
+        pytest.fail(f"the golden run failed in {stage_of_the_end(run_dir)}:\n{error}")
+    return GoldenRun(
+        run_dir,
+        data,
+        (recipe, *options),
+        judge_options,
+        output,
+        metrics_of(place.metrics_url, run_dir),
+        place.judge,
+        interruptions,
+    )
+
+
+def interrupt(begin: Callable[[], subprocess.Popen[str]], run_dir: Path) -> Interruptions:
+    """Three processes of the run, of which none comes to its end."""
+    generate, train = run_dir / "rounds/000/generate", run_dir / "rounds/000/train"
+
+    stop_when(begin(), signal.SIGTERM, lambda: len(list(generate.glob("*.parquet"))) > 2)
+    committed = {path.stem for path in (generate / "checkpoint").glob("*.parquet") if "pending" not in path.name}
+    files_after_sigterm = frozenset(snapshot(run_dir))
+    committed_pairs = {
+        name: state for name, state in snapshot(generate).items() if any(name.startswith(stem) for stem in committed)
+    }
+
+    kill_when(begin(), lambda: (train / "ray_train").exists())
+    files_after_sigkill, generated = frozenset(snapshot(run_dir)), snapshot(generate)
+
+    stop_when(begin(), signal.SIGINT, lambda: (train / "manifest.json").exists())
+    return Interruptions(files_after_sigterm, committed_pairs, files_after_sigkill, generated, snapshot(train))
 
 
 def stage_of_the_end(run_dir: Path) -> str:

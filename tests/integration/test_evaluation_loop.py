@@ -13,27 +13,18 @@ import pyarrow.parquet
 import pytest
 
 from mipo_ray import evaluate
-from tests.helpers.golden_run import CHOICES, SUMS, GoldenRun, write_task_rows
+from tests.helpers.golden_run import CHOICES, SUMS, GoldenRun
 from tests.helpers.runs import (
     events,
     examples,
     finish,
+    joined_cluster,
     kill_when,
     snapshot,
     start_evaluation,
 )
 
-LONG = 320
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of three tasks: SVAMP's columns, ARC's (three labels, some numeric), and GSM8K's."""
-    directory = tmp_path_factory.mktemp("tasks")
-    write_task_rows(directory)
-    long = [{"question": f"What is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(LONG)]
-    (directory / "long.json").write_text(json.dumps(long))
-    return directory
+LONG = 200  # items of the task that is killed
 
 
 def test_the_loop_measures_the_base_and_the_rounds(golden_run: GoldenRun) -> None:
@@ -105,23 +96,51 @@ def test_the_log_probs_of_options_are_those_of_transformers(golden_run: GoldenRu
                 assert found == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_finished_run_takes_more_tasks_and_keeps_what_it_has(
+def test_a_finished_run_takes_more_tasks_and_a_kill_loses_no_item(
     golden_run: GoldenRun, ray_address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir, data = golden_run.copy(tmp_path / "run"), golden_run.data
     places = [run_dir / name / "tasks/short_svamp" for name in ("base", "rounds/000", "rounds/001")]
     before = list(map(snapshot, places))
+    questions = [{"question": f"What is {i} and {i}?", "answer": f"#### {2 * i}"} for i in range(LONG)]
+    (tmp_path / "long.json").write_text(json.dumps(questions))
     tasks = (
         f"tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}, "
-        f"arc_challenge_likelihood: {{path: {data}/choices.jsonl, limit: 7}}}}"
+        f"arc_challenge_likelihood: {{path: {data}/choices.jsonl, limit: 7}}, "
+        f"gsm8k_zero_shot: {{path: {tmp_path}/long.json, max_tokens: 64}}}}"
     )
+    rows = run_dir / "base/tasks_sampled/rows"
+    kill_when(start_evaluation(ray_address, str(run_dir), tasks), lambda: len(list(rows.glob("*.parquet"))) > 2)
+    checkpoint = run_dir / "base/tasks_sampled/checkpoint"
+    committed = {path.stem for path in checkpoint.glob("*.parquet") if "pending" not in path.name}
+    saved = sum(
+        pyarrow.parquet.read_metadata(path).num_rows
+        for path in rows.glob("*.parquet")
+        if any(path.name.startswith(name) for name in committed)
+    )
+    assert 0 < saved < LONG
+
     output = finish(start_evaluation(ray_address, str(run_dir), tasks))
     assert "policies        base, 0, 1" in output
     evaluation = json.loads((run_dir / "evaluation.json").read_text())
     for policy in ("base", "0", "1"):
-        assert set(evaluation[policy]) == {"short_svamp", "arc_easy_likelihood", "arc_challenge_likelihood"}
+        assert set(evaluation[policy]) == {
+            "short_svamp",
+            "arc_easy_likelihood",
+            "arc_challenge_likelihood",
+            "gsm8k_zero_shot",
+        }
         assert evaluation[policy]["arc_challenge_likelihood"]["metrics"]["accuracy"]["n"] == 7
     assert before == list(map(snapshot, places))
+
+    for policy in ("base", "rounds/000", "rounds/001"):
+        found = examples(run_dir, policy, "gsm8k_zero_shot")
+        assert [row["answer"] for row in found] == [str(2 * i) for i in range(LONG)]
+        assert len({row["item_id"] for row in found}) == LONG
+        assert not (run_dir / policy / "tasks_sampled").exists()
+    # What was committed before the kill was not sampled again.
+    assert 0 < rows_of_the_last_call_for_the_base(run_dir) <= LONG + 7 - saved
+
     after = snapshot(run_dir)
     options = (str(run_dir), tasks, f"ray.address={ray_address}")
     assert evaluate.main(options) == 0
@@ -133,72 +152,41 @@ def test_a_finished_run_takes_more_tasks_and_keeps_what_it_has(
     assert snapshot(run_dir) == after
 
 
-def test_a_killed_evaluation_samples_no_item_twice(
-    ray_address: str, tiny_model: Path, data: Path, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    recipe = tmp_path / "recipe.yaml"
-    # No prompts, no held-out prompts: measuring a model needs neither.
-    recipe.write_text(
-        f"run_dir: {run_dir}\nmodel: {{path: {tiny_model}, max_model_len: 256}}\n"
-        "prompts: {path: nowhere.jsonl}\nevaluate: {prompts: {path: nowhere.jsonl}}\n"
-        "generation: {pool: {batches_in_flight: 1}}\n"
-    )
-    first = f"tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}}}"
-    finish(start_evaluation(ray_address, str(recipe), first))
-    untouched = snapshot(run_dir / "base/tasks/short_svamp")
-
-    tasks = (
-        f"tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}, "
-        f"gsm8k_zero_shot: {{path: {data}/long.json, max_tokens: 64}}}}"
-    )
-    rows = run_dir / "base/tasks_sampled/rows"
-    kill_when(start_evaluation(ray_address, str(recipe), tasks), lambda: len(list(rows.glob("*.parquet"))) > 2)
-    checkpoint = run_dir / "base/tasks_sampled/checkpoint"
-    committed = {path.stem for path in checkpoint.glob("*.parquet") if "pending" not in path.name}
-    saved = sum(
-        pyarrow.parquet.read_metadata(path).num_rows
-        for path in rows.glob("*.parquet")
-        if any(path.name.startswith(name) for name in committed)
-    )
-    assert 0 < saved < LONG
-
-    finish(start_evaluation(ray_address, str(recipe), tasks))
-    found = examples(run_dir, "base", "gsm8k_zero_shot")
-    assert [row["answer"] for row in found] == [str(2 * i) for i in range(LONG)]
-    assert len({row["item_id"] for row in found}) == LONG
-    # What was committed before the kill was not sampled again.
-    assert 0 < rows_of_the_last_call(run_dir) <= LONG - saved
-    assert snapshot(run_dir / "base/tasks/short_svamp") == untouched
-    assert not (run_dir / "base/tasks_sampled").exists()
-
-
-def rows_of_the_last_call(run_dir: Path) -> int:
-    """Rows that went through the engine since the stage started for the last time."""
+def rows_of_the_last_call_for_the_base(run_dir: Path) -> int:
+    """Rows that went through the base's engine since its stage started for the last time."""
     found = events(run_dir)
-    started = max(index for index, event in enumerate(found) if event["event"] == "stage_start")
-    return sum(event["rows"] for event in found[started:] if event["event"] == "generated")
+    is_base = [event.get("round") is None for event in found]
+    started = max(index for index, event in enumerate(found) if event["event"] == "stage_start" and is_base[index])
+    return sum(
+        event["rows"]
+        for event, base in zip(found[started:], is_base[started:], strict=True)
+        if event["event"] == "generated" and base
+    )
 
 
-def test_a_prompt_that_is_too_long_stops_before_any_engine_and_fits_a_larger_window(
-    ray_address: str, tiny_model: Path, data: Path, tmp_path: Path
+def test_a_model_is_measured_without_a_run_and_a_prompt_too_long_is_refused_before_any_engine(
+    ray_address: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"question": "word " * (200 if index == 1 else 3), "answer": "#### 1"} for index in (0, 1)]
     (tmp_path / "long.json").write_text(json.dumps(rows))
+    # No prompts, no held-out prompts: measuring a model needs neither.
     (tmp_path / "recipe.yaml").write_text(
         f"run_dir: {tmp_path}/run\nmodel: {{path: {tiny_model}, max_model_len: 512}}\n"
+        "prompts: {path: nowhere.jsonl}\nevaluate: {prompts: {path: nowhere.jsonl}}\n"
     )
     task = f"tasks={{gsm8k_zero_shot: {{path: {tmp_path}/long.json, max_tokens: 12}}}}"
+    options = [f"{tmp_path}/recipe.yaml", task, f"ray.address={ray_address}"]
     for _ in range(2):  # what a refused call wrote is not taken for what fits
-        process = start_evaluation(ray_address, f"{tmp_path}/recipe.yaml", task)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 2, output
+        with joined_cluster():
+            assert evaluate.main(options) == 2
+        output = capsys.readouterr().err
         assert "prompt 'gsm8k_zero_shot/long.json:2'" in output
         assert "expected at most 500 prompt tokens (evaluate.task_max_model_len 512 - max_tokens 12)" in output
     assert not any(event["event"] == "engine_start" for event in events(tmp_path / "run"))
     assert not list((tmp_path / "run").rglob("manifest.json"))
 
-    finish(start_evaluation(ray_address, f"{tmp_path}/recipe.yaml", task, "task_max_model_len=1024"))
+    with joined_cluster():
+        assert evaluate.main([*options, "task_max_model_len=1024"]) == 0
     long = examples(tmp_path / "run", "base", "gsm8k_zero_shot")[1]
     assert long["prompt"].count("word") == 200
     assert 0 < long["tokens"] <= 12

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mipo_ray import run
 from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
@@ -23,14 +24,13 @@ from mipo_ray.monitoring import events as monitoring
 from mipo_ray.ray_cluster.resources import resolve
 from mipo_ray.session import Session
 from mipo_ray.storage.results import gather_evaluation
-from mipo_ray.storage.rounds import BASE, Round
+from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 from tests.helpers.fake_judge_endpoint import MODEL, FakeJudgeEndpoint, always_first, garbage, longer
-from tests.helpers.golden_run import HELD_OUT, SAMPLES, GoldenRun
-from tests.helpers.runs import read_directory, run_command
+from tests.helpers.golden_run import HELD_OUT, JUDGE_KEY, SAMPLES, GoldenRun
+from tests.helpers.runs import joined_cluster, read_directory
 
 PAIRS = HELD_OUT * SAMPLES
-KEY = "sk-of-this-test-1234567890"
 
 
 @pytest.fixture
@@ -56,19 +56,19 @@ def with_judge(golden_run: GoldenRun, run_dir: Path, endpoint: FakeJudgeEndpoint
     return load_config(recipe, [*options, f"run_dir={run_dir}", *judge, *more])
 
 
-def judge(config: Config, *, with_base: bool = False) -> dict[str, Any]:
-    """Judges round 0 (after the base, where asked to); returns its entries of evaluation.json."""
-    run = RunDirectory(config.run_dir)
+def judge(config: Config) -> dict[str, Any]:
+    """Judges round 0; returns its entries of evaluation.json."""
+    directory = RunDirectory(config.run_dir)
     resources = resolve(config, {"CPU": 6.0})
-    with monitoring.recording(run) as events:
-        for round in (BASE, Round(0)) if with_base else (Round(0),):
-            judge_policy(Session(config, run, resources, events), round)
-    return judge_results(run)
+    with monitoring.recording(directory) as events:
+        judge_policy(Session(config, directory, resources, events), Round(0))
+    return judge_results(directory)
 
 
-def judge_results(run: RunDirectory) -> dict[str, Any]:
+def judge_results(directory: RunDirectory) -> dict[str, Any]:
     """Round 0's entries of evaluation.json, from its manifests: what there is."""
-    return {name: entry for name, entry in gather_evaluation(run).get("0", {}).items() if name.startswith("judge_")}
+    entries = gather_evaluation(directory).get("0", {})
+    return {name: entry for name, entry in entries.items() if name.startswith("judge_")}
 
 
 def values(entry: dict[str, Any]) -> dict[str, float]:
@@ -80,28 +80,27 @@ def answers(run_dir: Path, policy: str) -> dict[tuple[str, int], str]:
     return {(row["prompt_id"], row["sample"]): row["response"] for row in rows if row["kind"] == "answer"}
 
 
-def test_the_command_judges_a_finished_run_by_both_protocols(golden_run, run_dir: Path, ray_address: str) -> None:
-    with FakeJudgeEndpoint(longer, key=KEY).running() as endpoint:
-        options = [*golden_run.options, f"run_dir={run_dir}", f"evaluate.judge.model={MODEL}"]
-        options += [f"evaluate.judge.endpoint={endpoint.url}", "evaluate.judge.protocols=[pairwise, pointwise]"]
-        options += ["evaluate.judge.api_key_variable=JUDGE_KEY"]
-        code, output = run_command(ray_address, *options, environment={"JUDGE_KEY": KEY})
-        assert code == 0, output
-        assert f"fake-judge at {endpoint.url}: pairwise {2 * PAIRS} of each round" in output
-        assert "win - loss" in output
-        assert "mean rating" in output
-        assert len(endpoint.judged) == 7 * PAIRS  # each pair of two rounds twice, each answer of three policies once
-        assert {request["temperature"] for request in endpoint.judged} == {0.0}
+def test_the_run_is_judged_by_both_protocols(
+    golden_run: GoldenRun, ray_address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, endpoint, output = golden_run.directory, golden_run.judge, golden_run.output
+    assert f"fake-judge at {endpoint.url}: pairwise {2 * PAIRS} of each round" in output
+    assert "win - loss" in output
+    assert "mean rating" in output
+    assert len(endpoint.judged) == 7 * PAIRS  # each pair of two rounds twice, each answer of three policies once
+    assert {request["temperature"] for request in endpoint.judged} == {0.0}
 
-        # Nothing is left to do: the same command asks nobody.
-        code, output = run_command(ray_address, *options)
-        assert (code, len(endpoint.judged)) == (0, 7 * PAIRS)
-        assert "finished before, nothing to do" in output
-        # Another judge is another definition.
-        code, output = run_command(ray_address, *options, "evaluate.judge.model=other")
-        assert code == 2
-        assert "rounds/000/judge/pairwise: was judged by another definition" in output or "base/judge" in output
-        assert "model: 'fake-judge' there, 'other' now" in output
+    # Nothing is left to do: the same command asks nobody.
+    monkeypatch.setenv("JUDGE_KEY", JUDGE_KEY)
+    options = [*golden_run.options, *golden_run.judge_options, f"run_dir={run_dir}", f"ray.address={ray_address}"]
+    assert run.main(options) == 0
+    assert "finished before, nothing to do" in capsys.readouterr().out
+    assert len(endpoint.judged) == 7 * PAIRS
+    # Another judge is another definition.
+    assert run.main([*options, "evaluate.judge.model=other"]) == 2
+    refusal = capsys.readouterr().err
+    assert "rounds/000/judge/pairwise: was judged by another definition" in refusal or "base/judge" in refusal
+    assert "model: 'fake-judge' there, 'other' now" in refusal
 
     base, policy = answers(run_dir, "base"), answers(run_dir, "rounds/000")
     manifest = json.loads((run_dir / "rounds/000/judge/pairwise/manifest.json").read_text())
@@ -140,8 +139,8 @@ def test_the_command_judges_a_finished_run_by_both_protocols(golden_run, run_dir
 
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     for path in [*run_dir.rglob("*"), *logs.rglob("*")]:
-        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
-    assert KEY not in output
+        assert not path.is_file() or JUDGE_KEY.encode() not in path.read_bytes(), path
+    assert JUDGE_KEY not in output
 
 
 def test_a_judge_that_always_says_first_finds_no_winner(golden_run, run_dir: Path) -> None:
@@ -192,20 +191,32 @@ def test_a_server_that_stays_broken_stops_the_run_and_the_next_call_goes_on(gold
     assert len({row["judgement_id"] for row in rows}) == len(rows) == 2 * PAIRS
 
 
-def test_a_judge_that_moves_from_an_endpoint_into_engines_goes_on(golden_run, run_dir: Path, tiny_model: Path) -> None:
+def test_a_judge_that_moves_into_the_engines_of_the_run_goes_on(
+    golden_run, run_dir: Path, ray_address: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny model says garbage as a judge, so that what it said is counted and named."""
     template = run_dir.parent / "short.txt.j2"  # its window is short, and a byte is often a token
     template.write_text("Q: {{ question }}\nA: {{ answer_a }}\nB: {{ answer_b }}\nVerdict: A, B or tie?")
     more = [f"evaluate.judge.model={tiny_model}", f"evaluate.judge.pairwise_template={template}"]
-    more += ["evaluate.judge.max_tokens=16", "evaluate.judge.max_model_len=512"]
+    more += ["evaluate.judge.max_tokens=16"]
     with FakeJudgeEndpoint(longer, statuses=(500,) * 100).running() as endpoint:
-        config = with_judge(golden_run, run_dir, endpoint, *more, "evaluate.judge.max_retries=0")
+        window = [*more, "evaluate.judge.max_model_len=512", "evaluate.judge.max_retries=0"]
         with pytest.raises(UserError, match="injected fault 500"):
-            judge(config)
-        config = with_judge(golden_run, run_dir, endpoint, *more, "evaluate.judge.endpoint=null")
-        with pytest.raises(UserError, match=f"of {2 * PAIRS} judgements name no verdict"):  # the tiny model's
-            judge(config)
+            judge(with_judge(golden_run, run_dir, endpoint, *window))
+
+    options = [*golden_run.options, f"run_dir={run_dir}", f"ray.address={ray_address}", *more]
+    with joined_cluster():
+        assert run.main([*options, "evaluate.judge.max_model_len=64"]) == 2
+    assert "do not fit the judge's window: expected at most 48 prompt tokens" in capsys.readouterr().err
+    with joined_cluster():
+        assert run.main([*options, "evaluate.judge.max_model_len=512"]) == 2
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert f"round 0  pairwise by {tiny_model}" in said.out
+    assert f"of {2 * PAIRS} judgements name no verdict that can be read" in said.err
     rows = read_directory(run_dir / "rounds/000/judge/pairwise")
     assert len({row["judgement_id"] for row in rows}) == len(rows) == 2 * PAIRS
+    assert all(row["tokens"] > 0 and row["finish_reason"] in ("stop", "length") for row in rows)
 
 
 def test_a_server_that_never_answers_is_given_up(golden_run, run_dir: Path) -> None:
@@ -216,13 +227,13 @@ def test_a_server_that_never_answers_is_given_up(golden_run, run_dir: Path) -> N
 
 
 def test_a_judge_that_cannot_be_reached_is_told_before_anything_starts(golden_run, run_dir: Path, monkeypatch) -> None:
-    with FakeJudgeEndpoint(longer, key=KEY).running() as endpoint:
+    with FakeJudgeEndpoint(longer, key=JUDGE_KEY).running() as endpoint:
         config = with_judge(golden_run, run_dir, endpoint)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-another-key")
         with pytest.raises(UserError, match="refuses the key in the environment variable OPENAI_API_KEY") as error:
             reach_judge(config.evaluate.judge)
         assert "sk-another-key" not in str(error.value)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_API_KEY", JUDGE_KEY)
         reach_judge(config.evaluate.judge)
         other = with_judge(golden_run, run_dir, endpoint, "evaluate.judge.model=nobody").evaluate.judge
         with pytest.raises(UserError, match="serves fake-judge; found 'nobody'"):
@@ -250,21 +261,3 @@ def test_answers_made_again_are_not_taken_for_judged(golden_run, run_dir: Path) 
         path.write_text(json.dumps({**json.loads(path.read_text()), "finished": "2031-01-01T00:00:00Z"}))
         with pytest.raises(StorageError, match=r"answers: .*2031-01-01"):
             judge(config)
-
-
-def test_the_tiny_model_as_judge_in_the_pool_says_garbage(golden_run, run_dir: Path, ray_address, tiny_model) -> None:
-    template = run_dir.parent / "short.txt.j2"  # its window is short, and a byte is often a token
-    template.write_text("Q: {{ question }}\nA: {{ answer_a }}\nB: {{ answer_b }}\nVerdict: A, B or tie?")
-    options = [*golden_run.options, f"run_dir={run_dir}", f"evaluate.judge.model={tiny_model}"]
-    options += [f"evaluate.judge.pairwise_template={template}", "evaluate.judge.max_tokens=16"]
-    code, output = run_command(ray_address, *options, "evaluate.judge.max_model_len=64")
-    assert code == 2, output
-    assert "do not fit the judge's window: expected at most 48 prompt tokens" in output
-    code, output = run_command(ray_address, *options, "evaluate.judge.max_model_len=512")
-    assert code == 2, output
-    assert "Traceback" not in output.split("error: ")[-1]
-    assert f"round 0  pairwise by {tiny_model}" in output
-    assert f"of {2 * PAIRS} judgements name no verdict that can be read" in output
-    rows = read_directory(run_dir / "rounds/000/judge/pairwise")
-    assert len({row["judgement_id"] for row in rows}) == len(rows) == 2 * PAIRS
-    assert all(row["tokens"] > 0 and row["finish_reason"] in ("stop", "length") for row in rows)

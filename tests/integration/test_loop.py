@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import signal
 from pathlib import Path
 
 import pyarrow.parquet
@@ -17,17 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from mipo_ray import run
-from tests.helpers.runs import (
-    arguments,
-    events,
-    finish,
-    kill_when,
-    read_pairs,
-    snapshot,
-    start,
-    stop_when,
-    write_prompts,
-)
+from tests.helpers.golden_run import PROMPTS, RESPONSES
+from tests.helpers.runs import arguments, events, joined_cluster, read_pairs, snapshot, write_prompts
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +39,17 @@ def test_two_rounds_end_to_end(golden_run, ray_address, capsys):
     assert {manifest["seed"] for manifest in manifests.values()} == {0}
     for index in (0, 1):
         pairs = read_pairs(run_dir, index)
-        assert sorted(pair["prompt_id"] for pair in pairs) == sorted(f"train-{row}" for row in range(40))
         statistics = manifests[f"rounds/{index:03d}/generate"]["statistics"]
         kept = [pair for pair in pairs if not pair["dropped"]]
         assert statistics["kept"] == len(kept) > 20
         for pair in kept:
             # Tokens as sampled: an end token exactly where the sampler stopped.
-            assert (pair["chosen_token_ids"][-1] == pair["rejected_token_ids"][-1] == 1) or "length" in (
-                pair["chosen_finish_reason"],
-                pair["rejected_finish_reason"],
-            )
+            assert (pair["chosen_token_ids"][-1] == 1) or pair["chosen_finish_reason"] == "length"
+            for ids, reason in zip(pair["rejected_token_ids"], pair["rejected_finish_reason"], strict=True):
+                assert (ids[-1] == 1) or reason == "length"
             assert pair["chosen_logprob"] < 0
             assert "I am user" in pair["messages"][-1]["content"]
-            assert "I am user" not in pair["mismatched_messages"][-1]["content"]
+            assert all("I am user" not in messages[-1]["content"] for messages in pair["mismatched_messages"])
         summary = manifests[f"rounds/{index:03d}/train"]["summary"]
         assert summary["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
         assert summary["pairs"] == statistics["kept"]
@@ -105,7 +93,12 @@ def test_two_rounds_end_to_end(golden_run, ray_address, capsys):
     assert not re.search(r"""(src|href|@import|url\()\s*=?\s*["']?\s*(https?:)?//""", report)  # nothing is fetched
 
     before = snapshot(run_dir)
-    options = (*golden_run.options, f"run_dir={run_dir}", f"ray.address={ray_address}")
+    options = (
+        *golden_run.options,
+        *golden_run.judge_options,
+        f"run_dir={run_dir}",
+        f"ray.address={ray_address}",
+    )
     assert run.main(options) == 0
     output = capsys.readouterr().out
     assert "finished before" in output
@@ -121,106 +114,53 @@ def test_a_tracker_was_written_beside(golden_run):
     assert list((golden_run.directory / "trackers/tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_a_stopped_or_killed_run_continues_where_it_stopped(ray_address, tiny_model, prompts, tmp_path):
-    run_dir = tmp_path / "run"
-    options = arguments(
-        run_dir,
-        tiny_model,
-        prompts,
-        "evaluate.enabled=false",
-        "generation.sampling.max_tokens=64",
-        "generation.sampling.min_tokens=48",
-        "generation.pool.batches_in_flight=1",
-        "prompts.limit=100",
-        "generation.samples_per_prompt=2",
-        "generation.negatives_per_prompt=2",
-        "train.lora.rank=4",  # merged, or round 1 could not sample from round 0's policy
-    )
-    every_pair = sorted((f"train-{row}", sample) for row in range(100) for sample in (0, 1))
+def test_a_stopped_or_killed_run_continues_where_it_stopped(golden_run, tiny_model):
+    run_dir, stops = golden_run.directory, golden_run.interruptions
+    every_pair = sorted((f"train-{row}", sample) for row in range(PROMPTS) for sample in range(RESPONSES))
     generate, train = run_dir / "rounds/000/generate", run_dir / "rounds/000/train"
 
-    stop_when(start(ray_address, *options), signal.SIGTERM, lambda: len(list(generate.glob("*.parquet"))) > 2)
+    assert "lock.json" not in stops.files_after_sigterm
+    assert "rounds/000/generate/manifest.json" not in stops.files_after_sigterm
+    assert stops.committed_pairs
+    assert stops.committed_pairs.items() <= stops.generated.items()  # what was sampled before the stop was kept
+
+    assert "rounds/000/train/manifest.json" not in stops.files_after_sigkill
+    assert snapshot(generate) == stops.generated
+    assert snapshot(train) == stops.trained
     assert not (run_dir / "lock.json").exists()
-    assert not (generate / "manifest.json").exists()
-    committed = {path.stem for path in (generate / "checkpoint").glob("*.parquet") if "pending" not in path.name}
-    written = {name: state for name, state in snapshot(generate).items() if any(name.startswith(c) for c in committed)}
-    assert written
-
-    stop_when(start(ray_address, *options), signal.SIGINT, lambda: (train / "ray_train").exists())
-    assert not (run_dir / "lock.json").exists()
-    assert not (train / "manifest.json").exists()
-    assert sorted((pair["prompt_id"], pair["sample"]) for pair in read_pairs(run_dir, 0)) == every_pair
-    finished_generate = snapshot(generate)
-    assert written.items() <= finished_generate.items()  # what was sampled before the kill was kept
-
-    kill_when(start(ray_address, *options), lambda: (train / "manifest.json").exists())
-    finished_train = snapshot(train)
-
-    finish(start(ray_address, *options))
-    assert snapshot(generate) == finished_generate
-    assert snapshot(train) == finished_train
-    assert sorted((pair["prompt_id"], pair["sample"]) for pair in read_pairs(run_dir, 1)) == every_pair
-    assert (run_dir / "rounds/001/train/manifest.json").exists()
+    for index in (0, 1):
+        assert sorted((pair["prompt_id"], pair["sample"]) for pair in read_pairs(run_dir, index)) == every_pair
     weights = [load_file(place / "model.safetensors") for place in (tiny_model, train / "policy")]
     assert weights[0].keys() == weights[1].keys()
     assert any(not torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 
-def test_swapped_responses_are_sampled_once(ray_address, tiny_model, prompts, tmp_path):
-    run_dir = tmp_path / "run"
-    finish(
-        start(
-            ray_address,
-            *arguments(run_dir, tiny_model, prompts, "prompts.limit=24", "evaluate.enabled=false", "rounds=1"),
-            "conditioning.strategy=swapped_response",
-            "train.objective=sami",  # which reads the mismatched prompts, too
-        )
-    )
-    pairs = {pair["prompt_id"]: pair for pair in read_pairs(run_dir, 0)}
-    assert len(pairs) == 24
-    for pair in pairs.values():
-        other = pairs[pair["mismatched_prompt_id"]]
-        assert other["prompt_id"] != pair["prompt_id"]
-        assert pair["mismatched_messages"] == other["messages"]
-        assert pair["rejected_token_ids"] == other["chosen_token_ids"]
-    trained = json.loads((run_dir / "rounds/000/train/manifest.json").read_text())
-    assert trained["reference"] is None
-    # Both responses are scored under both prompts.
-    kept = [pair for pair in pairs.values() if not pair["dropped"]]
-    assert trained["summary"]["tokens"] == sum(
-        len(prompt) + len(response)
-        for pair in kept
-        for prompt in (pair["prompt_token_ids"], pair["mismatched_prompt_token_ids"])
-        for response in (pair["chosen_token_ids"], pair["rejected_token_ids"])
-    )
-    statistics = json.loads((run_dir / "rounds/000/generate/manifest.json").read_text())["statistics"]
-    sampled = sum(len(pair["chosen_token_ids"]) for pair in pairs.values())
-    assert statistics["generated_tokens"] == sampled
+def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """What the command says in this process when it refuses its input."""
+    with joined_cluster():
+        assert run.main(list(options)) == 2
+    return capsys.readouterr().err
 
 
-def test_bad_prompts_stop_before_any_engine_and_leave_nothing_finished(ray_address, tiny_model, prompts, tmp_path):
+def test_bad_prompts_stop_before_any_engine_and_leave_nothing_finished(
+    ray_address, tiny_model, prompts, tmp_path, capsys
+):
     long = tmp_path / "long.jsonl"
     rows = [
         {"prompt_id": str(index), "prompt": "word " * (400 if index == 1 else 3), "context": "x"} for index in (0, 1)
     ]
     long.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    process = start(
-        ray_address,
-        *arguments(tmp_path / "run", tiny_model, prompts, f"prompts.path={long}"),
-    )
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2, output
+    options = arguments(tmp_path / "run", tiny_model, prompts, f"prompts.path={long}", f"ray.address={ray_address}")
+    output = refused(capsys, *options)
     assert "prompt '1'" in output
     assert "expected at most 240 prompt tokens" in output
     assert not any(event["event"] == "engine_start" for event in events(tmp_path / "run"))
     assert not list((tmp_path / "run").rglob("manifest.json"))
 
 
-def test_a_model_that_cannot_be_trained_so_stops_before_any_engine(ray_address, tiny_model, prompts, tmp_path):
-    options = ("train.lora.rank=4", "train.lora.target_modules=[q_porj]")
-    process = start(ray_address, *arguments(tmp_path / "run", tiny_model, prompts, *options))
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2, output
+def test_a_model_that_cannot_be_trained_so_stops_before_any_engine(ray_address, tiny_model, prompts, tmp_path, capsys):
+    lora = ("train.lora.rank=4", "train.lora.target_modules=[q_porj]", f"ray.address={ray_address}")
+    output = refused(capsys, *arguments(tmp_path / "run", tiny_model, prompts, *lora))
     assert "error: train.lora.target_modules: expected all-linear or names of linear layers" in output
     assert "found 'q_porj'" in output
     assert not any(event["event"] == "engine_start" for event in events(tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""Engines and training workers on their groups of nodes: real runs on a cluster of labelled nodes, CPUs only.
+"""Requests for groups of nodes, on a cluster of labelled nodes; runs there: tests/nightly/test_placement_runs.py.
 
 python -m pytest tests/integration/test_placement.py
 """
@@ -17,7 +17,6 @@ from mipo_ray.config.label_selectors import check_selector
 from mipo_ray.ray_cluster.resources import Request
 from mipo_ray.ray_cluster.waiting import Autoscaling
 from tests.helpers.labelled_cluster import LabelledCluster, labelled_cluster
-from tests.helpers.watched_run import is_clear
 
 ROLE = "mipo.io/role"
 NODES = [{"num_cpus": 2, "labels": {ROLE: role}} for role in ("head", "generate", "train")]
@@ -127,41 +126,20 @@ def test_a_request_that_no_node_fits_is_an_error_at_once_where_the_cluster_does_
     assert not any(name.startswith("MapWorker") for name in actors_by_role(cluster))
 
 
-def test_engines_that_no_node_fits_are_waited_for_no_longer_than_allowed(cluster, options):
-    nowhere = [f"generation.pool.label_selector={{{ROLE}: nowhere}}", "ray.autoscaling=true"]
-    refused = run(cluster, "mipo_ray.run", *options, *nowhere, "ray.wait_timeout_minutes=0.3")
-    assert refused.returncode == 2, refused.stdout
-    assert "waiting for 1 engine actors, each on a node with 1 CPUs, 0 GPUs and labels mipo.io/role=nowhere, " in (
-        refused.stdout
-    )
-    assert "(ray.wait_timeout_minutes 0.3) for 1 engine actors, each on a node with 1 CPUs" in refused.stdout
-    assert "no autoscaler of this cluster says what it does" in refused.stdout
-    assert "Traceback" not in refused.stdout
-
-
-def test_phases_run_on_their_groups_and_give_everything_back(cluster, options, tmp_path):
-    # Training that no node fits: generation is done by then, and stays done.
-    seen_before = tmp_path / "before.jsonl"
-    nowhere = [*ON_GROUPS, f"train.label_selector={{{ROLE}: nowhere}}", "ray.autoscaling=true"]
-    refused = run(
-        cluster, "tests.helpers.watched_run", str(seen_before), *options, *nowhere, "ray.wait_timeout_minutes=0.3"
-    )
-    assert refused.returncode == 2, refused.stdout
-    assert "waiting for 2 training workers, each on a node with 1 CPUs, 0 GPUs and labels" in refused.stdout
-    assert "training: waited " in refused.stdout
-    assert "RayTrainWorker" not in actors_by_role(cluster)
-
-    seen_after = tmp_path / "after.jsonl"
-    done = run(cluster, "tests.helpers.watched_run", str(seen_after), *options, *ON_GROUPS)
+@pytest.mark.parametrize("role", ["generate", "train"])
+def test_the_actors_of_a_phase_run_on_its_group(cluster, role):
+    done = run(cluster, "tests.helpers.placed_actors", cluster.address, json.dumps({ROLE: role}))
     assert done.returncode == 0, done.stdout
-    assert "round 0  generate  finished before" in done.stdout
-    assert "waiting for" not in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1]) == {"roles": 8 * [role]}
 
-    roles = actors_by_role(cluster)
-    assert roles["MapWorker(MapBatches(Sampler))"] == {"generate"}
-    assert roles["RayTrainWorker"] == {"train"}
 
-    boundaries = [json.loads(line) for file in (seen_before, seen_after) for line in file.read_text().splitlines()]
-    assert [seen["stage"] for seen in boundaries] == 2 * ["generate", "train"]
-    for seen in boundaries:
-        assert is_clear(seen), seen
+def test_training_workers_ask_for_their_group_and_its_spread():
+    from mipo_ray.config.train import TrainConfig
+    from mipo_ray.training.trainer import _scaling
+
+    request = Request("training", "worker", "train.num_workers", 2, 2, 3.0, 0.0, {ROLE: "train"}, "SPREAD")
+    scaling = _scaling(TrainConfig(num_workers=2), request)
+    assert scaling.label_selector == {ROLE: "train"}
+    assert scaling.placement_strategy == "SPREAD"
+    assert scaling.resources_per_worker == {"CPU": 3.0}
+    assert _scaling(TrainConfig(num_workers=4, min_workers=2), request).num_workers == (2, 4)

@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 
-from tests.helpers.covering import combinations, pairwise
+from tests.helpers.covering import by_night, combinations, pairwise
 
 
 @pytest.mark.parametrize(("sizes", "most"), [((3, 4, 4, 2), 20), ((4, 2, 3), 13), ((2, 2, 2), 5)], ids=str)
@@ -28,3 +28,10 @@ def test_the_night_has_the_full_product(monkeypatch: pytest.MonkeyPatch) -> None
     assert combinations(*factors) == pairwise(*factors)
     monkeypatch.setenv("FULL_PRODUCTS", "1")
     assert combinations(*factors) == list(itertools.product(*factors))
+
+
+def test_what_waits_for_the_night_runs_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FULL_PRODUCTS", raising=False)
+    assert by_night(["a", "b"], ["c"]) == ["c"]
+    monkeypatch.setenv("FULL_PRODUCTS", "1")
+    assert by_night(["a", "b"], ["c"]) == ["c", "a", "b"]
