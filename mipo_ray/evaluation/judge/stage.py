@@ -8,8 +8,6 @@ Nothing is sampled from a policy again. A stage that was stopped goes on with th
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -22,14 +20,11 @@ from ray.data.checkpoint import CheckpointConfig
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.judge import JudgeConfig, Protocol
 from mipo_ray.config.schema import Config
-from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
-from mipo_ray.evaluation.judge.prompts import judge_prompt
+from mipo_ray.evaluation.judge.requests import Judged, write_requests
 from mipo_ray.evaluation.judge.rows import (
     JUDGEMENT_SCHEMA,
-    definition,
     judged_protocols,
-    judgement_rows,
     refuse_other_definition,
 )
 from mipo_ray.evaluation.judge.scores import (
@@ -42,15 +37,13 @@ from mipo_ray.evaluation.judge.scores import (
 )
 from mipo_ray.evaluation.judge.verdicts import pairwise_verdict, pointwise_rating
 from mipo_ray.generation.pipeline import Engines, sample_responses
-from mipo_ray.generation.rendering import fits, load_tokenizer, render_prompts
-from mipo_ray.generation.sampler import DEFAULT_SAMPLING, REQUESTS
+from mipo_ray.generation.sampler import DEFAULT_SAMPLING
 from mipo_ray.generation.vllm_arguments import EngineSettings
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_resources
-from mipo_ray.seeds import stable_seed
-from mipo_ray.session import Session, Stage
+from mipo_ray.session import Session
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
@@ -82,27 +75,11 @@ def judge_policy(session: Session, round: Round) -> None:
         write_evaluation(session.run)
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One protocol over one policy: its stage, and what decides about its judgements."""
-
-    stage: Stage
-    protocol: Protocol
-
-    @property
-    def judge(self) -> JudgeConfig:
-        return self.stage.config.evaluate.judge
-
-    @property
-    def definition(self) -> dict[str, Any]:
-        return definition(self.stage.config, self.stage.run, self.stage.round, self.protocol)
-
-
 def _judge(judged: Judged) -> dict[str, Any]:
     """Runs one protocol over one policy; returns the facts of the manifest."""
     judge, stage, run, protocol = judged.judge, judged.stage, judged.stage.run, judged.protocol
     facts = judged.definition
-    expected = _write_requests(judged)
+    expected = write_requests(judged)
     label = f"{stage.round.label}  {protocol}"
     # Files alone do not tell: a kill in the middle of a write leaves some that Ray Data removes when it goes on.
     if run.read_text(f"{stage.directory}/judged.txt") is None:
@@ -148,51 +125,6 @@ def _metrics(judged: Judged, judgements: list[Judgement]) -> Metrics:
     if not stage.round.is_base:
         base = [as_judgement(row) for row in _judgements(stage.run, stage.run.stage(BASE, stage.name))]
     return pointwise_metrics(judgements, base, **bootstrap)
-
-
-def _write_requests(judged: Judged) -> int:
-    """Writes requests/, what the judge is to be asked, once; returns how many judgements there are to be."""
-    stage, judge, facts = judged.stage, judged.judge, judged.definition
-    config, run = stage.config, stage.run
-    stored = stored_requests(run, stage.directory, facts, own_engines=judge.has_own_engines)
-    if stored is not None:
-        return stored
-    table = judgement_rows(config, run, stage.round, judge_prompt(judge, judged.protocol))
-    with ordered_context():
-        rows: ray.data.Dataset = ray.data.from_arrow(table)
-        if judge.has_own_engines:
-            rows = map_blocks(rows, _add_requests, judge=judge, seed=config.seed)
-        named(rows, f"{stage.directory.replace('/', '_')}_requests").write_parquet(
-            stage.path("requests"), filesystem=run.arrow_filesystem()
-        )
-    note_requests(run, stage.directory, facts, judgements=table.num_rows, own_engines=judge.has_own_engines)
-    return table.num_rows
-
-
-def stored_requests(run: RunDirectory, stage: str, facts: dict[str, Any], *, own_engines: bool) -> int | None:
-    """How many judgements the stored requests ask for; None where they are to be written.
-
-    Requests and judgements of another definition, of a stage that was never finished, are removed. Those of a judge
-    that ran elsewhere are its own: only engines of this run need token ids, so that its requests alone are removed.
-    """
-    before = json.loads(run.read_text(f"{stage}/requests.json") or "{}")
-    if before.get("definition") != facts:
-        run.remove(stage)
-        return None
-    if before.get("own_engines") is own_engines:
-        return int(before["judgements"])
-    # First that they are no longer whole: a kill may come before they are written again.
-    note_requests(run, stage, facts, judgements=before["judgements"], own_engines=None)
-    run.remove(f"{stage}/requests")
-    return None
-
-
-def note_requests(
-    run: RunDirectory, stage: str, facts: dict[str, Any], *, judgements: int, own_engines: bool | None
-) -> None:
-    """Notes by which definition requests/ was written, and whether for engines of this run; None: for neither yet."""
-    noted = {"definition": facts, "judgements": judgements, "own_engines": own_engines}
-    run.write_text(f"{stage}/requests.json", json.dumps(noted))
 
 
 def _ask(judged: Judged) -> None:
@@ -251,27 +183,6 @@ def judge_engines(config: Config, resources: Resources) -> Engines:
         engine_args=judge.engine_args,
     )
     return Engines(settings, engine_request(config, own), pool, config.ray.wait_timeout_minutes)
-
-
-def _add_requests(block: pa.Table, *, judge: JudgeConfig, seed: int) -> pa.Table:
-    """Adds `requests` (sampler.REQUESTS). Raises UserError for a prompt that leaves no room for the judgement."""
-    tokenizer = load_tokenizer(str(judge.model), judge.trust_remote_code)
-    conversations = [[{"role": "user", "content": text}] for text in block["prompt"].to_pylist()]
-    requests = []
-    for row, ids in zip(
-        block.select(["judgement_id", "prompt_id"]).to_pylist(), render_prompts(tokenizer, conversations), strict=True
-    ):
-        if not fits(ids, max_tokens=judge.max_tokens, max_model_len=judge.max_model_len):
-            raise UserError(
-                f"prompt {row['prompt_id']!r}: {len(ids)} tokens of the judge's prompt and a judgement of up to "
-                f"{judge.max_tokens} do not fit the judge's window: expected at most "
-                f"{judge.max_model_len - judge.max_tokens} prompt tokens (evaluate.judge.max_model_len "
-                f"{judge.max_model_len} - evaluate.judge.max_tokens {judge.max_tokens}). Raise max_model_len, or lower "
-                "max_tokens."
-            )
-        seed_of_row = stable_seed("judge", seed, row["judgement_id"]) % 2**31
-        requests.append([{"prompt_token_ids": ids, "seed": seed_of_row}])
-    return block.append_column("requests", pa.array(requests, REQUESTS))
 
 
 def read_judgements(block: pa.Table, *, protocol: Protocol) -> pa.Table:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mipo_ray.evaluation.judge.stage import note_requests, stored_requests
+from mipo_ray.evaluation.judge.requests import note_requests, stored_requests
 from mipo_ray.storage.run_directory import RunDirectory
 
 STAGE = "rounds/000/judge/pairwise"
