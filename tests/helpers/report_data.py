@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mipo_ray.evaluation.significance import accuracy_entry, mean_entry
-from mipo_ray.measures import HELD_OUT
+from mipo_ray.evaluation.significance import mean_entry, share_entry
+from mipo_ray.measures import HELD_OUT, JUDGED, TASKS
 from mipo_ray.pairs.schema import PAIR_SCHEMA, as_version_2
 from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.report.page import ReportData
@@ -154,10 +154,8 @@ def make_evaluation(generator: np.random.Generator) -> dict[str, dict[str, Any]]
             base = None if key == "base" else (right[0], items)
             before = None if key == "base" else (answered[0], items)
             metrics = {
-                "accuracy": accuracy_entry(right[index].tolist(), items, base=base, **options),
-                "no_answer": accuracy_entry(
-                    answered[index].tolist(), items, base=before, higher_is_better=False, **options
-                ),
+                "accuracy": share_entry(TASKS["accuracy"], (right[index], items), base, **options),
+                "no_answer": share_entry(TASKS["no_answer"], (answered[index], items), before, **options),
             }
             kind = "likelihood" if "likelihood" in task else "generative"
             facts = {"kind": kind, "version": 1, "prompt_hash": "3f9a1c0b77de", "limit": 400,
@@ -168,16 +166,16 @@ def make_evaluation(generator: np.random.Generator) -> dict[str, dict[str, Any]]
     rates = generator.normal(3.1, 0.8, 80)
     for key, gain in (("0", 0.05), ("1", 0.25)):
         outcome = generator.choice([1, 0, -1], p=[0.4 + gain / 2, 0.25, 0.35 - gain / 2], size=80)
-        shares = {name: mean_entry(outcome == value, questions, unit="share", **options)
+        shares = {name: mean_entry(JUDGED[name], (outcome == value, questions), **options)
                   for name, value in (("win", 1), ("tie", 0), ("loss", -1))}  # fmt: skip
-        checks = {name: mean_entry(generator.random(80) < rate, questions, unit="share", **options)
+        checks = {name: mean_entry(JUDGED[name], (generator.random(80) < rate, questions), **options)
                   for name, rate in CHECKS.items()}  # fmt: skip
-        net = {"net_win": mean_entry(outcome, questions, unit="share", **options)}
+        net = {"net_win": mean_entry(JUDGED["net_win"], (outcome, questions), **options)}
         evaluation[key]["judge_pairwise"] = {**judge, "prompt": JUDGE_PROMPT, "metrics": {**shares, **net, **checks}}
     for key, gain in (("base", 0.0), ("0", 0.1), ("1", 0.02)):
         rating = np.clip(rates + gain + generator.normal(0, 0.3, 80), 1, 5)
         base = None if key == "base" else (np.clip(rates, 1, 5), questions)
-        metrics = {"rating": mean_entry(rating, questions, unit="points", base=base, **options)}
+        metrics = {"rating": mean_entry(JUDGED["rating"], (rating, questions), base, **options)}
         evaluation[key]["judge_pointwise"] = {**judge, "prompt": "Rate the answer.", "metrics": metrics}
     return evaluation
 

@@ -71,11 +71,13 @@ def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int
     read = [tuple(map(outcome, pair)) for pair in pairs.values()]
     outcomes = [pair_outcome(pair) for pair in read]
 
-    def share(values: Sequence[float], of: Sequence[str]) -> dict[str, Any]:
-        return mean_entry(values, of, unit="share", samples=samples, seed=seed)
+    def entry(name: str, values: Sequence[float], of: Sequence[str]) -> dict[str, Any]:
+        return mean_entry(JUDGED[name], (values, of), samples=samples, seed=seed)
 
-    metrics = {name: share([float(result == name) for result in outcomes], prompts) for name in ("win", "tie", "loss")}
-    net = share([float(result == "win") - float(result == "loss") for result in outcomes], prompts)
+    metrics = {
+        name: entry(name, [float(result == name) for result in outcomes], prompts) for name in ("win", "tie", "loss")
+    }
+    net = entry("net_win", [float(result == "win") - float(result == "loss") for result in outcomes], prompts)
     # The base against itself would have 0: the figure is its own change from the base.
     change = Estimate.of_value(net)
     word = describe_change(change, JUDGED["net_win"].better)
@@ -83,12 +85,12 @@ def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int
     decided = [judgement for judgement in judgements if judgement.parsed in ("first", "second")]
     if decided:
         first = [float(judgement.parsed == "first") - 0.5 for judgement in decided]
-        metrics["position_bias"] = share(first, [judgement.prompt_id for judgement in decided])
+        metrics["position_bias"] = entry("position_bias", first, [judgement.prompt_id for judgement in decided])
     both = [(prompt, pair) for prompt, pair in zip(prompts, read, strict=True) if None not in pair]
     if both:
         alike = [float(one == other) for _, (one, other) in both]
-        metrics["self_consistency"] = share(alike, [prompt for prompt, _ in both])
-    metrics["unreadable"] = share(*_unreadable(judgements))
+        metrics["self_consistency"] = entry("self_consistency", alike, [prompt for prompt, _ in both])
+    metrics["unreadable"] = entry("unreadable", *_unreadable(judgements))
     return metrics
 
 
@@ -104,8 +106,8 @@ def pointwise_metrics(
     before = None if base is None else _ratings(base)
     if before is not None and not set(before[1]) & set(prompts):
         before = None
-    rating = mean_entry(ratings, prompts, unit=JUDGED["rating"].unit, samples=samples, seed=seed, base=before)
-    unreadable = mean_entry(*_unreadable(judgements), unit="share", samples=samples, seed=seed)
+    rating = mean_entry(JUDGED["rating"], (ratings, prompts), before, samples=samples, seed=seed)
+    unreadable = mean_entry(JUDGED["unreadable"], _unreadable(judgements), samples=samples, seed=seed)
     return {"rating": rating, "unreadable": unreadable}
 
 

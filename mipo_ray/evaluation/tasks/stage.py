@@ -20,11 +20,12 @@ import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.schema import Config
-from mipo_ray.evaluation.significance import Measured, accuracy_entry, mean_entry
+from mipo_ray.evaluation.significance import Measured, mean_entry, share_entry
 from mipo_ray.evaluation.tasks.task import Task, extract, verdict
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_window
 from mipo_ray.evaluation.tasks.task_requests import request_files
 from mipo_ray.generation.pipeline import Engines, policy_engines, sample_responses
+from mipo_ray.measures import TASKS
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources
@@ -122,13 +123,8 @@ def measure_examples(
     metrics = {}
     for name, values in columns.items():
         before: Measured | None = None if base is None else (base_columns[name], base_items)
-        if name == "response_tokens":
-            entry = mean_entry(values, items, unit="tokens", samples=samples, seed=seed, base=before)
-            entry.pop("verdict", None)  # a longer answer is neither better nor worse
-        else:
-            better = name.startswith("accuracy")
-            entry = accuracy_entry(values, items, samples=samples, seed=seed, base=before, higher_is_better=better)
-        metrics[name] = entry
+        entry = share_entry if TASKS[name].unit == "share" else mean_entry
+        metrics[name] = entry(TASKS[name], (values, items), before, samples=samples, seed=seed)
     return metrics
 
 
