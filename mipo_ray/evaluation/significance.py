@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,9 +22,11 @@ from mipo_ray.evaluation.intervals import (
     bootstrap_mean,
     describe_change,
     group_means,
+    with_change,
     word_against,
 )
 from mipo_ray.measures import Direction, Measure, format_value
+from mipo_ray.storage.entries import Entry
 
 Measured = tuple[ArrayLike, Groups]  # values [responses], and the item of each response
 
@@ -136,21 +137,20 @@ def over_seeds(changes: Sequence[Mapping[str, float]], *, samples: int, seed: in
     return Estimate(value=mean, low=float(low), high=float(high), n=len(items))
 
 
-def mean_entry(
-    measure: Measure, new: Measured, base: Measured | None = None, *, samples: int, seed: int
-) -> dict[str, Any]:
+def mean_entry(measure: Measure, new: Measured, base: Measured | None = None, *, samples: int, seed: int) -> Entry:
     """The entry of a mean over items, with a bootstrap interval; with `base` also the paired change and, where the
     measure has a better direction, the verdict.
 
     An item's responses are averaged first. Raises ValueError where `bootstrap_mean` does.
     """
-    entry = bootstrap_mean(*new, samples=samples, seed=seed).as_value(measure.unit) | {"interval": "bootstrap"}
-    return entry if base is None else entry | _changed(measure, base, new, None, samples=samples, seed=seed)
+    entry = bootstrap_mean(*new, samples=samples, seed=seed).as_entry(measure.unit, "bootstrap")
+    if base is None:
+        return entry
+    change = bootstrap_change(*base, *new, samples=samples, seed=seed)
+    return with_change(entry, change, _verdict(measure, change))
 
 
-def share_entry(
-    measure: Measure, new: Measured, base: Measured | None = None, *, samples: int, seed: int
-) -> dict[str, Any]:
+def share_entry(measure: Measure, new: Measured, base: Measured | None = None, *, samples: int, seed: int) -> Entry:
     """The entry of a share of items, each of which is right or wrong (or another yes or no), with Wilson's interval.
 
     With `base` also the paired change (bootstrap over items), `fixed`, `broken` and `p_value` of McNemar's exact test,
@@ -163,25 +163,20 @@ def share_entry(
         estimate, interval = wilson(int(correct.sum()), len(correct)), "wilson"
     else:
         estimate, interval = bootstrap_mean(correct, items, samples=samples, seed=seed), "bootstrap"
-    entry = estimate.as_value(measure.unit) | {"interval": interval}
+    entry = estimate.as_entry(measure.unit, interval)
     if base is None:
         return entry
-    test = None
     base_correct, base_items = base
-    if once and len(set(base_items)) == len(base_items):
-        before = dict(zip(base_items, np.asarray(base_correct, dtype=bool).tolist(), strict=True))
-        both = [(before[item], right) for item, right in zip(items, correct.tolist(), strict=True) if item in before]
-        test = mcnemar([pair[0] for pair in both], [pair[1] for pair in both])
-    return entry | _changed(measure, base, (correct, items), test, samples=samples, seed=seed)
+    change = bootstrap_change(*base, correct, items, samples=samples, seed=seed)
+    if not once or len(set(base_items)) < len(base_items):
+        return with_change(entry, change, _verdict(measure, change))
+    before = dict(zip(base_items, np.asarray(base_correct, dtype=bool).tolist(), strict=True))
+    both = [(before[item], right) for item, right in zip(items, correct.tolist(), strict=True) if item in before]
+    test = mcnemar([pair[0] for pair in both], [pair[1] for pair in both])
+    tested = replace(entry, fixed=test.fixed, broken=test.broken, p_value=test.p_value)
+    return with_change(tested, change, _verdict(measure, change, test.p_value))
 
 
-def _changed(
-    measure: Measure, base: Measured, new: Measured, test: McNemar | None, *, samples: int, seed: int
-) -> dict[str, Any]:
-    change = bootstrap_change(*base, *new, samples=samples, seed=seed)
-    entry = change.as_change()
-    if test is not None:
-        entry |= {"fixed": test.fixed, "broken": test.broken, "p_value": test.p_value}
-    if measure.better != "neither":
-        entry["verdict"] = describe_change(change, measure.better, None if test is None else test.p_value)
-    return entry
+def _verdict(measure: Measure, change: Estimate, p_value: float | None = None) -> str | None:
+    """What a change says; None for a measure that has no better direction."""
+    return None if measure.better == "neither" else describe_change(change, measure.better, p_value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from mipo_ray.evaluation.held_out.metrics import measure
 from mipo_ray.evaluation.held_out.rows import measured_rows
@@ -15,6 +14,7 @@ from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import engine_request, most_gpus
 from mipo_ray.session import Session, Stage
+from mipo_ray.storage.manifests import EvaluateFacts
 from mipo_ray.storage.results import write_results
 from mipo_ray.storage.rounds import BASE, Round
 
@@ -26,18 +26,18 @@ def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Seq
     """
     prepare_tasks(session.config, session.run, tasks)
     stage = session.stage(round, "evaluate")
-    if stage.finished_before() is None:
+    if stage.finished_before(EvaluateFacts) is None:
         with stage.reported() as report:
             manifest = report.commit(stage, _measure_held_out(stage, held_out))
-            report.closing = f": {manifest['responses']} held-out responses"
+            report.closing = f": {manifest.facts.responses} held-out responses"
     write_results(session.run, session.config.rounds)
     measure_tasks(session, round, tasks)
     judge_policy(session, round)
 
 
-def _measure_held_out(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
+def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
     config, run = stage.config, stage.run
-    facts = measure_policy(stage, held_out)
+    measured = measure_policy(stage, held_out)
     results = measure(
         measured_rows(run, stage.round),
         None if stage.round.is_base else measured_rows(run, BASE),
@@ -45,5 +45,12 @@ def _measure_held_out(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
         samples=config.evaluate.bootstrap_samples,
         seed=config.seed,
     )
-    stage.events.emit({"event": "results", **{name: entry["value"] for name, entry in results.items()}})
-    return {**facts, "results": results, "gpus": most_gpus(engine_request(config, stage.session.resources))}
+    stage.events.emit({"event": "results", **{name: entry.value for name, entry in results.items()}})
+    return EvaluateFacts(
+        policy=stage.session.policy(stage.round),
+        responses=measured.responses,
+        generated_tokens=measured.generated_tokens,
+        matrix=measured.matrix,
+        results=results,
+        gpus=most_gpus(engine_request(config, stage.session.resources)),
+    )

@@ -113,7 +113,7 @@ def _read_lock(run: RunDirectory) -> dict[str, Any]:
     """What lock.json holds; {} where it is not there or not complete."""
     try:
         return json.loads(run.read_text("lock.json") or "{}")
-    except ValueError:
+    except (ValueError, StorageError):
         return {}
 
 

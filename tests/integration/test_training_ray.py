@@ -26,13 +26,14 @@ from mipo_ray.pairs.schema import TOKEN_IDS, pair_columns, write_form
 from mipo_ray.ray_cluster.blocks import ordered_context
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.session import Session, Stage
+from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.training import stage as stage_module
 from mipo_ray.training.layout import read_pairs
 from mipo_ray.training.shares import StepShares, own_steps, stream_kept_pairs
 from mipo_ray.training.trainer import Models, train_policy
-from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
+from mipo_ray.training.worker import WorkerSettings, steps_of, train_round
 from tests.helpers.tiny_training import KillsItsWorker, ragged_pairs, read_all, save_tied_llama
 
 # 11 pairs in steps of 4: 3 steps in each of 2 epochs, the last of which has 3 pairs. A checkpoint after every other.

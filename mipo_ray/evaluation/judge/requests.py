@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import ray.data
@@ -18,7 +17,22 @@ from mipo_ray.generation.sampler import REQUESTS
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Stage
+from mipo_ray.storage.manifests import JudgeDefinition
+from mipo_ray.storage.records import read_record, to_json
 from mipo_ray.storage.run_directory import RunDirectory
+
+NOTED = "requests.json"
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What requests.json says of the requests of a stage."""
+
+    definition: JudgeDefinition
+    judgements: int
+    """How many the requests ask for."""
+    own_engines: bool | None
+    """Whether they were written for engines of the run, and not for an endpoint; None: for neither yet."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ class Judged:
         return self.stage.config.evaluate.judge
 
     @property
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> JudgeDefinition:
         return definition(self.stage.config, self.stage.run, self.stage.round, self.protocol)
 
 
@@ -56,30 +70,31 @@ def write_requests(judged: Judged) -> int:
     return table.num_rows
 
 
-def stored_requests(run: RunDirectory, stage: str, facts: dict[str, Any], *, own_engines: bool) -> int | None:
+def stored_requests(run: RunDirectory, stage: str, facts: JudgeDefinition, *, own_engines: bool) -> int | None:
     """How many judgements the stored requests ask for; None where they are to be written.
 
     Requests and judgements of another definition, of a stage that was never finished, are removed. Those of a judge
     that ran elsewhere are its own: only engines of this run need token ids, so that its requests alone are removed.
     """
-    before = json.loads(run.read_text(f"{stage}/requests.json") or "{}")
-    if before.get("definition") != facts:
+    name = f"{stage}/{NOTED}"
+    text = run.read_text(name)
+    before = None if text is None else read_record(Noted, text, run.path(name))
+    if before is None or before.definition != facts:
         run.remove(stage)
         return None
-    if before.get("own_engines") is own_engines:
-        return int(before["judgements"])
+    if before.own_engines is own_engines:
+        return before.judgements
     # First that they are no longer whole: a kill may come before they are written again.
-    note_requests(run, stage, facts, judgements=before["judgements"], own_engines=None)
+    note_requests(run, stage, facts, judgements=before.judgements, own_engines=None)
     run.remove(f"{stage}/requests")
     return None
 
 
 def note_requests(
-    run: RunDirectory, stage: str, facts: dict[str, Any], *, judgements: int, own_engines: bool | None
+    run: RunDirectory, stage: str, facts: JudgeDefinition, *, judgements: int, own_engines: bool | None
 ) -> None:
     """Notes by which definition requests/ was written, and whether for engines of this run; None: for neither yet."""
-    noted = {"definition": facts, "judgements": judgements, "own_engines": own_engines}
-    run.write_text(f"{stage}/requests.json", json.dumps(noted))
+    run.write_text(f"{stage}/{NOTED}", json.dumps(to_json(Noted(facts, judgements, own_engines))))
 
 
 def _add_requests(block: pa.Table, *, judge: JudgeConfig, seed: int) -> pa.Table:

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.intervals import Estimate, describe_change
+from mipo_ray.evaluation.intervals import Estimate, describe_change, with_change
 from mipo_ray.evaluation.significance import mean_entry
 from mipo_ray.measures import JUDGED
-
-Metrics = dict[str, dict[str, Any]]
+from mipo_ray.storage.entries import Entries, Entry
 
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 300
@@ -53,7 +51,7 @@ def pair_outcome(outcomes: Sequence[str | None]) -> str:
     return first if first is not None and first == second else "tie"
 
 
-def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int) -> Metrics:
+def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int) -> Entries:
     """Metric -> entry, from judgements that hold every pair in both orders.
 
     win, tie, loss: shares of the pairs, which add up to 1. net_win: win - loss, with the verdict on the round's policy;
@@ -71,7 +69,7 @@ def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int
     read = [tuple(map(outcome, pair)) for pair in pairs.values()]
     outcomes = [pair_outcome(pair) for pair in read]
 
-    def entry(name: str, values: Sequence[float], of: Sequence[str]) -> dict[str, Any]:
+    def entry(name: str, values: Sequence[float], of: Sequence[str]) -> Entry:
         return mean_entry(JUDGED[name], (values, of), samples=samples, seed=seed)
 
     metrics = {
@@ -81,7 +79,7 @@ def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int
     # The base against itself would have 0: the figure is its own change from the base.
     change = Estimate.of_value(net)
     word = describe_change(change, JUDGED["net_win"].better)
-    metrics["net_win"] = net | change.as_change() | {"verdict": word}
+    metrics["net_win"] = with_change(net, change, word)
     decided = [judgement for judgement in judgements if judgement.parsed in ("first", "second")]
     if decided:
         first = [float(judgement.parsed == "first") - 0.5 for judgement in decided]
@@ -96,7 +94,7 @@ def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int
 
 def pointwise_metrics(
     judgements: Sequence[Judgement], base: Sequence[Judgement] | None, *, samples: int, seed: int
-) -> Metrics:
+) -> Entries:
     """Metric -> entry: rating (points, 1 to 5; with `base` the paired change over prompts rated on both sides, and the
     verdict; without them where no prompt was) and unreadable (share of the judgements).
 
@@ -133,20 +131,20 @@ def check_readable(
     )
 
 
-def describe_judgement(metrics: Metrics) -> str:
+def describe_judgement(metrics: Entries) -> str:
     """One line for people: the shares, or the mean rating, and what they say of the policy."""
     if "rating" in metrics:
         rating = metrics["rating"]
-        text = f"mean rating {rating['value']:.2f} [{rating['low']:.2f}, {rating['high']:.2f}] of 5"
-        if "verdict" in rating:
-            change = f"{rating['change']:+.2f} [{rating['change_low']:+.2f}, {rating['change_high']:+.2f}]"
-            text += f", change from the base {change}: {rating['verdict']}"
+        text = f"mean rating {rating.value:.2f} [{rating.low:.2f}, {rating.high:.2f}] of 5"
+        if rating.verdict is not None:
+            change = f"{rating.change:+.2f} [{rating.change_low:+.2f}, {rating.change_high:+.2f}]"
+            text += f", change from the base {change}: {rating.verdict}"
     else:
         net = metrics["net_win"]
-        shares = ", ".join(f"{name} {metrics[name]['value']:.3f}" for name in ("win", "tie", "loss"))
-        interval = f"[{net['low']:+.3f}, {net['high']:+.3f}]"
-        text = f"{shares}; win - loss {net['value']:+.3f} {interval}: {net['verdict']}"
-    return f"{text}; unreadable {metrics['unreadable']['value']:.3f}"
+        shares = ", ".join(f"{name} {metrics[name].value:.3f}" for name in ("win", "tie", "loss"))
+        interval = f"[{net.low:+.3f}, {net.high:+.3f}]"
+        text = f"{shares}; win - loss {net.value:+.3f} {interval}: {net.verdict}"
+    return f"{text}; unreadable {metrics['unreadable'].value:.3f}"
 
 
 def _pairs(judgements: Sequence[Judgement]) -> dict[tuple[str, int], list[Judgement]]:

@@ -29,7 +29,6 @@ from mipo_ray.evaluation.judge.rows import (
 )
 from mipo_ray.evaluation.judge.scores import (
     Judgement,
-    Metrics,
     check_readable,
     describe_judgement,
     pairwise_metrics,
@@ -44,6 +43,8 @@ from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_resources
 from mipo_ray.session import Session
+from mipo_ray.storage.entries import Entries, Evaluated
+from mipo_ray.storage.manifests import JudgeFacts
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
@@ -68,17 +69,18 @@ def judge_policy(session: Session, round: Round) -> None:
     for protocol in judged_protocols(session.config.evaluate.judge, round):
         refuse_other_definition(session.config, session.run, round, protocol)
         judged = Judged(session.stage(round, f"judge/{protocol}"), protocol)
-        if judged.stage.finished_before() is None:
+        if judged.stage.finished_before(JudgeFacts) is None:
             with judged.stage.reported() as report:
-                manifest = report.commit(judged.stage, _judge(judged))
-                report.closing = f": {describe_judgement(manifest['evaluation']['metrics'])}"
+                facts = _judge(judged)
+                report.commit(judged.stage, facts, files=session.run.list_parquet(judged.stage.directory))
+                report.closing = f": {describe_judgement(facts.evaluation.metrics)}"
         write_evaluation(session.run)
 
 
-def _judge(judged: Judged) -> dict[str, Any]:
+def _judge(judged: Judged) -> JudgeFacts:
     """Runs one protocol over one policy; returns the facts of the manifest."""
     judge, stage, run, protocol = judged.judge, judged.stage, judged.stage.run, judged.protocol
-    facts = judged.definition
+    definition = judged.definition
     expected = write_requests(judged)
     label = f"{stage.round.label}  {protocol}"
     # Files alone do not tell: a kill in the middle of a write leaves some that Ray Data removes when it goes on.
@@ -96,27 +98,27 @@ def _judge(judged: Judged) -> dict[str, Any]:
     texts = [row["judgement"] for row in rows]
     check_readable(judgements, texts, judge.max_unreadable_share, f"{label} by {judge.name}", stage.path())
     metrics = _metrics(judged, judgements)
-    evaluation = {
-        "kind": "judge",
-        **{name: facts[name] for name in ("version", "prompt_hash", "prompt")},
-        # By its name alone: where it ran may differ from policy to policy.
-        "judge": judge.model,
-        "metric": "net_win" if protocol == "pairwise" else "rating",
-        "metrics": metrics,
-    }
-    values = {f"{protocol}_{name}": entry["value"] for name, entry in metrics.items()}
+    evaluation = Evaluated(
+        kind="judge",
+        version=definition.version,
+        prompt_hash=definition.prompt_hash,
+        prompt=definition.prompt,
+        judge=judge.model,  # by its name alone: where it ran may differ from policy to policy
+        metric="net_win" if protocol == "pairwise" else "rating",
+        metrics=metrics,
+    )
+    values = {f"{protocol}_{name}": entry.value for name, entry in metrics.items()}
     stage.events.emit({"event": "judged", "judgements": expected, **values})
-    return {
-        **facts,
-        "name": f"judge_{protocol}",
-        "endpoint": judge.endpoint,
-        "judgements": expected,
-        "evaluation": evaluation,
-        "files": run.list_parquet(stage.directory),
-    }
+    return JudgeFacts(
+        **vars(definition),
+        name=f"judge_{protocol}",
+        endpoint=judge.endpoint,
+        judgements=expected,
+        evaluation=evaluation,
+    )
 
 
-def _metrics(judged: Judged, judgements: list[Judgement]) -> Metrics:
+def _metrics(judged: Judged, judgements: list[Judgement]) -> Entries:
     stage, config = judged.stage, judged.stage.config
     bootstrap: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": config.seed}
     if judged.protocol == "pairwise":

@@ -189,14 +189,14 @@ def test_share_entry_by_hand():
     new = [True, True, True, True, True, True, True, False]
     entry = share_entry(TASKS["accuracy"], (new, items), (base, items), samples=500, seed=0)
     known = wilson(7, 8)
-    assert (entry["value"], entry["low"], entry["high"]) == (0.875, known.low, known.high)
-    assert (entry["n"], entry["unit"], entry["interval"]) == (8, "share", "wilson")
-    assert (entry["fixed"], entry["broken"]) == (5, 0)
-    assert entry["p_value"] == 2 / 32
-    assert entry["change"] == pytest.approx(0.625)
-    assert entry["change_low"] > 0  # the bootstrap alone would call it a difference
-    assert entry["verdict"] == "not distinguishable"
-    assert "change" not in share_entry(TASKS["accuracy"], (new, items), samples=500, seed=0)
+    assert (entry.value, entry.low, entry.high) == (0.875, known.low, known.high)
+    assert (entry.n, entry.unit, entry.interval) == (8, "share", "wilson")
+    assert (entry.fixed, entry.broken) == (5, 0)
+    assert entry.p_value == 2 / 32
+    assert entry.change == pytest.approx(0.625)
+    assert entry.change_low > 0  # the bootstrap alone would call it a difference
+    assert entry.verdict == "not distinguishable"
+    assert share_entry(TASKS["accuracy"], (new, items), samples=500, seed=0).change is None
     # In another order it is the same: items are matched by name.
     turned = share_entry(TASKS["accuracy"], (new[::-1], items[::-1]), (base, items), samples=500, seed=0)
     assert turned == entry
@@ -207,8 +207,8 @@ def test_accuracy_of_several_responses_to_an_item_is_clustered():
     entry = share_entry(
         TASKS["accuracy"], ([True, False, True, True], items), ([False] * 4, items), samples=300, seed=0
     )
-    assert (entry["value"], entry["n"], entry["interval"]) == (0.75, 2, "bootstrap")
-    assert "p_value" not in entry
+    assert (entry.value, entry.n, entry.interval) == (0.75, 2, "bootstrap")
+    assert entry.p_value is None
 
 
 @pytest.mark.parametrize(("better", "verdict"), [("lower", "better"), ("higher", "worse"), ("neither", None)])
@@ -217,8 +217,8 @@ def test_the_measure_says_whether_a_change_is_for_the_better(better, verdict):
     base = np.arange(12.0)
     measure = Measure("made_up", "tokens", "a measure", better)
     entry = mean_entry(measure, (base - 1, items), (base, items), samples=200, seed=0)
-    assert (entry["change"], entry["change_low"], entry["change_high"]) == pytest.approx((-1.0, -1.0, -1.0))
-    assert entry.get("verdict") == verdict
-    assert (entry["interval"], entry["unit"]) == ("bootstrap", "tokens")
+    assert (entry.change, entry.change_low, entry.change_high) == pytest.approx((-1.0, -1.0, -1.0))
+    assert entry.verdict == verdict
+    assert (entry.interval, entry.unit) == ("bootstrap", "tokens")
     shares = share_entry(measure, ([False] * 12, items), ([True] * 12, items), samples=200, seed=0)
-    assert shares.get("verdict") == verdict
+    assert shares.verdict == verdict

@@ -75,16 +75,16 @@ def test_every_metric_is_there_with_its_fields(results: dict[str, dict[str, Any]
             expected = {"value", "low", "high", "n", "unit"} | ({"ceiling"} if "infonce" in name else set())
             expected |= set() if key == "base" else {"change", "change_low", "change_high"}
             assert set(entry) == expected, name
-            assert entry["unit"] == HELD_OUT[name].unit
+            assert entry.unit == HELD_OUT[name].unit
             if name != "corpus_distinct_2":
-                assert entry["low"] <= entry["value"] <= entry["high"], name
+                assert entry.low <= entry.value <= entry.high, name
     assert json.loads(json.dumps(results, allow_nan=False)) == results
 
 
 def test_the_base_has_no_reward_and_no_kl(results: dict[str, dict[str, Any]]) -> None:
     for name, value in (("reward_accuracy", 0.5), ("reward_margin", 0.0), ("kl_per_token", 0.0)):
         entry = results["base"][name]
-        assert (entry["value"], entry["low"], entry["high"]) == (value, value, value)
+        assert (entry.value, entry.low, entry.high) == (value, value, value)
 
 
 def test_values_agree_with_loops_over_the_rows(results: dict[str, dict[str, Any]]) -> None:
@@ -94,36 +94,36 @@ def test_values_agree_with_loops_over_the_rows(results: dict[str, dict[str, Any]
         for own, others in zip(rows.initial_own, rows.initial_others, strict=True)
     ]
     tokens = rows.token_counts.tolist()
-    assert entries["pmi_initial"]["value"] == pytest.approx(statistics.fmean(pmi))
+    assert entries["pmi_initial"].value == pytest.approx(statistics.fmean(pmi))
     per_token = [value / count for value, count in zip(pmi, tokens, strict=True)]
-    assert entries["pmi_initial_per_token"]["value"] == pytest.approx(statistics.fmean(per_token))
-    assert entries["infonce_initial"]["ceiling"] == pytest.approx(math.log(4))
-    assert entries["response_tokens"]["value"] == pytest.approx(statistics.fmean(tokens))
-    assert entries["truncated"]["value"] == pytest.approx(sum(count > 35 for count in tokens) / RESPONSES)
+    assert entries["pmi_initial_per_token"].value == pytest.approx(statistics.fmean(per_token))
+    assert entries["infonce_initial"].ceiling == pytest.approx(math.log(4))
+    assert entries["response_tokens"].value == pytest.approx(statistics.fmean(tokens))
+    assert entries["truncated"].value == pytest.approx(sum(count > 35 for count in tokens) / RESPONSES)
     kl = sum(policy - initial for policy, initial in zip(rows.policy_own, rows.initial_own, strict=True)) / sum(tokens)
-    assert entries["kl_per_token"]["value"] == pytest.approx(kl)
+    assert entries["kl_per_token"].value == pytest.approx(kl)
     # Chosen rewards rise by 0.1 * 4 in every pair; rejected ones by 0.1 * 9 in 3 of 12 and fall by 0.1 * 2 in 9.
-    assert entries["reward_accuracy"]["value"] == pytest.approx(9 / 12)
-    assert entries["reward_margin"]["value"] == pytest.approx((3 * (0.4 - 0.9) + 9 * (0.4 + 0.2)) / 12)
+    assert entries["reward_accuracy"].value == pytest.approx(9 / 12)
+    assert entries["reward_margin"].value == pytest.approx((3 * (0.4 - 0.9) + 9 * (0.4 + 0.2)) / 12)
     # 8 responses stand in the source whole; 15 share no 3-gram with it, and repeat one of 4 bigrams and 2 of 5 words;
     # the last refuses in 6 new words.
-    assert entries["copy_rate"]["value"] == entries["only_copies"]["value"] == pytest.approx(8 / 24)
-    assert entries["distinct_1"]["value"] == pytest.approx((8 + 15 * 3 / 5 + 1) / 24)
-    assert entries["distinct_2"]["value"] == pytest.approx((8 + 15 * 3 / 4 + 1) / 24)
-    assert entries["corpus_distinct_2"]["value"] == pytest.approx((3 + 3 + 5) / (8 * 3 + 15 * 4 + 5))
-    assert entries["refusals"]["value"] == pytest.approx(1 / 24)
+    assert entries["copy_rate"].value == entries["only_copies"].value == pytest.approx(8 / 24)
+    assert entries["distinct_1"].value == pytest.approx((8 + 15 * 3 / 5 + 1) / 24)
+    assert entries["distinct_2"].value == pytest.approx((8 + 15 * 3 / 4 + 1) / 24)
+    assert entries["corpus_distinct_2"].value == pytest.approx((3 + 3 + 5) / (8 * 3 + 15 * 4 + 5))
+    assert entries["refusals"].value == pytest.approx(1 / 24)
     # All but the refusal have a twin; it shares the word "I" with others: 1/6, 0.5/5, 0.25/4, 0.125/3, and 5 to its 6.
     refusal = (1 / 6 * 0.5 / 5 * 0.25 / 4 * 0.125 / 3) ** (1 / 4)
-    assert entries["self_bleu"]["value"] == pytest.approx((23 + refusal) / 24)
+    assert entries["self_bleu"].value == pytest.approx((23 + refusal) / 24)
 
 
 def test_context_pmi_counts_only_rows_with_a_context(results: dict[str, dict[str, Any]]) -> None:
     rows = make_rows(1, trained=True)
     assert rows.initial_none is not None
     expected = statistics.fmean((rows.initial_own - rows.initial_none)[2 * SAMPLES :])
-    assert results["0"]["context_pmi_initial"]["value"] == pytest.approx(expected)
-    assert results["0"]["context_pmi_initial"]["n"] == PROMPTS - 2
-    assert results["0"]["pmi_initial"]["n"] == PROMPTS
+    assert results["0"]["context_pmi_initial"].value == pytest.approx(expected)
+    assert results["0"]["context_pmi_initial"].n == PROMPTS - 2
+    assert results["0"]["pmi_initial"].n == PROMPTS
 
 
 @pytest.mark.parametrize("none", [None, np.full(RESPONSES, np.nan)])
@@ -142,8 +142,8 @@ def test_no_context_and_no_pairs_leave_their_metrics_out(none: np.ndarray | None
 def test_a_policy_measured_against_itself_does_not_change() -> None:
     rows = make_rows(4, trained=True)
     for name, entry in measure(rows, rows, **OPTIONS).items():
-        assert entry["change"] == 0, name
-        assert change_of(entry) is None or (entry["change_low"], entry["change_high"]) == (0, 0)
+        assert entry.change == 0, name
+        assert change_of(entry) is None or (entry.change_low, entry.change_high) == (0, 0)
 
 
 def test_an_empty_response_is_measured() -> None:
@@ -155,8 +155,8 @@ def test_an_empty_response_is_measured() -> None:
     tokens[0] = 0
     changed = dataclasses.replace(rows, responses=["", *rows.responses[1:]], token_counts=tokens, **zeros)
     entries = measure(changed, None, **OPTIONS)
-    assert entries["kl_per_token"]["value"] == 0.0
-    assert all(math.isfinite(entry["value"]) for entry in entries.values())
+    assert entries["kl_per_token"].value == 0.0
+    assert all(math.isfinite(entry.value) for entry in entries.values())
 
 
 def test_columns_of_other_lengths_are_named() -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from mipo_ray.evaluation.judge.requests import note_requests, stored_requests
+from mipo_ray.storage.manifests import JudgeDefinition
 from mipo_ray.storage.run_directory import RunDirectory
 
 STAGE = "rounds/000/judge/pairwise"
-FACTS = {"protocol": "pairwise", "model": "org/judge"}
+FACTS = JudgeDefinition(protocol="pairwise", model="org/judge")
 
 
 @pytest.fixture
