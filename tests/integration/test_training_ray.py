@@ -27,6 +27,7 @@ from mipo_ray.ray_cluster.blocks import ordered_context
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.manifests import TrainSummary
+from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.training import stage as stage_module
@@ -34,6 +35,7 @@ from mipo_ray.training.layout import read_pairs
 from mipo_ray.training.shares import StepShares, own_steps, stream_kept_pairs
 from mipo_ray.training.trainer import Models, train_policy
 from mipo_ray.training.worker import WorkerSettings, steps_of, train_round
+from tests.helpers.stages import commit
 from tests.helpers.tiny_training import KillsItsWorker, ragged_pairs, read_all, save_tied_llama
 
 # 11 pairs in steps of 4: 3 steps in each of 2 epochs, the last of which has 3 pairs. A checkpoint after every other.
@@ -334,8 +336,10 @@ def test_a_checkpoint_of_another_zero_stage_is_refused_once(uninterrupted, model
 def session_with_pairs(config: Config, directory: Path, round: Round, finished: str) -> Session:
     """A session whose round has a finished generate stage, as the train stage reads it."""
     session = Session(config, open_run(str(directory)), ON_CPU, monitoring.start(open_run(str(directory))))
-    facts = {"statistics": {"kept": 1}, "pairs": [], "finished": finished}
-    session.run.commit(session.stage(round, "generate").directory, config, facts, files=[])
+    stage = session.stage(round, "generate").directory
+    statistics = PairStatistics(rows=1, kept=1, dropped={})
+    manifest = commit(session.run, stage, config, files=[], statistics=statistics)
+    session.run.write_text(f"{stage}/manifest.json", json.dumps(replace(manifest, finished=finished).to_json()))
     return session
 
 

@@ -385,7 +385,7 @@ def test_the_table_has_every_arm_with_intervals_and_verdicts(comparison):
     assert mipo.value - base.value == pytest.approx(4.0) == mipo.change
     # What has no better direction rises or falls.
     assert found.arms["mipo"].measures["kl_per_token"].verdict == "rose"
-    difference = found.arms["mipo"].against_control.control
+    difference = found.arms["mipo"].against_control["control"]
     assert (difference.change, difference.verdict) == (pytest.approx(4.0), "better")
     assert found.arms["sft"].seconds == {"generate": 0.0, "train": 10.0, "evaluate": 10.0}  # its pairs: a copy
     assert found.arms["mipo"].seconds["generate"] == 10.0

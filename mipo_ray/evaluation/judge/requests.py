@@ -31,7 +31,7 @@ class Noted:
     definition: JudgeDefinition
     judgements: int
     """How many the requests ask for."""
-    own_engines: bool | None
+    own_engines: bool | None = None
     """Whether they were written for engines of the run, and not for an endpoint; None: for neither yet."""
 
 

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.evaluation.figures import change_of, final_table, format_change
+from mipo_ray.evaluation.figures import final_table, format_change
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows, measure
+from mipo_ray.evaluation.intervals import Estimate
 from mipo_ray.measures import HELD_OUT, format_value
 from mipo_ray.storage.results import rounds_of
 
@@ -143,7 +144,7 @@ def test_a_policy_measured_against_itself_does_not_change() -> None:
     rows = make_rows(4, trained=True)
     for name, entry in measure(rows, rows, **OPTIONS).items():
         assert entry.change == 0, name
-        assert change_of(entry) is None or (entry.change_low, entry.change_high) == (0, 0)
+        assert Estimate.of_change(entry) is None or (entry.change_low, entry.change_high) == (0, 0)
 
 
 def test_an_empty_response_is_measured() -> None:

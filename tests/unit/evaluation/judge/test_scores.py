@@ -116,7 +116,7 @@ def test_an_unreadable_order_makes_its_pair_a_tie_and_is_counted() -> None:
     metrics = pairwise_metrics(judged(say, prompts=4, samples=1), **BOOTSTRAP)
     assert (metrics["win"].value, metrics["tie"].value, metrics["loss"].value) == (0.75, 0.25, 0.0)
     assert metrics["unreadable"].value == 1 / 8
-    assert metrics["self_consistency"] == {**metrics["self_consistency"], "value": 1.0, "n": 3}
+    assert (metrics["self_consistency"].value, metrics["self_consistency"].n) == (1.0, 3)
 
 
 def test_figures_that_nothing_was_measured_of_are_absent() -> None:
@@ -146,7 +146,8 @@ def test_shares_add_up_and_swapping_the_policies_swaps_wins_and_losses(pairs) ->
     assert metrics["win"].value + metrics["tie"].value + metrics["loss"].value == pytest.approx(1)
     assert metrics["win"].value == other["loss"].value
     assert metrics["net_win"].value == pytest.approx(-other["net_win"].value)
-    assert metrics.get("position_bias", {}).get("value") == other.get("position_bias", {}).get("value")
+    bias, turned = metrics.get("position_bias"), other.get("position_bias")
+    assert (bias and bias.value) == (turned and turned.value)
     wins = sum(pair == ("second", "first") for pair in pairs)
     assert metrics["win"].value == pytest.approx(wins / len(pairs))
 
@@ -162,7 +163,8 @@ def ratings(*values: int | None) -> list[Judgement]:
 
 def test_ratings_are_averaged_and_compared_by_prompt() -> None:
     base = pointwise_metrics(ratings(1, 2, 3, None), None, **BOOTSTRAP)
-    assert base["rating"] == {**base["rating"], "value": 2.0, "n": 3, "unit": "points", "interval": "bootstrap"}
+    assert (base["rating"].value, base["rating"].n) == (2.0, 3)
+    assert (base["rating"].unit, base["rating"].interval) == ("points", "bootstrap")
     assert base["rating"].change is None
     assert base["unreadable"].value == 0.25
     metrics = pointwise_metrics(ratings(2, 3, None, 5), ratings(1, 2, 3, None), **BOOTSTRAP)

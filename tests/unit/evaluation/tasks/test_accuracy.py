@@ -67,7 +67,7 @@ def test_a_response_is_judged_by_its_final_answer() -> None:
         answered("gsm8k", "18", response="No idea"),
     ]
     found = examples_of(block(*rows), tasks=TASKS).to_pylist()
-    assert [(row["extracted"], row.verdict) for row in found] == [
+    assert [(row["extracted"], row["verdict"]) for row in found] == [
         ("18", "correct"),
         ("17", "wrong"),
         (None, "no_answer"),
@@ -81,7 +81,7 @@ def test_the_likeliest_option_is_chosen_and_beside_it_the_likeliest_per_characte
     # Sums say 1, sums per character say 2: -2/1, -4/4, -5/2.
     row = answered("arc_easy_likelihood", "2", logprobs=(-2.0, -4.0, -5.0))
     (found,) = examples_of(block(row), tasks=TASKS).to_pylist()
-    assert (found["extracted"], found["extracted_normalized"], found.verdict) == ("1", "2", "wrong")
+    assert (found["extracted"], found["extracted_normalized"], found["verdict"]) == ("1", "2", "wrong")
     assert (found["option_logprobs"], found["option_tokens"]) == ([-2.0, -4.0, -5.0], [1, 4, 2])
     assert (found["response"], found["finish_reason"], found["tokens"]) == ("a", None, 1)
     by_label = answered("mmlu_likelihood", "3", logprobs=(-2.0, -4.0, -1.0))

@@ -21,7 +21,8 @@ from mipo_ray.evaluation.figures import final_tables
 from mipo_ray.evaluation.tasks.task import TASKS_DIRECTORY
 from mipo_ray.evaluation.tasks.task_check import check_finished_tasks, check_tasks, differences
 from mipo_ray.storage.entries import Evaluated
-from mipo_ray.storage.records import to_json
+from mipo_ray.storage.manifests import TaskDefinition
+from mipo_ray.storage.records import read_record, to_json, to_text
 from mipo_ray.storage.results import read_evaluation, write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
@@ -80,11 +81,11 @@ def test_a_list_of_tasks_holds_names_alone(tmp_path: Path, entry: str) -> None:
 def test_items_are_counted_and_their_definition_says_what_was_measured(data: Path) -> None:
     sums, choices = check_tasks(both(data, max_tokens=64))
     assert (sums.items, choices.items) == (10, 6)
-    assert sums.definition["sampling"]["max_tokens"] == 64
-    assert choices.definition["sampling"] is None
+    assert (sums.definition.sampling or {})["max_tokens"] == 64
+    assert choices.definition.sampling is None
     assert [item.answer for item in choices.read()] == ["1", "2", "3"] * 2
     assert differences(sums.definition, sums.definition) == []
-    assert json.loads(json.dumps(sums.definition)) == sums.definition
+    assert read_record(TaskDefinition, to_text(sums.definition), "") == sums.definition
     # "Question: Number 1?\nAnswer:" before each of three options.
     context = len("Question: Number 1?\nAnswer:")
     assert choices.characters == 6 * (3 * context + len("onetwothree"))
