@@ -20,6 +20,8 @@ from mipo_ray.evaluation.figures import final_table, format_change
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows, measure
 from mipo_ray.evaluation.intervals import Estimate
 from mipo_ray.measures import HELD_OUT, format_value
+from mipo_ray.storage.entries import Entry, Results
+from mipo_ray.storage.records import read_record, to_json
 from mipo_ray.storage.results import rounds_of
 
 PROMPTS, SAMPLES, OTHERS = 12, 2, 3
@@ -60,7 +62,7 @@ def make_rows(seed: int, *, trained: bool) -> MeasuredRows:
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, dict[str, Any]]:
+def results() -> Results:
     base = make_rows(0, trained=False)
     return {
         "base": measure(base, None, **OPTIONS),
@@ -69,26 +71,26 @@ def results() -> dict[str, dict[str, Any]]:
     }
 
 
-def test_every_metric_is_there_with_its_fields(results: dict[str, dict[str, Any]]) -> None:
+def test_every_metric_is_there_with_its_fields(results: Results) -> None:
     for key, entries in results.items():
         assert list(entries) == list(HELD_OUT)
         for name, entry in entries.items():
             expected = {"value", "low", "high", "n", "unit"} | ({"ceiling"} if "infonce" in name else set())
             expected |= set() if key == "base" else {"change", "change_low", "change_high"}
-            assert set(entry) == expected, name
+            assert set(to_json(entry)) == expected, name
             assert entry.unit == HELD_OUT[name].unit
             if name != "corpus_distinct_2":
                 assert entry.low <= entry.value <= entry.high, name
-    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert read_record(Results, json.dumps(to_json(results), allow_nan=False), "results.json") == results
 
 
-def test_the_base_has_no_reward_and_no_kl(results: dict[str, dict[str, Any]]) -> None:
+def test_the_base_has_no_reward_and_no_kl(results: Results) -> None:
     for name, value in (("reward_accuracy", 0.5), ("reward_margin", 0.0), ("kl_per_token", 0.0)):
         entry = results["base"][name]
         assert (entry.value, entry.low, entry.high) == (value, value, value)
 
 
-def test_values_agree_with_loops_over_the_rows(results: dict[str, dict[str, Any]]) -> None:
+def test_values_agree_with_loops_over_the_rows(results: Results) -> None:
     rows, entries = make_rows(1, trained=True), results["0"]
     pmi = [
         own - math.log(statistics.fmean(math.exp(other) for other in others))
@@ -118,7 +120,7 @@ def test_values_agree_with_loops_over_the_rows(results: dict[str, dict[str, Any]
     assert entries["self_bleu"].value == pytest.approx((23 + refusal) / 24)
 
 
-def test_context_pmi_counts_only_rows_with_a_context(results: dict[str, dict[str, Any]]) -> None:
+def test_context_pmi_counts_only_rows_with_a_context(results: Results) -> None:
     rows = make_rows(1, trained=True)
     assert rows.initial_none is not None
     expected = statistics.fmean((rows.initial_own - rows.initial_none)[2 * SAMPLES :])
@@ -168,19 +170,19 @@ def test_columns_of_other_lengths_are_named() -> None:
         dataclasses.replace(rows, pair_initial_chosen=rows.pair_initial_chosen[1:])
 
 
-def test_the_table_shows_the_base_and_each_round(results: dict[str, dict[str, Any]]) -> None:
+def test_the_table_shows_the_base_and_each_round(results: Results) -> None:
     lines = final_table(results).splitlines()
     assert max(map(len, lines)) <= 110
     assert len(lines) == 2 + 2 * len(HELD_OUT)
     row = next(line for line in lines if line.startswith("pmi_initial "))
     entry = results["0"]["pmi_initial"]
-    for text in (f"{results['base']['pmi_initial']['value']:.3f}", f"{entry['value']:.3f}", f"{entry['change']:+.3f}"):
+    for text in (f"{results['base']['pmi_initial'].value:.3f}", f"{entry.value:.3f}", f"{entry.change:+.3f}"):
         assert text in row
     assert row.endswith("rose")
     assert next(line for line in lines if line.startswith("reward_margin")).split()[2] == "0"
 
 
-def test_the_table_of_the_base_alone(results: dict[str, dict[str, Any]]) -> None:
+def test_the_table_of_the_base_alone(results: Results) -> None:
     lines = final_table({"base": results["base"]}).splitlines()
     assert len(lines) == 2 + len(HELD_OUT)
 
@@ -209,7 +211,7 @@ def test_formatted_figures_are_short_and_near(value: float, unit: str, signed: b
 def test_no_figure_makes_the_table_wider(values: list[float]) -> None:
     keys = ("value", "low", "high", "change", "change_low", "change_high")
     entries = {
-        name: dict(zip(keys, values, strict=True)) | {"n": 64, "unit": measure.unit}
+        name: Entry(**dict(zip(keys, values, strict=True)), n=64, unit=measure.unit)
         for name, measure in HELD_OUT.items()
     }
     table = final_table({"base": entries, "0": entries, "999": entries})
@@ -217,7 +219,7 @@ def test_no_figure_makes_the_table_wider(values: list[float]) -> None:
 
 
 def test_changes_are_signed_and_bracketed() -> None:
-    entry = {"unit": "nats per response", "n": 9, "change": 9.1, "change_low": -0.02, "change_high": 12.5}
+    entry = Entry(1.0, 0.5, 1.5, 9, "nats per response", None, 9.1, -0.02, 12.5)
     assert format_change(entry) == "+9.10 [-0.02, +12.50]"
-    assert format_change(entry | {"change_low": None, "change_high": None}) == "+9.100"
-    assert format_change({"unit": "nats", "n": 9}) == ""
+    assert format_change(dataclasses.replace(entry, change_low=None, change_high=None)) == "+9.100"
+    assert format_change(Entry(1.0, 0.5, 1.5, 9, "nats")) == ""
