@@ -23,6 +23,7 @@ from mipo_ray.loop import measure_round, session_of
 from mipo_ray.planning.plan import Plan, measured_stages
 from mipo_ray.storage import rounds
 from mipo_ray.storage.manifests import GenerateFacts, TrainFacts
+from mipo_ray.storage.records import read_record
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.training.stage import pair_set_hash, train
@@ -97,7 +98,7 @@ def common_pairs(comparison: Comparison, seed: int, round: Round) -> frozenset[s
     kept = {arm: kept_pairs(comparison.run(arm, seed), round) for arm in comparison.arms}
     counts = ", ".join(f"{arm} {len(pairs)}" for arm, pairs in kept.items())
     if (text := root.read_text(name)) is not None:
-        fixed = frozenset(json.loads(text))
+        fixed = frozenset(read_record(list[str], text, root.path(name)))
         for arm, pairs in kept.items():
             if missing := fixed - pairs:
                 raise UserError(

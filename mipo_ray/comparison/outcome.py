@@ -5,7 +5,6 @@ comparison.json is an `Outcome`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +25,7 @@ from mipo_ray.pairs.label_control import has_swapped_labels
 from mipo_ray.storage import rounds
 from mipo_ray.storage.entries import Entries, Entry
 from mipo_ray.storage.manifests import EvaluateFacts, GenerateFacts, TrainFacts, TrainSummary
+from mipo_ray.storage.records import read_record
 from mipo_ray.storage.results import gather_evaluation
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
@@ -94,12 +94,13 @@ def stage_seconds(comparison: Comparison, arm: str, round: Round, seeds: Sequenc
 
 def _swapped(comparison: Comparison, last: Round) -> int:
     """In how many of its pairs a control has chosen and rejected swapped."""
-    return sum(
-        has_swapped_labels(seed, pair_id)
-        for seed in comparison.seeds
-        for number in range(last.number + 1)
-        for pair_id in json.loads(comparison.root().read_text(common_pairs_file(seed, Round(number))) or "[]")
-    )
+    swapped, root = 0, comparison.root()
+    for seed in comparison.seeds:
+        for number in range(last.number + 1):
+            name = common_pairs_file(seed, Round(number))
+            pair_ids = read_record(list[str], root.read_text(name) or "[]", root.path(name))
+            swapped += sum(has_swapped_labels(seed, pair_id) for pair_id in pair_ids)
+    return swapped
 
 
 def _measures(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> Entries:

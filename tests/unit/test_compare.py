@@ -259,6 +259,16 @@ def test_all_arms_train_on_the_pairs_that_every_arm_kept(comparison):
         common_pairs(comparison, 0, Round(0))
 
 
+@pytest.mark.parametrize("text", ["", "{}", '["a", 3]', '["a"', "[" * 9999])
+def test_a_damaged_list_of_common_pairs_is_refused_by_name(comparison, text):
+    for arm in ARMS:
+        write_pairs(comparison, arm, {"a": ""})
+    file = "common_pairs/seed-0/round-000.json"
+    comparison.root().write_text(file, text)
+    with pytest.raises(UserError, match=rf"^{comparison.root().path(file)}: .*expected .*, found"):
+        common_pairs(comparison, 0, Round(0))
+
+
 def test_arms_without_a_common_pair_are_refused(comparison):
     for index, arm in enumerate(ARMS):
         write_pairs(comparison, arm, {f"pair-{index}": ""})

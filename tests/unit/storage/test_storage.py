@@ -574,7 +574,13 @@ def test_a_lock_that_another_process_took_over_is_left_to_it(run: RunDirectory) 
     assert json.loads(run.read_text("lock.json") or "")["host"] == "elsewhere"
 
 
-@pytest.mark.parametrize("content", ["", '{"host": "el'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", '{"host": "el', "[]", "3", '{"host": "elsewhere"}', "[" * 9999),
+        '{"host": 1, "pid": "x", "process_start": 1, "heartbeat": null}',
+    ],
+)
 def test_a_lock_that_its_killed_process_never_filled_is_taken_over(local_run: RunDirectory, content: str) -> None:
     local_run.write_text("lock.json", content)
     with hold_lock(local_run):
