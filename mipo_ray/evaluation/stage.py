@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mipo_ray.evaluation.held_out.matrix import matrix_of, read_matrix_rows
 from mipo_ray.evaluation.held_out.metrics import measure
-from mipo_ray.evaluation.held_out.rows import measured_rows
+from mipo_ray.evaluation.held_out.rows import measured_rows, sampled_tokens
 from mipo_ray.evaluation.held_out.stage import measure_policy
 from mipo_ray.evaluation.judge.stage import judge_policy
 from mipo_ray.evaluation.tasks.stage import measure_tasks
@@ -36,21 +37,22 @@ def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Seq
 
 
 def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
-    config, run = stage.config, stage.run
-    measured = measure_policy(stage, held_out)
+    config, run, round = stage.config, stage.run, stage.round
+    measure_policy(stage, held_out)
+    rows = measured_rows(run, round)
     results = measure(
-        measured_rows(run, stage.round),
-        None if stage.round.is_base else measured_rows(run, BASE),
+        rows,
+        None if round.is_base else measured_rows(run, BASE),
         beta=config.train.beta,
         samples=config.evaluate.bootstrap_samples,
         seed=config.seed,
     )
     stage.events.emit({"event": "results", **{name: entry.value for name, entry in results.items()}})
     return EvaluateFacts(
-        policy=stage.session.policy(stage.round),
-        responses=measured.responses,
-        generated_tokens=measured.generated_tokens,
-        matrix=measured.matrix,
+        policy=stage.session.policy(round),
+        responses=len(rows.prompt_ids),
+        generated_tokens=sampled_tokens(run, round),
+        matrix=matrix_of(run, round, read_matrix_rows(run, run.stage(BASE, "evaluate"))),
         results=results,
         gpus=most_gpus(engine_request(config, stage.session.resources)),
     )

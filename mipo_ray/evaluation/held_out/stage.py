@@ -7,7 +7,6 @@ held-out prompt is compared with, and the held-out pairs (the base's matched and
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -31,11 +30,9 @@ from mipo_ray.evaluation.held_out.matrix import (
     MATRIX_FILE,
     MatrixRows,
     matrix_conditionings,
-    matrix_of,
     read_matrix_rows,
     render_matrix,
 )
-from mipo_ray.evaluation.held_out.rows import measured_rows, sampled_tokens
 from mipo_ray.evaluation.held_out.scorer import SCORING_COLUMNS, Scorer, ScorerSettings
 from mipo_ray.generation.pipeline import policy_engines, sample_responses
 from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
@@ -49,7 +46,6 @@ from mipo_ray.ray_cluster.blocks import map_actors, map_blocks, named, ordered_c
 from mipo_ray.ray_cluster.resources import scorer_request
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Stage
-from mipo_ray.storage.manifests import Matrices
 from mipo_ray.storage.records import to_json
 from mipo_ray.storage.rounds import BASE
 
@@ -72,16 +68,7 @@ RESPONSE_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class MeasuredPolicy:
-    """What a policy said on the held-out prompts, counted, and its matrix."""
-
-    responses: int
-    generated_tokens: int
-    matrix: Matrices
-
-
-def measure_policy(stage: Stage, held_out: PromptSummary) -> MeasuredPolicy:
+def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
     """Samples and scores a policy on the held-out prompts; writes responses/ and scores/ below its evaluate stage.
 
     The base comes first: it fixes the held-out conditionings and pairs.
@@ -126,11 +113,6 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> MeasuredPolicy:
         with progress(stage.events, "scored", "scored_responses", f"{round.label}  score", total=total):
             scores = named(_scored(answers, stage, models), f"{round.name}_scores")
             scores.write_parquet(stage.path("scores"), filesystem=filesystem)
-    return MeasuredPolicy(
-        responses=len(measured_rows(stage.run, round).prompt_ids),
-        generated_tokens=sampled_tokens(stage.run, round),
-        matrix=matrix_of(stage.run, round, matrix),
-    )
 
 
 def _scored(answers: ray.data.Dataset, stage: Stage, models: dict[str, str]) -> ray.data.Dataset:
