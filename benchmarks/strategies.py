@@ -75,26 +75,26 @@ def measure(config: Config) -> dict[str, Any]:
     run = open_run(config.run_dir)
     session = Session(config, run, resolve(config, {"CPU": 6, "GPU": 0}), start(run))
     facts = generate_pairs(session.stage(Round(0), "generate"), check_training_prompts(config))
-    files = [run.path("rounds/000/generate", name) for name in facts["pairs"]]
+    files = [run.path("rounds/000/generate", name) for name in facts.pairs]
     pairs = [row for row in pyarrow.parquet.ParquetDataset(files).read().to_pylist() if not row["dropped"]]
     prompt_ids = [pair["prompt_id"] for pair in pairs]
     pmi = np.asarray([pair["pmi"] for pair in pairs])
     chosen = np.asarray([len(pair["chosen_token_ids"]) for pair in pairs])
     rejected = np.asarray([len(pair["rejected_token_ids"]) for pair in pairs])
-    statistics = facts["statistics"]
+    statistics = facts.statistics
     return {
-        "rows": statistics["rows"],
+        "rows": statistics.rows,
         "pairs": len(pairs),
-        "dropped": statistics["dropped"],
+        "dropped": statistics.dropped,
         "pmi": _estimate(pmi, prompt_ids),
         "pmi_per_token": _estimate(pmi / chosen, prompt_ids),
         "pmi_quantiles": dict(zip(map(str, QUANTILES), np.percentile(pmi, QUANTILES).tolist(), strict=True)),
         "pmi_standard_deviation": float(pmi.std(ddof=1)),
         "pmi_below_zero": _estimate(pmi < 0, prompt_ids),
         "chosen_minus_rejected_tokens": _estimate(chosen - rejected, prompt_ids),
-        "generated_tokens": statistics["generated_tokens"],
-        "generated_tokens_per_pair": statistics["generated_tokens_per_pair"],
-        "prefix_cache_hit_rate": statistics["prefix_cache_hit_rate"],
+        "generated_tokens": statistics.generated_tokens,
+        "generated_tokens_per_pair": statistics.generated_tokens_per_pair,
+        "prefix_cache_hit_rate": statistics.prefix_cache_hit_rate,
         # Not a number of the table: whether two strategies share the same distribution can be tested from it.
         "pmi_values": {pair["prompt_id"]: round(float(pair["pmi"]), 3) for pair in pairs},
     }

@@ -79,7 +79,7 @@ def _report(comparison: Comparison, root: RunDirectory) -> None:
     from mipo_ray.comparison.tables import write_comparison
 
     found = write_comparison(comparison, root)
-    print("\n".join(["", *found["control"], *found["findings"], "", f"table and plot: {root.path('comparison.html')}"]))
+    print("\n".join(["", *found.control, *found.findings, "", f"table and plot: {root.path('comparison.html')}"]))
 
 
 def describe_comparison(comparison: Comparison, plans: dict[tuple[str, int], Plan]) -> str:

@@ -102,7 +102,7 @@ def check_evaluation_inputs(config: Config, run: RunDirectory, trained: Sequence
     check_finished_tasks(tasks, run, trained)
     check_judge(config, run)
     policies = base_and_rounds(trained)
-    answered = [round for round in policies if run.read_manifest(run.stage(round, "evaluate")) is not None]
+    answered = [round for round in policies if run.is_finished(run.stage(round, "evaluate"))]
     judged = tuple(answered) if judge.is_on and BASE in answered else ()
     if not tasks and not judged:
         raise UserError(
@@ -111,7 +111,7 @@ def check_evaluation_inputs(config: Config, run: RunDirectory, trained: Sequence
         )
     stages = [run.stage(round, f"tasks/{task.name}") for round in policies for task in tasks]
     stages += [run.stage(round, f"judge/{name}") for round in judged for name in judged_protocols(judge, round)]
-    unfinished = tuple(stage for stage in stages if run.read_manifest(stage) is None)
+    unfinished = tuple(stage for stage in stages if not run.is_finished(stage))
     return EvaluationInputs(config, run, tuple(policies[1:]), tasks, unfinished, judged, held_out)
 
 
@@ -232,9 +232,7 @@ def _load(target: str, overrides: Sequence[str]) -> tuple[Config, RunDirectory, 
         recipe = Path(directory) / "config.yaml"
         recipe.write_text(text, encoding="utf-8")
         config = load_config(recipe, [*overrides, f"run_dir={run.url}"])
-    trained = [
-        index for index in range(config.rounds) if run.read_manifest(run.stage(Round(index), "train")) is not None
-    ]
+    trained = [index for index in range(config.rounds) if run.is_finished(run.stage(Round(index), "train"))]
     return config, run, trained
 
 

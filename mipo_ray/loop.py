@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from mipo_ray.evaluation.figures import final_tables
 from mipo_ray.evaluation.judge.stage import reach_judge
@@ -15,13 +14,14 @@ from mipo_ray.monitoring.events import recording
 from mipo_ray.planning.plan import Plan
 from mipo_ray.report.run_report import write_report
 from mipo_ray.session import Session
+from mipo_ray.storage.entries import Results
 from mipo_ray.storage.results import read_results
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.training.stage import train
 from mipo_ray.training.trainer import check_model_is_trainable
 
 
-def run_rounds(plan: Plan) -> dict[str, Any]:
+def run_rounds(plan: Plan) -> Results:
     """Runs every unfinished stage of every round; returns the results (`results.json`), policy by policy."""
     with session_of(plan) as session:
         refuse_what_cannot_run(plan, session)

@@ -79,7 +79,13 @@ HELD_OUT = _by_name(
 )
 
 # Of evaluation.json: of a task, and of the judge's protocols.
-TASKS = _by_name(Measure("accuracy", "share", "accuracy", "higher"))
+TASKS = _by_name(
+    Measure("accuracy", "share", "accuracy", "higher"),
+    Measure("accuracy_normalized", "share", "accuracy by log-prob per character", "higher"),
+    Measure("no_answer", "share", "no answer", "lower"),
+    Measure("truncated", "share", "answers cut at the limit", "lower"),
+    Measure("response_tokens", "tokens", "length of an answer"),
+)
 JUDGED = _by_name(
     Measure("net_win", "share", "net win", "higher"),
     Measure("rating", "points", "rating", "higher"),

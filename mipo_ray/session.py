@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from mipo_ray.config import Config
 from mipo_ray.monitoring.events import Events
 from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.storage.manifests import AnyFacts, Manifest, Work
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
-
-Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,19 @@ class Stage:
         """Path of something in the stage on the run's filesystem."""
         return self.run.path(self.directory, *parts)
 
-    def read_manifest(self) -> Manifest | None:
+    def read_manifest(self, kind: type[AnyFacts]) -> Manifest[AnyFacts] | None:
         """The manifest where the stage is finished, else None; raises StorageError where it is damaged."""
-        return self.run.read_manifest(self.directory)
+        return self.run.read_manifest(self.directory, kind)
 
-    def finished_manifest(self) -> Manifest:
+    def finished_manifest(self, kind: type[AnyFacts]) -> Manifest[AnyFacts]:
         """The manifest of a stage that must be finished by now; raises RuntimeError where it is not."""
-        if (manifest := self.read_manifest()) is None:
+        if (manifest := self.read_manifest(kind)) is None:
             raise RuntimeError(f"{self.path()}: expected a finished stage, found no manifest")
         return manifest
 
-    def finished_before(self) -> Manifest | None:
+    def finished_before(self, kind: type[AnyFacts]) -> Manifest[AnyFacts] | None:
         """The manifest where the stage is finished, and says so; None where its work is to be done."""
-        if (manifest := self.read_manifest()) is not None:
+        if (manifest := self.read_manifest(kind)) is not None:
             self.say("finished before")
         return manifest
 
@@ -117,13 +115,13 @@ class StageReport:
     def seconds(self) -> float:
         return time.monotonic() - self.started if self.took is None else self.took
 
-    def commit(self, stage: Stage, facts: dict[str, Any]) -> Manifest:
-        """Writes the manifest that makes `stage` finished, with its round, the seconds so far and `facts`.
+    def commit(self, stage: Stage, facts: AnyFacts, files: Sequence[str] | None = None) -> Manifest[AnyFacts]:
+        """Writes the manifest that makes `stage` finished, with its round, the seconds so far and its facts.
 
-        `files` or `pairs` among them are the files that make up the stage (default: all that lie there).
+        `files` are those that make up the stage; None: all that lie there.
         """
         self.took = self.seconds
-        facts = {"round": stage.round.index, "seconds": self.took, **facts}
-        manifest = stage.run.commit(stage.directory, stage.config, facts, files=facts.get("files", facts.get("pairs")))
-        self.written_bytes += sum(manifest["files"].values())
+        work = Work(stage.round.index, self.took, facts, files)
+        manifest = stage.run.commit(stage.directory, stage.config, work)
+        self.written_bytes += sum(manifest.files.values())
         return manifest

@@ -22,6 +22,8 @@ from mipo_ray.generation.stage import generate
 from mipo_ray.loop import measure_round, session_of
 from mipo_ray.planning.plan import Plan, measured_stages
 from mipo_ray.storage import rounds
+from mipo_ray.storage.manifests import GenerateFacts, TrainFacts
+from mipo_ray.storage.records import read_record
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.training.stage import pair_set_hash, train
@@ -79,7 +81,7 @@ def _generate(comparison: Comparison, arm: str, plan: Plan, round: Round) -> Non
     _say(arm, seed)
     source = comparison.same_pairs(arm)
     stage = plan.run.stage(round, "generate")
-    if round == Round(0) and source != arm and plan.run.read_manifest(stage) is None:
+    if round == Round(0) and source != arm and not plan.run.is_finished(stage):
         plan.run.copy_stage(comparison.run(source, seed), stage)
         print(f"{round.label}  generate  the same pairs as those of {source}: copied", flush=True)
         return
@@ -96,7 +98,7 @@ def common_pairs(comparison: Comparison, seed: int, round: Round) -> frozenset[s
     kept = {arm: kept_pairs(comparison.run(arm, seed), round) for arm in comparison.arms}
     counts = ", ".join(f"{arm} {len(pairs)}" for arm, pairs in kept.items())
     if (text := root.read_text(name)) is not None:
-        fixed = frozenset(json.loads(text))
+        fixed = frozenset(read_record(list[str], text, root.path(name)))
         for arm, pairs in kept.items():
             if missing := fixed - pairs:
                 raise UserError(
@@ -118,9 +120,9 @@ def common_pairs(comparison: Comparison, seed: int, round: Round) -> frozenset[s
 def kept_pairs(run: RunDirectory, round: Round) -> frozenset[str]:
     """The pair_ids of the round's pairs that no filter dropped."""
     stage = run.stage(round, "generate")
-    manifest = run.read_manifest(stage)
+    manifest = run.read_manifest(stage, GenerateFacts)
     assert manifest is not None
-    files = [run.path(stage, name) for name in manifest["pairs"]]
+    files = [run.path(stage, name) for name in manifest.facts.pairs]
     pairs = pyarrow.dataset.dataset(files, filesystem=run.arrow_filesystem(), format="parquet")
     kept = pairs.to_table(columns=["pair_id"], filter=pyarrow.dataset.field("dropped") == "")
     return frozenset(kept["pair_id"].to_pylist())
@@ -128,8 +130,8 @@ def kept_pairs(run: RunDirectory, round: Round) -> frozenset[str]:
 
 def _check_trained_on(run: RunDirectory, round: Round, only: frozenset[str]) -> None:
     stage = run.stage(round, "train")
-    manifest = run.read_manifest(stage)
-    if manifest is None or manifest.get("pair_set") != pair_set_hash(only):
+    manifest = run.read_manifest(stage, TrainFacts)
+    if manifest is None or manifest.facts.pair_set != pair_set_hash(only):
         raise UserError(
             f"{run.path(stage)}: was trained on other pairs than the ones of this comparison, perhaps by mipo_ray.run; "
             "remove it to train again"

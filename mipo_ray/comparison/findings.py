@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from mipo_ray.comparison.definition import BASE
-from mipo_ray.evaluation.figures import change_of, format_change
+from mipo_ray.comparison.records import ArmOutcome
+from mipo_ray.evaluation.figures import format_change
 from mipo_ray.evaluation.intervals import Estimate, word_against
 from mipo_ray.evaluation.significance import sentence
 from mipo_ray.measures import HELD_OUT, Measure, measure_of
+from mipo_ray.storage.entries import Entries
 
 # Of results.json, in the order of the table.
 COMPARED = (
@@ -25,22 +27,20 @@ COMPARED = (
 COMPARED_TASK_METRICS = ("accuracy", "net_win", "rating")
 
 
-def measures_of(arms: dict[str, dict[str, Any]]) -> dict[str, Measure]:
+def measures_of(arms: Mapping[str, ArmOutcome]) -> dict[str, Measure]:
     """The columns of the table: the held-out measures and the tasks that some arm has."""
-    found = [name for arm in arms.values() for name in arm["measures"]]
+    found = [name for arm in arms.values() for name in arm.measures]
     held_out = [name for name in COMPARED if name in found]
     return {name: measure_of(name) for name in dict.fromkeys([*held_out, *found])}
 
 
-def control_sentences(control: str, arms: dict[str, dict[str, Any]]) -> list[str]:
+def control_sentences(control: str, arms: Mapping[str, ArmOutcome]) -> list[str]:
     """What the control shows, the measures in which more is better first; a gain is said as plainly as none."""
     if control not in arms:
         return [f"The control {control} has not been measured yet."]
     columns = [(name, one) for name, one in measures_of(arms).items() if one.better == "higher"]
-    entries = [
-        (name, one, arms[control]["measures"][name]) for name, one in columns if name in arms[control]["measures"]
-    ]
-    won = [(name, one) for name, one, entry in entries if entry.get("verdict") == "better"]
+    entries = [(name, one, arms[control].measures[name]) for name, one in columns if name in arms[control].measures]
+    won = [(name, one) for name, one, entry in entries if entry.verdict == "better"]
     names = ", ".join(one.title for _, one, _ in entries)
     if not won:
         first = f"The control ({control}) shows no gain in any of: {names}."
@@ -50,39 +50,39 @@ def control_sentences(control: str, arms: dict[str, dict[str, Any]]) -> list[str
             f"Finding: the control ({control}) shows a gain in {gains}. A gain of this size says nothing about what an "
             "arm was trained to prefer."
         )
-    return [first, *(_sentence(control, name, one, arms) for name, one, entry in entries if "change" in entry)]
+    return [first, *(_sentence(control, name, one, arms) for name, one, entry in entries if entry.change is not None)]
 
 
-def findings(headline: str, arms: dict[str, dict[str, Any]]) -> list[str]:
+def findings(headline: str, arms: Mapping[str, ArmOutcome]) -> list[str]:
     """For each arm a sentence about the measure that the comparison is about; where it is better, also what a rise may
     rest on: the measures without a better direction that moved."""
     measure = measures_of(arms)[headline]
     return [
-        f"{arm}: {_sentence(arm, headline, measure, arms)}{_but(arms[arm]['measures'], headline)}"
+        f"{arm}: {_sentence(arm, headline, measure, arms)}{_but(arms[arm].measures, headline)}"
         for arm in arms
-        if arm != BASE and headline in arms[arm]["measures"]
+        if arm != BASE and headline in arms[arm].measures
     ]
 
 
-def _but(measures: dict[str, dict[str, Any]], headline: str) -> str:
+def _but(measures: Entries, headline: str) -> str:
     """What else moved where the headline is better, as " But length fell (...)."; KL moves in any training."""
-    if measures[headline].get("verdict") != "better":
+    if measures[headline].verdict != "better":
         return ""
     moved = [
-        f"{HELD_OUT[name].title} {measures[name]['verdict']} ({format_change(measures[name])})"
+        f"{HELD_OUT[name].title} {measures[name].verdict} ({format_change(measures[name])})"
         for name in COMPARED
-        if name != "kl_per_token" and measures.get(name, {}).get("verdict") in ("rose", "fell")
+        if name != "kl_per_token" and name in measures and measures[name].verdict in ("rose", "fell")
     ]
     return f" But {', '.join(moved)}." if moved else ""
 
 
-def _sentence(arm: str, name: str, measure: Measure, arms: dict[str, dict[str, Any]]) -> str:
-    entry, base = arms[arm]["measures"][name], arms[BASE]["measures"].get(name)
-    change = change_of(entry)
+def _sentence(arm: str, name: str, measure: Measure, arms: Mapping[str, ArmOutcome]) -> str:
+    entry, base = arms[arm].measures[name], arms[BASE].measures.get(name)
+    change = Estimate.of_change(entry)
     if change is None:
         return f"{measure.title} has no interval."
     if base is None:  # the base is not judged against itself: the figure is its own change
-        said = word_against(entry["verdict"], "the base")
-        return f"Judged in pairs, {arm} is {said}: wins less losses {format_change(entry)} ({entry['n']} items)."
+        said = word_against(str(entry.verdict), "the base")
+        return f"Judged in pairs, {arm} is {said}: wins less losses {format_change(entry)} ({entry.n} items)."
     before, after = Estimate.of_value(base), Estimate.of_value(entry)
-    return sentence(measure.title, before, after, change, unit=measure.unit, p_value=entry.get("p_value"))
+    return sentence(measure.title, before, after, change, unit=measure.unit, p_value=entry.p_value)

@@ -1,14 +1,10 @@
 """What a comparison found: every arm's figures, their change from the initial model, and sentences in plain words.
 
-comparison.json: {"headline": measure, "seeds", "judged", "rounds", "equal": {prompts, pairs, steps, ...}, "control":
-[sentences], "findings": [sentences], "unfinished", "arms": {"base": ARM, name: ARM}}; an ARM has `description`,
-`control`, `seconds` by stage and `measures`: measure -> an entry as in results.json with `verdict`, and with several
-seeds `seed_changes`.
+comparison.json is an `Outcome`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,15 +14,18 @@ import pyarrow.dataset
 
 from mipo_ray.comparison.definition import BASE, Comparison, common_pairs_file, describe_arm
 from mipo_ray.comparison.findings import COMPARED, COMPARED_TASK_METRICS, control_sentences, findings
-from mipo_ray.evaluation.figures import change_of
+from mipo_ray.comparison.records import ArmOutcome, Difference, EqualData, Outcome
 from mipo_ray.evaluation.held_out import mutual_information as mi
 from mipo_ray.evaluation.held_out.metrics import item_values
 from mipo_ray.evaluation.held_out.rows import measured_rows
-from mipo_ray.evaluation.intervals import bootstrap_change, describe_change, group_means
+from mipo_ray.evaluation.intervals import Estimate, bootstrap_change, describe_change, group_means, with_change
 from mipo_ray.evaluation.significance import item_changes, over_seeds
 from mipo_ray.measures import HELD_OUT, measure_of
 from mipo_ray.pairs.label_control import has_swapped_labels
 from mipo_ray.storage import rounds
+from mipo_ray.storage.entries import Entries, Entry
+from mipo_ray.storage.manifests import EvaluateFacts, GenerateFacts, TrainFacts, TrainSummary
+from mipo_ray.storage.records import read_record
 from mipo_ray.storage.results import gather_evaluation
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
@@ -34,110 +33,114 @@ from mipo_ray.storage.run_directory import RunDirectory
 Items = tuple[Any, Any]  # values [responses], and the item of each
 
 
-def gather(comparison: Comparison) -> dict[str, Any]:
-    """What comparison.json holds, from what has been measured so far: the base with one seed at least, and the arms
-    with all seeds; seed comes after seed, so that the first bases are there long before the last."""
+def gather(comparison: Comparison) -> Outcome:
+    """The outcome, from what has been measured so far: the base with one seed at least, and the arms with all seeds;
+    seed comes after seed, so that the first bases are there long before the last."""
     last = Round(comparison.shared.rounds - 1)
     measured = {
-        arm: [seed for seed in comparison.seeds if _manifest(comparison.run(arm, seed), round, "evaluate") is not None]
+        arm: [seed for seed in comparison.seeds if _is_measured(comparison.run(arm, seed), round)]
         for arm, round in [(BASE, rounds.BASE), *((arm, last) for arm in comparison.arms)]
     }
     complete = [arm for arm in comparison.arms if measured[arm] == measured[BASE] == list(comparison.seeds)]
     arms = {BASE: _arm(comparison, BASE, rounds.BASE, measured[BASE])}
     arms |= {arm: _arm(comparison, arm, last, comparison.seeds) for arm in complete}
-    headline = next(name for name in COMPARED if name in arms[BASE]["measures"])
+    headline = next(name for name in COMPARED if name in arms[BASE].measures)
     for arm in complete:
-        arms[arm]["against_control"] = {
+        differences = {
             control: _difference(comparison, control, arm, last, headline)
             for control in comparison.controls
             if control in complete and control != arm
         }
-    return {
-        "headline": headline,
-        "seeds": list(comparison.seeds),
-        "judged": comparison.shared.evaluate.judge.is_on,
-        "rounds": comparison.shared.rounds,
-        "equal": _equal(comparison, complete),
-        "control": [line for control in comparison.controls for line in control_sentences(control, arms)],
-        "findings": findings(headline, arms),
-        "unfinished": [arm for arm, seeds in measured.items() if seeds != list(comparison.seeds)],
-        "arms": arms,
-    }
+        arms[arm] = replace(arms[arm], against_control=differences)
+    return Outcome(
+        headline=headline,
+        seeds=list(comparison.seeds),
+        judged=comparison.shared.evaluate.judge.is_on,
+        rounds=comparison.shared.rounds,
+        equal=_equal(comparison, complete),
+        control=[line for control in comparison.controls for line in control_sentences(control, arms)],
+        findings=findings(headline, arms),
+        unfinished=[arm for arm, seeds in measured.items() if seeds != list(comparison.seeds)],
+        arms=arms,
+    )
 
 
-def _arm(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> dict[str, Any]:
-    config = comparison.shared if arm == BASE else comparison.arms[arm]
-    swapped = {"swapped_pairs": _swapped(comparison, round)} if arm in comparison.controls else {}
-    return swapped | {
-        "description": "the initial model, prompted alone" if arm == BASE else describe_arm(config),
-        "control": arm in comparison.controls,
-        "seconds": stage_seconds(comparison, arm, round, seeds),
-        "measures": _measures(comparison, arm, round, seeds),
-    }
+def _arm(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> ArmOutcome:
+    return ArmOutcome(
+        swapped_pairs=_swapped(comparison, round) if arm in comparison.controls else None,
+        description="the initial model, prompted alone" if arm == BASE else describe_arm(comparison.arms[arm]),
+        control=arm in comparison.controls,
+        seconds=stage_seconds(comparison, arm, round, seeds),
+        measures=_measures(comparison, arm, round, seeds),
+    )
 
 
 def stage_seconds(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> dict[str, float]:
     """Seconds of each kind of stage, up to a round; pairs that were copied cost none."""
-    stages = ["evaluate"] if arm == BASE else ["generate", "train", "evaluate"]
+    stages: list[tuple[str, Any]] = [("evaluate", EvaluateFacts)]
+    if arm != BASE:
+        stages = [("generate", GenerateFacts), ("train", TrainFacts), *stages]
     shares_pairs = arm != BASE and comparison.same_pairs(arm) != arm  # those of the first round
-    seconds = dict.fromkeys(stages, 0.0)
+    seconds = {stage: 0.0 for stage, _ in stages}
     for seed in seeds:
         for done in [round] if round.is_base else map(Round, range(round.number + 1)):
-            for stage in stages:
-                manifest = _manifest(comparison.run(arm, seed), done, stage)
+            run = comparison.run(arm, seed)
+            for stage, kind in stages:
+                manifest = run.read_manifest(run.stage(done, stage), kind)
                 if manifest is not None and not (shares_pairs and stage == "generate" and done == Round(0)):
-                    seconds[stage] += manifest["seconds"]
+                    seconds[stage] += manifest.seconds
     return seconds
 
 
 def _swapped(comparison: Comparison, last: Round) -> int:
     """In how many of its pairs a control has chosen and rejected swapped."""
-    return sum(
-        has_swapped_labels(seed, pair_id)
-        for seed in comparison.seeds
-        for number in range(last.number + 1)
-        for pair_id in json.loads(comparison.root().read_text(common_pairs_file(seed, Round(number))) or "[]")
-    )
+    swapped, root = 0, comparison.root()
+    for seed in comparison.seeds:
+        for number in range(last.number + 1):
+            name = common_pairs_file(seed, Round(number))
+            pair_ids = read_record(list[str], root.read_text(name) or "[]", root.path(name))
+            swapped += sum(has_swapped_labels(seed, pair_id) for pair_id in pair_ids)
+    return swapped
 
 
-def _measures(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Measure -> entry. With one seed those of the run itself; with several the mean over seeds."""
+def _measures(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> Entries:
+    """By measure. With one seed those of the run itself; with several the mean over seeds."""
     if len(comparison.seeds) == 1:
         run = comparison.run(arm, comparison.seeds[0])
-        manifest = _manifest(run, round, "evaluate")
+        manifest = run.read_manifest(run.stage(round, "evaluate"), EvaluateFacts)
         assert manifest is not None
-        entries = {name: entry for name, entry in manifest["results"].items() if name in COMPARED}
+        entries = {name: entry for name, entry in manifest.facts.results.items() if name in COMPARED}
         entries |= _task_entries(run, round.key)
     else:
         entries = _over_seeds(comparison, arm, round, seeds)
     return {name: _judged(name, entry) for name, entry in entries.items()}
 
 
-def _judged(name: str, entry: dict[str, Any]) -> dict[str, Any]:
-    change = change_of(entry)
-    if change is None or "verdict" in entry:
+def _judged(name: str, entry: Entry) -> Entry:
+    change = Estimate.of_change(entry)
+    if change is None or entry.verdict is not None:
         return entry
-    return {**entry, "verdict": describe_change(change, measure_of(name).better)}
+    return replace(entry, verdict=describe_change(change, measure_of(name).better))
 
 
-def _task_entries(run: RunDirectory, policy: str) -> dict[str, dict[str, Any]]:
+def _task_entries(run: RunDirectory, policy: str) -> Entries:
     """The figures of tasks and judgements that the table shows, by "task.metric"; from the manifests: evaluation.json
     is written after them, and a kill may come between."""
     tasks = gather_evaluation(run).get(policy, {})
     return {
         f"{task}.{metric}": entry
         for task, result in tasks.items()
-        for metric, entry in result["metrics"].items()
+        for metric, entry in result.metrics.items()
         if metric in COMPARED_TASK_METRICS
     }
 
 
-def _over_seeds(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
+def _over_seeds(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> Entries:
     config = comparison.shared
     draw: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
     own = [_items(comparison, arm, seed, round) for seed in seeds]
     base = [_items(comparison, BASE, seed, rounds.BASE) for seed in seeds]
-    entries: dict[str, dict[str, Any]] = {}
+    entries: Entries = {}
     for name in own[0]:
         if not all(name in of_seed for of_seed in own):
             continue
@@ -145,12 +148,11 @@ def _over_seeds(comparison: Comparison, arm: str, round: Round, seeds: Sequence[
         unit = measure_of(name).unit
         # What seeds differ by is widened, which would take a share below 0 or above 1.
         low, high = np.clip((value.low, value.high), 0, 1).tolist() if unit == "share" else (value.low, value.high)
-        entry = replace(value, low=low, high=high).as_value(unit) | {"interval": "bootstrap"}
+        entry = replace(value, low=low, high=high).as_entry(unit, "bootstrap")
         if not round.is_base and all(name in of_seed for of_seed in base):
             changes = [item_changes(before[name], after[name]) for before, after in zip(base, own, strict=True)]
-            change = over_seeds(changes, **draw)
-            entry |= change.as_change()
-            entry["seed_changes"] = [float(np.mean(list(of_seed.values()))) for of_seed in changes]
+            means = [float(np.mean(list(of_seed.values()))) for of_seed in changes]
+            entry = with_change(replace(entry, seed_changes=means), over_seeds(changes, **draw))
         entries[name] = entry
     return entries
 
@@ -189,7 +191,7 @@ def _by_item(items: Items) -> dict[str, float]:
     return dict(zip(names.tolist(), means.tolist(), strict=True))
 
 
-def _difference(comparison: Comparison, base: str, arm: str, round: Round, name: str) -> dict[str, Any]:
+def _difference(comparison: Comparison, base: str, arm: str, round: Round, name: str) -> Difference:
     """The paired change of one measure from one arm to another, with its verdict."""
     draw: Any = {"samples": comparison.shared.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
     before, after = (
@@ -201,28 +203,40 @@ def _difference(comparison: Comparison, base: str, arm: str, round: Round, name:
     else:
         change = over_seeds([item_changes(*pair) for pair in pairs], **draw)
     measure = HELD_OUT[name]
-    word = describe_change(change, measure.better)
-    return change.as_change() | {"n": change.n, "unit": measure.unit, "verdict": word}
+    return Difference(
+        change=change.value,
+        change_low=change.low,
+        change_high=change.high,
+        n=change.n,
+        unit=measure.unit,
+        verdict=describe_change(change, measure.better),
+    )
 
 
-def _equal(comparison: Comparison, complete: Sequence[str]) -> dict[str, Any]:
+def _equal(comparison: Comparison, complete: Sequence[str]) -> EqualData:
     """What is equal in all arms, looked up in each; raises RuntimeError where it is not."""
     found: dict[str, set[int]] = {"pairs": set(), "steps": set()}
     for arm in complete:
         summaries = [
-            _manifest(comparison.run(arm, seed), Round(number), "train")["summary"]  # type: ignore[index]
+            _train_summary(comparison.run(arm, seed), Round(number))
             for seed in comparison.seeds
             for number in range(comparison.shared.rounds)
         ]
-        for name, values in found.items():
-            values.add(sum(summary[name] for summary in summaries))
+        found["pairs"].add(sum(summary.pairs for summary in summaries))
+        found["steps"].add(sum(summary.steps for summary in summaries))
     for name, values in found.items():
         if len(values) > 1:
             raise RuntimeError(f"{comparison.run_dir}: expected equal {name} in all arms, found {sorted(values)}")
     train = comparison.shared.train
     totals = {name: next(iter(values), 0) for name, values in found.items()}
-    return {**totals, "batch_size": train.batch_size, "epochs": train.epochs}
+    return EqualData(**totals, batch_size=train.batch_size, epochs=train.epochs)
 
 
-def _manifest(run: RunDirectory, round: Round, stage: str) -> dict[str, Any] | None:
-    return run.read_manifest(run.stage(round, stage))
+def _train_summary(run: RunDirectory, round: Round) -> TrainSummary:
+    manifest = run.read_manifest(run.stage(round, "train"), TrainFacts)
+    assert manifest is not None
+    return manifest.facts.summary
+
+
+def _is_measured(run: RunDirectory, round: Round) -> bool:
+    return run.is_finished(run.stage(round, "evaluate"))

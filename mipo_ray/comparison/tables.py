@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 import jinja2
 
 from mipo_ray.comparison.definition import BASE, Comparison
 from mipo_ray.comparison.findings import measures_of
 from mipo_ray.comparison.outcome import gather
+from mipo_ray.comparison.records import ArmOutcome, Outcome
 from mipo_ray.config.recipe import result_fields, to_yaml
-from mipo_ray.evaluation.figures import format_change
+from mipo_ray.evaluation.figures import format_change, format_moved
+from mipo_ray.evaluation.intervals import Estimate
 from mipo_ray.measures import Measure, format_value
 from mipo_ray.report.charts import Tick, scale_and_ticks
 from mipo_ray.report.run_report import installed_versions
+from mipo_ray.storage.records import to_text
 from mipo_ray.storage.run_directory import RunDirectory
 
 _WIDTH, _NAMES, _RIGHT, _ROW, _TOP, _BOTTOM = 360.0, 128.0, 14.0, 22.0, 8.0, 24.0
@@ -57,62 +58,63 @@ class DotChart:
         return self.height - _BOTTOM
 
 
-def write_comparison(comparison: Comparison, root: RunDirectory) -> dict[str, Any]:
+def write_comparison(comparison: Comparison, root: RunDirectory) -> Outcome:
     """Writes comparison.json, comparison.md and comparison.html from what has been measured; returns the first."""
     found = gather(comparison)
-    root.write_text("comparison.json", json.dumps(found, indent=2))
+    root.write_text("comparison.json", to_text(found))
     root.write_text("comparison.md", markdown(found))
     root.write_text("comparison.html", render(found, comparison))
     return found
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(found: Outcome) -> str:
     """The findings, the control's first, and the table."""
-    columns = measures_of(found["arms"])
+    columns = measures_of(found.arms)
     head = ["arm", *(one.heading for one in columns.values()), "against the control", "seconds"]
-    lines = [*found["control"], "", *(f"- {line}" for line in found["findings"]), ""]
+    lines = [*found.control, "", *(f"- {line}" for line in found.findings), ""]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, arm in found["arms"].items():
+    for name, arm in found.arms.items():
         cells = ["<br>".join(filter(None, cell(arm, key))) for key in columns]
-        seconds = f"{sum(arm['seconds'].values()):.0f}"
+        seconds = f"{sum(arm.seconds.values()):.0f}"
         lines.append("| " + " | ".join([_row_head(name, arm), *cells, against_control(arm), seconds]) + " |")
     return "\n".join([*lines, "", *notes(found)]) + "\n"
 
 
-def cell(arm: dict[str, Any], measure: str) -> tuple[str, str, str]:
+def cell(arm: ArmOutcome, measure: str) -> tuple[str, str, str]:
     """One field of the table: the value with its interval, the change from the base, the verdict; "" where there is
     none."""
-    entry = arm["measures"].get(measure)
+    entry = arm.measures.get(measure)
     if entry is None:
         return "", "", ""
-    value = format_value(entry["value"], entry["unit"])
-    if entry.get("low") is not None:
-        bounds = [format_value(entry[key], entry["unit"], scale=abs(entry["value"])) for key in ("low", "high")]
-        value += f" [{', '.join(bounds)}]"
-    return value, format_change(entry), entry.get("verdict", "")
+    value = format_value(entry.value, entry.unit)
+    if entry.low is not None and entry.high is not None:
+        low, high = (format_value(bound, entry.unit, scale=abs(entry.value)) for bound in (entry.low, entry.high))
+        value += f" [{low}, {high}]"
+    return value, format_change(entry), entry.verdict or ""
 
 
-def against_control(arm: dict[str, Any]) -> str:
+def against_control(arm: ArmOutcome) -> str:
     """How an arm's headline measure compares with the control's; "" for the base, and without a control."""
-    return "; ".join(f"{format_change(entry)} {entry['verdict']}" for entry in arm.get("against_control", {}).values())
+    differences = (arm.against_control or {}).values()
+    return "; ".join(f"{format_moved(one.estimate, one.unit)} {one.verdict}" for one in differences)
 
 
-def notes(found: dict[str, Any]) -> list[str]:
+def notes(found: Outcome) -> list[str]:
     """What a reader of the table must know, line by line."""
-    equal, arms = found["equal"], [name for name in found["arms"] if name != BASE]
-    compared = sum("change" in one for name in arms for one in found["arms"][name]["measures"].values())
-    seeds = ", ".join(map(str, found["seeds"]))
-    pairs, batch, epochs = equal["pairs"], equal["batch_size"], equal["epochs"]
-    over = "" if len(found["seeds"]) == 1 else ", over all seeds"
+    equal, arms = found.equal, [name for name in found.arms if name != BASE]
+    compared = sum(one.change is not None for name in arms for one in found.arms[name].measures.values())
+    seeds = ", ".join(map(str, found.seeds))
+    pairs, batch, epochs = equal.pairs, equal.batch_size, equal.epochs
+    over = "" if len(found.seeds) == 1 else ", over all seeds"
     lines = [
         f"Every arm was trained on pairs of the same {pairs} prompts and samples (those that every arm kept), in "
-        f"the same order: {equal['steps']} optimizer steps of {batch} pairs, {epochs} epoch(s){over}. Seeds: {seeds}. "
-        f"Rounds: {found['rounds']}.",
+        f"the same order: {equal.steps} optimizer steps of {batch} pairs, {epochs} epoch(s){over}. Seeds: {seeds}. "
+        f"Rounds: {found.rounds}.",
         "Every arm was measured on the same held-out prompts and the same held-out pairs.",
         *(
-            f"The control {name} has chosen and rejected swapped in {arm['swapped_pairs']} of these pairs."
-            for name, arm in found["arms"].items()
-            if arm["control"]
+            f"The control {name} has chosen and rejected swapped in {arm.swapped_pairs} of these pairs."
+            for name, arm in found.arms.items()
+            if arm.control
         ),
         "Each field: value [95 % interval], change from the base [95 % interval, paired by item], and what the change "
         "says. Figures that have no better direction only rose or fell.",
@@ -122,20 +124,20 @@ def notes(found: dict[str, Any]) -> list[str]:
         "together with length, copied 3-grams and distinct 2-grams.",
         "Seconds: generation, training and evaluation of the arm; pairs that another arm generated already cost none.",
     ]
-    if found["judged"] and len(found["seeds"]) > 1:
+    if found.judged and len(found.seeds) > 1:
         lines.append(
             "The judge's figures are not in this table: they are shown for one seed only. Each run has its own in "
             "evaluation.json and report.html."
         )
-    if found["unfinished"]:
-        what = "Not measured yet" if len(found["seeds"]) == 1 else "Not measured with every seed yet"
-        lines.append(f"{what}: {', '.join(found['unfinished'])}.")
+    if found.unfinished:
+        what = "Not measured yet" if len(found.seeds) == 1 else "Not measured with every seed yet"
+        lines.append(f"{what}: {', '.join(found.unfinished)}.")
     return lines
 
 
-def render(found: dict[str, Any], comparison: Comparison) -> str:
+def render(found: Outcome, comparison: Comparison) -> str:
     """The comparison as one HTML document: no script, nothing fetched, every text escaped."""
-    columns = measures_of(found["arms"])
+    columns = measures_of(found.arms)
     template = resources.files("mipo_ray.comparison").joinpath("comparison.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -147,7 +149,7 @@ def render(found: dict[str, Any], comparison: Comparison) -> str:
         columns=columns,
         cell=cell,
         against_control=against_control,
-        charts=[dot_chart(found["arms"], name, measure) for name, measure in columns.items()],
+        charts=[dot_chart(found.arms, name, measure) for name, measure in columns.items()],
         notes=notes(found),
         recipes=recipes,
         versions=installed_versions(),
@@ -155,29 +157,30 @@ def render(found: dict[str, Any], comparison: Comparison) -> str:
     return html.encode("utf-8", "replace").decode("utf-8")
 
 
-def dot_chart(arms: dict[str, dict[str, Any]], name: str, measure: Measure) -> DotChart:
+def dot_chart(arms: Mapping[str, ArmOutcome], name: str, measure: Measure) -> DotChart:
     """A dot with its interval for every arm that has the measure, the base first."""
-    shown = {arm: facts for arm, facts in arms.items() if name in facts["measures"]}
-    entries = [facts["measures"][name] for facts in shown.values()]
-    level = arms[BASE]["measures"].get(name, {}).get("value")
+    shown = {arm: facts for arm, facts in arms.items() if name in facts.measures}
+    entries = {arm: facts.measures[name] for arm, facts in shown.items()}
+    base = arms[BASE].measures.get(name)
+    level = None if base is None else base.value
     if level is None and name.endswith(".net_win"):
         level = 0.0  # the base judged against itself
     reach = [] if level is None else [level]
-    reach += [entry[key] for entry in entries for key in ("value", "low", "high") if entry[key] is not None]
+    estimates = {arm: Estimate.of_value(entry) for arm, entry in entries.items()}
+    reach += [figure for one in estimates.values() for figure in (one.value, one.low, one.high)]
     to_x, x_ticks = scale_and_ticks(min(reach), max(reach), _NAMES, _WIDTH - _RIGHT)
     dots = []
     for row, (arm, facts) in enumerate(shown.items()):
-        entry = facts["measures"][name]
-        low, high = (entry["value"] if entry[key] is None else entry[key] for key in ("low", "high"))
+        one = estimates[arm]
         dots.append(
             Dot(
                 label=arm,
                 y=_TOP + (row + 0.5) * _ROW,
-                x=to_x(entry["value"]),
-                low=to_x(low),
-                high=to_x(high),
-                value=format_value(entry["value"], entry["unit"]),
-                kind=BASE if arm == BASE else "control" if facts["control"] else "arm",
+                x=to_x(one.value),
+                low=to_x(one.low),
+                high=to_x(one.high),
+                value=format_value(one.value, entries[arm].unit),
+                kind=BASE if arm == BASE else "control" if facts.control else "arm",
             )
         )
     return DotChart(
@@ -206,5 +209,5 @@ def _thinned(ticks: Sequence[Tick]) -> list[Tick]:
     return list(ticks[:: 1 + len(ticks) // 6])
 
 
-def _row_head(name: str, arm: dict[str, Any]) -> str:
-    return f"`{name}`<br>{arm['description']}"
+def _row_head(name: str, arm: ArmOutcome) -> str:
+    return f"`{name}`<br>{arm.description}"

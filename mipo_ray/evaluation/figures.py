@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from mipo_ray.evaluation.intervals import Estimate, describe_change
 from mipo_ray.measures import HELD_OUT, format_value
-from mipo_ray.storage.results import read_evaluation, rounds_of
+from mipo_ray.storage.entries import Entry, Evaluation, Results
+from mipo_ray.storage.results import read_evaluation, read_results, rounds_of
 from mipo_ray.storage.run_directory import RunDirectory
 
 
 def final_tables(run: RunDirectory) -> str:
     """Plain text: the table of results.json, and that of the tasks, each where there is anything to show."""
-    results, evaluation = json.loads(run.read_text("results.json") or "{}"), read_evaluation(run)
+    results, evaluation = read_results(run), read_evaluation(run)
     tables = ([final_table(results)] if results else []) + ([task_table(evaluation)] if evaluation else [])
     return "\n\n".join(tables)
 
 
-def task_table(evaluation: dict[str, dict[str, Any]]) -> str:
+def task_table(evaluation: Evaluation) -> str:
     """Plain text: the main figure of every task, the base against each round, with n, interval and verdict."""
     header = ("task", "metric", "n", "policy", "value [95 % interval]", "change [95 % interval]", "")
     lines: list[tuple[str, ...]] = []
     for name in dict.fromkeys(name for entries in evaluation.values() for name in entries):
         for policy in ["base", *rounds_of(evaluation)]:
             entry = evaluation.get(policy, {}).get(name)
-            if entry is None or "metric" not in entry:
+            if entry is None or entry.metric is None:
                 continue
-            figures = entry["metrics"][entry["metric"]]
-            value, low, high = (format_value(figures[key], figures["unit"]) for key in ("value", "low", "high"))
+            figures = entry.metrics[entry.metric]
+            estimate = Estimate.of_value(figures)
+            value, low, high = (
+                format_value(one, figures.unit) for one in (estimate.value, estimate.low, estimate.high)
+            )
             lines.append(
                 (
                     name,
-                    entry["metric"],
-                    str(figures["n"]),
+                    entry.metric,
+                    str(figures.n),
                     policy,
                     f"{value} [{low}, {high}]",
                     format_change(figures),
-                    figures.get("verdict", ""),
+                    figures.verdict or "",
                 )
             )
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
@@ -45,41 +46,39 @@ def task_table(evaluation: dict[str, dict[str, Any]]) -> str:
     return "\n".join(row.rstrip() for row in [rows[0], "-" * len(rows[0].rstrip()), *rows[1:]])
 
 
-def change_of(entry: dict[str, Any]) -> Estimate | None:
-    """The change from the base in a results.json entry; None where it has none or has no interval."""
-    if entry.get("change_low") is None or entry.get("change_high") is None:
-        return None
-    return Estimate(entry["change"], entry["change_low"], entry["change_high"], entry["n"])
-
-
-def format_change(entry: dict[str, Any]) -> str:
+def format_change(entry: Entry) -> str:
     """The change from the base with its interval, "+9.10 [+5.70, +12.50]"; empty where the entry has no change."""
-    if entry.get("change") is None:
+    if entry.change is None:
         return ""
-    change = change_of(entry)
-    figures = [entry["change"]] if change is None else [change.value, change.low, change.high]
+    change = Estimate.of_change(entry)
+    return format_value(entry.change, entry.unit, signed=True) if change is None else format_moved(change, entry.unit)
+
+
+def format_moved(change: Estimate, unit: str) -> str:
+    """A change with its interval, "+9.10 [+5.70, +12.50]"."""
+    figures = (change.value, change.low, change.high)
     scale = max(map(abs, figures))
-    value, *interval = (format_value(figure, entry["unit"], signed=True, scale=scale) for figure in figures)
-    return f"{value} [{', '.join(interval)}]" if interval else value
+    value, low, high = (format_value(figure, unit, signed=True, scale=scale) for figure in figures)
+    return f"{value} [{low}, {high}]"
 
 
-def final_table(results: dict[str, dict[str, Any]]) -> str:
+def final_table(results: Results) -> str:
     """Plain text, at most 110 columns: the base against each round, one line per metric and round."""
     header = ("metric", "unit", "base", "round", "value", "change [95 % interval]", "")
     lines: list[tuple[str, ...]] = []
     for name, measure in HELD_OUT.items():
         base = results.get("base", {}).get(name)
         rounds = [key for key in rounds_of(results) if name in results[key]]
-        ceiling = (base or {}).get("ceiling")
+        ceiling = base.ceiling if base else None
         unit_text = measure.unit.replace(" per ", "/") if ceiling is None else f"{measure.unit} (≤{ceiling:.3f})"
-        first = (name, unit_text, format_value(base["value"], measure.unit) if base else "")
+        first = (name, unit_text, format_value(base.value, measure.unit) if base else "")
         if base and not rounds:
             lines.append((*first, "", "", "", ""))
         for key in rounds:
             entry = results[key][name]
-            change = change_of(entry)
+            change = Estimate.of_change(entry)
             word = describe_change(change) if change else ""
-            lines.append((*first, key, format_value(entry["value"], measure.unit), format_change(entry), word))
+            lines.append((*first, key, format_value(entry.value, measure.unit), format_change(entry), word))
             first = ("", "", "")
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]
     right = {2, 3, 4}  # numbers

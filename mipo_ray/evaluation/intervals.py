@@ -8,14 +8,15 @@ intervals are somewhat too narrow. All in float64; the same seed gives the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mipo_ray.measures import Direction
+from mipo_ray.storage.entries import Entry
 
 Array = NDArray[np.float64]
 Groups = Sequence[str] | NDArray[np.str_]
@@ -39,19 +40,26 @@ class Estimate:
     n: int
 
     @classmethod
-    def of_value(cls, entry: Mapping[str, Any]) -> Self:
-        """The value of an entry of results.json; without an interval both ends are the value itself."""
-        value = entry["value"]
-        low, high = (value if entry.get(bound) is None else entry[bound] for bound in ("low", "high"))
-        return cls(value, low, high, entry["n"])
+    def of_value(cls, entry: Entry) -> Self:
+        """The value of an entry; without an interval both ends are the value itself."""
+        low, high = (entry.value if bound is None else bound for bound in (entry.low, entry.high))
+        return cls(entry.value, low, high, entry.n)
 
-    def as_value(self, unit: str) -> dict[str, Any]:
-        """What an entry says of the value itself."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "unit": unit}
+    @classmethod
+    def of_change(cls, entry: Entry) -> Self | None:
+        """The change of an entry from the base; None where it has none or has no interval."""
+        if entry.change is None or entry.change_low is None or entry.change_high is None:
+            return None
+        return cls(entry.change, entry.change_low, entry.change_high, entry.n)
 
-    def as_change(self) -> dict[str, Any]:
-        """What an entry says of its change from the base."""
-        return {"change": self.value, "change_low": self.low, "change_high": self.high}
+    def as_entry(self, unit: str, interval: str | None = None) -> Entry:
+        """The entry with this value; `interval` says what made the interval, where the file is to tell."""
+        return Entry(self.value, self.low, self.high, self.n, unit, interval)
+
+
+def with_change(entry: Entry, change: Estimate, verdict: str | None = None) -> Entry:
+    """The entry with its change from the base, and what that says."""
+    return replace(entry, change=change.value, change_low=change.low, change_high=change.high, verdict=verdict)
 
 
 def bootstrap_mean(values: ArrayLike, groups: Groups, *, samples: int, seed: int) -> Estimate:

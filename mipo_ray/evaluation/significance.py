@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,9 +22,11 @@ from mipo_ray.evaluation.intervals import (
     bootstrap_mean,
     describe_change,
     group_means,
+    with_change,
     word_against,
 )
-from mipo_ray.measures import Direction, format_value
+from mipo_ray.measures import Direction, Measure, format_value
+from mipo_ray.storage.entries import Entry
 
 Measured = tuple[ArrayLike, Groups]  # values [responses], and the item of each response
 
@@ -136,64 +137,46 @@ def over_seeds(changes: Sequence[Mapping[str, float]], *, samples: int, seed: in
     return Estimate(value=mean, low=float(low), high=float(high), n=len(items))
 
 
-def mean_entry(
-    values: ArrayLike,
-    items: Groups,
-    *,
-    unit: str,
-    samples: int,
-    seed: int,
-    base: Measured | None = None,
-    higher_is_better: bool = True,
-) -> dict[str, Any]:
-    """The entry of a mean over items, with a bootstrap interval; with `base` also the paired change and its verdict.
+def mean_entry(measure: Measure, new: Measured, base: Measured | None = None, *, samples: int, seed: int) -> Entry:
+    """The entry of a mean over items, with a bootstrap interval; with `base` also the paired change and, where the
+    measure has a better direction, the verdict.
 
-    `values` [responses] and the item of each; an item's responses are averaged first. Raises ValueError where
-    `bootstrap_mean` does.
+    An item's responses are averaged first. Raises ValueError where `bootstrap_mean` does.
     """
-    estimate = bootstrap_mean(values, items, samples=samples, seed=seed)
-    entry = estimate.as_value(unit) | {"interval": "bootstrap"}
-    return entry if base is None else entry | _changed(base, (values, items), samples, seed, higher_is_better, None)
+    entry = bootstrap_mean(*new, samples=samples, seed=seed).as_entry(measure.unit, "bootstrap")
+    if base is None:
+        return entry
+    change = bootstrap_change(*base, *new, samples=samples, seed=seed)
+    return with_change(entry, change, _verdict(measure, change))
 
 
-def accuracy_entry(
-    correct: Sequence[bool],
-    items: Groups,
-    *,
-    samples: int,
-    seed: int,
-    base: Measured | None = None,
-    higher_is_better: bool = True,
-) -> dict[str, Any]:
-    """The entry of a share of right answers (or of another yes-or-no figure), with Wilson's interval.
+def share_entry(measure: Measure, new: Measured, base: Measured | None = None, *, samples: int, seed: int) -> Entry:
+    """The entry of a share of items, each of which is right or wrong (or another yes or no), with Wilson's interval.
 
     With `base` also the paired change (bootstrap over items), `fixed`, `broken` and `p_value` of McNemar's exact test,
     and the verdict, which needs both. Where an item has several responses they are not independent: then the interval
     is the bootstrap's, the item's share of right answers is what is compared, and there is no McNemar test.
     """
+    correct, items = np.asarray(new[0], dtype=bool), new[1]
     once = len(set(items)) == len(items)
     if once:
-        estimate, interval = wilson(sum(map(bool, correct)), len(correct)), "wilson"
+        estimate, interval = wilson(int(correct.sum()), len(correct)), "wilson"
     else:
         estimate, interval = bootstrap_mean(correct, items, samples=samples, seed=seed), "bootstrap"
-    entry = estimate.as_value("share") | {"interval": interval}
+    entry = estimate.as_entry(measure.unit, interval)
     if base is None:
         return entry
-    test = None
     base_correct, base_items = base
-    if once and len(set(base_items)) == len(base_items):
-        before = dict(zip(base_items, np.asarray(base_correct, dtype=bool).tolist(), strict=True))
-        both = [(before[item], bool(right)) for item, right in zip(items, correct, strict=True) if item in before]
-        test = mcnemar([pair[0] for pair in both], [pair[1] for pair in both])
-    return entry | _changed(base, (correct, items), samples, seed, higher_is_better, test)
+    change = bootstrap_change(*base, correct, items, samples=samples, seed=seed)
+    if not once or len(set(base_items)) < len(base_items):
+        return with_change(entry, change, _verdict(measure, change))
+    before = dict(zip(base_items, np.asarray(base_correct, dtype=bool).tolist(), strict=True))
+    both = [(before[item], right) for item, right in zip(items, correct.tolist(), strict=True) if item in before]
+    test = mcnemar([pair[0] for pair in both], [pair[1] for pair in both])
+    tested = replace(entry, fixed=test.fixed, broken=test.broken, p_value=test.p_value)
+    return with_change(tested, change, _verdict(measure, change, test.p_value))
 
 
-def _changed(
-    base: Measured, new: Measured, samples: int, seed: int, higher_is_better: bool, test: McNemar | None
-) -> dict[str, Any]:
-    change = bootstrap_change(*base, *new, samples=samples, seed=seed)
-    entry = change.as_change()
-    if test is not None:
-        entry |= {"fixed": test.fixed, "broken": test.broken, "p_value": test.p_value}
-    p_value = None if test is None else test.p_value
-    return entry | {"verdict": describe_change(change, "higher" if higher_is_better else "lower", p_value)}
+def _verdict(measure: Measure, change: Estimate, p_value: float | None = None) -> str | None:
+    """What a change says; None for a measure that has no better direction."""
+    return None if measure.better == "neither" else describe_change(change, measure.better, p_value)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from mipo_ray.evaluation.held_out.matrix import matrix_of, read_matrix_rows
 from mipo_ray.evaluation.held_out.metrics import measure
-from mipo_ray.evaluation.held_out.rows import measured_rows
+from mipo_ray.evaluation.held_out.rows import measured_rows, sampled_tokens
 from mipo_ray.evaluation.held_out.stage import measure_policy
 from mipo_ray.evaluation.judge.stage import judge_policy
 from mipo_ray.evaluation.tasks.stage import measure_tasks
@@ -15,6 +15,7 @@ from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import engine_request, most_gpus
 from mipo_ray.session import Session, Stage
+from mipo_ray.storage.manifests import EvaluateFacts
 from mipo_ray.storage.results import write_results
 from mipo_ray.storage.rounds import BASE, Round
 
@@ -26,24 +27,32 @@ def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Seq
     """
     prepare_tasks(session.config, session.run, tasks)
     stage = session.stage(round, "evaluate")
-    if stage.finished_before() is None:
+    if stage.finished_before(EvaluateFacts) is None:
         with stage.reported() as report:
             manifest = report.commit(stage, _measure_held_out(stage, held_out))
-            report.closing = f": {manifest['responses']} held-out responses"
+            report.closing = f": {manifest.facts.responses} held-out responses"
     write_results(session.run, session.config.rounds)
     measure_tasks(session, round, tasks)
     judge_policy(session, round)
 
 
-def _measure_held_out(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
-    config, run = stage.config, stage.run
-    facts = measure_policy(stage, held_out)
+def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
+    config, run, round = stage.config, stage.run, stage.round
+    measure_policy(stage, held_out)
+    rows = measured_rows(run, round)
     results = measure(
-        measured_rows(run, stage.round),
-        None if stage.round.is_base else measured_rows(run, BASE),
+        rows,
+        None if round.is_base else measured_rows(run, BASE),
         beta=config.train.beta,
         samples=config.evaluate.bootstrap_samples,
         seed=config.seed,
     )
-    stage.events.emit({"event": "results", **{name: entry["value"] for name, entry in results.items()}})
-    return {**facts, "results": results, "gpus": most_gpus(engine_request(config, stage.session.resources))}
+    stage.events.emit({"event": "results", **{name: entry.value for name, entry in results.items()}})
+    return EvaluateFacts(
+        policy=stage.session.policy(round),
+        responses=len(rows.prompt_ids),
+        generated_tokens=sampled_tokens(run, round),
+        matrix=matrix_of(run, round, read_matrix_rows(run, run.stage(BASE, "evaluate"))),
+        results=results,
+        gpus=most_gpus(engine_request(config, stage.session.resources)),
+    )

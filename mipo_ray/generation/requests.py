@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -28,22 +29,39 @@ from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Session
+from mipo_ray.storage.pair_statistics import PairStatistics
+from mipo_ray.storage.records import read_record, to_json
 from mipo_ray.storage.rounds import Round
+
+CONDITIONED = "conditioned.json"
 
 
 class TooManyDroppedError(UserError):
     """The filters left too few pairs to train on; the message holds the table of reasons."""
 
 
-def condition_prompts(session: Session, round: Round, prompts: PromptSummary) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Conditioned:
+    """What conditioned.json says of a round's conditioned rows, which are all there where it is."""
+
+    rows: int
+    rows_per_block: int
+    """Rows of a block, in which mismatched prompts were drawn."""
+    fingerprint: str
+    """Of the prompts (`prompt_fingerprint`), 16 hex digits."""
+
+
+def condition_prompts(session: Session, round: Round, prompts: PromptSummary) -> Conditioned:
     """Writes the conditioned rows of a round, once: what to sample, under what, with which seed.
 
-    Returns {"rows", "rows_per_block", "fingerprint"}; a finished earlier call over the same directory answers at once.
-    Raises TooManyDroppedError when conditioning alone drops more than `filters.max_dropped_share` of the rows.
+    A finished earlier call over the same directory answers at once. Raises RecordError for a damaged
+    conditioned.json, and TooManyDroppedError when conditioning alone drops more than `filters.max_dropped_share` of the
+    rows.
     """
     config, stage = session.config, session.stage(round, "generate")
-    if (text := stage.run.read_text(f"{stage.directory}/conditioned.json")) is not None:
-        return json.loads(text)
+    name = f"{stage.directory}/{CONDITIONED}"
+    if (text := stage.run.read_text(name)) is not None:
+        return read_record(Conditioned, text, stage.run.path(name))
     stage.run.remove(stage.directory)
     policy, filesystem = session.policy(round.before), stage.run.arrow_filesystem()
     block_rows = rows_per_block(prompts.rows, config.conditioning.block_size)
@@ -71,23 +89,23 @@ def condition_prompts(session: Session, round: Round, prompts: PromptSummary) ->
         dropped.update(batch["dropped"].tolist())
     kept = dropped.pop("", 0)
     check_dropped(
-        {"rows": prompts.rows, "kept": kept, "dropped": dict(dropped)},
+        PairStatistics(rows=prompts.rows, kept=kept, dropped=dict(dropped)),
         f"{stage.directory}, before sampling",
         config,
         "; mismatched prompts are drawn inside blocks of neighbouring rows: shuffle the prompts or raise "
         "conditioning.block_size where groups stand together, or set conditioning.fallback to another strategy",
     )
-    facts = {"rows": prompts.rows, "rows_per_block": block_rows, "fingerprint": f"{fingerprint % 2**64:016x}"}
-    stage.run.write_text(f"{stage.directory}/conditioned.json", json.dumps(facts))
-    return facts
+    conditioned = Conditioned(prompts.rows, block_rows, f"{fingerprint % 2**64:016x}")
+    stage.run.write_text(name, json.dumps(to_json(conditioned)))
+    return conditioned
 
 
-def check_dropped(statistics: dict[str, Any], where: str, config: Config, hint: str = "") -> None:
+def check_dropped(statistics: PairStatistics, where: str, config: Config, hint: str = "") -> None:
     """Raises TooManyDroppedError, with the table of reasons, when too few rows are left to train on."""
     share = config.filters.max_dropped_share
-    if statistics["kept"] == 0:
+    if statistics.kept == 0:
         what = "no row was kept"
-    elif 1 - statistics["kept"] / statistics["rows"] > share:
+    elif 1 - statistics.kept / statistics.rows > share:
         what = f"more than filters.max_dropped_share ({share:.0%}) of the rows were dropped"
     else:
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -22,26 +21,28 @@ from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import most_gpus
-from mipo_ray.session import Manifest, Session, Stage
+from mipo_ray.session import Session, Stage
+from mipo_ray.storage.manifests import GenerateFacts, Manifest
+from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.rounds import Round
 
 
-def generate(session: Session, round: Round, prompts: PromptSummary) -> Manifest:
+def generate(session: Session, round: Round, prompts: PromptSummary) -> Manifest[GenerateFacts]:
     """The generate stage: pairs sampled from the policy that the round starts from. Returns the stage's manifest.
 
     `prompts` are the checked training prompts. Raises what `generate_pairs` raises.
     """
     stage = session.stage(round, "generate")
-    if (manifest := stage.finished_before()) is not None:
+    if (manifest := stage.finished_before(GenerateFacts)) is not None:
         return manifest
     with stage.reported() as report:
-        manifest = report.commit(stage, generate_pairs(stage, prompts))
-        counts = manifest["statistics"]
-        report.closing = f": {counts['kept']} pairs kept of {counts['rows']}, {counts['generated_tokens']} tokens"
+        facts = generate_pairs(stage, prompts)
+        manifest, counts = report.commit(stage, facts, files=facts.pairs), facts.statistics
+        report.closing = f": {counts.kept} pairs kept of {counts.rows}, {counts.generated_tokens} tokens"
     return manifest
 
 
-def generate_pairs(stage: Stage, prompts: PromptSummary) -> dict[str, Any]:
+def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
     """Samples and writes the pairs of a round; returns the facts for the stage's manifest.
 
     Raises UserError for prompts that cannot be used and TooManyDroppedError when the filters drop more than
@@ -62,7 +63,7 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> dict[str, Any]:
             override_filesystem=filesystem,
         )
         rows = ray.data.read_parquet(stage.path("conditioned"), filesystem=filesystem)
-        rows = rows.repartition(target_num_rows_per_block=conditioned["rows_per_block"], strict=True)
+        rows = rows.repartition(target_num_rows_per_block=conditioned.rows_per_block, strict=True)
         sampled = sample_responses(
             rows,
             engines,
@@ -78,31 +79,31 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> dict[str, Any]:
             generation=config.generation,
             filters=config.filters,
         )
-        with progress(stage.events, "generated", "rows", f"{round.label}  generate", total=conditioned["rows"]):
+        with progress(stage.events, "generated", "rows", f"{round.label}  generate", total=conditioned.rows):
             named(pairs, f"{round.name}_pairs").write_parquet(stage.path(), filesystem=filesystem)
 
     files = stage.run.list_parquet(stage.directory)
     statistics = _statistics(stage, files)
-    expected = conditioned["rows"] * config.generation.samples_per_prompt
-    if statistics["fingerprint"] != conditioned["fingerprint"] or statistics["rows"] != expected:
+    expected = conditioned.rows * config.generation.samples_per_prompt
+    if statistics.fingerprint != conditioned.fingerprint or statistics.rows != expected:
         raise RuntimeError(
             f"{stage.directory}: the written pairs do not cover the prompts exactly once: expected {expected} rows, "
-            f"found {statistics['rows']}. Remove {stage.path()} to generate again."
+            f"found {statistics.rows}. Remove {stage.path()} to generate again."
         )
     check_dropped(statistics, stage.directory, config)
-    for reason, dropped in statistics["dropped"].items():
+    for reason, dropped in statistics.dropped.items():
         stage.events.emit({"event": "dropped", "reason": reason, "dropped_pairs": dropped})
     stage.events.emit({"event": "pairs", **_numbers(statistics)})
-    return {
-        "pairs": files,
-        "statistics": statistics,
-        "policy": policy,
-        "rows_per_block": conditioned["rows_per_block"],
-        "gpus": most_gpus(engines.request),
-    }
+    return GenerateFacts(
+        pairs=files,
+        statistics=statistics,
+        policy=policy,
+        rows_per_block=conditioned.rows_per_block,
+        gpus=most_gpus(engines.request),
+    )
 
 
-def _statistics(stage: Stage, files: list[str]) -> dict[str, Any]:
+def _statistics(stage: Stage, files: list[str]) -> PairStatistics:
     pairs = ray.data.read_parquet([stage.path(name) for name in files], filesystem=stage.run.arrow_filesystem())
     parts = pairs.map_batches(_statistics_row, batch_format="pyarrow", batch_size=1024)
     named(parts, f"{stage.directory.replace('/', '_')}_statistics")
@@ -113,5 +114,5 @@ def _statistics_row(block: pa.Table) -> pa.Table:
     return pa.table({"statistics": [json.dumps(pair_statistics(as_version_2(block)))]})
 
 
-def _numbers(facts: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in facts.items() if isinstance(value, int | float)}
+def _numbers(statistics: PairStatistics) -> dict[str, float]:
+    return {name: value for name, value in vars(statistics).items() if isinstance(value, int | float)}

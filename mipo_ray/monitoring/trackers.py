@@ -25,9 +25,11 @@ import yaml
 
 from mipo_ray.errors import UserError
 from mipo_ray.monitoring.metrics import run_label
+from mipo_ray.storage.records import read_record
 from mipo_ray.storage.run_directory import RunDirectory
 
 PROJECT = "mipo-ray"
+IDS = "ids.json"
 DIRECTORY = "trackers"  # below the run directory: what trackers keep on the disk
 
 # Tracker -> the module it needs, and how to install it. tensorboardX comes with Ray.
@@ -277,9 +279,14 @@ def _run_name(run: RunDirectory) -> str:
 
 def _stored_id(run: RunDirectory, tracker: str) -> str | None:
     """The id under which an earlier process of the run was tracked."""
-    return json.loads(run.read_text(f"{DIRECTORY}/ids.json") or "{}").get(tracker)
+    return _stored_ids(run).get(tracker)
 
 
 def _store_id(run: RunDirectory, tracker: str, identifier: str) -> None:
-    ids = json.loads(run.read_text(f"{DIRECTORY}/ids.json") or "{}")
-    run.write_text(f"{DIRECTORY}/ids.json", json.dumps({**ids, tracker: identifier}))
+    run.write_text(f"{DIRECTORY}/{IDS}", json.dumps({**_stored_ids(run), tracker: identifier}))
+
+
+def _stored_ids(run: RunDirectory) -> dict[str, str]:
+    """By tracker; raises RecordError for a damaged file."""
+    name = f"{DIRECTORY}/{IDS}"
+    return read_record(dict[str, str], run.read_text(name) or "{}", run.path(name))

@@ -7,12 +7,14 @@ with one rejected response each has scalars in their place (version 1). `write_f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from mipo_ray.config.train import Objective
 
@@ -142,3 +144,29 @@ def as_version_2(table: pa.Table) -> pa.Table:
             ]
             table = table.set_column(index, name, pa.chunked_array(chunks, list_type))
     return table
+
+
+def innermost_lists(
+    rows: pa.Table, columns: Sequence[str], values_of: Callable[[pa.Array], list[Any]]
+) -> Iterator[dict[str, Any]]:
+    """Each row's `columns`, which are lists or lists of lists, as {column: values}.
+
+    In the place of each innermost list stands what `values_of` makes of it: it is called once for a column, with all
+    innermost lists of that column in order, and returns one value for each of them.
+    """
+
+    def nested(lists: pa.Array) -> list[Any]:
+        if not pa.types.is_nested(lists.type.value_type):
+            return values_of(lists)
+        inner = iter(nested(lists.flatten()))
+        return [list(itertools.islice(inner, length)) for length in pc.list_value_length(lists).to_pylist()]
+
+    values = [nested(rows[name].combine_chunks()) for name in columns]
+    return (dict(zip(columns, of_row, strict=True)) for of_row in zip(*values, strict=True))
+
+
+def lists_as_arrays(lists: pa.Array) -> list[NDArray[np.int64]]:
+    """Each list of ids as [tokens] int64, a slice of one array of them all."""
+    ids = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    ends = np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False), dtype=np.int64).tolist()
+    return [ids[start:end] for start, end in itertools.pairwise([0, *ends])]

@@ -33,6 +33,13 @@ from mipo_ray.pairs.sums import (
     quantiles_of,
     ratio,
 )
+from mipo_ray.storage.pair_statistics import (
+    Histograms,
+    PairStatistics,
+    PmiHistogram,
+    StrategyStatistics,
+    TokenHistogram,
+)
 from mipo_ray.text.statistics import distinct_n, words
 
 SIDES = ("chosen", "rejected")
@@ -66,28 +73,8 @@ def pair_statistics(block: pa.Table) -> dict[str, Any]:
     return sums | {side: _side(responses[side], kept) for side in SIDES}
 
 
-def merge_statistics(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The statistics of a round from the sums of its blocks; JSON-able, numbers at the top level but for what is named.
-
-    Over kept pairs, unless their name says otherwise; null where there is nothing to count.
-
-    rows, kept, dropped {reason: rows}, fingerprint (`prompt_fingerprint` of the prompts, 16 hex digits)
-    by_strategy {strategy: {rows, kept, pmi_*}}
-    pmi_count (scored pairs), pmi_mean, pmi_low, pmi_high, pmi_standard_deviation, pmi_below_zero_share, nats;
-        pmi_quantiles {percent: nats}, from bins of 0.01 nats: off by at most 0.005 up to 10,000 nats
-    for chosen and rejected responses, each rejected one of a pair on its own:
-        *_tokens (sum), *_tokens_mean, *_tokens_standard_deviation, *_tokens_quantiles {percent: tokens}, exact
-        *_truncated_share, cut at the length limit; *_truncated_share_all_rows, of all that were sampled
-        *_distinct_2, *_distinct_3, means of `distinct_n` of each response
-        *_duplicates, responses whose text another one before has, exact but for collisions of 64-bit hashes
-    tokens_difference_mean, _low, _high: chosen tokens less the mean of the pair's rejected ones, the length bias
-    prompt_tokens, generated_tokens, engine_prompt_tokens, cached_prompt_tokens, prefix_cache_hit_rate: of all rows
-    generated_tokens_per_pair: tokens generated for all rows, per kept pair
-    histograms {"tokens": {edges, chosen, rejected}, "pmi": {edges, counts}}: at most 40 bins [edge, next edge)
-
-    Intervals (_low, _high) are normal 95 % ones that take pairs as independent: with several pairs of a prompt they are
-    too narrow. Standard deviations have n - 1. The q % quantile is the smallest value that q % of all do not exceed.
-    """
+def merge_statistics(parts: Iterable[dict[str, Any]]) -> PairStatistics:
+    """The statistics of a round from the sums of its blocks."""
     sums: dict[str, Any] = {}
     for part in itertools.chain([pair_statistics(PAIR_SCHEMA_2.empty_table())], parts):
         add_sums(sums, part)
@@ -101,13 +88,13 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     token_edges, token_bars = histogram_of([token_counts["chosen"], token_counts["rejected"]])
     pmi_edges, pmi_bars = histogram_of([pmi_counts])
     difference = moments_of(sums["difference"])
-    return {
-        "rows": everything["rows"],
-        "kept": kept,
-        "dropped": dict(sorted(everything["dropped"].items())),
-        "fingerprint": f"{sums['fingerprint'] % 2**64:016x}",
-        "by_strategy": {
-            name: {"rows": strategy["rows"], "kept": strategy["kept"], **_pmi_figures(strategy["pmi"])}
+    return PairStatistics(
+        rows=everything["rows"],
+        kept=kept,
+        dropped=dict(sorted(everything["dropped"].items())),
+        fingerprint=f"{sums['fingerprint'] % 2**64:016x}",
+        by_strategy={
+            name: StrategyStatistics(rows=strategy["rows"], kept=strategy["kept"], **_pmi_figures(strategy["pmi"]))
             for name, strategy in strategies.items()
         },
         **_pmi_figures(everything["pmi"]),
@@ -116,20 +103,20 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
             for side in SIDES
             for name, value in _side_figures(sums[side], token_counts[side]).items()
         },
-        "tokens_difference_mean": difference["mean"],
-        "tokens_difference_low": difference["low"],
-        "tokens_difference_high": difference["high"],
-        "prompt_tokens": sums["prompt_tokens"],
-        "generated_tokens": sums["generated_tokens"],
-        "generated_tokens_per_pair": ratio(sums["generated_tokens"], kept),
-        "engine_prompt_tokens": sums["engine_prompt_tokens"],
-        "cached_prompt_tokens": sums["cached_prompt_tokens"],
-        "prefix_cache_hit_rate": ratio(sums["cached_prompt_tokens"], sums["engine_prompt_tokens"]),
-        "histograms": {
-            "tokens": {"edges": token_edges, "chosen": token_bars[0], "rejected": token_bars[1]},
-            "pmi": {"edges": [edge / _PMI_BINS_PER_NAT for edge in pmi_edges], "counts": pmi_bars[0]},
-        },
-    }
+        tokens_difference_mean=difference["mean"],
+        tokens_difference_low=difference["low"],
+        tokens_difference_high=difference["high"],
+        prompt_tokens=sums["prompt_tokens"],
+        generated_tokens=sums["generated_tokens"],
+        generated_tokens_per_pair=ratio(sums["generated_tokens"], kept),
+        engine_prompt_tokens=sums["engine_prompt_tokens"],
+        cached_prompt_tokens=sums["cached_prompt_tokens"],
+        prefix_cache_hit_rate=ratio(sums["cached_prompt_tokens"], sums["engine_prompt_tokens"]),
+        histograms=Histograms(
+            TokenHistogram(token_edges, *token_bars),
+            PmiHistogram([edge / _PMI_BINS_PER_NAT for edge in pmi_edges], pmi_bars[0]),
+        ),
+    )
 
 
 def prompt_fingerprint(prompt_ids: Iterable[str]) -> int:
@@ -137,19 +124,19 @@ def prompt_fingerprint(prompt_ids: Iterable[str]) -> int:
     return sum(_hash64(value) for value in prompt_ids) % 2**64
 
 
-def drop_table(statistics: dict[str, Any]) -> str:
+def drop_table(statistics: PairStatistics) -> str:
     """The filters' outcome as lines of text: rows, kept, each reason with its count and share of the rows.
 
     Several strategies have a line each: the pairs kept and their share of the strategy's rows.
     """
-    rows = statistics["rows"]
-    reasons = sorted(statistics["dropped"].items(), key=lambda item: -item[1])
-    lines = [("rows", rows, ""), ("kept", statistics["kept"], "")]
+    rows = statistics.rows
+    reasons = sorted(statistics.dropped.items(), key=lambda item: -item[1])
+    lines = [("rows", rows, ""), ("kept", statistics.kept, "")]
     lines += [(f"dropped: {reason}", count, f"{count / rows:>8.1%}") for reason, count in reasons]
-    strategies = statistics.get("by_strategy", {})
+    strategies = statistics.by_strategy
     if len(strategies) > 1:
         lines += [
-            (f"kept, {name}", entry["kept"], f"{entry['kept'] / entry['rows']:>8.1%} of {entry['rows']:,} rows")
+            (f"kept, {name}", entry.kept, f"{entry.kept / entry.rows:>8.1%} of {entry.rows:,} rows")
             for name, entry in strategies.items()
         ]
     width = max(24, *(len(label) + 2 for label, _, _ in lines))

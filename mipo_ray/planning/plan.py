@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from mipo_ray.models.source import check_model, embedding_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
-from mipo_ray.storage.results import is_report_current, read_evaluation
+from mipo_ray.storage.results import is_report_current, read_evaluation, read_results
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory
 
@@ -49,7 +48,7 @@ class Inputs:
         # A kill right after the last stage was committed leaves older results, or a report of older results.
         rounds = base_and_rounds(range(self.config.rounds))
         measured = {round.key for round in rounds} if self.config.evaluate.enabled else set()
-        if not measured <= json.loads(self.run.read_text("results.json") or "{}").keys():
+        if not measured <= read_results(self.run).keys():
             return False
         evaluation = read_evaluation(self.run)
         names = {task.name for task in self.tasks}
@@ -108,4 +107,4 @@ def finished_stages(config: Config, run: RunDirectory, tasks: Sequence[CheckedTa
     candidates = [run.stage(BASE, stage) for stage in measured]
     for round in map(Round, range(config.rounds)):
         candidates += [run.stage(round, stage) for stage in ("generate", "train", *measured)]
-    return tuple(stage for stage in candidates if run.read_manifest(stage) is not None)
+    return tuple(stage for stage in candidates if run.is_finished(stage))

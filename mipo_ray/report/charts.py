@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mipo_ray.evaluation.intervals import Estimate
 from mipo_ray.measures import HELD_OUT, format_value
+from mipo_ray.storage.entries import Entry, Results
+from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.results import rounds_of
-
-Results = dict[str, dict[str, Any]]
 
 _WIDTH, _HEIGHT = 360.0, 220.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 10.0, 12.0, 38.0
@@ -158,25 +159,23 @@ def _interval_charts(results: Results, *names: str) -> list[Chart]:
     return charts
 
 
-def interval_chart(title: str, keys: Sequence[str], entries: Sequence[dict[str, Any]]) -> Chart:
+def interval_chart(title: str, keys: Sequence[str], entries: Sequence[Entry]) -> Chart:
     """One entry of results.json or evaluation.json for each of `keys`; a figure without an interval is a dot alone."""
-    ceiling = entries[0].get("ceiling")
-    bounds = [
-        [entry["value"] if entry[bound] is None else entry[bound] for bound in ("low", "high")] for entry in entries
-    ]
-    reach = [*(entry["value"] for entry in entries), *(value for pair in bounds for value in pair)]
+    ceiling = entries[0].ceiling
+    estimates = [Estimate.of_value(entry) for entry in entries]
+    reach = [bound for one in estimates for bound in (one.value, one.low, one.high)]
     reach += [ceiling] if ceiling else []
     to_y, y_ticks = scale_and_ticks(min(reach), max(reach), _HEIGHT - _BOTTOM, _TOP)
     step = (_WIDTH - _LEFT - _RIGHT) / len(keys)
     bars = [
         Bar(
             x=_LEFT + (index + 0.5) * step,
-            y=to_y(entry["value"]),
-            low=to_y(low),
-            high=to_y(high),
-            label=format_value(entry["value"], entry["unit"]),
+            y=to_y(one.value),
+            low=to_y(one.low),
+            high=to_y(one.high),
+            label=format_value(one.value, entry.unit),
         )
-        for index, (entry, (low, high)) in enumerate(zip(entries, bounds, strict=True))
+        for index, (entry, one) in enumerate(zip(entries, estimates, strict=True))
     ]
     every = math.ceil(len(keys) / 8)
     x_ticks = [Tick(bar.x, key) for index, (bar, key) in enumerate(zip(bars, keys, strict=True)) if index % every == 0]
@@ -193,26 +192,24 @@ def interval_chart(title: str, keys: Sequence[str], entries: Sequence[dict[str, 
     )
 
 
-def pair_charts(statistics: Sequence[dict[str, Any]]) -> list[Chart]:
+def pair_charts(statistics: Mapping[int, PairStatistics]) -> list[Chart]:
     """Histograms of response lengths and PMI for each round; those without anything to count are left out."""
     charts = []
-    for of_round in statistics:
-        histograms = of_round.get("histograms") or {}
-        lengths, pmi = histograms.get("tokens"), histograms.get("pmi")
-        if lengths and any(lengths["chosen"]):
-            series = {name: lengths[name] for name in ("chosen", "rejected")}
-            charts.append(
-                _histogram_chart(
-                    f"round {of_round['round']}: response lengths, % of responses", "tokens", lengths["edges"], series
-                )
-            )
-        if pmi and any(pmi["counts"]):
-            title = f"round {of_round['round']}: PMI, % of scored pairs"
-            charts.append(_histogram_chart(title, "nats", pmi["edges"], {"": pmi["counts"]}))
+    for number, of_round in statistics.items():
+        if of_round.histograms is None:
+            continue
+        lengths, pmi = of_round.histograms.tokens, of_round.histograms.pmi
+        if any(lengths.chosen):
+            series = {"chosen": lengths.chosen, "rejected": lengths.rejected}
+            title = f"round {number}: response lengths, % of responses"
+            charts.append(_histogram_chart(title, "tokens", lengths.edges, series))
+        if any(pmi.counts):
+            title = f"round {number}: PMI, % of scored pairs"
+            charts.append(_histogram_chart(title, "nats", pmi.edges, {"": pmi.counts}))
     return charts
 
 
-def _histogram_chart(title: str, unit: str, edges: Sequence[float], series: dict[str, Sequence[int]]) -> Chart:
+def _histogram_chart(title: str, unit: str, edges: Sequence[float], series: Mapping[str, Sequence[int]]) -> Chart:
     """Outlines of histograms over the same edges, each as percentages of its own sum; zero is marked inside."""
     to_x, x_ticks = scale_and_ticks(edges[0], edges[-1], _LEFT, _WIDTH - _RIGHT, widen=False)
     percentages = {

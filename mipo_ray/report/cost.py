@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ShownStage:
+    """A finished stage of a run, as the report tells of it."""
+
+    round: int | str
+    """The number of the round; "base" for the measurement before the first one."""
+    stage: str
+    """Its name: generate, train, evaluate, tasks, judge/PROTOCOL."""
+    seconds: float
+    gpus: float | None = None
+    """How many it reserved at most; None where nobody noted it."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What it counted, by name. The picture of a round shows prompts and generated_tokens (generate), steps, tokens,
+    first_loss and last_loss (train), and responses (evaluate)."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +47,33 @@ class Cost:
     any_gpus: bool
 
 
-def run_cost(stages: Sequence[dict[str, Any]]) -> Cost | None:
-    """Costs from ReportData.stages; None where nothing is finished.
+def run_cost(stages: Sequence[ShownStage]) -> Cost | None:
+    """What the stages cost; None where nothing is finished.
 
     Tokens per second are a stage's generated (or, in training, trained) tokens over its whole duration, the start of
     engines and the loading of models included. GPUs are what the stage may reserve at most.
     """
     if not stages:
         return None
-    longest = max(stage["seconds"] for stage in stages) or 1.0
-    costs, sums = [], {"generated_tokens": 0, "tokens": 0}
+    longest = max(stage.seconds for stage in stages) or 1.0
+    costs, sums = [], {"generated_tokens": 0.0, "tokens": 0.0}
     for stage in stages:
-        counts, seconds = stage.get("counts") or {}, stage["seconds"]
+        counts, seconds = stage.counts, stage.seconds
         generated, trained = counts.get("generated_tokens"), counts.get("tokens")
         sums["generated_tokens"] += generated or 0
         sums["tokens"] += trained or 0
         tokens = trained if generated is None else generated
         costs.append(
             StageCost(
-                round=str(stage["round"]),
-                stage=stage["stage"],
+                round=str(stage.round),
+                stage=stage.stage,
                 seconds=seconds,
                 duration=duration(seconds),
                 percent=100 * seconds / longest,
                 generated_tokens="" if generated is None else f"{generated:,}",
                 trained_tokens="" if trained is None else f"{trained:,}",
                 tokens_per_second="" if tokens is None or not seconds else f"{tokens / seconds:,.1f}",
-                gpus=f"{stage['gpus']:g}" if stage.get("gpus") else "",
+                gpus=f"{stage.gpus:g}" if stage.gpus else "",
                 counts=", ".join(
                     f"{name} {count:,}"
                     for name, count in counts.items()
@@ -66,10 +81,10 @@ def run_cost(stages: Sequence[dict[str, Any]]) -> Cost | None:
                 ),
             )
         )
-    total = f"All finished stages together: {duration(sum(stage['seconds'] for stage in stages))}"
-    total += f", {sums['generated_tokens']:,} tokens generated" if sums["generated_tokens"] else ""
-    total += f", {sums['tokens']:,} tokens trained on" if sums["tokens"] else ""
-    gpu_seconds = sum(stage["seconds"] * (stage.get("gpus") or 0) for stage in stages)
+    total = f"All finished stages together: {duration(sum(stage.seconds for stage in stages))}"
+    total += f", {sums['generated_tokens']:,.0f} tokens generated" if sums["generated_tokens"] else ""
+    total += f", {sums['tokens']:,.0f} tokens trained on" if sums["tokens"] else ""
+    gpu_seconds = sum(stage.seconds * (stage.gpus or 0) for stage in stages)
     total += f", at most {duration(gpu_seconds)} of GPU time reserved" if gpu_seconds else ", no GPU"
     return Cost(costs, f"{total}.", any(cost.gpus for cost in costs))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mipo_ray.report.charts import Part
+from mipo_ray.report.cost import ShownStage
+from mipo_ray.storage.pair_statistics import PairStatistics
 
 
 @dataclass(frozen=True)
@@ -27,27 +28,27 @@ class Flow:
     parts: list[Part]
 
 
-def flows(stages: Sequence[dict[str, Any]], statistics: Sequence[dict[str, Any]]) -> list[Flow]:
+def flows(stages: Sequence[ShownStage], statistics: Mapping[int, PairStatistics]) -> list[Flow]:
     """One flow for each round that has generated pairs, from what its finished stages counted.
 
-    `stages` and `statistics` are those of `report.ReportData`. What a stage did not count is left out.
+    `statistics`: by the number of the round. What a stage did not count is left out.
     """
-    counts = {(stage["round"], stage["stage"]): stage.get("counts") or {} for stage in stages}
-    return [_flow(of_round, counts) for of_round in statistics]
+    counts = {(stage.round, stage.stage): stage.counts for stage in stages}
+    return [_flow(number, of_round, counts) for number, of_round in statistics.items()]
 
 
-def _flow(of_round: dict[str, Any], counts: dict[tuple[Any, str], dict[str, Any]]) -> Flow:
-    number, rows, kept = of_round["round"], of_round["rows"], of_round["kept"]
+def _flow(number: int, of_round: PairStatistics, counts: Mapping[tuple[int | str, str], Mapping[str, float]]) -> Flow:
+    rows, kept = of_round.rows, of_round.kept
     generate, train, evaluate = (counts.get((number, stage), {}) for stage in ("generate", "train", "evaluate"))
-    dropped = sorted(of_round["dropped"].items(), key=lambda item: (-item[1], item[0]))
-    strategies = [f"{name}: {entry['rows']:,}" for name, entry in of_round.get("by_strategy", {}).items()]
+    dropped = sorted(of_round.dropped.items(), key=lambda item: (-item[1], item[0]))
+    strategies = [f"{name}: {entry.rows:,}" for name, entry in of_round.by_strategy.items()]
     steps = []
     if "prompts" in generate:
         steps.append(Step(f"{generate['prompts']:,}", "prompts", []))
     steps += [
         Step(f"{rows:,}", "conditioned rows", strategies),
-        Step(f"{of_round['generated_tokens']:,}", "tokens sampled", ["for chosen and rejected answers"])
-        if "generated_tokens" in of_round
+        Step(f"{of_round.generated_tokens:,}", "tokens sampled", ["for chosen and rejected answers"])
+        if of_round.generated_tokens is not None
         else Step(f"{rows:,}", "rows sampled", []),
         Step(f"{rows - kept:,}", "rows dropped", [f"{reason}: {count:,}" for reason, count in dropped]),
         Step(f"{kept:,}", "pairs", ["a chosen answer against the rejected"]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mipo_ray.evaluation.held_out.mutual_information import pmi_matrix
+from mipo_ray.storage.manifests import Matrices
 from mipo_ray.storage.results import rounds_of
 
 WIDTH, LEFT, TOP = 360.0, 30.0, 34.0
@@ -68,26 +69,25 @@ class HeatMaps:
     labels: Sequence[str]
 
 
-def heat_maps(matrices: dict[str, dict[str, Any]]) -> list[HeatMaps]:
+def heat_maps(matrices: Mapping[str, Matrices]) -> list[HeatMaps]:
     """Both parts of the matrix: the base, and the newest round in the eyes of the initial model and in its own.
 
-    `matrices`: policy ("base", "0", ...) -> part -> {labels [M], initial [M][M], policy [M][M] (rounds only)}, sums of
-    log-probs in nats (`evaluation.matrix`). Parts that no policy has are left out.
+    `matrices`: by policy ("base", "0", ...). Parts that no policy has are left out.
     """
     return [maps for part in _PARTS if (maps := _maps(part, matrices)) is not None]
 
 
-def _maps(part: str, matrices: dict[str, dict[str, Any]]) -> HeatMaps | None:
+def _maps(part: str, matrices: Mapping[str, Matrices]) -> HeatMaps | None:
     shown: list[tuple[str, Any]] = []
     labels: Sequence[str] = ()
     if part in matrices.get("base", {}):
-        shown.append(("base", matrices["base"][part]["initial"]))
-        labels = matrices["base"][part]["labels"]
+        shown.append(("base", matrices["base"][part].initial))
+        labels = matrices["base"][part].labels
     if rounds := [key for key in rounds_of(matrices) if part in matrices[key]]:
         last = matrices[rounds[-1]][part]
-        shown.append((f"round {rounds[-1]}, judged by the initial model", last["initial"]))
-        shown.append((f"round {rounds[-1]}, judged by itself", last["policy"]))
-        labels = last["labels"]
+        shown.append((f"round {rounds[-1]}, judged by the initial model", last.initial))
+        shown.append((f"round {rounds[-1]}, judged by itself", last.policy))
+        labels = last.labels
     if not shown:
         return None
     title, note, column = _PARTS[part]

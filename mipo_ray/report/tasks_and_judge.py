@@ -1,23 +1,20 @@
 """The report's part about tasks and the judge: evaluation.json as sentences, tables, charts and bars.
 
-evaluation.json: policy ("base", "0", ...) -> task or judging protocol -> {kind, version, prompt_hash, ..., metrics:
-{name: entry}}. Any part may be missing; what is there is shown.
+Any part may be missing; what is there is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from mipo_ray.evaluation.figures import change_of, format_change
+from mipo_ray.evaluation.figures import format_change
 from mipo_ray.evaluation.intervals import NOT_DISTINGUISHABLE, Estimate, describe_change, word_against
 from mipo_ray.evaluation.significance import sentence
 from mipo_ray.measures import JUDGED, format_value
 from mipo_ray.report.charts import Chart, Part, interval_chart
+from mipo_ray.storage.entries import Entries, Entry, Evaluated, Evaluation
 from mipo_ray.storage.results import rounds_of
-
-Evaluation = dict[str, dict[str, Any]]
 
 PAIRWISE, POINTWISE = "judge_pairwise", "judge_pointwise"
 _OUTCOMES = ("win", "tie", "loss")
@@ -91,13 +88,14 @@ def comparisons(evaluation: Evaluation) -> list[Comparison]:
             continue
         key = measured[-1]
         result, base = evaluation[key][name], evaluation.get("base", {}).get(name)
-        if name == PAIRWISE and "net_win" in result["metrics"]:
+        if name == PAIRWISE and "net_win" in result.metrics:
             found.append(_pairwise(key, result))
-        elif base is not None and all(base.get(field) == result.get(field) for field in _DEFINITION):
+        elif base is not None and all(getattr(base, field) == getattr(result, field) for field in _DEFINITION):
             metric = main_metric(result)
-            entry, before = result["metrics"].get(metric), base["metrics"].get(metric)
-            if entry and before and change_of(entry) is not None:
-                found.append(_compared(key, name, metric, before, entry))
+            entry, before = result.metrics.get(metric), base.metrics.get(metric)
+            if entry and before and (change := Estimate.of_change(entry)) is not None:
+                what = "the judge's rating" if name == POINTWISE else f"{name} {metric}"
+                found.append(_compared(key, what, before, entry, change))
     return found
 
 
@@ -116,9 +114,9 @@ def headline(found: Sequence[Comparison]) -> str:
     return f"Against the base, {'; '.join(parts)}." if parts else ""
 
 
-def main_metric(result: dict[str, Any]) -> str:
+def main_metric(result: Evaluated) -> str:
     """The metric that a comparison is about: what the result calls its `metric`, or else its first one."""
-    return result.get("metric") or next(iter(result["metrics"]), "")
+    return result.metric or next(iter(result.metrics), "")
 
 
 def task_rows(evaluation: Evaluation) -> list[TaskRow]:
@@ -128,10 +126,11 @@ def task_rows(evaluation: Evaluation) -> list[TaskRow]:
     for name in _names(evaluation):
         if name == PAIRWISE:
             continue
-        metrics = dict.fromkeys(metric for key in keys for metric in evaluation[key].get(name, {}).get("metrics", {}))
+        results = [evaluation[key].get(name) for key in keys]
+        metrics = dict.fromkeys(metric for result in results if result for metric in result.metrics)
         for metric in metrics:
-            entries = [evaluation[key].get(name, {}).get("metrics", {}).get(metric) for key in keys]
-            counts = dict.fromkeys(f"{entry['n']:,}" for entry in entries if entry)
+            entries = [result.metrics.get(metric) if result else None for result in results]
+            counts = dict.fromkeys(f"{entry.n:,}" for entry in entries if entry)
             rows.append(TaskRow(name, metric, ", ".join(counts), [_score(entry) for entry in entries]))
     return rows
 
@@ -149,9 +148,9 @@ def definitions(evaluation: Evaluation) -> list[tuple[str, str]]:
             result = evaluation[key].get(name)
             if result is not None:
                 facts = [
-                    f"{field.replace('_', ' ')} {result[field]}"
+                    f"{field.replace('_', ' ')} {value}"
                     for field in _DEFINITION
-                    if result.get(field) is not None
+                    if (value := getattr(result, field)) is not None
                 ]
                 lines[name, ", ".join(facts)] = None
     return list(lines)
@@ -163,10 +162,10 @@ def task_charts(evaluation: Evaluation) -> list[Chart]:
     for name in _names(evaluation):
         measured = [key for key in policies(evaluation) if name in evaluation[key]]
         metric = main_metric(evaluation[measured[-1]][name]) if measured else ""
-        keys = [key for key in measured if metric in evaluation[key][name]["metrics"]]
+        keys = [key for key in measured if metric in evaluation[key][name].metrics]
         if keys and name != PAIRWISE:
-            entries = [evaluation[key][name]["metrics"][metric] for key in keys]
-            title = f"{name.replace('judge_pointwise', 'judge')}: {metric}, {entries[0]['unit']}"
+            entries = [evaluation[key][name].metrics[metric] for key in keys]
+            title = f"{name.replace('judge_pointwise', 'judge')}: {metric}, {entries[0].unit}"
             charts.append(interval_chart(title, keys, entries))
     return charts
 
@@ -178,8 +177,8 @@ def judgings(evaluation: Evaluation) -> list[Judging]:
         keys = [key for key in policies(evaluation) if name in evaluation[key]]
         if keys:
             newest = evaluation[keys[-1]][name]
-            judged = [_judged(key, evaluation[key][name]["metrics"]) for key in keys]
-            judge, prompt, prompt_hash = (str(newest.get(field, "")) for field in ("judge", "prompt", "prompt_hash"))
+            judged = [_judged(key, evaluation[key][name].metrics) for key in keys]
+            judge, prompt, prompt_hash = (one or "" for one in (newest.judge, newest.prompt, newest.prompt_hash))
             found.append(Judging(name, judge, prompt, prompt_hash, judged))
     return found
 
@@ -190,30 +189,25 @@ def _names(evaluation: Evaluation) -> list[str]:
     return sorted(names, key=lambda name: name in (PAIRWISE, POINTWISE))
 
 
-def _compared(key: str, name: str, metric: str, before: dict[str, Any], entry: dict[str, Any]) -> Comparison:
-    what = "the judge's rating" if name == POINTWISE else f"{name} {metric}"
-    change = change_of(entry)
-    assert change is not None
-    p_value = entry.get("p_value")
-    said = sentence(
-        what, Estimate.of_value(before), Estimate.of_value(entry), change, unit=entry["unit"], p_value=p_value
-    )
+def _compared(key: str, what: str, before: Entry, entry: Entry, change: Estimate) -> Comparison:
+    old, new = Estimate.of_value(before), Estimate.of_value(entry)
+    said = sentence(what, old, new, change, unit=entry.unit, p_value=entry.p_value)
     return Comparison(
         round=key,
         what=what,
-        word=entry.get("verdict") or describe_change(change, "higher", p_value),
-        before=format_value(before["value"], entry["unit"]),
-        after=format_value(entry["value"], entry["unit"]),
+        word=entry.verdict or describe_change(change, "higher", entry.p_value),
+        before=format_value(before.value, entry.unit),
+        after=format_value(entry.value, entry.unit),
         change=format_change(entry),
-        sentence=said[0].upper() + said[1:] if name == POINTWISE else said,
+        sentence=f"The {said.removeprefix('the ')}" if what.startswith("the ") else said,
     )
 
 
-def _pairwise(key: str, result: dict[str, Any]) -> Comparison:
-    metrics, net = result["metrics"], result["metrics"]["net_win"]
+def _pairwise(key: str, result: Evaluated) -> Comparison:
+    metrics, net = result.metrics, result.metrics["net_win"]
     word = _net_word(net)
     shares = ", ".join(
-        f"{metrics[name]['value']:.0%} {said}"
+        f"{metrics[name].value:.0%} {said}"
         for name, said in zip(_OUTCOMES, ("won", "tied", "lost"), strict=True)
         if name in metrics
     )
@@ -222,16 +216,16 @@ def _pairwise(key: str, result: dict[str, Any]) -> Comparison:
         what="the judge's pairwise verdict",
         word=word,
         before="",
-        after=f"{format_value(net['value'], net['unit'], signed=True)} net",
+        after=f"{format_value(net.value, net.unit, signed=True)} net",
         change=_interval(net, signed=True),
         sentence=f"Judged in pairs, round {key} is {word_against(word, 'the base')}: {shares} (wins less losses "
-        f"{_figure(net, signed=True)}, {net['n']} items).",
+        f"{_figure(net, signed=True)}, {net.n} items).",
     )
 
 
-def _judged(key: str, metrics: dict[str, Any]) -> JudgedPolicy:
+def _judged(key: str, metrics: Entries) -> JudgedPolicy:
     outcomes = [
-        Part(name, f"{metrics[name]['value']:.0%}", 100 * metrics[name]["value"], name)
+        Part(name, f"{metrics[name].value:.0%}", 100 * metrics[name].value, name)
         for name in _OUTCOMES
         if name in metrics
     ]
@@ -249,27 +243,27 @@ def _judged(key: str, metrics: dict[str, Any]) -> JudgedPolicy:
     )
 
 
-def _net_word(net: dict[str, Any]) -> str:
+def _net_word(net: Entry) -> str:
     """The verdict of a judging in pairs, also where evaluation.json has none yet."""
-    return str(net.get("verdict") or describe_change(Estimate.of_value(net), JUDGED["net_win"].better))
+    return net.verdict or describe_change(Estimate.of_value(net), JUDGED["net_win"].better)
 
 
-def _score(entry: dict[str, Any] | None) -> Score:
+def _score(entry: Entry | None) -> Score:
     if entry is None:
         return Score("", "", "", "", "")
     test = ""
-    if entry.get("p_value") is not None:
-        test = f"{entry['fixed']} fixed, {entry['broken']} broken, p = {entry['p_value']:.2g}"
-    value = format_value(entry["value"], entry["unit"])
-    return Score(value, _interval(entry), format_change(entry), entry.get("verdict") or "", test)
+    if entry.p_value is not None:
+        test = f"{entry.fixed} fixed, {entry.broken} broken, p = {entry.p_value:.2g}"
+    value = format_value(entry.value, entry.unit)
+    return Score(value, _interval(entry), format_change(entry), entry.verdict or "", test)
 
 
-def _figure(entry: dict[str, Any], *, signed: bool) -> str:
-    return f"{format_value(entry['value'], entry['unit'], signed=signed)} {_interval(entry, signed=signed)}".rstrip()
+def _figure(entry: Entry, *, signed: bool) -> str:
+    return f"{format_value(entry.value, entry.unit, signed=signed)} {_interval(entry, signed=signed)}".rstrip()
 
 
-def _interval(entry: dict[str, Any], *, signed: bool = False) -> str:
-    if entry.get("low") is None or entry.get("high") is None:
+def _interval(entry: Entry, *, signed: bool = False) -> str:
+    if entry.low is None or entry.high is None:
         return ""
-    low, high = (format_value(entry[bound], entry["unit"], signed=signed) for bound in ("low", "high"))
+    low, high = (format_value(bound, entry.unit, signed=signed) for bound in (entry.low, entry.high))
     return f"[{low}, {high}]"

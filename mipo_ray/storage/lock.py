@@ -9,14 +9,30 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, replace
 
+from mipo_ray.errors import UserError
+from mipo_ray.storage.records import read_record, to_json
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 
 HEARTBEAT_SECONDS = 10.0
 STALE_LOCK_SECONDS = 60.0
 UNREADABLE_LOCK_SECONDS = 1.0
 LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What lock.json holds: who writes the run directory, and that it still did so."""
+
+    host: str
+    """The machine and, where containers share its name, the container."""
+    pid: int
+    """The process, of that host."""
+    process_start: int | None
+    """When it started, in clock ticks since boot, so that a reused pid is not taken for it; None: not to be told."""
+    heartbeat: float
+    """When it last said that it lives: seconds since the epoch."""
 
 
 @contextlib.contextmanager
@@ -27,7 +43,7 @@ def hold_lock(run: RunDirectory) -> Iterator[None]:
     living process never), one of another host when its heartbeat is older than STALE_LOCK_SECONDS. A younger one may be
     that of a host that has just died: its next beat is waited for, for at most STALE_LOCK_SECONDS.
     """
-    owner = {"host": _host(), "pid": os.getpid(), "process_start": _process_start(os.getpid())}
+    owner = Lock(host=_host(), pid=os.getpid(), process_start=_process_start(os.getpid()), heartbeat=time.time())
     _acquire(run, owner)
     stop = threading.Event()
 
@@ -50,7 +66,7 @@ def hold_lock(run: RunDirectory) -> Iterator[None]:
                 run.filesystem.rm_file(run.path("lock.json"))
 
 
-def _acquire(run: RunDirectory, owner: dict[str, Any]) -> None:
+def _acquire(run: RunDirectory, owner: Lock) -> None:
     # Exclusive creation decides between two processes that start at the same moment.
     try:
         _create_lock(run, owner)
@@ -61,11 +77,13 @@ def _acquire(run: RunDirectory, owner: dict[str, Any]) -> None:
     held = _read_lock(run)
     # Another process creates the file a moment before it fills it; a killed one never fills it.
     deadline = time.monotonic() + UNREADABLE_LOCK_SECONDS
-    while not held and time.monotonic() < deadline:
+    while held is None and time.monotonic() < deadline:
         time.sleep(0.05)
         held = _read_lock(run)
-    if held.get("host") == owner["host"] and held.get("process_start") is not None:
-        if _process_start(held["pid"]) == held["process_start"]:
+    if held is None:
+        pass  # of a killed process
+    elif held.host == owner.host and held.process_start is not None:
+        if _process_start(held.pid) == held.process_start:
             raise _in_use(run, held)
     elif _age(held) < STALE_LOCK_SECONDS:
         _await_end(run, held)
@@ -78,12 +96,12 @@ def _acquire(run: RunDirectory, owner: dict[str, Any]) -> None:
         raise StorageError(f"{run.url}: another process took over this run directory at the same moment")
 
 
-def _await_end(run: RunDirectory, held: dict[str, Any]) -> None:
+def _await_end(run: RunDirectory, held: Lock) -> None:
     """Returns when the lock is given up or stale; raises StorageError when it shows that its process lives."""
     # The clock of the other host may be ahead, and the heartbeat to come.
     age = max(0.0, _age(held))
     print(
-        f"{run.url}: process {held.get('pid')} on {held.get('host')} held this run directory {age:.0f} s ago; "
+        f"{run.url}: process {held.pid} on {held.host} held this run directory {age:.0f} s ago; "
         f"waiting up to {STALE_LOCK_SECONDS - age:.0f} s to see whether it still does",
         flush=True,
     )
@@ -92,40 +110,41 @@ def _await_end(run: RunDirectory, held: dict[str, Any]) -> None:
         time.sleep(LOOK_SECONDS)
         if run.read_text("lock.json") is None:
             return
-        found = _read_lock(run)  # {} in the moment in which it is written anew
+        found = _read_lock(run)  # None in the moment in which it is written anew
         if found and found != held:
             raise _in_use(run, found)
 
 
-def _in_use(run: RunDirectory, held: dict[str, Any]) -> StorageError:
+def _in_use(run: RunDirectory, held: Lock) -> StorageError:
     return StorageError(
-        f"{run.url}: in use by process {held.get('pid')} on {held.get('host')} (heartbeat {_age(held):.0f} s ago). "
+        f"{run.url}: in use by process {held.pid} on {held.host} (heartbeat {_age(held):.0f} s ago). "
         "Two processes cannot share a run directory; stop that one or choose another run_dir."
     )
 
 
-def _age(held: dict[str, Any]) -> float:
+def _age(held: Lock) -> float:
     """Seconds since the lock's last heartbeat."""
-    return time.time() - float(held.get("heartbeat", 0.0))
+    return time.time() - held.heartbeat
 
 
-def _read_lock(run: RunDirectory) -> dict[str, Any]:
-    """What lock.json holds; {} where it is not there or not complete."""
+def _read_lock(run: RunDirectory) -> Lock | None:
+    """What lock.json holds; None where it is not there or not complete."""
     try:
-        return json.loads(run.read_text("lock.json") or "{}")
-    except ValueError:
-        return {}
+        return read_record(Lock, run.read_text("lock.json") or "", run.path("lock.json"))
+    except UserError:
+        return None
 
 
-def _holds_lock(run: RunDirectory, owner: dict[str, Any]) -> bool:
-    return {**_read_lock(run), "heartbeat": 0} == {**owner, "heartbeat": 0}
+def _holds_lock(run: RunDirectory, owner: Lock) -> bool:
+    held = _read_lock(run)
+    return held is not None and replace(held, heartbeat=owner.heartbeat) == owner
 
 
-def _content(owner: dict[str, Any]) -> str:
-    return json.dumps({**owner, "heartbeat": time.time()})
+def _content(owner: Lock) -> str:
+    return json.dumps(to_json(replace(owner, heartbeat=time.time())))
 
 
-def _create_lock(run: RunDirectory, owner: dict[str, Any]) -> None:
+def _create_lock(run: RunDirectory, owner: Lock) -> None:
     content = _content(owner)
     if run.is_local:  # fsspec's local "create" mode is a check followed by a write
         with open(run.path("lock.json"), "x", encoding="utf-8") as file:

@@ -1,75 +1,87 @@
-"""evaluation.json: what every policy of a run reached, gathered from the manifests of tasks and judgements.
+"""results.json and evaluation.json: what every policy of a run reached, gathered from the manifests of its stages.
 
-{"base": {name: entry}, "0": {name: entry}, ...}, policies named as in results.json. An entry holds what was measured
-(kind, version, prompt_hash, data, ...) and `metrics`: metric -> value, low, high (95 % interval), n, unit, interval;
-for a round also change, change_low, change_high, verdict and, for accuracy, fixed, broken and p_value, against the base
-on the same items.
+results.json has what was measured on the held-out prompts, evaluation.json the tasks and judgements. What they hold of
+a policy stands in `entries`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
+from collections.abc import Iterable
 
+from mipo_ray.storage.entries import Evaluated, Evaluation, Results
+from mipo_ray.storage.manifests import MANIFEST, EvaluateFacts, JudgeFacts, TaskFacts
+from mipo_ray.storage.records import Record, RecordError, read_record, to_text
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
-from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.storage.run_directory import RunDirectory, StorageError
 
+RESULTS = "results.json"
 EVALUATION = "evaluation.json"
 # A stage's manifest is found by where it lies: base or a round, tasks/NAME or judge/PROTOCOL.
-_MANIFEST = re.compile(r"(?:rounds/(?P<round>\d+)|base)/(?:tasks|judge)/[^/.][^/]*/manifest\.json")
+_MANIFEST = re.compile(rf"(?:rounds/(?P<round>\d+)|base)/(?P<kind>tasks|judge)/[^/.][^/]*/{re.escape(MANIFEST)}")
 
 
-def read_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """evaluation.json; {} before anything was measured."""
-    return json.loads(run.read_text(EVALUATION) or "{}")
-
-
-def gather_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """What evaluation.json holds, from every manifest with an `evaluation`, under its `name`."""
-    found: dict[Round, dict[str, Any]] = {}
-    for file in sorted([*_files(run, "base"), *_files(run, "rounds")]):
-        match = _MANIFEST.fullmatch(file)
-        manifest = run.read_manifest(file.removesuffix("/manifest.json")) if match else None
-        if match and manifest is not None and "evaluation" in manifest:
-            round = BASE if match["round"] is None else Round(int(match["round"]))
-            found.setdefault(round, {})[manifest["name"]] = manifest["evaluation"]
-    return {round.key: found[round] for round in sorted(found)}
-
-
-def is_report_current(run: RunDirectory) -> bool:
-    """Whether report.html is there and no file of results was written after it."""
-    written = run.modified("report.html")
-    read = [run.modified(name) for name in ("results.json", EVALUATION)]
-    return written is not None and all(time is None or time <= written for time in read)
-
-
-def write_evaluation(run: RunDirectory) -> dict[str, dict[str, Any]]:
-    """Writes evaluation.json from the manifests, where that changes it."""
-    evaluation = gather_evaluation(run)
-    if evaluation != read_evaluation(run):
-        run.write_text(EVALUATION, json.dumps(evaluation, indent=2))
-    return evaluation
-
-
-def _files(run: RunDirectory, name: str) -> list[str]:
-    return [f"{name}/{file}" for file in run.list_files(name)]
-
-
-def rounds_of(results: dict[str, dict[str, Any]]) -> list[str]:
-    """The keys of the rounds in results.json, in the order of the rounds; "base" is not among them."""
-    return sorted((key for key in results if key != "base"), key=int)
-
-
-def read_results(run: RunDirectory) -> dict[str, Any]:
-    """results.json: measured policy ("base", "0", "1", ...) -> metric -> value, interval, unit and change."""
-    return json.loads(run.read_text("results.json") or "{}")
+def read_results(run: RunDirectory) -> Results:
+    """What results.json holds; {} before anything was measured. Raises StorageError, naming file and field, where it
+    holds something else."""
+    return _read(run, RESULTS, Results)
 
 
 def write_results(run: RunDirectory, rounds: int) -> None:
     """Writes results.json from the manifests of the evaluate stages, where that changes it."""
     measured = base_and_rounds(range(rounds))
-    manifests = {round.key: run.read_manifest(run.stage(round, "evaluate")) for round in measured}
-    results = {key: manifest["results"] for key, manifest in manifests.items() if manifest is not None}
+    manifests = {round.key: run.read_manifest(run.stage(round, "evaluate"), EvaluateFacts) for round in measured}
+    results = {key: manifest.facts.results for key, manifest in manifests.items() if manifest is not None}
     if results != read_results(run):
-        run.write_text("results.json", json.dumps(results, indent=2))
+        run.write_text(RESULTS, to_text(results))
+
+
+def read_evaluation(run: RunDirectory) -> Evaluation:
+    """What evaluation.json holds; {} before anything was measured. Raises as `read_results` does."""
+    return _read(run, EVALUATION, Evaluation)
+
+
+def gather_evaluation(run: RunDirectory) -> Evaluation:
+    """What evaluation.json is to hold, from every manifest of a task or a judgement."""
+    found: dict[Round, dict[str, Evaluated]] = {}
+    for file in sorted([*_files(run, "base"), *_files(run, "rounds")]):
+        if (match := _MANIFEST.fullmatch(file)) is None:
+            continue
+        stage = file.removesuffix(f"/{MANIFEST}")
+        kind: type[TaskFacts | JudgeFacts] = TaskFacts if match["kind"] == "tasks" else JudgeFacts
+        manifest = run.read_manifest(stage, kind)
+        if manifest is not None:
+            round = BASE if match["round"] is None else Round(int(match["round"]))
+            found.setdefault(round, {})[manifest.facts.name] = manifest.facts.evaluation
+    return {round.key: found[round] for round in sorted(found)}
+
+
+def write_evaluation(run: RunDirectory) -> Evaluation:
+    """Writes evaluation.json from the manifests, where that changes it."""
+    evaluation = gather_evaluation(run)
+    if evaluation != read_evaluation(run):
+        run.write_text(EVALUATION, to_text(evaluation))
+    return evaluation
+
+
+def is_report_current(run: RunDirectory) -> bool:
+    """Whether report.html is there and no file of results was written after it."""
+    written = run.modified("report.html")
+    read = [run.modified(name) for name in (RESULTS, EVALUATION)]
+    return written is not None and all(time is None or time <= written for time in read)
+
+
+def rounds_of(results: Iterable[str]) -> list[str]:
+    """The keys of the rounds among those of policies, in the order of the rounds; "base" is not among them."""
+    return sorted((key for key in results if key != BASE.key), key=int)
+
+
+def _read(run: RunDirectory, name: str, kind: type[Record]) -> Record:
+    try:
+        return read_record(kind, run.read_text(name) or "{}", run.path(name))
+    except RecordError as error:
+        raise StorageError(f"{error}. Remove that file: it is written anew from the finished stages.") from None
+
+
+def _files(run: RunDirectory, name: str) -> list[str]:
+    return [f"{name}/{file}" for file in run.list_files(name)]

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import fsspec
 import pyarrow.fs
@@ -25,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from mipo_ray.config.recipe import config_hash, result_fields, to_yaml
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
+from mipo_ray.storage.manifests import MANIFEST, AnyFacts, Manifest, Work, kind_of, read_manifest
 from mipo_ray.storage.rounds import Round
 
 MINIMUM_FREE_BYTES = 64 * 1024**2
@@ -69,11 +69,16 @@ class RunDirectory:
         return f"{round.directory}/{stage}"
 
     def read_text(self, name: str) -> str | None:
-        """The text of a file below the run directory; None when it does not exist."""
+        """The text of a file below the run directory; None when it does not exist.
+
+        Raises StorageError for a file that holds no text.
+        """
         try:
             return self.filesystem.cat_file(self.path(name)).decode("utf-8")
         except FileNotFoundError:
             return None
+        except UnicodeDecodeError as error:
+            raise StorageError(f"{self.path(name)}: expected text (UTF-8), found: {error}") from None
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file in one go: on a local disk through a temporary file, on an object store in one object write."""
@@ -129,15 +134,15 @@ class RunDirectory:
 
     def copy_stage(self, source: RunDirectory, stage: str) -> None:
         """Copies a finished stage of another run on the same filesystem, with its manifest last, unless it is here."""
-        if self.read_manifest(stage) is not None:
+        if self.is_finished(stage):
             return
         self.remove(stage)
         for name in source.list_files(stage):
-            if name != "manifest.json":
+            if name != MANIFEST:
                 target = self.path(stage, name)
                 self.filesystem.makedirs(posixpath.dirname(target), exist_ok=True)
                 self.filesystem.cp_file(source.path(stage, name), target)
-        self.write_text(f"{stage}/manifest.json", str(source.read_text(f"{stage}/manifest.json")))
+        self.write_text(f"{stage}/{MANIFEST}", str(source.read_text(f"{stage}/{MANIFEST}")))
 
     @contextlib.contextmanager
     def local_output(self, name: str) -> Iterator[str]:
@@ -156,49 +161,51 @@ class RunDirectory:
         """How `source.local_model_directory` names a model below the run directory: a local path or a URL."""
         return self.path(name) if self.is_local else f"{self.url.rstrip('/')}/{name}"
 
-    def read_manifest(self, stage: str) -> dict[str, Any] | None:
-        """The manifest of a finished stage; None while it is unfinished.
+    def is_finished(self, stage: str) -> bool:
+        """Whether a stage is finished; raises as `read_manifest` does."""
+        return self.read_manifest(stage, kind_of(stage)) is not None
 
-        Raises StorageError when the manifest is there but a file that it lists is missing or of another size.
+    def read_manifest(self, stage: str, kind: type[AnyFacts]) -> Manifest[AnyFacts] | None:
+        """The manifest of a finished stage, with the facts of its kind; None while it is unfinished.
+
+        Raises StorageError when the file there is no manifest of that kind, and when a file that the manifest lists is
+        missing or of another size.
         """
-        text = self.read_text(f"{stage}/manifest.json")
-        if text is None:
-            return None
+        name, again = f"{stage}/{MANIFEST}", f"Remove {self.path(stage)} to run the stage again."
         try:
-            manifest = json.loads(text)
-        except ValueError as error:
-            raise StorageError(
-                f"{self.path(stage, 'manifest.json')}: expected JSON, found: {error}. Remove {self.path(stage)} to run "
-                "the stage again."
-            ) from None
+            text = self.read_text(name)
+            manifest = None if text is None else read_manifest(kind, text, self.path(name))
+        except UserError as error:
+            raise StorageError(f"{error}. {again}") from None
+        if manifest is None:
+            return None
         present = self.list_files(stage)
-        for name, size in manifest["files"].items():
-            if present.get(name) != size:
-                found = "nothing" if name not in present else f"{present[name]} bytes"
+        for file, size in manifest.files.items():
+            if present.get(file) != size:
+                found = "nothing" if file not in present else f"{present[file]} bytes"
                 raise StorageError(
-                    f"{self.path(stage, name)}: the finished stage {stage} is damaged: expected {size} bytes, found "
-                    f"{found}. Remove {self.path(stage)} to run the stage again."
+                    f"{self.path(stage, file)}: the finished stage {stage} is damaged: expected {size} bytes, found "
+                    f"{found}. {again}"
                 )
         return manifest
 
-    def commit(self, stage: str, config: Config, facts: dict[str, Any], files: list[str] | None = None) -> dict:
-        """Writes the manifest that makes a stage finished.
-
-        `facts` (counts, seconds, ...) stand beside the seed, the config hash and the file list with sizes in bytes;
-        `files` restricts that list (default: every file of the stage).
-        """
-        sizes = self.list_files(stage)
+    def commit(self, stage: str, config: Config, work: Work[AnyFacts]) -> Manifest[AnyFacts]:
+        """Writes the manifest that makes a stage finished: `work`, beside the seed, the config hash and the file list
+        with sizes in bytes."""
+        sizes, files = self.list_files(stage), work.files
         if files is None:  # without what a kill in the middle of a write left behind
-            files = [name for name in sizes if name != "manifest.json" and not name.endswith(WRITING)]
-        manifest = {
-            "stage": stage,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seed": config.seed,
-            "config_hash": config_hash(config),
-            **facts,
-            "files": {name: sizes[name] for name in files},
-        }
-        self.write_text(f"{stage}/manifest.json", json.dumps(manifest, indent=2))
+            files = [name for name in sizes if name != MANIFEST and not name.endswith(WRITING)]
+        manifest = Manifest(
+            stage=stage,
+            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            seed=config.seed,
+            config_hash=config_hash(config),
+            round=work.round,
+            seconds=work.seconds,
+            facts=work.facts,
+            files={name: sizes[name] for name in files},
+        )
+        self.write_text(f"{stage}/{MANIFEST}", json.dumps(manifest.to_json(), indent=2))
         return manifest
 
     def record_config(self, config: Config) -> None:

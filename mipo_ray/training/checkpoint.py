@@ -39,7 +39,7 @@ class Progress:
     """How far a round's training has come."""
 
     steps: int = 0  # optimizer steps that are done
-    tokens: int = 0  # of the sequences trained on, see `worker.TrainSummary`
+    tokens: int = 0  # of the sequences trained on, see `storage.manifests.TrainSummary`
     first_loss: float = float("nan")
     last_loss: float = float("nan")
 

@@ -14,8 +14,7 @@ p + r - 2, each of which predicts the token after it.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mipo_ray.config.train import Layout, Objective
-from mipo_ray.pairs.schema import REJECTED_SIDE, pair_columns
+from mipo_ray.pairs.schema import REJECTED_SIDE, innermost_lists, lists_as_arrays, pair_columns
 
 
 class TreeLengths(NamedTuple):
@@ -122,7 +121,7 @@ def read_pair(row: Mapping[str, Any], objective: Objective) -> Pair:
     Raises ValueError, naming the pair, for an empty prompt (its first response token would have nothing to be predicted
     from), an empty response, or no rejected response where the objective compares.
     """
-    ids = {name: _token_ids(row, name) for name in pair_columns(objective) if name != "pair_id"}
+    ids = {name: _token_ids(row, name) for name in _id_columns(objective)}
     if "rejected_token_ids" in ids and not ids["rejected_token_ids"]:
         raise ValueError(f"pair {row['pair_id']!r}: expected at least one rejected response, found none")
     trees = [Tree(prompt, responses) for prompt, responses in _scored(ids, objective)]
@@ -131,7 +130,7 @@ def read_pair(row: Mapping[str, Any], objective: Objective) -> Pair:
 
 def read_pairs(rows: pa.Table, objective: Objective) -> list[Pair]:
     """The pairs of a table of rows; see `read_pair`."""
-    ids = _innermost(rows, objective, _as_arrays)
+    ids = innermost_lists(rows, _id_columns(objective), lists_as_arrays)
     return [
         read_pair({"pair_id": pair_id, **row}, objective)
         for pair_id, row in zip(rows["pair_id"].to_pylist(), ids, strict=True)
@@ -140,7 +139,7 @@ def read_pairs(rows: pa.Table, objective: Objective) -> list[Pair]:
 
 def read_lengths(rows: pa.Table, objective: Objective) -> list[list[TreeLengths]]:
     """The lengths of each pair's trees, as `Pair.lengths` gives them, without a look at the ids."""
-    lengths = _innermost(rows, objective, lambda lists: pc.list_value_length(lists).to_pylist())
+    lengths = innermost_lists(rows, _id_columns(objective), lambda lists: pc.list_value_length(lists).to_pylist())
     return [[TreeLengths(*tree) for tree in _scored(row, objective)] for row in lengths]
 
 
@@ -272,6 +271,10 @@ def _scored(row: Mapping[str, Any], objective: Objective) -> list[tuple[Any, tup
     return [(one, responses) for one in (prompt, *row["mismatched_prompt_token_ids"])]
 
 
+def _id_columns(objective: Objective) -> list[str]:
+    return [name for name in pair_columns(objective) if name != "pair_id"]
+
+
 def _token_ids(row: Mapping[str, Any], column: str) -> Any:
     """[tokens] int64, or a list of K of them on the rejected side."""
     is_list = column in REJECTED_SIDE
@@ -279,26 +282,3 @@ def _token_ids(row: Mapping[str, Any], column: str) -> Any:
     if not all(map(len, found)):
         raise ValueError(f"pair {row['pair_id']!r}, {column}: expected at least one token, found none")
     return found if is_list else found[0]
-
-
-def _innermost(
-    rows: pa.Table, objective: Objective, values_of: Callable[[pa.Array], list[Any]]
-) -> Iterator[dict[str, Any]]:
-    """Each row's columns of ids, with what `values_of` makes of a list of ids in the place of each such list."""
-
-    def nested(lists: pa.Array) -> list[Any]:
-        if not pa.types.is_nested(lists.type.value_type):
-            return values_of(lists)
-        inner = iter(nested(lists.flatten()))
-        return [list(itertools.islice(inner, length)) for length in pc.list_value_length(lists).to_pylist()]
-
-    names = [name for name in pair_columns(objective) if name != "pair_id"]
-    columns = [nested(rows[name].combine_chunks()) for name in names]
-    return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
-
-
-def _as_arrays(lists: pa.Array) -> list[np.ndarray]:
-    """Each list of ids as [tokens] int64, a slice of one array of them all."""
-    ids = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-    ends = np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False), dtype=np.int64).tolist()
-    return [ids[start:end] for start, end in itertools.pairwise([0, *ends])]

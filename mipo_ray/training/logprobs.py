@@ -127,7 +127,9 @@ def _own_logprob(model: Any, tree: Tree, layout: Layout, device: torch.device | 
     logits = model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **attention_inputs(model, batch)
     ).logits
+    # [rows, tokens, vocabulary] to [response tokens, vocabulary]
     logprobs = logits.flatten(0, 1)[batch.predicting].float().log_softmax(dim=-1)
+    # sum_t log p(y_t | x, y_<t): [1]
     return logprobs.gather(1, batch.targets.to(logprobs.device)[:, None]).sum(dim=0)
 
 
@@ -161,9 +163,9 @@ class _TokenLogprobs(torch.autograd.Function):
     bias      [vocabulary], or None
     targets   [positions] int64
 
-    With z = treated(states @ weight.T + bias), log p(target) = z[target] - log sum_v exp(z[v]). z exists for one chunk
-    of positions at a time, in float32; backward computes it again from the states, so that nothing of size
-    [positions, vocabulary] is kept.
+    With u = states @ weight.T + bias and z = treated(u), both [positions, vocabulary],
+    log p(target) = z[target] - log sum_v exp(z[v]). u and z exist for one chunk of positions at a time, in float32;
+    backward computes them again from the states, so that nothing of size [positions, vocabulary] is kept.
     """
 
     @staticmethod
@@ -196,6 +198,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 slope = 1 - (logits / treatment.softcap).square()
             # p = exp(z - log sum_v exp(z[v])), and of a target's log-prob the gradient at z is onehot(target) - p
             probabilities = logits.sub_(normalizers[chunk, None]).exp_()
+            # gradient * (onehot(target) - p): [chunk, vocabulary]
             for_logits = probabilities.mul_(-gradient[chunk, None])
             for_logits.scatter_add_(1, targets[chunk, None], gradient[chunk, None])
             if slope is not None:
@@ -204,11 +207,11 @@ class _TokenLogprobs(torch.autograd.Function):
                 for_logits.mul_(treatment.scale)
             for_logits = for_logits.to(weight.dtype)  # G, the gradient at u: [chunk, vocabulary]
             if for_states is not None:
-                for_states[chunk] = for_logits @ weight  # [chunk, hidden]
+                for_states[chunk] = for_logits @ weight  # G @ weight: [chunk, hidden]
             if for_weight is not None:  # += G.T @ states: [vocabulary, hidden]
                 _add_product(for_weight, for_logits.T, states[chunk])
             if for_bias is not None:
-                for_bias += for_logits.sum(dim=0)
+                for_bias += for_logits.sum(dim=0)  # sum over positions of G: [vocabulary]
         if for_weight is not None:
             for_weight = for_weight.to(weight.dtype)
         return for_states, for_weight, for_bias, None, None

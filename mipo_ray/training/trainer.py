@@ -23,12 +23,13 @@ from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.ray_cluster.resources import Request, worker_request
 from mipo_ray.ray_cluster.watch import watch_workers
 from mipo_ray.session import Stage
+from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints
 from mipo_ray.training.deepspeed_engine import check_trainable, deepspeed_config
 from mipo_ray.training.shares import StepShares, own_steps
 from mipo_ray.training.step import TrainingDiverged
-from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
+from mipo_ray.training.worker import WorkerSettings, train_round
 
 # Below a stage: Ray Train's own books and the checkpoints, and the log-probs of reference_mode cached.
 CHECKPOINTS = "ray_train"

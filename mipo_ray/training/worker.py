@@ -23,6 +23,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.pairs.schema import as_version_2, kept_pairs, missing_columns, pair_columns
+from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.training.checkpoint import Checkpoints, Progress, load_checkpoint, save_checkpoint
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.export import export_policy
@@ -53,18 +54,6 @@ class WorkerSettings:
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self.pair_count / self.train.batch_size)
-
-
-@dataclass(frozen=True)
-class TrainSummary:
-    """What a round of training came to, over all workers."""
-
-    steps: int
-    pairs: int  # distinct pairs trained on, in each of the epochs
-    tokens: int  # of all sequences (prompt and one response) trained on, without padding, in all epochs
-    first_loss: float
-    last_loss: float
-    seconds: float  # from the loading of the models to the finished export, since the last start
 
 
 def train_round(

@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mipo_ray.evaluation.significance import accuracy_entry, mean_entry
-from mipo_ray.measures import HELD_OUT
+from mipo_ray.evaluation.significance import mean_entry, share_entry
+from mipo_ray.measures import HELD_OUT, JUDGED, TASKS
 from mipo_ray.pairs.schema import PAIR_SCHEMA, as_version_2
 from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
+from mipo_ray.report.cost import ShownStage
 from mipo_ray.report.page import ReportData
+from mipo_ray.storage.entries import Entry, Evaluated, Evaluation, Results
+from mipo_ray.storage.manifests import Matrices, Matrix
+from mipo_ray.storage.pair_statistics import PairStatistics
 
 
-def entry(name: str, value: float, change: float | None = None, spread: float = 0.05) -> dict[str, Any]:
+def entry(name: str, value: float, change: float | None = None, spread: float = 0.05) -> Entry:
     made: dict[str, Any] = {
         "value": value,
         "low": value - spread,
@@ -33,10 +37,10 @@ def entry(name: str, value: float, change: float | None = None, spread: float = 
         made["ceiling"] = math.log(4)
     if name == "corpus_distinct_2":
         made |= dict.fromkeys([key for key in made if key.endswith(("low", "high"))])
-    return made
+    return Entry(**made)
 
 
-def make_results(**changes: float) -> dict[str, dict[str, Any]]:
+def make_results(**changes: float) -> Results:
     """A base with all figures at 4.321 and two rounds that move only by the given changes."""
     base = {name: entry(name, 4.321) for name in HELD_OUT}
     rounds = {name: entry(name, 4.321 + changes.get(name, 0.0), changes.get(name, 0.0)) for name in HELD_OUT}
@@ -44,8 +48,8 @@ def make_results(**changes: float) -> dict[str, dict[str, Any]]:
 
 
 def make_statistics(
-    number: int, text: str = "some text", scored: bool = True, strategies: tuple[str, str] | None = None
-) -> dict[str, Any]:
+    text: str = "some text", scored: bool = True, strategies: tuple[str, str] | None = None
+) -> PairStatistics:
     """Ten rows: the last is dropped for the reason `text`; strategies of the first two (default `text`), and others."""
     first, others = strategies or (text, "random_prompt")
     rows = [
@@ -69,7 +73,7 @@ def make_statistics(
         for index in range(10)
     ]
     table = as_version_2(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
-    return {"round": number, **merge_statistics([pair_statistics(table)])}
+    return merge_statistics([pair_statistics(table)])
 
 
 def make_run(text: str = "some text", **fields: Any) -> ReportData:
@@ -84,10 +88,10 @@ def make_run(text: str = "some text", **fields: Any) -> ReportData:
         results=make_results(context_pmi_initial=2.5, reward_accuracy=0.25),
         train_steps=steps,
         stages=[
-            {"round": "base", "stage": "evaluate", "seconds": 61.4, "counts": {}},
-            {"round": 0, "stage": "generate", "seconds": 7384, "counts": {text: 96}},
+            ShownStage("base", "evaluate", 61.4),
+            ShownStage(0, "generate", 7384, counts={text: 96}),
         ],
-        pair_statistics=[make_statistics(0, text.encode("utf-8", "replace").decode())],  # a pair is always UTF-8
+        pair_statistics={0: make_statistics(text.encode("utf-8", "replace").decode())},  # a pair is always UTF-8
         example_pairs=[
             {"prompt": text, "context": text, "chosen": text, "rejected": [{"text": "", "mismatched": text}]}
         ]
@@ -127,23 +131,23 @@ CHECKS = {"position_bias": 0.08, "self_consistency": 0.81, "unreadable": 0.04}
 LONG_WORD = "Donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft" * 3
 
 
-def make_matrix(generator: np.random.Generator, gain: float) -> dict[str, Any]:
+def make_matrix(generator: np.random.Generator, gain: float) -> Matrices:
     """Eight answers that are `gain` nats likelier under their own conditioning."""
 
     def logprobs() -> list[list[float]]:
         table = -60 + generator.normal(0, 3, size=(8, 8)) + generator.normal(0, 8, size=(8, 1))
         return (table + gain * np.eye(8)).tolist()
 
-    def part(labels: list[str]) -> dict[str, Any]:
+    def part(labels: list[str]) -> Matrix:
         ids = [f"user-{index}" for index in range(8)]
-        return {"prompt_ids": ids, "labels": labels, "initial": logprobs(), "policy": logprobs()}
+        return Matrix(prompt_ids=ids, labels=labels, initial=logprobs(), policy=logprobs())
 
     return {"prompts": part([f"{user}\n{QUESTION}" for user in USERS]), "contexts": part(USERS)}
 
 
-def make_evaluation(generator: np.random.Generator) -> dict[str, dict[str, Any]]:
+def make_evaluation(generator: np.random.Generator) -> Evaluation:
     """Two tasks (one better, one not distinguishable) and both protocols of the judge, for the base and two rounds."""
-    evaluation: dict[str, dict[str, Any]] = {"base": {}, "0": {}, "1": {}}
+    evaluation: Evaluation = {"base": {}, "0": {}, "1": {}}
     options: dict[str, Any] = {"samples": 200, "seed": 0}
     for task, rates in (("arc_easy_likelihood", (0.40, 0.42, 0.52)), ("svamp", (0.20, 0.21, 0.20))):
         items = [f"{task}-{index}" for index in range(400)]
@@ -154,38 +158,48 @@ def make_evaluation(generator: np.random.Generator) -> dict[str, dict[str, Any]]
             base = None if key == "base" else (right[0], items)
             before = None if key == "base" else (answered[0], items)
             metrics = {
-                "accuracy": accuracy_entry(right[index].tolist(), items, base=base, **options),
-                "no_answer": accuracy_entry(
-                    answered[index].tolist(), items, base=before, higher_is_better=False, **options
-                ),
+                "accuracy": share_entry(TASKS["accuracy"], (right[index], items), base, **options),
+                "no_answer": share_entry(TASKS["no_answer"], (answered[index], items), before, **options),
             }
             kind = "likelihood" if "likelihood" in task else "generative"
-            facts = {"kind": kind, "version": 1, "prompt_hash": "3f9a1c0b77de", "limit": 400,
-                     "data": f"data/{task}.parquet", "metric": "accuracy"}  # fmt: skip
-            evaluation[key][task] = {**facts, "metrics": metrics}
-    judge = {"kind": "judge", "version": 1, "prompt_hash": "a1b2c3d4e5f6", "judge": "judges/large-instruct"}
+            evaluation[key][task] = Evaluated(
+                kind=kind,
+                version=1,
+                prompt_hash="3f9a1c0b77de",
+                limit=400,
+                data=f"data/{task}.parquet",
+                metric="accuracy",
+                metrics=metrics,
+            )
+    judge: dict[str, Any] = {
+        "kind": "judge",
+        "version": 1,
+        "prompt_hash": "a1b2c3d4e5f6",
+        "judge": "judges/large-instruct",
+    }
     questions = [f"question-{index}" for index in range(80)]
     rates = generator.normal(3.1, 0.8, 80)
     for key, gain in (("0", 0.05), ("1", 0.25)):
         outcome = generator.choice([1, 0, -1], p=[0.4 + gain / 2, 0.25, 0.35 - gain / 2], size=80)
-        shares = {name: mean_entry(outcome == value, questions, unit="share", **options)
+        shares = {name: mean_entry(JUDGED[name], (outcome == value, questions), **options)
                   for name, value in (("win", 1), ("tie", 0), ("loss", -1))}  # fmt: skip
-        checks = {name: mean_entry(generator.random(80) < rate, questions, unit="share", **options)
+        checks = {name: mean_entry(JUDGED[name], (generator.random(80) < rate, questions), **options)
                   for name, rate in CHECKS.items()}  # fmt: skip
-        net = {"net_win": mean_entry(outcome, questions, unit="share", **options)}
-        evaluation[key]["judge_pairwise"] = {**judge, "prompt": JUDGE_PROMPT, "metrics": {**shares, **net, **checks}}
+        net = {"net_win": mean_entry(JUDGED["net_win"], (outcome, questions), **options)}
+        evaluation[key]["judge_pairwise"] = Evaluated(**judge, prompt=JUDGE_PROMPT, metrics={**shares, **net, **checks})
     for key, gain in (("base", 0.0), ("0", 0.1), ("1", 0.02)):
         rating = np.clip(rates + gain + generator.normal(0, 0.3, 80), 1, 5)
         base = None if key == "base" else (np.clip(rates, 1, 5), questions)
-        metrics = {"rating": mean_entry(rating, questions, unit="points", base=base, **options)}
-        evaluation[key]["judge_pointwise"] = {**judge, "prompt": "Rate the answer.", "metrics": metrics}
+        metrics = {"rating": mean_entry(JUDGED["rating"], (rating, questions), base, **options)}
+        evaluation[key]["judge_pointwise"] = Evaluated(**judge, prompt="Rate the answer.", metrics=metrics)
     return evaluation
 
 
-def shifted(made: dict[str, Any], name: str) -> dict[str, Any]:
+def shifted(made: Entry, name: str) -> Entry:
     """An entry of make_results, with shares inside [0, 1] and InfoNCE below its ceiling."""
-    shift = 3.8 if made["unit"] == "share" else 3.5 if name.startswith("infonce") else 0.0
-    return made | {key: made[key] - shift for key in ("value", "low", "high") if made[key] is not None}
+    shift = 3.8 if made.unit == "share" else 3.5 if name.startswith("infonce") else 0.0
+    low, high = (None if bound is None else bound - shift for bound in (made.low, made.high))
+    return dataclasses.replace(made, value=made.value - shift, low=low, high=high)
 
 
 def rich_run() -> ReportData:
@@ -193,16 +207,15 @@ def rich_run() -> ReportData:
     generator = np.random.default_rng(5)
     moves = {"context_pmi_initial": 0.9, "pmi_initial": 0.7, "reward_accuracy": 0.2, "response_tokens": -1.2}
     stages = [
-        {"round": "base", "stage": "evaluate", "seconds": 131.0, "counts": {"responses": 40, "generated_tokens": 1480}}
+        ShownStage("base", "evaluate", 131.0, counts={"responses": 40, "generated_tokens": 1480}),
     ]
     for number in (0, 1):
         stages += [
-            {"round": number, "stage": "generate", "seconds": 94.2, "gpus": 2.0,
-             "counts": {"prompts": 10, "rows": 10, "kept": 9, "generated_tokens": 900}},
-            {"round": number, "stage": "train", "seconds": 213.7, "gpus": 4.0,
-             "counts": {"steps": 12, "pairs": 9, "tokens": 3120, "first_loss": 0.6931, "last_loss": 0.5904}},
-            {"round": number, "stage": "evaluate", "seconds": 170.5, "gpus": 2.0,
-             "counts": {"responses": 40, "generated_tokens": 1220}},
+            ShownStage(number, "generate", 94.2, 2.0,
+                       {"prompts": 10, "rows": 10, "kept": 9, "generated_tokens": 900}),
+            ShownStage(number, "train", 213.7, 4.0,
+                       {"steps": 12, "pairs": 9, "tokens": 3120, "first_loss": 0.6931, "last_loss": 0.5904}),
+            ShownStage(number, "evaluate", 170.5, 2.0, {"responses": 40, "generated_tokens": 1220}),
         ]  # fmt: skip
     pairs = {
         "prompt": f"{USERS[0]}\n{QUESTION}",
@@ -224,10 +237,10 @@ def rich_run() -> ReportData:
             for key, entries in make_results(**moves).items()
         },
         stages=stages,
-        pair_statistics=[
-            make_statistics(number, "chosen_truncated", strategies=("missing_context", "random_context"))
+        pair_statistics={
+            number: make_statistics("chosen_truncated", strategies=("missing_context", "random_context"))
             for number in (0, 1)
-        ],
+        },
         example_pairs=[pairs] * 3,
         answers=[answer, foreign],
         matrices={

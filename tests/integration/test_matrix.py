@@ -88,15 +88,16 @@ def test_the_matrix_is_what_transformers_says(tiny_model: Path, tmp_path: Path) 
     matrix = matrix_of(run, Round(0), parts)
 
     assert list(matrix) == ["prompts", "contexts"]
-    assert matrix["contexts"]["labels"] == USERS
+    assert matrix["contexts"].labels == USERS
     for judge, path in models.items():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        in_prompts, in_contexts = (getattr(matrix[part], judge) for part in ("prompts", "contexts"))
         for i, row in enumerate(rows):
             under_prompts = [logprob(model, prompt, answers[i]) for prompt in own]
-            assert matrix["prompts"][judge][i] == pytest.approx(under_prompts, abs=1e-3)
+            assert in_prompts[i] == pytest.approx(under_prompts, abs=1e-3)
             question = row["question_messages"][-1]["content"]
             for j, user in enumerate(USERS):
                 asked_by = row["messages"][-1]["content"].replace(USERS[i], user)
                 assert question in asked_by
                 (prompt,) = render_prompts(tokenizer, [[*row["messages"][:-1], {"role": "user", "content": asked_by}]])
-                assert matrix["contexts"][judge][i][j] == pytest.approx(logprob(model, prompt, answers[i]), abs=1e-3)
+                assert in_contexts[i][j] == pytest.approx(logprob(model, prompt, answers[i]), abs=1e-3)

@@ -51,7 +51,7 @@ def test_a_prompt_file_is_checked_once_and_read_once_a_round(
         with recording(inputs.run) as events:
             session = Session(inputs.config, inputs.run, resolve(inputs.config, {"CPU": 6.0}), events)
             for round in session.rounds:
-                assert condition_prompts(session, round, inputs.prompts)["rows"] == 40
+                assert condition_prompts(session, round, inputs.prompts).rows == 40
                 assert opens.take() == 1, round
                 condition_prompts(session, round, inputs.prompts)  # as a resumed stage does
                 assert opens.take() == 0, round

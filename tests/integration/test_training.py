@@ -24,13 +24,14 @@ from torch.nn.functional import logsigmoid
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.pairs.schema import pair_columns
+from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.training import deepspeed_engine as prepare
 from mipo_ray.training import profile, worker
 from mipo_ray.training.checkpoint import Checkpoints
 from mipo_ray.training.deepspeed_engine import deepspeed_config
 from mipo_ray.training.reference import read_logprobs
 from mipo_ray.training.step import TrainingDiverged
-from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
+from mipo_ray.training.worker import WorkerSettings, steps_of, train_round
 from tests.helpers.covering import combinations
 from tests.helpers.tiny_training import VOCABULARY, ragged_pairs, read_all
 

@@ -5,9 +5,10 @@ python -m pytest tests/integration/test_training_ray.py
 
 from __future__ import annotations
 
+import json
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,17 @@ from mipo_ray.pairs.schema import TOKEN_IDS, pair_columns, write_form
 from mipo_ray.ray_cluster.blocks import ordered_context
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.session import Session, Stage
+from mipo_ray.storage.manifests import TrainSummary
+from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.training import stage as stage_module
 from mipo_ray.training.layout import read_pairs
 from mipo_ray.training.shares import StepShares, own_steps, stream_kept_pairs
 from mipo_ray.training.trainer import Models, train_policy
-from mipo_ray.training.worker import TrainSummary, WorkerSettings, steps_of, train_round
+from mipo_ray.training.worker import WorkerSettings, steps_of, train_round
 from tests.helpers.covering import by_night
+from tests.helpers.stages import commit
 from tests.helpers.tiny_training import KillsItsWorker, ragged_pairs, read_all, save_tied_llama
 
 # 11 pairs in steps of 4: 3 steps in each of 2 epochs, the last of which has 3 pairs. A checkpoint after every other.
@@ -326,8 +330,10 @@ def test_workers_stream_every_step_whole_and_in_order(ray_cluster, workers):
 def session_with_pairs(config: Config, directory: Path, round: Round, finished: str) -> Session:
     """A session whose round has a finished generate stage, as the train stage reads it."""
     session = Session(config, open_run(str(directory)), ON_CPU, monitoring.start(open_run(str(directory))))
-    facts = {"statistics": {"kept": 1}, "pairs": [], "finished": finished}
-    session.run.commit(session.stage(round, "generate").directory, config, facts, files=[])
+    stage = session.stage(round, "generate").directory
+    statistics = PairStatistics(rows=1, kept=1, dropped={})
+    manifest = commit(session.run, stage, config, files=[], statistics=statistics)
+    session.run.write_text(f"{stage}/manifest.json", json.dumps(replace(manifest, finished=finished).to_json()))
     return session
 
 

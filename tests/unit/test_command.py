@@ -25,6 +25,7 @@ from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.run import DEMO_RECIPE, main
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from tests.helpers.stages import commit
 
 CPU_ONLY = {"CPU": 6.0, "GPU": 0.0}
 FINISHED_FILES = ("manifest.json", "results.json", "report.html", "config.yaml")
@@ -671,7 +672,7 @@ def finish_stages(options: list[str], stages: int | None = None) -> RunDirectory
     run.record_config(config)
     for stage in plan.stages[:stages]:
         run.write_text(f"{stage}/file.txt", stage)
-        run.commit(stage, config, {"seconds": 1.0})
+        commit(run, stage, config)
     return run
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mipo_ray.comparison.arms import common_pairs, kept_pairs
 from mipo_ray.comparison.definition import BASE, Comparison, describe_arm, load_comparison
 from mipo_ray.comparison.findings import control_sentences, findings, measures_of
 from mipo_ray.comparison.outcome import gather, stage_seconds
+from mipo_ray.comparison.records import EqualData
 from mipo_ray.comparison.tables import dot_chart, markdown, render, write_comparison
 from mipo_ray.config.recipe import ConfigError, load_config, to_yaml
 from mipo_ray.errors import UserError
@@ -34,9 +36,11 @@ from mipo_ray.pairs.label_control import has_swapped_labels, shuffle_labels
 from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.report import run_report
 from mipo_ray.storage import rounds
+from mipo_ray.storage.entries import Entry, Evaluated
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 from mipo_ray.training.stage import pair_set_hash
+from tests.helpers.stages import SUMMARY, commit
 
 ARMS: dict[str, Any] = {
     "mipo": {},
@@ -227,7 +231,7 @@ def test_the_control_is_refused_where_it_makes_no_sense(overrides, message):
 
 
 def write_stage(run: RunDirectory, stage: str, facts: dict[str, Any], comparison: Comparison) -> None:
-    run.commit(stage, comparison.shared, {"seconds": 10.0, **facts})
+    commit(run, stage, comparison.shared, **{"seconds": 10.0, **facts})
 
 
 def write_pairs(comparison: Comparison, arm: str, dropped: dict[str, str], seed: int = 0) -> RunDirectory:
@@ -255,6 +259,16 @@ def test_all_arms_train_on_the_pairs_that_every_arm_kept(comparison):
         common_pairs(comparison, 0, Round(0))
 
 
+@pytest.mark.parametrize("text", ["", "{}", '["a", 3]', '["a"', "[" * 9999])
+def test_a_damaged_list_of_common_pairs_is_refused_by_name(comparison, text):
+    for arm in ARMS:
+        write_pairs(comparison, arm, {"a": ""})
+    file = "common_pairs/seed-0/round-000.json"
+    comparison.root().write_text(file, text)
+    with pytest.raises(UserError, match=rf"^{comparison.root().path(file)}: .*expected .*, found"):
+        common_pairs(comparison, 0, Round(0))
+
+
 def test_arms_without_a_common_pair_are_refused(comparison):
     for index, arm in enumerate(ARMS):
         write_pairs(comparison, arm, {f"pair-{index}": ""})
@@ -278,7 +292,7 @@ def test_a_finished_stage_is_copied_whole_and_only_once(comparison):
     assert (
         Path(target.path(stage, "pairs.parquet")).read_bytes() == Path(source.path(stage, "pairs.parquet")).read_bytes()
     )
-    assert target.read_manifest(stage) == source.read_manifest(stage)
+    assert target.read_text(f"{stage}/manifest.json") == source.read_text(f"{stage}/manifest.json")
     source.write_text(f"{stage}/later.txt", "")
     target.copy_stage(source, stage)
     assert "later.txt" not in target.list_files(stage)
@@ -332,7 +346,7 @@ def write_base(comparison: Comparison, seed: int) -> tuple[RunDirectory, Measure
     return base, rows
 
 
-def write_evaluated(run: RunDirectory, stage: str, name: str, evaluation: dict[str, Any], one: Comparison) -> None:
+def write_evaluated(run: RunDirectory, stage: str, name: str, evaluation: Evaluated, one: Comparison) -> None:
     """The manifest of a finished task, or of a finished judgement."""
     write_stage(run, stage, {"name": name, "evaluation": evaluation}, one)
 
@@ -356,7 +370,7 @@ def write_results(
             run.copy_stage(base, "base/evaluate")
             reason = "length" if seed in cut_seeds else "stop"
             write_scores(comparison, arm, seed, 3.0 + change + 0.1 * seed, finish_reason=reason)
-            summary = {"pairs": (pairs or {}).get(arm, 4), "steps": 1}
+            summary = replace(SUMMARY, pairs=(pairs or {}).get(arm, 4), steps=1)
             write_stage(run, run.stage(Round(0), "generate"), {"pairs": []}, comparison)
             write_stage(run, run.stage(Round(0), "train"), {"summary": summary}, comparison)
             entry = measure(measured_rows(run, Round(0)), base_rows, beta=0.1, samples=200, seed=0)
@@ -366,36 +380,36 @@ def write_results(
 def test_the_table_has_every_arm_with_intervals_and_verdicts(comparison):
     write_results(comparison, {"mipo": 4.0, "control": 0.0, "sft": -1.0, "random_context": 2.0})
     found = gather(comparison)
-    assert list(found["arms"]) == [BASE, *ARMS]
-    assert found["headline"] == "context_pmi_initial"
-    assert found["equal"] == {"pairs": 4, "steps": 1, "batch_size": 4, "epochs": 1}
-    words = {arm: found["arms"][arm]["measures"]["context_pmi_initial"]["verdict"] for arm in ARMS}
+    assert list(found.arms) == [BASE, *ARMS]
+    assert found.headline == "context_pmi_initial"
+    assert found.equal == EqualData(pairs=4, steps=1, batch_size=4, epochs=1)
+    words = {arm: found.arms[arm].measures["context_pmi_initial"].verdict for arm in ARMS}
     assert words == {
         "mipo": "better",
         "control": "not distinguishable",
         "sft": "worse",
         "random_context": "better",
     }
-    base = found["arms"][BASE]["measures"]["context_pmi_initial"]
-    mipo = found["arms"]["mipo"]["measures"]["context_pmi_initial"]
-    assert mipo["value"] - base["value"] == pytest.approx(4.0) == mipo["change"]
+    base = found.arms[BASE].measures["context_pmi_initial"]
+    mipo = found.arms["mipo"].measures["context_pmi_initial"]
+    assert mipo.value - base.value == pytest.approx(4.0) == mipo.change
     # What has no better direction rises or falls.
-    assert found["arms"]["mipo"]["measures"]["kl_per_token"]["verdict"] == "rose"
-    difference = found["arms"]["mipo"]["against_control"]["control"]
-    assert (difference["change"], difference["verdict"]) == (pytest.approx(4.0), "better")
-    assert found["arms"]["sft"]["seconds"] == {"generate": 0.0, "train": 10.0, "evaluate": 10.0}  # its pairs: a copy
-    assert found["arms"]["mipo"]["seconds"]["generate"] == 10.0
+    assert found.arms["mipo"].measures["kl_per_token"].verdict == "rose"
+    difference = found.arms["mipo"].against_control["control"]
+    assert (difference.change, difference.verdict) == (pytest.approx(4.0), "better")
+    assert found.arms["sft"].seconds == {"generate": 0.0, "train": 10.0, "evaluate": 10.0}  # its pairs: a copy
+    assert found.arms["mipo"].seconds["generate"] == 10.0
     swapped = sum(has_swapped_labels(0, name) for name in "abcd")
-    assert found["arms"]["control"]["swapped_pairs"] == swapped
-    assert measures_of(found["arms"])["context_pmi_initial"].title == "context PMI"
+    assert found.arms["control"].swapped_pairs == swapped
+    assert measures_of(found.arms)["context_pmi_initial"].title == "context PMI"
 
 
 def test_arms_that_are_not_measured_yet_are_named(comparison):
     write_results(comparison, {"mipo": 1.0})
     found = gather(comparison)
-    assert list(found["arms"]) == [BASE, "mipo"]
-    assert found["unfinished"] == ["control", "sft", "random_context"]
-    assert found["control"] == ["The control control has not been measured yet."]
+    assert list(found.arms) == [BASE, "mipo"]
+    assert found.unfinished == ["control", "sft", "random_context"]
+    assert found.control == ["The control control has not been measured yet."]
     assert "Not measured yet: control, sft, random_context." in markdown(found)
 
 
@@ -408,20 +422,20 @@ def test_unequal_steps_or_pairs_are_an_error(comparison):
 def test_several_seeds_are_one_row_with_each_seeds_change(tmp_path):
     comparison = load_comparison(write_recipe(tmp_path, seeds=[0, 1, 2]))
     write_results(comparison, {"mipo": 1.0, "control": 0.0})
-    entry = gather(comparison)["arms"]["mipo"]["measures"]["context_pmi_initial"]
-    assert entry["seed_changes"] == pytest.approx([1.0, 1.1, 1.2])
-    assert entry["change"] == pytest.approx(1.1)
-    assert entry["change_low"] < 1.1 < entry["change_high"]
-    assert entry["n"] == 12
-    assert entry["verdict"] == "better"
-    assert "kl_per_token" in gather(comparison)["arms"]["mipo"]["measures"]
+    entry = gather(comparison).arms["mipo"].measures["context_pmi_initial"]
+    assert entry.seed_changes == pytest.approx([1.0, 1.1, 1.2])
+    assert entry.change == pytest.approx(1.1)
+    assert entry.change_low < 1.1 < entry.change_high
+    assert entry.n == 12
+    assert entry.verdict == "better"
+    assert "kl_per_token" in gather(comparison).arms["mipo"].measures
 
 
 def test_the_interval_of_a_share_stays_one_of_a_share(tmp_path):
     comparison = load_comparison(write_recipe(tmp_path, seeds=[0, 1]))
     write_results(comparison, {"mipo": 1.0, "control": 0.0}, cut_seeds=[1])
-    entry = gather(comparison)["arms"]["mipo"]["measures"]["truncated"]
-    assert (entry["value"], entry["low"], entry["high"]) == (0.5, 0.0, 1.0)
+    entry = gather(comparison).arms["mipo"].measures["truncated"]
+    assert (entry.value, entry.low, entry.high) == (0.5, 0.0, 1.0)
 
 
 def test_several_seeds_say_where_the_judges_figures_are(tmp_path):
@@ -433,11 +447,11 @@ def test_several_seeds_say_where_the_judges_figures_are(tmp_path):
         write_evaluated(run, stage, "judge_pairwise", judged_in_pairs(0.5), several)
     found = gather(several)
     said = "The judge's figures are not in this table: they are shown for one seed only."
-    assert "judge_pairwise.net_win" not in found["arms"]["mipo"]["measures"]
+    assert "judge_pairwise.net_win" not in found.arms["mipo"].measures
     assert said in markdown(found)
     assert "are not in this table: they are shown for one seed only." in render(found, several)
     one = load_comparison(write_recipe(tmp_path, **judge))
-    assert "judge_pairwise.net_win" in gather(one)["arms"]["mipo"]["measures"]
+    assert "judge_pairwise.net_win" in gather(one).arms["mipo"].measures
     assert said not in markdown(gather(one))
     assert said not in markdown(gather(load_comparison(write_recipe(tmp_path, seeds=[0, 1]))))
 
@@ -457,47 +471,47 @@ def test_several_seeds_are_reported_from_the_first_measured_base_on(tmp_path):
     comparison = load_comparison(write_recipe(tmp_path, seeds=[0, 1, 2]))
     write_base(comparison, 0)
     found = write_comparison(comparison, comparison.root())
-    base = found["arms"][BASE]["measures"]["context_pmi_initial"]
-    assert list(found["arms"]) == [BASE]
-    assert base["value"] == pytest.approx(3.0, abs=0.5)
+    base = found.arms[BASE].measures["context_pmi_initial"]
+    assert list(found.arms) == [BASE]
+    assert base.value == pytest.approx(3.0, abs=0.5)
     assert "Not measured with every seed yet: base, mipo, control, sft, random_context." in markdown(found)
     # Another seed's base, of other answers, counts as soon as it is there.
     write_scores(comparison, BASE, 2, 5.0)
     write_stage(comparison.run(BASE, 2), "base/evaluate", {}, comparison)
     found = write_comparison(comparison, comparison.root())
-    assert found["arms"][BASE]["measures"]["context_pmi_initial"]["value"] == pytest.approx(base["value"] + 1.0)
+    assert found.arms[BASE].measures["context_pmi_initial"].value == pytest.approx(base.value + 1.0)
     # An arm that only the first seed has is not shown yet.
     write_results(load_comparison(write_recipe(tmp_path)), {"mipo": 1.0})
-    assert list(gather(comparison)["arms"]) == [BASE]
+    assert list(gather(comparison).arms) == [BASE]
 
 
 def test_tasks_are_columns_of_the_table(comparison):
     write_results(comparison, {"mipo": 1.0, "control": 0.0})
-    entry = {"value": 0.4, "low": 0.3, "high": 0.5, "n": 100, "unit": "share", "interval": "wilson"}
-    task = {"kind": "likelihood", "version": 1, "metrics": {"accuracy": entry, "no_answer": entry}}
+    entry = Entry(value=0.4, low=0.3, high=0.5, n=100, unit="share", interval="wilson")
+    task = Evaluated(kind="likelihood", version=1, metrics={"accuracy": entry, "no_answer": entry})
     name, stage = "arc_easy_likelihood", "tasks/arc_easy_likelihood"
     write_evaluated(comparison.run(BASE, 0), f"base/{stage}", name, task, comparison)
-    better = entry | {"change": 0.1, "change_low": 0.02, "change_high": 0.18, "p_value": 0.2}
-    better |= {"verdict": "not distinguishable"}  # by McNemar, whatever the interval says
-    task = {**task, "metrics": {"accuracy": better}}
+    # By McNemar, whatever the interval says.
+    word = "not distinguishable"
+    better = replace(entry, change=0.1, change_low=0.02, change_high=0.18, p_value=0.2, verdict=word)
+    task = replace(task, metrics={"accuracy": better})
     write_evaluated(comparison.run("mipo", 0), f"rounds/000/{stage}", name, task, comparison)
     found = gather(comparison)
-    columns = measures_of(found["arms"])
+    columns = measures_of(found.arms)
     assert list(columns)[-1] == "arc_easy_likelihood.accuracy"
     assert columns["arc_easy_likelihood.accuracy"].title == "arc_easy_likelihood accuracy"
-    assert found["arms"]["mipo"]["measures"]["arc_easy_likelihood.accuracy"]["verdict"] == "not distinguishable"
+    assert found.arms["mipo"].measures["arc_easy_likelihood.accuracy"].verdict == "not distinguishable"
     assert "arc_easy_likelihood accuracy" in render(found, comparison)
 
 
-def judged_in_pairs(net: float) -> dict[str, Any]:
+def judged_in_pairs(net: float) -> Evaluated:
     """The pairwise judge's entry of a round in evaluation.json; the base has none."""
-    figures = {"interval": "bootstrap", "n": 12, "unit": "share"}
-    wins = {"value": net, "low": net - 0.2, "high": net + 0.2, **figures}
-    wins |= {"change": net, "change_low": net - 0.2, "change_high": net + 0.2}
+    low, high = net - 0.2, net + 0.2
     word = "better" if net > 0.2 else "worse" if net < -0.2 else "not distinguishable"
     shares = {"win": 0.5 + net / 2, "tie": 0.0, "loss": 0.5 - net / 2}
-    metrics = {name: {"value": share, "low": share, "high": share, **figures} for name, share in shares.items()}
-    return {"kind": "judge", "version": 1, "metrics": {**metrics, "net_win": {**wins, "verdict": word}}}
+    metrics = {name: Entry(share, share, share, 12, "share", "bootstrap") for name, share in shares.items()}
+    metrics["net_win"] = Entry(net, low, high, 12, "share", "bootstrap", net, low, high, verdict=word)
+    return Evaluated(kind="judge", version=1, metrics=metrics)
 
 
 def write_judged(comparison: Comparison, arm: str, net: float) -> None:
@@ -513,14 +527,14 @@ def test_the_pairwise_judge_of_a_control_is_said_without_a_value_of_the_base(com
     assert (
         "Judged in pairs, control is not distinguishable from the base: wins less losses +0.100 [-0.100, +0.300] "
         "(12 items)."
-    ) in found["control"]
-    assert found["arms"]["mipo"]["measures"]["judge_pairwise.net_win"]["verdict"] == "better"
-    assert found["control"][-1] in render(found, comparison)
+    ) in found.control
+    assert found.arms["mipo"].measures["judge_pairwise.net_win"].verdict == "better"
+    assert found.control[-1] in render(found, comparison)
     # What the control gains in the judge's eyes is a finding as any other.
     write_judged(comparison, "control", 0.5)
     found = gather(comparison)
-    assert "shows a gain in reward accuracy, judge_pairwise net win." in found["control"][0]
-    assert found["control"][-1].startswith("Judged in pairs, control is better than the base: wins less losses +0.500 ")
+    assert "shows a gain in reward accuracy, judge_pairwise net win." in found.control[0]
+    assert found.control[-1].startswith("Judged in pairs, control is better than the base: wins less losses +0.500 ")
 
 
 # Sentences and page
@@ -528,10 +542,11 @@ def test_the_pairwise_judge_of_a_control_is_said_without_a_value_of_the_base(com
 
 def test_a_control_that_shows_no_gain_is_said_to_show_none(comparison):
     write_results(comparison, {"mipo": 4.0, "control": 0.0})
-    lines = control_sentences("control", gather(comparison)["arms"])
+    lines = control_sentences("control", gather(comparison).arms)
     assert lines[0].startswith("Finding: the control (control) shows a gain in reward accuracy.")  # made-up scores: 1.0
-    arms = gather(comparison)["arms"]
-    arms["control"]["measures"]["reward_accuracy"]["verdict"] = "not distinguishable"
+    arms = gather(comparison).arms
+    gain = arms["control"].measures["reward_accuracy"]
+    arms["control"].measures["reward_accuracy"] = replace(gain, verdict="not distinguishable")
     lines = control_sentences("control", arms)
     assert lines[0].startswith("The control (control) shows no gain in any of: context PMI,")
     assert "context PMI is not distinguishable from the base" in lines[1]
@@ -540,18 +555,18 @@ def test_a_control_that_shows_no_gain_is_said_to_show_none(comparison):
 def test_a_control_that_gains_is_a_finding(comparison):
     write_results(comparison, {"control": 2.0, "mipo": 4.0})
     found = gather(comparison)
-    assert "shows a gain in context PMI" in found["control"][0]
-    assert "says nothing about what an arm was trained to prefer" in found["control"][0]
-    assert found["control"][0] in markdown(found)
-    assert findings("context_pmi_initial", found["arms"])[0].startswith("mipo: context PMI is better than the base:")
+    assert "shows a gain in context PMI" in found.control[0]
+    assert "says nothing about what an arm was trained to prefer" in found.control[0]
+    assert found.control[0] in markdown(found)
+    assert findings("context_pmi_initial", found.arms)[0].startswith("mipo: context PMI is better than the base:")
 
 
 def test_a_gain_is_told_with_what_it_may_rest_on(comparison):
     write_results(comparison, {"mipo": 4.0, "control": 0.0})
-    arms = gather(comparison)["arms"]
-    shorter = {"change": -11.8, "change_low": -17.5, "change_high": -6.1, "unit": "tokens", "n": 12, "verdict": "fell"}
+    arms = gather(comparison).arms
+    shorter = Entry(20.0, 18.0, 22.0, 12, "tokens", None, -11.8, -17.5, -6.1, verdict="fell")
     for arm in ("mipo", "control"):
-        arms[arm]["measures"]["response_tokens"] |= shorter
+        arms[arm].measures["response_tokens"] = shorter
     better, same = findings("context_pmi_initial", arms)
     assert better.endswith(". But length fell (-11.8 [-17.5, -6.1]).")
     assert same.endswith("12 items).")
@@ -560,7 +575,7 @@ def test_a_gain_is_told_with_what_it_may_rest_on(comparison):
 def test_the_page_is_self_contained_and_says_what_the_table_says(comparison):
     write_results(comparison, {"mipo": 4.0, "control": 0.0, "sft": -1.0, "random_context": 2.0})
     found = gather(comparison)
-    found["arms"]["mipo"]["description"] = "<script>alert(1)</script>"
+    found.arms["mipo"] = replace(found.arms["mipo"], description="<script>alert(1)</script>")
     html, table = render(found, comparison), markdown(found)
     assert "<script" not in html
     assert "http://" not in html
@@ -569,16 +584,16 @@ def test_the_page_is_self_contained_and_says_what_the_table_says(comparison):
     for arm in (BASE, *ARMS):
         assert f"<th>{arm}<span>" in html
         assert f"| `{arm}`<br>" in table
-    assert html.count("<figure>") == len(measures_of(found["arms"]))
+    assert html.count("<figure>") == len(measures_of(found.arms))
     assert "Intervals and p-values are per comparison, not corrected" in html
-    assert html.index(found["control"][0].split(".")[0]) < html.index("<table>")
-    for line in found["findings"]:
+    assert html.index(found.control[0].split(".")[0]) < html.index("<table>")
+    for line in found.findings:
         assert f"- {line}" in table
 
 
 def test_dots_stand_at_their_values(comparison):
     write_results(comparison, {"mipo": 4.0, "control": 0.0, "sft": -1.0})
-    arms = gather(comparison)["arms"]
+    arms = gather(comparison).arms
     chart = dot_chart(arms, "context_pmi_initial", measures_of(arms)["context_pmi_initial"])
     base, mipo, control, sft = chart.dots
     assert [dot.kind for dot in chart.dots] == ["base", "arm", "control", "arm"]
@@ -594,16 +609,16 @@ def test_a_measure_that_the_base_lacks_has_no_line_of_the_base(comparison):
     write_judged(comparison, "mipo", 0.5)
     write_judged(comparison, "control", 0.4)
     found = gather(comparison)
-    columns = measures_of(found["arms"])
-    chart = dot_chart(found["arms"], "judge_pairwise.net_win", columns["judge_pairwise.net_win"])
+    columns = measures_of(found.arms)
+    chart = dot_chart(found.arms, "judge_pairwise.net_win", columns["judge_pairwise.net_win"])
     mipo, control = chart.dots
     # Judged in pairs, the base has 0 against itself, which is drawn, though no interval reaches it.
     assert chart.left <= chart.level < control.low < mipo.low
     assert (mipo.x - chart.level) / (mipo.x - control.x) == pytest.approx(0.5 / 0.1)
     for arm in ("mipo", "control"):
-        found["arms"][arm]["measures"]["x.accuracy"] = found["arms"][arm]["measures"]["reward_accuracy"]
-    columns = measures_of(found["arms"])
-    assert dot_chart(found["arms"], "x.accuracy", columns["x.accuracy"]).level is None
+        found.arms[arm].measures["x.accuracy"] = found.arms[arm].measures["reward_accuracy"]
+    columns = measures_of(found.arms)
+    assert dot_chart(found.arms, "x.accuracy", columns["x.accuracy"]).level is None
     html = render(found, comparison)
     assert html.count('<line class="level"') == len(columns) - 1
 

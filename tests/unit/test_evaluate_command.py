@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -17,10 +18,12 @@ from safetensors.numpy import save_file
 from mipo_ray.config.recipe import load_config
 from mipo_ray.evaluate import main
 from mipo_ray.evaluation.tasks.task_check import check_tasks
+from mipo_ray.storage.entries import Evaluated
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from tests.helpers.stages import commit
 from tests.helpers.task_entries import CHANGE, ENTRY
 
 
@@ -58,16 +61,16 @@ def finish(run: RunDirectory, recipe: str, round: Round, *names: str) -> None:
     config = load_config(recipe)
     for task in check_tasks(config):
         if task.name in names:
-            metrics = {"accuracy": ENTRY if round.is_base else {**ENTRY, **CHANGE, "verdict": "better"}}
-            facts = {"definition": task.definition, "name": task.name}
-            entry = {"kind": task.task.kind, "metric": "accuracy", "metrics": metrics}
-            run.commit(run.stage(round, f"tasks/{task.name}"), config, {**facts, "evaluation": entry})
+            metrics = {"accuracy": ENTRY if round.is_base else replace(ENTRY, **CHANGE, verdict="better")}
+            evaluation = Evaluated(kind=task.task.kind, metric="accuracy", metrics=metrics)
+            facts = {"definition": task.definition, "name": task.name, "evaluation": evaluation}
+            commit(run, run.stage(round, f"tasks/{task.name}"), config, **facts)
 
 
 def train(run: RunDirectory, recipe: str, *rounds: int) -> None:
     for index in rounds:
         run.write_text(f"{run.stage(Round(index), 'train')}/policy/config.json", "{}")
-        run.commit(run.stage(Round(index), "train"), load_config(recipe), {"round": index, "seconds": 1.0})
+        commit(run, run.stage(Round(index), "train"), load_config(recipe))
 
 
 def test_a_dry_run_of_a_recipe_shows_tasks_and_items(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +232,7 @@ def test_a_judge_judges_answers_that_a_run_has_sampled(
     assert main(["--dry-run", run.url, *arguments]) == 2
     assert f"judge: {tmp_path}/run/base/evaluate: expected held-out answers to judge, found" in capsys.readouterr().err
     for round in (BASE, Round(0)):
-        run.commit(run.stage(round, "evaluate"), config, {})
+        commit(run, run.stage(round, "evaluate"), config)
     assert main(["--dry-run", run.url, *arguments]) == 0
     out = capsys.readouterr().out
     assert f"judge           {tmp_path}/model: pairwise 24 of each round (each pair in both orders)" in out
@@ -258,13 +261,13 @@ def test_policies_without_held_out_answers_are_named_beside_a_judge(
     assert "finished before, nothing to do" in out
     assert nothing in out
     for round in (BASE, Round(0)):
-        run.commit(run.stage(round, "evaluate"), config, {})
+        commit(run, run.stage(round, "evaluate"), config)
     assert main(["--dry-run", run.url, *arguments]) == 0
     out = capsys.readouterr().out
     assert f"judge           {tmp_path}/model: pairwise" in out
     assert "judge           not round 1: it has no held-out answers\n" in out
     assert nothing not in out
-    run.commit(run.stage(Round(1), "evaluate"), config, {})
+    commit(run, run.stage(Round(1), "evaluate"), config)
     assert main(["--dry-run", run.url, *arguments]) == 0
     assert "no held-out answers" not in capsys.readouterr().out
     assert main(["--dry-run", run.url, *arguments[:1]]) == 0

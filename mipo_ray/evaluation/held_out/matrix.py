@@ -12,6 +12,7 @@ off. The rows are chosen from the first held-out ones, once, before the base is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mipo_ray.config.prompts import PromptsConfig
@@ -20,6 +21,8 @@ from mipo_ray.evaluation.held_out.rows import read_scores
 from mipo_ray.generation.rendering import render_prompts
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.prompts.rows import PromptRow, with_context
+from mipo_ray.storage.manifests import Matrices, Matrix
+from mipo_ray.storage.records import read_record
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
 
@@ -28,63 +31,88 @@ LOOKED_AT = 256
 """Among how many of the first held-out rows M different ones are looked for."""
 
 
-def matrix_conditionings(rows: Sequence[PromptRow], prompts: PromptsConfig, size: int) -> dict[str, dict[str, Any]]:
-    """What the matrix is made of: part -> {prompt_ids [M], labels [M], messages [M][M]}.
+@dataclass(frozen=True)
+class MatrixMessages:
+    """What a part of the matrix is made of, before it is rendered."""
 
-    "prompts" has the first `size` rows with different texts, "contexts" those with different contexts; labels are
-    what the conditionings say, for people. With fewer such rows a part is smaller, with fewer than 2 it is left out.
+    prompt_ids: list[str]
+    """[M], of the rows and of the columns."""
+    labels: list[str]
+    """[M], what the conditionings say, for people."""
+    messages: list[list[list[dict[str, str]]]]
+    """[M][M], what the answer of each row is scored under, column by column."""
+
+
+@dataclass(frozen=True)
+class MatrixRows:
+    """What MATRIX_FILE holds of a part."""
+
+    prompt_ids: list[str]
+    """[M], of the rows and of the columns."""
+    labels: list[str]
+    """[M], what the conditionings say, for people."""
+    conditionings: list[list[list[int]]]
+    """[M][M], the token ids that the answer of each row is scored under, column by column."""
+
+
+def read_matrix_rows(run: RunDirectory, directory: str) -> dict[str, MatrixRows]:
+    """The parts that MATRIX_FILE in the base's stage holds; {} where there is none. Raises RecordError for a damaged
+    one."""
+    name = f"{directory}/{MATRIX_FILE}"
+    return read_record(dict[str, MatrixRows], run.read_text(name) or "{}", run.path(name))
+
+
+def matrix_conditionings(rows: Sequence[PromptRow], prompts: PromptsConfig, size: int) -> dict[str, MatrixMessages]:
+    """What the matrix is made of, by part.
+
+    "prompts" has the first `size` rows with different texts, "contexts" those with different contexts. With fewer such
+    rows a part is smaller, with fewer than 2 it is left out.
     """
     parts = {}
     asked = _first_different(rows, size, [row["text"] for row in rows])
     if len(asked) > 1:
-        parts["prompts"] = _part(
-            asked,
+        parts["prompts"] = MatrixMessages(
+            [row["prompt_id"] for row in asked],
             [prompt_text(row["messages"], row["context"]) for row in asked],
             [[other["messages"] for other in asked] for _ in asked],
         )
     users = _first_different(rows, size, [as_key(row["context"]) for row in rows])
     if len(users) > 1:
-        parts["contexts"] = _part(
-            users,
+        parts["contexts"] = MatrixMessages(
+            [row["prompt_id"] for row in users],
             [user["context"] for user in users],
             [[with_context(row["question_messages"], user["context"], prompts) for user in users] for row in users],
         )
     return parts
 
 
-def render_matrix(parts: dict[str, dict[str, Any]], tokenizer: Any) -> dict[str, dict[str, Any]]:
-    """The parts with `conditionings` [M][M], token ids, in the place of their messages."""
+def render_matrix(parts: dict[str, MatrixMessages], tokenizer: Any) -> dict[str, MatrixRows]:
+    """The parts with token ids in the place of their messages."""
     return {
-        kind: {
-            **{name: value for name, value in part.items() if name != "messages"},
-            "conditionings": [render_prompts(tokenizer, of_answer) for of_answer in part["messages"]],
-        }
-        for kind, part in parts.items()
+        name: MatrixRows(
+            part.prompt_ids, part.labels, [render_prompts(tokenizer, of_answer) for of_answer in part.messages]
+        )
+        for name, part in parts.items()
     }
 
 
-def matrix_of(run: RunDirectory, round: Round, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The scored matrix of one policy for its manifest: part -> {prompt_ids, labels, initial [M][M], policy [M][M]}.
-
-    Sums of log-probs, nats, by the frozen initial model and, for a round, by the policy itself. `parts` is MATRIX_FILE.
-    """
+def matrix_of(run: RunDirectory, round: Round, parts: dict[str, MatrixRows]) -> Matrices:
+    """The scored matrix of one policy for its manifest. `parts` is MATRIX_FILE."""
     answers = read_scores(run, round)["answer"]
-    judges = ["initial"] if round.is_base else ["initial", "policy"]
-    matrix = {}
-    for part_name, part in parts.items():
-        prompt_ids = part["prompt_ids"]
-        matrix[part_name] = {
-            "prompt_ids": prompt_ids,
-            "labels": part["labels"],
-            **{
-                judge: [
-                    [answers[prompt_id, 0].logprobs[judge][matrix_id(part_name, column)] for column in prompt_ids]
-                    for prompt_id in prompt_ids
-                ]
-                for judge in judges
-            },
-        }
-    return matrix
+
+    def logprobs(part_name: str, judge: str) -> list[list[float]]:
+        ids = parts[part_name].prompt_ids
+        return [[answers[row, 0].logprobs[judge][matrix_id(part_name, column)] for column in ids] for row in ids]
+
+    return {
+        name: Matrix(
+            prompt_ids=part.prompt_ids,
+            labels=part.labels,
+            initial=logprobs(name, "initial"),
+            policy=None if round.is_base else logprobs(name, "policy"),
+        )
+        for name, part in parts.items()
+    }
 
 
 def _first_different(rows: Sequence[PromptRow], size: int, keys: Sequence[str]) -> list[PromptRow]:
@@ -94,7 +122,3 @@ def _first_different(rows: Sequence[PromptRow], size: int, keys: Sequence[str]) 
         if key and len(first) < size:
             first.setdefault(key, row)
     return list(first.values())
-
-
-def _part(rows: Sequence[PromptRow], labels: list[str], messages: list[list[list[dict[str, str]]]]) -> dict[str, Any]:
-    return {"prompt_ids": [row["prompt_id"] for row in rows], "labels": labels, "messages": messages}

@@ -1,14 +1,9 @@
-"""From the scored responses of one policy to its entry in results.json, and the table of all entries.
-
-results.json: {"base": {metric: entry}, "0": {...}, "1": {...}}, with "base" the initial model and a number the policy
-after that round. An entry holds `value`, `low`, `high` (95 % interval), `n` (prompts) and `unit`; for a round also
-`change`, `change_low`, `change_high`, paired by prompt with the base. Figures without an interval hold None there.
-"""
+"""From the scored responses of one policy to its entries in results.json. What is paired is paired by prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +16,10 @@ from mipo_ray.evaluation.intervals import (
     bootstrap_mean,
     bootstrap_ratio,
     bootstrap_ratio_change,
+    with_change,
 )
 from mipo_ray.measures import HELD_OUT
+from mipo_ray.storage.entries import Entries, Entry
 from mipo_ray.text.refusals import is_refusal
 from mipo_ray.text.statistics import copy_rate, corpus_distinct_n, distinct_n, only_copies, self_bleu, words
 
@@ -65,17 +62,15 @@ class MeasuredRows:
                 raise ValueError(f"{field.name}: expected {expected} rows, found {len(column)}")
 
 
-def measure(
-    rows: MeasuredRows, base: MeasuredRows | None, *, beta: float, samples: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """The results.json entry of one policy: metric -> value, interval and unit; with `base` also the paired change.
+def measure(rows: MeasuredRows, base: MeasuredRows | None, *, beta: float, samples: int, seed: int) -> Entries:
+    """What results.json has of one policy, by measure; with `base` also the paired change.
 
     `beta` is DPO's, for the rewards; `samples` and `seed` are the bootstrap's. Context metrics are left out when no
     row has a context, reward metrics when there are no held-out pairs, self-BLEU for a single response. Raises
     ValueError on values that are not finite.
     """
     columns, base_columns = item_values(rows, beta), item_values(base, beta) if base is not None else {}
-    results: dict[str, dict[str, Any]] = {}
+    results: Entries = {}
     for name, known in HELD_OUT.items():
         if name == "kl_per_token":
             results[name] = _kl_entry(rows, base, samples=samples, seed=seed)
@@ -90,7 +85,7 @@ def measure(
                 change = bootstrap_change(base_values, base_groups, values, groups, samples=samples, seed=seed)
             results[name] = _entry(known.unit, estimate, change)
         if name.startswith("infonce"):
-            results[name]["ceiling"] = mi.infonce_ceiling(rows.initial_others.shape[1])
+            results[name] = replace(results[name], ceiling=mi.infonce_ceiling(rows.initial_others.shape[1]))
     return results
 
 
@@ -133,7 +128,7 @@ def item_values(rows: MeasuredRows, beta: float) -> dict[str, tuple[Sequence[str
     return columns
 
 
-def _kl_entry(rows: MeasuredRows, base: MeasuredRows | None, *, samples: int, seed: int) -> dict[str, Any]:
+def _kl_entry(rows: MeasuredRows, base: MeasuredRows | None, *, samples: int, seed: int) -> Entry:
     new = _kl_terms(rows)
     change = None
     if base is not None:
@@ -150,16 +145,16 @@ def _kl_terms(rows: MeasuredRows) -> tuple[Array, Array, list[str]]:
     return mi.log_ratio(rows.policy_own, rows.initial_own)[kept], counts[kept], [rows.prompt_ids[row] for row in kept]
 
 
-def _corpus_entry(rows: MeasuredRows, base: MeasuredRows | None) -> dict[str, Any]:
+def _corpus_entry(rows: MeasuredRows, base: MeasuredRows | None) -> Entry:
     """Resampled prompts repeat answers, which this figure would count as alike: it has no bootstrap interval."""
     value = corpus_distinct_n([words(response) for response in rows.responses], 2)
-    entry: dict[str, Any] = {"value": value, "low": None, "high": None, "n": len(set(rows.prompt_ids))}
-    entry["unit"] = HELD_OUT["corpus_distinct_2"].unit
+    change = None
     if base is not None:
-        base_value = corpus_distinct_n([words(response) for response in base.responses], 2)
-        entry |= {"change": value - base_value, "change_low": None, "change_high": None}
-    return entry
+        change = value - corpus_distinct_n([words(response) for response in base.responses], 2)
+    unit = HELD_OUT["corpus_distinct_2"].unit
+    return Entry(value, low=None, high=None, n=len(set(rows.prompt_ids)), unit=unit, change=change)
 
 
-def _entry(unit: str, estimate: Estimate, change: Estimate | None) -> dict[str, Any]:
-    return estimate.as_value(unit) | ({} if change is None else change.as_change())
+def _entry(unit: str, estimate: Estimate, change: Estimate | None) -> Entry:
+    entry = estimate.as_entry(unit)
+    return entry if change is None else with_change(entry, change)

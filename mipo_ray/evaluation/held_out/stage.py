@@ -25,8 +25,14 @@ from mipo_ray.evaluation.held_out.conditionings import (
     matrix_id,
     other_conditionings,
 )
-from mipo_ray.evaluation.held_out.matrix import LOOKED_AT, MATRIX_FILE, matrix_conditionings, matrix_of, render_matrix
-from mipo_ray.evaluation.held_out.rows import measured_rows, sampled_tokens
+from mipo_ray.evaluation.held_out.matrix import (
+    LOOKED_AT,
+    MATRIX_FILE,
+    MatrixRows,
+    matrix_conditionings,
+    read_matrix_rows,
+    render_matrix,
+)
 from mipo_ray.evaluation.held_out.scorer import SCORING_COLUMNS, Scorer, ScorerSettings
 from mipo_ray.generation.pipeline import policy_engines, sample_responses
 from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
@@ -40,6 +46,7 @@ from mipo_ray.ray_cluster.blocks import map_actors, map_blocks, named, ordered_c
 from mipo_ray.ray_cluster.resources import scorer_request
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Stage
+from mipo_ray.storage.records import to_json
 from mipo_ray.storage.rounds import BASE
 
 # Held-out prompts are compared with each other inside blocks of this size; a held-out set is usually one block.
@@ -61,7 +68,7 @@ RESPONSE_SCHEMA = pa.schema(
 )
 
 
-def measure_policy(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
+def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
     """Samples and scores a policy on the held-out prompts; writes responses/ and scores/ below its evaluate stage.
 
     The base comes first: it fixes the held-out conditionings and pairs.
@@ -77,7 +84,7 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
     models = {"initial": config.model.path} | ({} if round.is_base else {"policy": policy})
     rows = ray.data.read_parquet(base.path("prompts"), filesystem=filesystem)
     prompts = named(rows, f"{round.name}_prompt_count").count()
-    matrix = json.loads(stage.run.read_text(f"{base.directory}/{MATRIX_FILE}") or "{}")
+    matrix = read_matrix_rows(stage.run, base.directory)
     with ordered_context():
         rows = map_blocks(rows, _answer_requests, config=config, with_rejected=round.is_base)
         rows = rows.repartition(target_num_rows_per_block=8)  # several blocks in flight, several engines at work
@@ -102,16 +109,10 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
             answers = answers.union(pairs)
         # An answer each, and the held-out pairs: rejected ones for the base, both sides for a round's policy.
         total = prompts * (config.evaluate.samples_per_prompt + (1 if round.is_base else 2))
-        total += sum(len(part["prompt_ids"]) for part in matrix.values())
+        total += sum(len(part.prompt_ids) for part in matrix.values())
         with progress(stage.events, "scored", "scored_responses", f"{round.label}  score", total=total):
             scores = named(_scored(answers, stage, models), f"{round.name}_scores")
             scores.write_parquet(stage.path("scores"), filesystem=filesystem)
-    return {
-        "policy": policy,
-        "responses": len(measured_rows(stage.run, round).prompt_ids),
-        "generated_tokens": sampled_tokens(stage.run, round),
-        "matrix": matrix_of(stage.run, round, matrix),
-    }
 
 
 def _scored(answers: ray.data.Dataset, stage: Stage, models: dict[str, str]) -> ray.data.Dataset:
@@ -156,7 +157,7 @@ def prepare_held_out(stage: Stage, held_out: PromptSummary) -> None:
         rows.write_parquet(stage.path("prompts"), filesystem=stage.run.arrow_filesystem(), min_rows_per_file=4096)
     matrix = matrix_conditionings(read.take(LOOKED_AT), prompts, config.evaluate.matrix)
     tokenizer = load_tokenizer(initial, config.model.trust_remote_code)
-    stage.run.write_text(f"{stage.directory}/{MATRIX_FILE}", json.dumps(render_matrix(matrix, tokenizer)))
+    stage.run.write_text(f"{stage.directory}/{MATRIX_FILE}", json.dumps(to_json(render_matrix(matrix, tokenizer))))
 
 
 def held_out_conditioning(conditioning: ConditioningConfig) -> ConditioningConfig:
@@ -221,7 +222,7 @@ def _answer_requests(block: pa.Table, *, config: Config, with_rejected: bool) ->
 
 
 def _one_row_per_response(
-    block: pa.Table, *, samples: int, models: list[str], matrix: dict[str, dict[str, Any]]
+    block: pa.Table, *, samples: int, models: list[str], matrix: dict[str, MatrixRows]
 ) -> pa.Table:
     """One row per sampled response, with what it is to be scored under: own prompt, K others, without the context.
 
@@ -233,10 +234,10 @@ def _one_row_per_response(
     crossed = {
         (part_name, prompt_id): {
             matrix_id(part_name, column): token_ids
-            for column, token_ids in zip(part["prompt_ids"], conditionings, strict=True)
+            for column, token_ids in zip(part.prompt_ids, conditionings, strict=True)
         }
         for part_name, part in matrix.items()
-        for prompt_id, conditionings in zip(part["prompt_ids"], part["conditionings"], strict=True)
+        for prompt_id, conditionings in zip(part.prompt_ids, part.conditionings, strict=True)
     }
     flat = []
     for row in block.to_pylist():

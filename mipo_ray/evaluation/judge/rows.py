@@ -28,6 +28,7 @@ from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.prompts.files import find_files
 from mipo_ray.prompts.public_sets import row_reader
 from mipo_ray.prompts.rows import PromptRow, normalize_row
+from mipo_ray.storage.manifests import EvaluateFacts, JudgeDefinition, JudgeFacts
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 
@@ -74,38 +75,36 @@ def check_judge(config: Config, run: RunDirectory) -> None:
             refuse_other_definition(config, run, round, protocol)
 
 
-def definition(config: Config, run: RunDirectory, round: Round, protocol: Protocol) -> dict[str, Any]:
-    """What decides about a judgement beside the answers themselves; where the judge runs is no part of it.
-
-    answers: when the judged answers were finished, by policy, so that answers made again are judged again.
-    """
+def definition(config: Config, run: RunDirectory, round: Round, protocol: Protocol) -> JudgeDefinition:
+    """What decides about the judgements of a policy, beside the answers themselves."""
     judge = config.evaluate.judge
     prompt = judge_prompt(judge, protocol)
     policies = {"policy": round} if protocol == "pointwise" else {"base": BASE, "policy": round}
-    manifests = {name: run.read_manifest(run.stage(policy, "evaluate")) for name, policy in policies.items()}
-    facts = {
-        "protocol": protocol,
-        "version": VERSIONS[protocol],
-        "model": judge.model,
-        "prompt_hash": prompt.hash,
-        "prompt": prompt.text,
-        "temperature": judge.temperature,
-        "max_tokens": judge.max_tokens,
-        "answers": {name: None if found is None else found["finished"] for name, found in manifests.items()},
-    }
-    return facts if protocol == "pairwise" else facts | {"reference_column": config.evaluate.prompts.reference_column}
+    manifests = {name: run.read_manifest(run.stage(one, "evaluate"), EvaluateFacts) for name, one in policies.items()}
+    return JudgeDefinition(
+        protocol=protocol,
+        version=VERSIONS[protocol],
+        model=judge.model,
+        prompt_hash=prompt.hash,
+        prompt=prompt.text,
+        temperature=judge.temperature,
+        max_tokens=judge.max_tokens,
+        answers={name: None if found is None else found.finished for name, found in manifests.items()},
+        reference_column=None if protocol == "pairwise" else config.evaluate.prompts.reference_column,
+    )
 
 
 def refuse_other_definition(config: Config, run: RunDirectory, round: Round, protocol: Protocol) -> None:
     """Raises StorageError, with the difference, when the policy was judged by another definition before."""
     stage = run.stage(round, f"judge/{protocol}")
-    manifest = run.read_manifest(stage)
+    manifest = run.read_manifest(stage, JudgeFacts)
     if manifest is None:
         return
+    there, now = vars(manifest.facts), vars(definition(config, run, round, protocol))
     changes = [
-        f"  {name}: {manifest.get(name, 'absent')!r} there, {value!r} now"
-        for name, value in definition(config, run, round, protocol).items()
-        if name != "prompt" and manifest.get(name) != value  # its hash tells
+        f"  {name}: {'not recorded' if there[name] is None else repr(there[name])} there, {value!r} now"
+        for name, value in now.items()
+        if name != "prompt" and there[name] != value  # its hash tells
     ]
     if changes:
         raise StorageError(

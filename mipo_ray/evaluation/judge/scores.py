@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.intervals import Estimate, describe_change
+from mipo_ray.evaluation.intervals import Estimate, describe_change, with_change
 from mipo_ray.evaluation.significance import mean_entry
 from mipo_ray.measures import JUDGED
-
-Metrics = dict[str, dict[str, Any]]
+from mipo_ray.storage.entries import Entries, Entry
 
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 300
@@ -53,7 +51,7 @@ def pair_outcome(outcomes: Sequence[str | None]) -> str:
     return first if first is not None and first == second else "tie"
 
 
-def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int) -> Metrics:
+def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int) -> Entries:
     """Metric -> entry, from judgements that hold every pair in both orders.
 
     win, tie, loss: shares of the pairs, which add up to 1. net_win: win - loss, with the verdict on the round's policy;
@@ -71,30 +69,32 @@ def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int
     read = [tuple(map(outcome, pair)) for pair in pairs.values()]
     outcomes = [pair_outcome(pair) for pair in read]
 
-    def share(values: Sequence[float], of: Sequence[str]) -> dict[str, Any]:
-        return mean_entry(values, of, unit="share", samples=samples, seed=seed)
+    def entry(name: str, values: Sequence[float], of: Sequence[str]) -> Entry:
+        return mean_entry(JUDGED[name], (values, of), samples=samples, seed=seed)
 
-    metrics = {name: share([float(result == name) for result in outcomes], prompts) for name in ("win", "tie", "loss")}
-    net = share([float(result == "win") - float(result == "loss") for result in outcomes], prompts)
+    metrics = {
+        name: entry(name, [float(result == name) for result in outcomes], prompts) for name in ("win", "tie", "loss")
+    }
+    net = entry("net_win", [float(result == "win") - float(result == "loss") for result in outcomes], prompts)
     # The base against itself would have 0: the figure is its own change from the base.
     change = Estimate.of_value(net)
     word = describe_change(change, JUDGED["net_win"].better)
-    metrics["net_win"] = net | change.as_change() | {"verdict": word}
+    metrics["net_win"] = with_change(net, change, word)
     decided = [judgement for judgement in judgements if judgement.parsed in ("first", "second")]
     if decided:
         first = [float(judgement.parsed == "first") - 0.5 for judgement in decided]
-        metrics["position_bias"] = share(first, [judgement.prompt_id for judgement in decided])
+        metrics["position_bias"] = entry("position_bias", first, [judgement.prompt_id for judgement in decided])
     both = [(prompt, pair) for prompt, pair in zip(prompts, read, strict=True) if None not in pair]
     if both:
         alike = [float(one == other) for _, (one, other) in both]
-        metrics["self_consistency"] = share(alike, [prompt for prompt, _ in both])
-    metrics["unreadable"] = share(*_unreadable(judgements))
+        metrics["self_consistency"] = entry("self_consistency", alike, [prompt for prompt, _ in both])
+    metrics["unreadable"] = entry("unreadable", *_unreadable(judgements))
     return metrics
 
 
 def pointwise_metrics(
     judgements: Sequence[Judgement], base: Sequence[Judgement] | None, *, samples: int, seed: int
-) -> Metrics:
+) -> Entries:
     """Metric -> entry: rating (points, 1 to 5; with `base` the paired change over prompts rated on both sides, and the
     verdict; without them where no prompt was) and unreadable (share of the judgements).
 
@@ -104,8 +104,8 @@ def pointwise_metrics(
     before = None if base is None else _ratings(base)
     if before is not None and not set(before[1]) & set(prompts):
         before = None
-    rating = mean_entry(ratings, prompts, unit=JUDGED["rating"].unit, samples=samples, seed=seed, base=before)
-    unreadable = mean_entry(*_unreadable(judgements), unit="share", samples=samples, seed=seed)
+    rating = mean_entry(JUDGED["rating"], (ratings, prompts), before, samples=samples, seed=seed)
+    unreadable = mean_entry(JUDGED["unreadable"], _unreadable(judgements), samples=samples, seed=seed)
     return {"rating": rating, "unreadable": unreadable}
 
 
@@ -131,20 +131,20 @@ def check_readable(
     )
 
 
-def describe_judgement(metrics: Metrics) -> str:
+def describe_judgement(metrics: Entries) -> str:
     """One line for people: the shares, or the mean rating, and what they say of the policy."""
     if "rating" in metrics:
         rating = metrics["rating"]
-        text = f"mean rating {rating['value']:.2f} [{rating['low']:.2f}, {rating['high']:.2f}] of 5"
-        if "verdict" in rating:
-            change = f"{rating['change']:+.2f} [{rating['change_low']:+.2f}, {rating['change_high']:+.2f}]"
-            text += f", change from the base {change}: {rating['verdict']}"
+        text = f"mean rating {rating.value:.2f} [{rating.low:.2f}, {rating.high:.2f}] of 5"
+        if rating.verdict is not None:
+            change = f"{rating.change:+.2f} [{rating.change_low:+.2f}, {rating.change_high:+.2f}]"
+            text += f", change from the base {change}: {rating.verdict}"
     else:
         net = metrics["net_win"]
-        shares = ", ".join(f"{name} {metrics[name]['value']:.3f}" for name in ("win", "tie", "loss"))
-        interval = f"[{net['low']:+.3f}, {net['high']:+.3f}]"
-        text = f"{shares}; win - loss {net['value']:+.3f} {interval}: {net['verdict']}"
-    return f"{text}; unreadable {metrics['unreadable']['value']:.3f}"
+        shares = ", ".join(f"{name} {metrics[name].value:.3f}" for name in ("win", "tie", "loss"))
+        interval = f"[{net.low:+.3f}, {net.high:+.3f}]"
+        text = f"{shares}; win - loss {net.value:+.3f} {interval}: {net.verdict}"
+    return f"{text}; unreadable {metrics['unreadable'].value:.3f}"
 
 
 def _pairs(judgements: Sequence[Judgement]) -> dict[tuple[str, int], list[Judgement]]:

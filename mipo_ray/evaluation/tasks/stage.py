@@ -8,7 +8,6 @@ is judged stands in the task files; here is how it runs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,15 +19,19 @@ import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.schema import Config
-from mipo_ray.evaluation.significance import Measured, accuracy_entry, mean_entry
+from mipo_ray.evaluation.significance import Measured, mean_entry, share_entry
 from mipo_ray.evaluation.tasks.task import Task, extract, verdict
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_window
 from mipo_ray.evaluation.tasks.task_requests import request_files
 from mipo_ray.generation.pipeline import Engines, policy_engines, sample_responses
+from mipo_ray.measures import TASKS
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.session import Session, Stage
+from mipo_ray.storage.entries import Entries, Evaluated
+from mipo_ray.storage.manifests import TaskDefinition, TaskFacts
+from mipo_ray.storage.records import read_record, to_text
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
@@ -65,7 +68,7 @@ def measure_tasks(session: Session, round: Round, tasks: Sequence[CheckedTask]) 
     Writes examples/*.parquet and manifest.json of each task below the policy's stage `tasks`, and evaluation.json.
     """
     stage, run = session.stage(round, "tasks"), session.run
-    unfinished = [task for task in tasks if task_stage(session, round, task).read_manifest() is None]
+    unfinished = [task for task in tasks if not run.is_finished(task_stage(session, round, task).directory)]
     if not unfinished:
         run.remove(run.stage(round, SAMPLED))  # a kill right after the last commit leaves these two undone
         write_evaluation(run)
@@ -86,7 +89,7 @@ def task_stage(session: Session, round: Round, task: CheckedTask) -> Stage:
     return session.stage(round, f"tasks/{task.name}")
 
 
-def _measured(stage: Stage, task: CheckedTask, sampled: str) -> dict[str, Any]:
+def _measured(stage: Stage, task: CheckedTask, sampled: str) -> TaskFacts:
     """Writes a task's examples from the rows in `sampled`; returns the facts of its manifest."""
     session, round, config = stage.session, stage.round, stage.config
     own = task_stage(session, round, task)
@@ -95,14 +98,19 @@ def _measured(stage: Stage, task: CheckedTask, sampled: str) -> dict[str, Any]:
     base = None if round.is_base else read_examples(stage.run, BASE, task.name)
     metrics = measure_examples(task.task, examples, base, samples=config.evaluate.bootstrap_samples, seed=config.seed)
     definition = task.definition
-    entry = {
-        **{name: definition[name] for name in ("kind", "version", "prompt_hash", "data", "limit", "sampling")},
-        "metric": task.task.metric,
-        "metrics": metrics,
-    }
-    values = {f"{task.name}_{name}": metric["value"] for name, metric in metrics.items()}
+    evaluation = Evaluated(
+        kind=definition.kind,
+        version=definition.version,
+        prompt_hash=definition.prompt_hash,
+        data=definition.data,
+        limit=definition.limit,
+        sampling=definition.sampling,
+        metric=definition.metric,
+        metrics=metrics,
+    )
+    values = {f"{task.name}_{name}": metric.value for name, metric in metrics.items()}
     stage.events.emit({"event": "task", "task": task.name, **values})
-    return {"policy": session.policy(round), "definition": definition, "name": task.name, "evaluation": entry}
+    return TaskFacts(policy=session.policy(round), definition=definition, name=task.name, evaluation=evaluation)
 
 
 def read_examples(run: RunDirectory, round: Round, name: str) -> pa.Table:
@@ -111,10 +119,8 @@ def read_examples(run: RunDirectory, round: Round, name: str) -> pa.Table:
     return pyarrow.dataset.dataset(path, filesystem=run.arrow_filesystem(), format="parquet").to_table()
 
 
-def measure_examples(
-    task: Task, examples: pa.Table, base: pa.Table | None, *, samples: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """The metrics of a task's examples, each an entry of evaluation.json; with `base` also the paired change."""
+def measure_examples(task: Task, examples: pa.Table, base: pa.Table | None, *, samples: int, seed: int) -> Entries:
+    """The metrics of a task's examples, as evaluation.json has them; with `base` also the paired change."""
     columns = _metric_columns(task, examples)
     base_columns = {} if base is None else _metric_columns(task, base)
     items = examples["item_id"].to_pylist()
@@ -122,13 +128,8 @@ def measure_examples(
     metrics = {}
     for name, values in columns.items():
         before: Measured | None = None if base is None else (base_columns[name], base_items)
-        if name == "response_tokens":
-            entry = mean_entry(values, items, unit="tokens", samples=samples, seed=seed, base=before)
-            entry.pop("verdict", None)  # a longer answer is neither better nor worse
-        else:
-            better = name.startswith("accuracy")
-            entry = accuracy_entry(values, items, samples=samples, seed=seed, base=before, higher_is_better=better)
-        metrics[name] = entry
+        entry = share_entry if TASKS[name].unit == "share" else mean_entry
+        metrics[name] = entry(TASKS[name], (values, items), before, samples=samples, seed=seed)
     return metrics
 
 
@@ -151,11 +152,12 @@ def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
     directory = run.stage(round, SAMPLED)
     # What a killed call left is used again, unless a task meant something else then.
     wanted = {task.name: task.definition for task in tasks}
-    found = json.loads(run.read_text(f"{directory}/definitions.json") or "{}")
+    name = f"{directory}/definitions.json"
+    found = read_record(dict[str, TaskDefinition], run.read_text(name) or "{}", run.path(name))
     if any(found.get(name, definition) != definition for name, definition in wanted.items()):
         run.remove(directory)
         found = {}
-    run.write_text(f"{directory}/definitions.json", json.dumps(found | wanted, indent=2))
+    run.write_text(name, to_text(found | wanted))
     filesystem = run.arrow_filesystem()
     total = sum(task.items for task in tasks)
     sampling = {task.name: task.sampling for task in tasks if task.sampling is not None}

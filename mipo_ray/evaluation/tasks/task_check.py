@@ -9,8 +9,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
 
 from mipo_ray.config.evaluate import TaskConfig
 from mipo_ray.config.generation import SamplingConfig
@@ -18,6 +17,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.tasks.task import Item, Task, load_task, read_items
 from mipo_ray.prompts.files import PromptFile, find_files
+from mipo_ray.storage.manifests import TaskDefinition, TaskFacts
 from mipo_ray.storage.rounds import base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.text.final_answers import RULES
@@ -50,21 +50,21 @@ class CheckedTask:
         return self.task.name
 
     @property
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> TaskDefinition:
         """What a result was measured by; results of different definitions are not compared."""
         extraction = self.task.extraction
-        return {
-            "kind": self.task.kind,
-            "version": self.task.version,
-            "prompt_hash": self.task.prompt_hash,
-            "data": self.path,
-            "limit": self.limit,
-            "items": self.items,
-            "items_hash": self.items_hash,
-            "sampling": None if self.sampling is None else self.sampling.model_dump(mode="json"),
-            "extraction": None if extraction is None else f"{extraction}, rules {RULES}",
-            "metric": self.task.metric,
-        }
+        return TaskDefinition(
+            kind=self.task.kind,
+            version=self.task.version,
+            prompt_hash=self.task.prompt_hash,
+            data=self.path,
+            limit=self.limit,
+            items=self.items,
+            items_hash=self.items_hash,
+            sampling=None if self.sampling is None else self.sampling.model_dump(mode="json"),
+            extraction=None if extraction is None else f"{extraction}, rules {RULES}",
+            metric=self.task.metric,
+        )
 
     def read(self) -> Iterator[Item]:
         """The items, as a stream; raises UserError when there are other ones than when they were checked."""
@@ -96,11 +96,12 @@ def check_finished_tasks(tasks: Sequence[CheckedTask], run: RunDirectory, rounds
     for task in tasks:
         for round in base_and_rounds(rounds):
             stage = run.stage(round, f"tasks/{task.name}")
-            manifest = run.read_manifest(stage)
+            manifest = run.read_manifest(stage, TaskFacts)
             if manifest is None:
                 continue
             # Earlier results have their metric beside the definition alone.
-            before = {"metric": manifest["evaluation"]["metric"], **manifest["definition"]}
+            before = manifest.facts.definition
+            before = replace(before, metric=before.metric or manifest.facts.evaluation.metric)
             if changes := differences(before, task.definition):
                 raise UserError(
                     f"evaluate.tasks.{task.key}: {run.path(stage)} holds results of another definition. Set these "
@@ -117,13 +118,15 @@ def task_window(config: Config) -> int:
     return config.evaluate.task_max_model_len or config.model.max_model_len
 
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """One line for each part that is not the same in `before`; one that is missing there counts as None."""
-    return [
-        f"  {key}: {repr(before[key]) if key in before else 'not recorded'} there, {value!r} now"
-        for key, value in after.items()
-        if before.get(key) != value
-    ]
+def differences(before: TaskDefinition, after: TaskDefinition) -> list[str]:
+    """One line for each part that is not the same in `before`."""
+    lines = []
+    for part in fields(after):
+        there, now = getattr(before, part.name), getattr(after, part.name)
+        # Without a limit all items are measured; any other part is None where an earlier version did not record it.
+        recorded = repr(there) if there is not None or part.name == "limit" else "not recorded"
+        lines += [] if there == now else [f"  {part.name}: {recorded} there, {now!r} now"]
+    return lines
 
 
 def _check(config: Config, key: str, task: Task, settings: TaskConfig) -> CheckedTask:

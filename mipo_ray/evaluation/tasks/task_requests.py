@@ -6,7 +6,6 @@ Prompts that do not fit the window are told here, before any engine starts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -23,6 +22,8 @@ from mipo_ray.generation.sampler import REQUESTS
 from mipo_ray.pairs.schema import MESSAGES, TOKEN_IDS
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.seeds import stable_seed
+from mipo_ray.storage.manifests import TaskDefinition
+from mipo_ray.storage.records import read_record, to_text
 from mipo_ray.storage.run_directory import RunDirectory
 
 ITEMS = "base/task_items"
@@ -51,7 +52,9 @@ def prepare_tasks(config: Config, run: RunDirectory, tasks: Sequence[CheckedTask
     """
     for task in tasks:
         directory = f"{ITEMS}/{task.name}"
-        if json.loads(run.read_text(f"{directory}/definition.json") or "null") == task.definition:
+        name = f"{directory}/definition.json"
+        written = run.read_text(name)
+        if written is not None and read_record(TaskDefinition, written, run.path(name)) == task.definition:
             _check_lengths(task, config, run)
             continue
         run.remove(directory)
@@ -63,7 +66,7 @@ def prepare_tasks(config: Config, run: RunDirectory, tasks: Sequence[CheckedTask
             named(requests, f"{task.name}_requests").write_parquet(
                 run.path(directory, "requests"), filesystem=filesystem
             )
-        run.write_text(f"{directory}/definition.json", json.dumps(task.definition, indent=2))
+        run.write_text(name, to_text(task.definition))
         _check_lengths(task, config, run)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from mipo_ray.evaluation.intervals import (
     bootstrap_ratio,
     bootstrap_ratio_change,
     describe_change,
+    with_change,
 )
+from mipo_ray.storage.entries import Entry
 
 items = st.lists(st.tuples(st.sampled_from("abcde"), st.floats(-100, 100)), min_size=1, max_size=15)
 
@@ -153,11 +156,15 @@ def test_describe_change(estimate: Estimate, word: str) -> None:
 
 def test_an_entry_holds_an_estimate_and_gives_it_back() -> None:
     estimate = Estimate(1.0, 0.5, 1.5, 9)
-    entry = estimate.as_value("nats")
-    assert entry == {"value": 1.0, "low": 0.5, "high": 1.5, "n": 9, "unit": "nats"}
+    entry = estimate.as_entry("nats")
+    assert entry == Entry(value=1.0, low=0.5, high=1.5, n=9, unit="nats")
     assert Estimate.of_value(entry) == estimate
-    assert Estimate.of_value(entry | {"low": None, "high": None}) == Estimate(1.0, 1.0, 1.0, 9)
-    assert estimate.as_change() == {"change": 1.0, "change_low": 0.5, "change_high": 1.5}
+    assert Estimate.of_value(replace(entry, low=None, high=None)) == Estimate(1.0, 1.0, 1.0, 9)
+    assert Estimate.of_change(entry) is None
+    changed = with_change(entry, Estimate(0.2, 0.1, 0.3, 9), "rose")
+    assert changed == replace(entry, change=0.2, change_low=0.1, change_high=0.3, verdict="rose")
+    assert Estimate.of_change(changed) == Estimate(0.2, 0.1, 0.3, 9)
+    assert Estimate.of_change(replace(changed, change_low=None, change_high=None)) is None
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 
 from mipo_ray.evaluation.intervals import Estimate, bootstrap_change, describe_change
 from mipo_ray.evaluation.significance import (
-    accuracy_entry,
     item_changes,
     mcnemar,
     mean_entry,
     over_seeds,
     sentence,
+    share_entry,
     wilson,
 )
+from mipo_ray.measures import TASKS, Measure
 
 
 def test_wilson_of_published_examples():
@@ -182,36 +183,42 @@ def test_over_seeds_refuses_what_cannot_be_paired():
         over_seeds([{"a": math.nan}], samples=100, seed=0)
 
 
-def test_accuracy_entry_by_hand():
+def test_share_entry_by_hand():
     items = [f"q{index}" for index in range(8)]
     base = [True, True, False, False, False, False, False, False]
     new = [True, True, True, True, True, True, True, False]
-    entry = accuracy_entry(new, items, samples=500, seed=0, base=(base, items))
+    entry = share_entry(TASKS["accuracy"], (new, items), (base, items), samples=500, seed=0)
     known = wilson(7, 8)
-    assert (entry["value"], entry["low"], entry["high"]) == (0.875, known.low, known.high)
-    assert (entry["n"], entry["unit"], entry["interval"]) == (8, "share", "wilson")
-    assert (entry["fixed"], entry["broken"]) == (5, 0)
-    assert entry["p_value"] == 2 / 32
-    assert entry["change"] == pytest.approx(0.625)
-    assert entry["change_low"] > 0  # the bootstrap alone would call it a difference
-    assert entry["verdict"] == "not distinguishable"
-    assert "change" not in accuracy_entry(new, items, samples=500, seed=0)
+    assert (entry.value, entry.low, entry.high) == (0.875, known.low, known.high)
+    assert (entry.n, entry.unit, entry.interval) == (8, "share", "wilson")
+    assert (entry.fixed, entry.broken) == (5, 0)
+    assert entry.p_value == 2 / 32
+    assert entry.change == pytest.approx(0.625)
+    assert entry.change_low > 0  # the bootstrap alone would call it a difference
+    assert entry.verdict == "not distinguishable"
+    assert share_entry(TASKS["accuracy"], (new, items), samples=500, seed=0).change is None
     # In another order it is the same: items are matched by name.
-    turned = accuracy_entry(new[::-1], items[::-1], samples=500, seed=0, base=(base, items))
+    turned = share_entry(TASKS["accuracy"], (new[::-1], items[::-1]), (base, items), samples=500, seed=0)
     assert turned == entry
 
 
 def test_accuracy_of_several_responses_to_an_item_is_clustered():
     items = ["a", "a", "b", "b"]
-    entry = accuracy_entry([True, False, True, True], items, samples=300, seed=0, base=([False] * 4, items))
-    assert (entry["value"], entry["n"], entry["interval"]) == (0.75, 2, "bootstrap")
-    assert "p_value" not in entry
+    entry = share_entry(
+        TASKS["accuracy"], ([True, False, True, True], items), ([False] * 4, items), samples=300, seed=0
+    )
+    assert (entry.value, entry.n, entry.interval) == (0.75, 2, "bootstrap")
+    assert entry.p_value is None
 
 
-def test_mean_entry_has_direction_and_pairing():
+@pytest.mark.parametrize(("better", "verdict"), [("lower", "better"), ("higher", "worse"), ("neither", None)])
+def test_the_measure_says_whether_a_change_is_for_the_better(better, verdict):
     items = [str(index) for index in range(12)]
     base = np.arange(12.0)
-    entry = mean_entry(base - 1, items, unit="tokens", samples=200, seed=0, base=(base, items), higher_is_better=False)
-    assert (entry["change"], entry["change_low"], entry["change_high"]) == pytest.approx((-1.0, -1.0, -1.0))
-    assert entry["verdict"] == "better"
-    assert entry["interval"] == "bootstrap"
+    measure = Measure("made_up", "tokens", "a measure", better)
+    entry = mean_entry(measure, (base - 1, items), (base, items), samples=200, seed=0)
+    assert (entry.change, entry.change_low, entry.change_high) == pytest.approx((-1.0, -1.0, -1.0))
+    assert entry.verdict == verdict
+    assert (entry.interval, entry.unit) == ("bootstrap", "tokens")
+    shares = share_entry(measure, ([False] * 12, items), ([True] * 12, items), samples=200, seed=0)
+    assert shares.verdict == verdict

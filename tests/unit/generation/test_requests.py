@@ -15,6 +15,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.generation.requests import TooManyDroppedError, add_requests, check_dropped
 from mipo_ray.pairs.schema import MESSAGES
+from mipo_ray.storage.pair_statistics import PairStatistics
 from tests.helpers.tiny_model import make_tiny_model
 
 LONG = "word " * 300
@@ -77,9 +78,9 @@ def test_prompts_beyond_the_window_are_dropped_or_refused(model: str) -> None:
 
 def test_too_few_rows_left_stop_the_run_with_the_table() -> None:
     config = load_config(None, ["filters.max_dropped_share=0.5"])
-    check_dropped({"rows": 10, "kept": 5, "dropped": {"one_sentence": 5}}, "here", config)
+    check_dropped(PairStatistics(rows=10, kept=5, dropped={"one_sentence": 5}), "here", config)
     with pytest.raises(TooManyDroppedError, match=r"here: more than .*\(50%\).*\n(.*\n)*dropped: one_sentence +6 +60"):
-        check_dropped({"rows": 10, "kept": 4, "dropped": {"one_sentence": 6}}, "here", config)
+        check_dropped(PairStatistics(rows=10, kept=4, dropped={"one_sentence": 6}), "here", config)
     everything = load_config(None, ["filters.max_dropped_share=1.0"])
     with pytest.raises(TooManyDroppedError, match="here: no row was kept"):
-        check_dropped({"rows": 10, "kept": 0, "dropped": {"too_long": 10}}, "here", everything)
+        check_dropped(PairStatistics(rows=10, kept=0, dropped={"too_long": 10}), "here", everything)

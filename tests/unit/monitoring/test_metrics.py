@@ -18,6 +18,7 @@ from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.monitoring.metrics import LABELS, METRICS, MOST_LABEL_CHARACTERS, Metric, round_label, run_label
 from mipo_ray.monitoring.ray_metrics import ACTIVE, LAST_PROGRESS, RayMetrics
 from mipo_ray.pairs.statistics import merge_statistics
+from mipo_ray.storage.pair_statistics import Histograms
 
 WITHOUT_UNIT = {"mipo_stage_active", "mipo_train_gradient_norm", "mipo_train_learning_rate"}
 
@@ -43,8 +44,8 @@ def test_a_name_stands_for_one_metric_and_a_number_for_one_name() -> None:
 
 def test_everything_that_is_measured_has_a_metric() -> None:
     assert {metric.key for metric in METRICS if metric.event == "results"} == set(HELD_OUT)
-    statistics = merge_statistics([])
-    nested = {name for name, value in statistics.items() if isinstance(value, dict | str)}
+    statistics = vars(merge_statistics([]))
+    nested = {name for name, value in statistics.items() if isinstance(value, dict | str | Histograms)}
     assert {metric.key for metric in METRICS if metric.event == "pairs"} == set(statistics) - nested
 
 

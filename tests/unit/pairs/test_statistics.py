@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from mipo_ray.pairs.schema import PAIR_SCHEMA, PAIR_SCHEMA_2, as_version_2
 from mipo_ray.pairs.statistics import drop_table, merge_statistics, pair_statistics, prompt_fingerprint
+from mipo_ray.storage.pair_statistics import Histograms, PairStatistics, StrategyStatistics
+from mipo_ray.storage.records import to_json
 
 FORMER_RELEASE_LACKS = ("pmi", "generated_tokens", "engine_prompt_tokens", "cached_prompt_tokens")
 TEXTS = ("tea", "tea tea tea tea", "boil some water", "a b a b a b", "één kopje thee", "お茶をいれる")
@@ -138,7 +140,7 @@ def with_interval(name: str, values: list[float]) -> dict[str, float | None]:
     }
 
 
-def merged(rows: list[dict[str, Any]], cuts: list[int], version: int = 2) -> dict[str, Any]:
+def merged(rows: list[dict[str, Any]], cuts: list[int], version: int = 2) -> PairStatistics:
     """Statistics of the rows cut into blocks as a file holds them, whose sums travel between processes as JSON."""
     edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
     table = as_table(rows, version)
@@ -155,17 +157,17 @@ def test_any_split_and_order_give_the_figures_of_all_pairs(
     rows: list[dict[str, Any]], cuts: list[int], random: Any
 ) -> None:
     found = merged(rows, cuts)
-    numbers = {name: value for name, value in found.items() if not isinstance(value, dict | str)}
+    numbers = {name: value for name, value in vars(found).items() if not isinstance(value, dict | str | Histograms)}
     assert numbers == pytest.approx(expected_numbers(rows), abs=2e-4)
-    assert found["fingerprint"] == (
+    assert found.fingerprint == (
         f"{sum(prompt_fingerprint([row['prompt_id']]) for row in rows if row['sample'] == 0) % 2**64:016x}"
     )
-    assert found["dropped"] == Counter(row["dropped"] for row in rows if row["dropped"])
+    assert found.dropped == Counter(row["dropped"] for row in rows if row["dropped"])
     shuffled = random.sample(rows, len(rows))
     assert merged(shuffled, []) == found
     if all(len(row["rejected"]) == 1 for row in rows):
         assert merged(rows, cuts, version=1) == found
-    json.dumps(found, allow_nan=False)
+    json.dumps(to_json(found), allow_nan=False)
 
 
 @settings(deadline=None, max_examples=40)
@@ -179,22 +181,24 @@ def test_quantiles_histograms_and_strategies(rows: list[dict[str, Any]], cuts: l
     }
     for side, values in tokens.items():
         wanted = {str(percent): quantile([*values], percent) for percent in (5, 25, 50, 75, 95)} if values else {}
-        assert found[f"{side}_tokens_quantiles"] == wanted
+        assert getattr(found, f"{side}_tokens_quantiles") == wanted
     check_pmi(found, kept)
-    assert found["by_strategy"].keys() == {row["strategy"] for row in rows}
-    for name, entry in found["by_strategy"].items():
+    assert found.by_strategy.keys() == {row["strategy"] for row in rows}
+    for name, entry in found.by_strategy.items():
         of_strategy = [row for row in kept if row["strategy"] == name]
-        assert entry["rows"] == sum(row["strategy"] == name for row in rows)
-        assert entry["kept"] == len(of_strategy)
+        assert entry.rows == sum(row["strategy"] == name for row in rows)
+        assert entry.kept == len(of_strategy)
         check_pmi(entry, of_strategy)
-        assert entry["pmi_mean"] == pytest.approx(
+        assert entry.pmi_mean == pytest.approx(
             mean([row["pmi"] for row in of_strategy if row["pmi"] is not None]), abs=1e-6
         )
     pmi = [row["pmi"] for row in kept if row["pmi"] is not None]
+    assert found.histograms is not None
+    lengths, pmis = found.histograms.tokens, found.histograms.pmi
     for edges, counts, values in (
-        (found["histograms"]["tokens"]["edges"], found["histograms"]["tokens"]["chosen"], tokens["chosen"]),
-        (found["histograms"]["tokens"]["edges"], found["histograms"]["tokens"]["rejected"], tokens["rejected"]),
-        (found["histograms"]["pmi"]["edges"], found["histograms"]["pmi"]["counts"], pmi),
+        (lengths.edges, lengths.chosen, tokens["chosen"]),
+        (lengths.edges, lengths.rejected, tokens["rejected"]),
+        (pmis.edges, pmis.counts, pmi),
     ):
         assert len(counts) <= 40
         assert len(edges) == (len(counts) + 1 if counts else 0)
@@ -203,11 +207,11 @@ def test_quantiles_histograms_and_strategies(rows: list[dict[str, Any]], cuts: l
         assert sum(counts) == len(values)
 
 
-def check_pmi(figures: dict[str, Any], kept: list[dict[str, Any]]) -> None:
+def check_pmi(figures: PairStatistics | StrategyStatistics, kept: list[dict[str, Any]]) -> None:
     values = [row["pmi"] for row in kept if row["pmi"] is not None]
-    assert figures["pmi_count"] == len(values)
+    assert figures.pmi_count == len(values)
     wanted = {str(percent): quantile(values, percent) for percent in (5, 25, 50, 75, 95)} if values else {}
-    assert figures["pmi_quantiles"] == pytest.approx(wanted, abs=0.005 + 1e-9)
+    assert figures.pmi_quantiles == pytest.approx(wanted, abs=0.005 + 1e-9)
 
 
 def row(prompt_id: str, tokens: int, **changes: Any) -> dict[str, Any]:
@@ -230,22 +234,22 @@ def row(prompt_id: str, tokens: int, **changes: Any) -> dict[str, Any]:
 def test_scores_that_are_not_finite_are_no_pmi_and_large_ones_stay_in_the_mean() -> None:
     values = [math.nan, -math.inf, None, 30_000.0, 10.0]
     found = merged([row(str(index), 1, pmi=value) for index, value in enumerate(values)], [2])
-    assert (found["pmi_count"], found["pmi_mean"]) == (2, 15_005.0)
-    assert found["pmi_quantiles"]["95"] == pytest.approx(10_000.0, abs=0.01)
+    assert (found.pmi_count, found.pmi_mean) == (2, 15_005.0)
+    assert found.pmi_quantiles["95"] == pytest.approx(10_000.0, abs=0.01)
 
 
 def test_statistics_of_no_rows_have_no_division_by_zero() -> None:
     empty = [pair_statistics(as_version_2(schema.empty_table())) for schema in (PAIR_SCHEMA, PAIR_SCHEMA_2)]
     for parts in ([], empty):
         found = merge_statistics(parts)
-        assert (found["rows"], found["kept"], found["generated_tokens"]) == (0, 0, 0)
-        assert (found["chosen_tokens_mean"], found["generated_tokens_per_pair"]) == (None, None)
+        assert (found.rows, found.kept, found.generated_tokens) == (0, 0, 0)
+        assert (found.chosen_tokens_mean, found.generated_tokens_per_pair) == (None, None)
         assert drop_table(found).split() == ["rows", "0", "kept", "0"]
 
 
 def test_what_goes_into_the_manifest_does_not_grow_with_the_pairs() -> None:
     rows = [row(str(index), index % 300, chosen=f"text {index}", pmi=index / 7) for index in range(3000)]
-    assert len(json.dumps(merged(rows, [1000, 2000]))) < 6000
+    assert len(json.dumps(to_json(merged(rows, [1000, 2000])))) < 6000
 
 
 @pytest.mark.parametrize(
@@ -257,8 +261,9 @@ def test_the_fingerprint_detects_missing_and_repeated_ids(other: list[str]) -> N
 
 
 def test_the_drop_table_names_the_most_frequent_reason_first() -> None:
-    one = {"random_prompt": {"rows": 2000, "kept": 500}}
-    text = drop_table({"rows": 2000, "kept": 500, "dropped": {"identical": 300, "empty": 1200}, "by_strategy": one})
+    one = {"random_prompt": StrategyStatistics(rows=2000, kept=500)}
+    dropped = {"identical": 300, "empty": 1200}
+    text = drop_table(PairStatistics(rows=2000, kept=500, dropped=dropped, by_strategy=one))
     assert [line.split() for line in text.splitlines()] == [
         ["rows", "2,000"],
         ["kept", "500"],

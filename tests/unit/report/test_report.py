@@ -5,6 +5,7 @@ python -m pytest tests/unit/report/test_report.py
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 from mipo_ray.measures import HELD_OUT
 from mipo_ray.report.page import render_report, summary_sentences
+from mipo_ray.storage.pair_statistics import PairStatistics
+from mipo_ray.storage.records import read_record
 from tests.helpers.report_data import make_results, make_run, make_statistics, rich_run
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=\"y\"> {{ 7 * 7 }} </pre></article> & \u202eabc"
@@ -108,7 +111,7 @@ def test_the_page_holds_the_run() -> None:
 
 
 def test_curves_lie_inside_their_drawing_and_rounds_follow_each_other() -> None:
-    html = render_report(make_run(pair_statistics=()))
+    html = render_report(make_run(pair_statistics={}))
     lines = re.findall(r'class="line" d="M([^"]+)"', html)
     assert len(lines) == 4  # loss, margin, accuracy, learning rate; a gradient norm that is never finite has no curve
     for line in lines:
@@ -141,7 +144,7 @@ def cells_of(html: str, label: str) -> list[str]:
 
 
 def test_pairs_are_shown_round_by_round() -> None:
-    html = render_report(make_run(pair_statistics=[make_statistics(0), make_statistics(1, scored=False)]))
+    html = render_report(make_run(pair_statistics={0: make_statistics(), 1: make_statistics(scored=False)}))
     # Kept are the rows 0 to 8: 20 to 28 chosen tokens, PMI -2.5 to 5.5.
     assert cells_of(html, "kept") == ["9 (90.0%)"] * 2
     assert cells_of(html, "dropped: some text") == ["1 (10.0%)"] * 2
@@ -160,7 +163,7 @@ def test_pairs_are_shown_round_by_round() -> None:
 
 
 def test_histograms_fill_their_drawing_and_differ_by_more_than_colour() -> None:
-    html = render_report(make_run(pair_statistics=[make_statistics(0), make_statistics(1, scored=False)]))
+    html = render_report(make_run(pair_statistics={0: make_statistics(), 1: make_statistics(scored=False)}))
     areas = re.findall(r'class="area area-([12])" d="M([^"]+)"', html)
     assert [number for number, _ in areas] == ["1", "2", "1", "1", "2"]  # lengths and PMI; lengths alone
     for _, path in areas:
@@ -188,9 +191,9 @@ def test_every_rejected_response_is_shown_with_its_prompt() -> None:
 
 
 def test_statistics_of_a_former_release_have_a_table() -> None:
-    former = {"round": 0, "rows": 4, "kept": 3, "dropped": {"empty": 1}, "chosen_truncated_share": 0.5,
+    former = {"rows": 4, "kept": 3, "dropped": {"empty": 1}, "chosen_truncated_share": 0.5,
               "generated_tokens_per_pair": 7.25}  # fmt: skip
-    html = render_report(make_run(pair_statistics=[former]))
+    html = render_report(make_run(pair_statistics={0: read_record(PairStatistics, json.dumps(former), "former")}))
     parse(html)
     assert cells_of(html, "dropped: empty") == ["1 (25.0%)"]
     assert cells_of(html, "generated tokens per kept pair") == ["7.2"]
@@ -198,10 +201,8 @@ def test_statistics_of_a_former_release_have_a_table() -> None:
 
 
 def test_an_empty_run_has_a_page() -> None:
-    nothing: dict[str, Any] = dict.fromkeys(
-        ["train_steps", "stages", "pair_statistics", "example_pairs", "answers"], ()
-    )
-    html = render_report(make_run(results={}, versions={}, **nothing))
+    nothing: dict[str, Any] = dict.fromkeys(["train_steps", "stages", "example_pairs", "answers"], ())
+    html = render_report(make_run(results={}, versions={}, pair_statistics={}, **nothing))
     assert "Nothing was measured" in parse(html).text
     assert "<svg" not in html
 

@@ -14,11 +14,14 @@ import pytest
 
 from mipo_ray.evaluation.held_out.mutual_information import pmi_matrix
 from mipo_ray.report.charts import drift_charts, interval_chart
-from mipo_ray.report.cost import run_cost
+from mipo_ray.report.cost import ShownStage, run_cost
 from mipo_ray.report.flow import flows
 from mipo_ray.report.heatmaps import heat_maps
 from mipo_ray.report.page import render_report
 from mipo_ray.report.tasks_and_judge import comparisons, definitions, headline, judgings, task_charts, task_rows
+from mipo_ray.storage.entries import Entry, Evaluated
+from mipo_ray.storage.manifests import Matrix
+from mipo_ray.storage.pair_statistics import PairStatistics
 from tests.helpers.report_data import (
     JUDGE_PROMPT,
     make_evaluation,
@@ -31,15 +34,15 @@ from tests.helpers.report_data import (
 GENERATOR = np.random.default_rng
 
 
-def entry(value: float, change: float | None = None, **more: Any) -> dict[str, Any]:
-    made = {"value": value, "low": value - 0.04, "high": value + 0.04, "n": 200, "unit": "share", "interval": "wilson"}
-    if change is not None:
-        made |= {"change": change, "change_low": change - 0.03, "change_high": change + 0.03}
-    return made | more
+def entry(value: float, change: float | None = None, **more: Any) -> Entry:
+    made = Entry(value, value - 0.04, value + 0.04, 200, "share", "wilson", **more)
+    if change is None:
+        return made
+    return dataclasses.replace(made, change=change, change_low=change - 0.03, change_high=change + 0.03)
 
 
-def task(**metrics: dict[str, Any]) -> dict[str, Any]:
-    return {"kind": "generative", "version": 1, "prompt_hash": "0123456789ab", "data": "a.parquet", "metrics": metrics}
+def task(**metrics: Entry) -> Evaluated:
+    return Evaluated(kind="generative", version=1, prompt_hash="0123456789ab", data="a.parquet", metrics=metrics)
 
 
 # Heat maps
@@ -52,7 +55,7 @@ def test_heat_maps_share_a_scale_and_show_every_cell() -> None:
     assert [map.title for map in contexts.maps] == [
         "base", "round 3, judged by the initial model", "round 3, judged by itself"
     ]  # fmt: skip
-    tables = [pmi_matrix(matrices[key]["contexts"][judge]) for key, judge in (
+    tables = [pmi_matrix(getattr(matrices[key]["contexts"], judge)) for key, judge in (
         ("base", "initial"), ("3", "initial"), ("3", "policy"))]  # fmt: skip
     reach = max(abs(table).max() for table in tables)
     for map, table in zip(contexts.maps, tables, strict=True):
@@ -74,10 +77,10 @@ def test_a_round_measured_without_a_base_and_a_base_alone_have_maps() -> None:
 
 
 def test_equal_columns_are_drawn_and_large_matrices_have_no_numbers() -> None:
-    flat = {"labels": ["x", "y"], "initial": [[-5.0, -5.0], [-7.0, -7.0]]}
+    flat = Matrix(prompt_ids=["x", "y"], labels=["x", "y"], initial=[[-5.0, -5.0], [-7.0, -7.0]])
     (maps,) = heat_maps({"base": {"prompts": flat}})
     assert {cell.number for cell in maps.maps[0].cells} == {"0.00"}
-    large = {"labels": ["x"] * 13, "initial": GENERATOR(0).normal(size=(13, 13)).tolist()}
+    large = Matrix(prompt_ids=["x"] * 13, labels=["x"] * 13, initial=GENERATOR(0).normal(size=(13, 13)).tolist())
     assert {cell.number for cell in heat_maps({"base": {"prompts": large}})[0].maps[0].cells} == {""}
 
 
@@ -86,12 +89,11 @@ def test_equal_columns_are_drawn_and_large_matrices_have_no_numbers() -> None:
 
 def test_the_flow_tells_a_round_in_order() -> None:
     stages = [
-        {"round": 1, "stage": "generate", "seconds": 1, "counts": {"prompts": 5}},
-        {"round": 1, "stage": "train", "seconds": 1,
-         "counts": {"steps": 3, "tokens": 1234, "first_loss": 0.6931, "last_loss": 0.5}},
-        {"round": 1, "stage": "evaluate", "seconds": 1, "counts": {"responses": 40}},
-    ]  # fmt: skip
-    (flow,) = flows(stages, [make_statistics(1)])
+        ShownStage(1, "generate", 1.0, counts={"prompts": 5}),
+        ShownStage(1, "train", 1.0, counts={"steps": 3, "tokens": 1234, "first_loss": 0.6931, "last_loss": 0.5}),
+        ShownStage(1, "evaluate", 1.0, counts={"responses": 40}),
+    ]
+    (flow,) = flows(stages, {1: make_statistics()})
     assert [(step.count, step.label) for step in flow.steps] == [
         ("5", "prompts"), ("10", "conditioned rows"), ("900", "tokens sampled"), ("1", "rows dropped"), ("9", "pairs"),
         ("3", "optimizer steps"), ("round 1", "policy"), ("40", "held-out answers")
@@ -103,7 +105,7 @@ def test_the_flow_tells_a_round_in_order() -> None:
 
 
 def test_an_unfinished_round_flows_as_far_as_it_came() -> None:
-    (flow,) = flows([], [{"round": 0, "rows": 4, "kept": 3, "dropped": {"empty": 1}}])
+    (flow,) = flows([], {0: PairStatistics(rows=4, kept=3, dropped={"empty": 1})})
     assert [step.label for step in flow.steps] == ["conditioned rows", "rows sampled", "rows dropped", "pairs"]
 
 
@@ -117,7 +119,7 @@ def test_comparisons_take_the_newest_round_and_say_it_plainly() -> None:
         "arc_easy_likelihood accuracy", "svamp accuracy", "the judge's pairwise verdict", "the judge's rating"
     }  # fmt: skip
     better = found["arc_easy_likelihood accuracy"]
-    assert better.word == evaluation["1"]["arc_easy_likelihood"]["metrics"]["accuracy"]["verdict"] == "better"
+    assert better.word == evaluation["1"]["arc_easy_likelihood"].metrics["accuracy"].verdict == "better"
     assert "arc_easy_likelihood accuracy is better than the base" in better.sentence
     assert "exact McNemar p" in better.sentence
     assert found["svamp accuracy"].word == "not distinguishable"
@@ -129,7 +131,7 @@ def test_comparisons_take_the_newest_round_and_say_it_plainly() -> None:
 
 
 def test_what_only_an_earlier_round_was_measured_in_is_said_of_that_round() -> None:
-    def measured(change: float, p_value: float) -> dict[str, Any]:
+    def measured(change: float, p_value: float) -> Evaluated:
         return task(accuracy=entry(0.5 + change, change, fixed=9, broken=3, p_value=p_value))
 
     evaluation = {
@@ -164,7 +166,7 @@ def test_results_made_in_another_way_are_not_compared() -> None:
     base, new = task(accuracy=entry(0.5)), task(accuracy=entry(0.6, 0.1))
     assert len(comparisons({"base": {"x": base}, "0": {"x": new}})) == 1
     for field, value in (("version", 2), ("prompt_hash", "ffff"), ("data", "b.parquet")):
-        evaluation = {"base": {"x": base}, "0": {"x": {**new, field: value}}}
+        evaluation = {"base": {"x": base}, "0": {"x": dataclasses.replace(new, **{field: value})}}
         assert comparisons(evaluation) == []
         assert len(definitions(evaluation)) == 2
     assert comparisons({"0": {"x": new}}) == comparisons({"base": {"x": base}}) == comparisons({}) == []
@@ -218,9 +220,9 @@ def test_a_page_without_a_part_leaves_its_section_out() -> None:
 def test_a_hostile_judge_prompt_and_label_stay_text() -> None:
     hostile = "</pre><script>alert(1)</script>"
     evaluation = make_evaluation(GENERATOR(5))
-    evaluation["1"]["judge_pairwise"]["prompt"] = hostile
+    evaluation["1"]["judge_pairwise"] = dataclasses.replace(evaluation["1"]["judge_pairwise"], prompt=hostile)
     matrix = make_matrix(GENERATOR(0), 3.0)
-    matrix["prompts"]["labels"][0] = hostile
+    matrix["prompts"].labels[0] = hostile
     html = render_report(make_run(evaluation=evaluation, matrices={"base": matrix}))
     assert "<script" not in html
     assert html.count("&lt;script&gt;alert(1)") == 2
@@ -240,8 +242,8 @@ def test_a_figure_without_an_interval_is_drawn() -> None:
 
 def test_cost_adds_up() -> None:
     stages = [
-        {"round": "base", "stage": "evaluate", "seconds": 100.0, "counts": {"responses": 4, "generated_tokens": 50}},
-        {"round": 0, "stage": "train", "seconds": 200.0, "gpus": 4.0, "counts": {"steps": 3, "tokens": 3000}},
+        ShownStage("base", "evaluate", 100.0, counts={"responses": 4, "generated_tokens": 50}),
+        ShownStage(0, "train", 200.0, 4.0, {"steps": 3, "tokens": 3000}),
     ]
     cost = run_cost(stages)
     assert cost is not None

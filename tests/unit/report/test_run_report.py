@@ -13,6 +13,7 @@ import numpy as np
 
 from mipo_ray.config.schema import Config
 from mipo_ray.report.run_report import write_report
+from mipo_ray.storage.records import to_text
 from mipo_ray.storage.run_directory import open_run
 from tests.helpers.report_data import make_evaluation
 
@@ -24,7 +25,7 @@ def event(round_index: int | None, stage: str, seconds: float) -> dict[str, Any]
 def test_tasks_and_judgements_are_shown_and_their_seconds_counted(tmp_path: Path) -> None:
     events = [event(None, "tasks", 61.0), event(0, "judge/pairwise", 125.0), event(0, "judge/pairwise", 130.0)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in events))
-    (tmp_path / "evaluation.json").write_text(json.dumps(make_evaluation(np.random.default_rng(5))))
+    (tmp_path / "evaluation.json").write_text(to_text(make_evaluation(np.random.default_rng(5))))
     run = open_run(str(tmp_path))
     write_report(Config(), run)
     html = (tmp_path / "report.html").read_text()

@@ -30,8 +30,10 @@ from mipo_ray.config.recipe import config_hash, load_config
 from mipo_ray.monitoring.events import read_events
 from mipo_ray.storage import lock as run_lock
 from mipo_ray.storage.lock import STALE_LOCK_SECONDS, hold_lock
+from mipo_ray.storage.manifests import GenerateFacts
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError, open_run
+from tests.helpers.stages import commit
 
 CONFIG = load_config()
 STAGE = "rounds/000/generate"
@@ -113,29 +115,29 @@ def test_text_is_read_as_written(run: RunDirectory) -> None:
 def test_a_stage_is_finished_once_it_is_committed(run: RunDirectory) -> None:
     run.write_text(f"{STAGE}/pairs.parquet", "four")
     run.write_text(f"{STAGE}/deep/er.txt", "sixsix")
-    assert run.read_manifest(STAGE) is None
-    committed = run.commit(STAGE, CONFIG, {"seconds": 1.5, "rows": 7})
-    manifest = run.read_manifest(STAGE)
+    assert run.read_manifest(STAGE, GenerateFacts) is None
+    committed = commit(run, STAGE, CONFIG, seconds=1.5, rows_per_block=7)
+    manifest = run.read_manifest(STAGE, GenerateFacts)
     assert manifest == committed
-    assert manifest["files"] == {"deep/er.txt": 6, "pairs.parquet": 4}
-    assert (manifest["seed"], manifest["config_hash"], manifest["rows"]) == (0, config_hash(CONFIG), 7)
-    assert run.read_manifest("rounds/001/generate") is None
+    assert manifest.files == {"deep/er.txt": 6, "pairs.parquet": 4}
+    assert (manifest.seed, manifest.config_hash, manifest.facts.rows_per_block) == (0, config_hash(CONFIG), 7)
+    assert not run.is_finished("rounds/001/generate")
 
 
 def test_a_commit_can_be_restricted_to_some_files(run: RunDirectory) -> None:
     run.write_text(f"{STAGE}/pairs.parquet", "four")
     run.write_text(f"{STAGE}/checkpoint/state", "x")
-    run.commit(STAGE, CONFIG, {}, files=["pairs.parquet"])
+    commit(run, STAGE, CONFIG, files=["pairs.parquet"])
     run.write_text(f"{STAGE}/checkpoint/state", "another size")
-    manifest = run.read_manifest(STAGE)
+    manifest = run.read_manifest(STAGE, GenerateFacts)
     assert manifest is not None
-    assert manifest["files"] == {"pairs.parquet": 4}
+    assert manifest.files == {"pairs.parquet": 4}
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "manifest"])
 def test_a_damaged_stage_is_refused_by_name(run: RunDirectory, damage: str) -> None:
     run.write_text(f"{STAGE}/pairs.parquet", "content")
-    run.commit(STAGE, CONFIG, {})
+    commit(run, STAGE, CONFIG)
     if damage == "missing":
         run.filesystem.rm_file(run.path(STAGE, "pairs.parquet"))
         expected = "expected 7 bytes, found nothing"
@@ -146,7 +148,7 @@ def test_a_damaged_stage_is_refused_by_name(run: RunDirectory, damage: str) -> N
         run.write_text(f"{STAGE}/manifest.json", '{"stage": ')
         expected = "expected JSON"
     with pytest.raises(StorageError) as caught:
-        run.read_manifest(STAGE)
+        run.read_manifest(STAGE, GenerateFacts)
     name = "manifest.json" if damage == "manifest" else "pairs.parquet"
     assert str(caught.value).startswith(f"{run.path(STAGE, name)}: ")
     assert expected in str(caught.value)
@@ -157,10 +159,10 @@ def test_a_write_that_was_killed_is_no_part_of_the_stage(local_run: RunDirectory
     local_run.write_text(f"{STAGE}/pairs.parquet", "content")
     # Between writing the temporary file and renaming it, the process was killed; the next one commits.
     Path(local_run.path(STAGE, "manifest.json.writing")).write_text('{"stage"')
-    local_run.commit(STAGE, CONFIG, {})
-    manifest = local_run.read_manifest(STAGE)
+    commit(local_run, STAGE, CONFIG)
+    manifest = local_run.read_manifest(STAGE, GenerateFacts)
     assert manifest is not None
-    assert manifest["files"] == {"pairs.parquet": 7}
+    assert manifest.files == {"pairs.parquet": 7}
 
 
 def test_removing_what_is_not_there_is_no_error(run: RunDirectory) -> None:
@@ -226,23 +228,23 @@ def test_no_interruption_makes_an_incomplete_stage_look_finished(
         for index, size in enumerate(texts):
             run.write_text(f"{STAGE}/text-{index}", "t" * size)
         run.upload(str(source), STAGE)
-        run.commit(STAGE, CONFIG, {})
+        commit(run, STAGE, CONFIG)
 
     expected = {f"text-{index}": size for index, size in enumerate(texts)}
     expected |= {f"upload-{index}": size for index, size in enumerate(uploads)}
     FakeFullFileSystem.writes_left = writes
     with contextlib.suppress(OSError):
         work()
-    manifest = run.read_manifest(STAGE)
+    manifest = run.read_manifest(STAGE, GenerateFacts)
     assert (manifest is not None) == (writes >= len(texts) + len(uploads) + 1)
     if manifest is None:
         FakeFullFileSystem.writes_left = float("inf")
         work()
-        manifest = run.read_manifest(STAGE)
+        manifest = run.read_manifest(STAGE, GenerateFacts)
     assert manifest is not None
     present = run.list_files(STAGE)
     del present["manifest.json"]
-    assert manifest["files"] == present == expected
+    assert manifest.files == present == expected
 
 
 # Which configuration a directory belongs to.
@@ -572,7 +574,13 @@ def test_a_lock_that_another_process_took_over_is_left_to_it(run: RunDirectory) 
     assert json.loads(run.read_text("lock.json") or "")["host"] == "elsewhere"
 
 
-@pytest.mark.parametrize("content", ["", '{"host": "el'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", '{"host": "el', "[]", "3", '{"host": "elsewhere"}', "[" * 9999),
+        '{"host": 1, "pid": "x", "process_start": 1, "heartbeat": null}',
+    ],
+)
 def test_a_lock_that_its_killed_process_never_filled_is_taken_over(local_run: RunDirectory, content: str) -> None:
     local_run.write_text("lock.json", content)
     with hold_lock(local_run):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from mipo_ray.config.prompts import PromptsConfig
-from mipo_ray.evaluation.held_out.matrix import matrix_conditionings, render_matrix
+from mipo_ray.evaluation.held_out.matrix import MatrixRows, matrix_conditionings, render_matrix
 from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA, _one_row_per_response
 from mipo_ray.prompts.files import SourceRow
 from mipo_ray.prompts.rows import PromptRow, normalize_row
@@ -36,15 +36,15 @@ ROWS = [
 
 def test_rows_are_the_first_that_differ() -> None:
     parts = matrix_conditionings(ROWS, PROMPTS, 4)
-    assert parts["prompts"]["prompt_ids"] == ["a", "b", "d", "e"]
-    assert parts["contexts"]["prompt_ids"] == ["a", "d", "f"]
-    assert parts["contexts"]["labels"] == ["I am a baker.", "I am a sailor.", "I am a miner."]
-    assert "What to read?" in parts["prompts"]["labels"]
+    assert parts["prompts"].prompt_ids == ["a", "b", "d", "e"]
+    assert parts["contexts"].prompt_ids == ["a", "d", "f"]
+    assert parts["contexts"].labels == ["I am a baker.", "I am a sailor.", "I am a miner."]
+    assert "What to read?" in parts["prompts"].labels
 
 
 def test_cells_are_the_answers_own_question_with_each_context_and_each_whole_prompt() -> None:
     parts = matrix_conditionings(ROWS, PROMPTS, 3)
-    contexts = parts["contexts"]["messages"]
+    contexts = parts["contexts"].messages
     assert [len(of_answer) for of_answer in contexts] == [3, 3, 3]
     for i, (question, own) in enumerate(
         [("What to cook?", "baker"), ("What to cook?", "sailor"), ("What to wear?", "miner")]
@@ -55,7 +55,7 @@ def test_cells_are_the_answers_own_question_with_each_context_and_each_whole_pro
             assert job in said
             assert (i == j) == (job == own)
     by_id = {each["prompt_id"]: each["messages"] for each in ROWS}
-    assert parts["prompts"]["messages"] == [[by_id[name] for name in "abd"]] * 3
+    assert parts["prompts"].messages == [[by_id[name] for name in "abd"]] * 3
     # The diagonal is what the answers were sampled under.
     assert [contexts[i][i] for i in range(3)] == [by_id[name] for name in "adf"]
 
@@ -81,8 +81,8 @@ class CountingTokenizer:
 def test_rendered_parts_have_token_ids_in_place_of_messages() -> None:
     rendered = render_matrix(matrix_conditionings(ROWS, PROMPTS, 2), CountingTokenizer())
     assert set(rendered) == {"prompts", "contexts"}
-    assert set(rendered["contexts"]) == {"prompt_ids", "labels", "conditionings"}
-    first, second = rendered["contexts"]["conditionings"][0]
+    assert (rendered["contexts"].prompt_ids, len(rendered["contexts"].labels)) == (["a", "d"], 2)
+    first, second = rendered["contexts"].conditionings[0]
     assert second[0] - first[0] == len("sailor") - len("baker")
 
 
@@ -104,8 +104,8 @@ def test_the_first_answer_is_scored_once_more_for_each_part_of_the_matrix() -> N
         ]
     )
     matrix = {
-        "prompts": {"prompt_ids": ["b", "x"], "conditionings": [[[1], [2]], [[3], [4]]]},
-        "contexts": {"prompt_ids": ["b", "x"], "conditionings": [[[5], [6]], [[7], [8]]]},
+        "prompts": MatrixRows(["b", "x"], ["B", "X"], [[[1], [2]], [[3], [4]]]),
+        "contexts": MatrixRows(["b", "x"], ["B", "X"], [[[5], [6]], [[7], [8]]]),
     }
     table = _one_row_per_response(block, samples=2, models=["initial"], matrix=matrix)
     assert table.schema == RESPONSE_SCHEMA

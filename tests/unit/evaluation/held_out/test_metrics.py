@@ -16,9 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.evaluation.figures import change_of, final_table, format_change
+from mipo_ray.evaluation.figures import final_table, format_change
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows, measure
+from mipo_ray.evaluation.intervals import Estimate
 from mipo_ray.measures import HELD_OUT, format_value
+from mipo_ray.storage.entries import Entry, Results
+from mipo_ray.storage.records import read_record, to_json
 from mipo_ray.storage.results import rounds_of
 
 PROMPTS, SAMPLES, OTHERS = 12, 2, 3
@@ -59,7 +62,7 @@ def make_rows(seed: int, *, trained: bool) -> MeasuredRows:
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, dict[str, Any]]:
+def results() -> Results:
     base = make_rows(0, trained=False)
     return {
         "base": measure(base, None, **OPTIONS),
@@ -68,62 +71,62 @@ def results() -> dict[str, dict[str, Any]]:
     }
 
 
-def test_every_metric_is_there_with_its_fields(results: dict[str, dict[str, Any]]) -> None:
+def test_every_metric_is_there_with_its_fields(results: Results) -> None:
     for key, entries in results.items():
         assert list(entries) == list(HELD_OUT)
         for name, entry in entries.items():
             expected = {"value", "low", "high", "n", "unit"} | ({"ceiling"} if "infonce" in name else set())
             expected |= set() if key == "base" else {"change", "change_low", "change_high"}
-            assert set(entry) == expected, name
-            assert entry["unit"] == HELD_OUT[name].unit
+            assert set(to_json(entry)) == expected, name
+            assert entry.unit == HELD_OUT[name].unit
             if name != "corpus_distinct_2":
-                assert entry["low"] <= entry["value"] <= entry["high"], name
-    assert json.loads(json.dumps(results, allow_nan=False)) == results
+                assert entry.low <= entry.value <= entry.high, name
+    assert read_record(Results, json.dumps(to_json(results), allow_nan=False), "results.json") == results
 
 
-def test_the_base_has_no_reward_and_no_kl(results: dict[str, dict[str, Any]]) -> None:
+def test_the_base_has_no_reward_and_no_kl(results: Results) -> None:
     for name, value in (("reward_accuracy", 0.5), ("reward_margin", 0.0), ("kl_per_token", 0.0)):
         entry = results["base"][name]
-        assert (entry["value"], entry["low"], entry["high"]) == (value, value, value)
+        assert (entry.value, entry.low, entry.high) == (value, value, value)
 
 
-def test_values_agree_with_loops_over_the_rows(results: dict[str, dict[str, Any]]) -> None:
+def test_values_agree_with_loops_over_the_rows(results: Results) -> None:
     rows, entries = make_rows(1, trained=True), results["0"]
     pmi = [
         own - math.log(statistics.fmean(math.exp(other) for other in others))
         for own, others in zip(rows.initial_own, rows.initial_others, strict=True)
     ]
     tokens = rows.token_counts.tolist()
-    assert entries["pmi_initial"]["value"] == pytest.approx(statistics.fmean(pmi))
+    assert entries["pmi_initial"].value == pytest.approx(statistics.fmean(pmi))
     per_token = [value / count for value, count in zip(pmi, tokens, strict=True)]
-    assert entries["pmi_initial_per_token"]["value"] == pytest.approx(statistics.fmean(per_token))
-    assert entries["infonce_initial"]["ceiling"] == pytest.approx(math.log(4))
-    assert entries["response_tokens"]["value"] == pytest.approx(statistics.fmean(tokens))
-    assert entries["truncated"]["value"] == pytest.approx(sum(count > 35 for count in tokens) / RESPONSES)
+    assert entries["pmi_initial_per_token"].value == pytest.approx(statistics.fmean(per_token))
+    assert entries["infonce_initial"].ceiling == pytest.approx(math.log(4))
+    assert entries["response_tokens"].value == pytest.approx(statistics.fmean(tokens))
+    assert entries["truncated"].value == pytest.approx(sum(count > 35 for count in tokens) / RESPONSES)
     kl = sum(policy - initial for policy, initial in zip(rows.policy_own, rows.initial_own, strict=True)) / sum(tokens)
-    assert entries["kl_per_token"]["value"] == pytest.approx(kl)
+    assert entries["kl_per_token"].value == pytest.approx(kl)
     # Chosen rewards rise by 0.1 * 4 in every pair; rejected ones by 0.1 * 9 in 3 of 12 and fall by 0.1 * 2 in 9.
-    assert entries["reward_accuracy"]["value"] == pytest.approx(9 / 12)
-    assert entries["reward_margin"]["value"] == pytest.approx((3 * (0.4 - 0.9) + 9 * (0.4 + 0.2)) / 12)
+    assert entries["reward_accuracy"].value == pytest.approx(9 / 12)
+    assert entries["reward_margin"].value == pytest.approx((3 * (0.4 - 0.9) + 9 * (0.4 + 0.2)) / 12)
     # 8 responses stand in the source whole; 15 share no 3-gram with it, and repeat one of 4 bigrams and 2 of 5 words;
     # the last refuses in 6 new words.
-    assert entries["copy_rate"]["value"] == entries["only_copies"]["value"] == pytest.approx(8 / 24)
-    assert entries["distinct_1"]["value"] == pytest.approx((8 + 15 * 3 / 5 + 1) / 24)
-    assert entries["distinct_2"]["value"] == pytest.approx((8 + 15 * 3 / 4 + 1) / 24)
-    assert entries["corpus_distinct_2"]["value"] == pytest.approx((3 + 3 + 5) / (8 * 3 + 15 * 4 + 5))
-    assert entries["refusals"]["value"] == pytest.approx(1 / 24)
+    assert entries["copy_rate"].value == entries["only_copies"].value == pytest.approx(8 / 24)
+    assert entries["distinct_1"].value == pytest.approx((8 + 15 * 3 / 5 + 1) / 24)
+    assert entries["distinct_2"].value == pytest.approx((8 + 15 * 3 / 4 + 1) / 24)
+    assert entries["corpus_distinct_2"].value == pytest.approx((3 + 3 + 5) / (8 * 3 + 15 * 4 + 5))
+    assert entries["refusals"].value == pytest.approx(1 / 24)
     # All but the refusal have a twin; it shares the word "I" with others: 1/6, 0.5/5, 0.25/4, 0.125/3, and 5 to its 6.
     refusal = (1 / 6 * 0.5 / 5 * 0.25 / 4 * 0.125 / 3) ** (1 / 4)
-    assert entries["self_bleu"]["value"] == pytest.approx((23 + refusal) / 24)
+    assert entries["self_bleu"].value == pytest.approx((23 + refusal) / 24)
 
 
-def test_context_pmi_counts_only_rows_with_a_context(results: dict[str, dict[str, Any]]) -> None:
+def test_context_pmi_counts_only_rows_with_a_context(results: Results) -> None:
     rows = make_rows(1, trained=True)
     assert rows.initial_none is not None
     expected = statistics.fmean((rows.initial_own - rows.initial_none)[2 * SAMPLES :])
-    assert results["0"]["context_pmi_initial"]["value"] == pytest.approx(expected)
-    assert results["0"]["context_pmi_initial"]["n"] == PROMPTS - 2
-    assert results["0"]["pmi_initial"]["n"] == PROMPTS
+    assert results["0"]["context_pmi_initial"].value == pytest.approx(expected)
+    assert results["0"]["context_pmi_initial"].n == PROMPTS - 2
+    assert results["0"]["pmi_initial"].n == PROMPTS
 
 
 @pytest.mark.parametrize("none", [None, np.full(RESPONSES, np.nan)])
@@ -142,8 +145,8 @@ def test_no_context_and_no_pairs_leave_their_metrics_out(none: np.ndarray | None
 def test_a_policy_measured_against_itself_does_not_change() -> None:
     rows = make_rows(4, trained=True)
     for name, entry in measure(rows, rows, **OPTIONS).items():
-        assert entry["change"] == 0, name
-        assert change_of(entry) is None or (entry["change_low"], entry["change_high"]) == (0, 0)
+        assert entry.change == 0, name
+        assert Estimate.of_change(entry) is None or (entry.change_low, entry.change_high) == (0, 0)
 
 
 def test_an_empty_response_is_measured() -> None:
@@ -155,8 +158,8 @@ def test_an_empty_response_is_measured() -> None:
     tokens[0] = 0
     changed = dataclasses.replace(rows, responses=["", *rows.responses[1:]], token_counts=tokens, **zeros)
     entries = measure(changed, None, **OPTIONS)
-    assert entries["kl_per_token"]["value"] == 0.0
-    assert all(math.isfinite(entry["value"]) for entry in entries.values())
+    assert entries["kl_per_token"].value == 0.0
+    assert all(math.isfinite(entry.value) for entry in entries.values())
 
 
 def test_columns_of_other_lengths_are_named() -> None:
@@ -167,19 +170,19 @@ def test_columns_of_other_lengths_are_named() -> None:
         dataclasses.replace(rows, pair_initial_chosen=rows.pair_initial_chosen[1:])
 
 
-def test_the_table_shows_the_base_and_each_round(results: dict[str, dict[str, Any]]) -> None:
+def test_the_table_shows_the_base_and_each_round(results: Results) -> None:
     lines = final_table(results).splitlines()
     assert max(map(len, lines)) <= 110
     assert len(lines) == 2 + 2 * len(HELD_OUT)
     row = next(line for line in lines if line.startswith("pmi_initial "))
     entry = results["0"]["pmi_initial"]
-    for text in (f"{results['base']['pmi_initial']['value']:.3f}", f"{entry['value']:.3f}", f"{entry['change']:+.3f}"):
+    for text in (f"{results['base']['pmi_initial'].value:.3f}", f"{entry.value:.3f}", f"{entry.change:+.3f}"):
         assert text in row
     assert row.endswith("rose")
     assert next(line for line in lines if line.startswith("reward_margin")).split()[2] == "0"
 
 
-def test_the_table_of_the_base_alone(results: dict[str, dict[str, Any]]) -> None:
+def test_the_table_of_the_base_alone(results: Results) -> None:
     lines = final_table({"base": results["base"]}).splitlines()
     assert len(lines) == 2 + len(HELD_OUT)
 
@@ -208,7 +211,7 @@ def test_formatted_figures_are_short_and_near(value: float, unit: str, signed: b
 def test_no_figure_makes_the_table_wider(values: list[float]) -> None:
     keys = ("value", "low", "high", "change", "change_low", "change_high")
     entries = {
-        name: dict(zip(keys, values, strict=True)) | {"n": 64, "unit": measure.unit}
+        name: Entry(**dict(zip(keys, values, strict=True)), n=64, unit=measure.unit)
         for name, measure in HELD_OUT.items()
     }
     table = final_table({"base": entries, "0": entries, "999": entries})
@@ -216,7 +219,7 @@ def test_no_figure_makes_the_table_wider(values: list[float]) -> None:
 
 
 def test_changes_are_signed_and_bracketed() -> None:
-    entry = {"unit": "nats per response", "n": 9, "change": 9.1, "change_low": -0.02, "change_high": 12.5}
+    entry = Entry(1.0, 0.5, 1.5, 9, "nats per response", None, 9.1, -0.02, 12.5)
     assert format_change(entry) == "+9.10 [-0.02, +12.50]"
-    assert format_change(entry | {"change_low": None, "change_high": None}) == "+9.100"
-    assert format_change({"unit": "nats", "n": 9}) == ""
+    assert format_change(dataclasses.replace(entry, change_low=None, change_high=None)) == "+9.100"
+    assert format_change(Entry(1.0, 0.5, 1.5, 9, "nats")) == ""

@@ -6,14 +6,13 @@ python -m pytest tests/unit/evaluation/held_out/test_rows.py
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mipo_ray.evaluation.held_out.matrix import matrix_of
+from mipo_ray.evaluation.held_out.matrix import MatrixRows, matrix_of
 from mipo_ray.evaluation.held_out.rows import measured_rows
 from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA, _one_row_per_response, _pairs_only
 from mipo_ray.storage.rounds import BASE, Round
@@ -21,9 +20,9 @@ from mipo_ray.storage.run_directory import RunDirectory, open_run
 
 USERS = {"b": "I am Ben.", "a": "", "c": "I am Cem."}
 OTHERS = 2
-MATRIX: dict[str, dict[str, Any]] = {
-    "prompts": {"prompt_ids": ["b", "a"], "labels": ["B", "A"], "conditionings": [[[50], [51]], [[52], [53]]]},
-    "contexts": {"prompt_ids": ["c", "b"], "labels": ["C", "B"], "conditionings": [[[60], [61]], [[62], [63]]]},
+MATRIX = {
+    "prompts": MatrixRows(["b", "a"], ["B", "A"], [[[50], [51]], [[52], [53]]]),
+    "contexts": MatrixRows(["c", "b"], ["C", "B"], [[[60], [61]], [[62], [63]]]),
 }
 
 
@@ -145,9 +144,9 @@ def test_the_matrix_is_looked_up_by_row_and_column(tmp_path: Path) -> None:
         row["conditionings"].reverse()
     write(run, Round(0), scored(pa.Table.from_pylist(rows, schema=RESPONSE_SCHEMA), ["initial", "policy"]))
     matrix = matrix_of(run, Round(0), MATRIX)
-    assert matrix["prompts"]["initial"] == [[-50.125, -51.125], [-52.125, -53.125]]
-    assert matrix["contexts"]["policy"] == [[-60.625, -61.625], [-62.625, -63.625]]
-    assert (matrix["contexts"]["prompt_ids"], matrix["contexts"]["labels"]) == (["c", "b"], ["C", "B"])
+    assert matrix["prompts"].initial == [[-50.125, -51.125], [-52.125, -53.125]]
+    assert matrix["contexts"].policy == [[-60.625, -61.625], [-62.625, -63.625]]
+    assert (matrix["contexts"].prompt_ids, matrix["contexts"].labels) == (["c", "b"], ["C", "B"])
 
 
 def test_rows_name_what_they_are_scored_under() -> None:

@@ -6,15 +6,18 @@ python -m pytest tests/unit/evaluation/judge/test_requests.py
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mipo_ray.evaluation.judge.stage import note_requests, stored_requests
+from mipo_ray.evaluation.judge.requests import note_requests, stored_requests
+from mipo_ray.storage.manifests import JudgeDefinition
+from mipo_ray.storage.records import to_json
 from mipo_ray.storage.run_directory import RunDirectory
 
 STAGE = "rounds/000/judge/pairwise"
-FACTS = {"protocol": "pairwise", "model": "org/judge"}
+FACTS = JudgeDefinition(protocol="pairwise", model="org/judge")
 
 
 @pytest.fixture
@@ -48,11 +51,11 @@ def test_a_judge_that_moves_into_own_engines_keeps_its_judgements(run: RunDirect
 
 
 def test_another_definition_keeps_nothing(run: RunDirectory) -> None:
-    assert stored_requests(run, STAGE, {**FACTS, "model": "other"}, own_engines=False) is None
+    assert stored_requests(run, STAGE, replace(FACTS, model="other"), own_engines=False) is None
     assert run.list_files(STAGE) == {}
 
 
 def test_requests_of_an_earlier_release_are_written_anew(run: RunDirectory) -> None:
-    run.write_text(f"{STAGE}/requests.json", json.dumps({"definition": FACTS, "judgements": 12}))
+    run.write_text(f"{STAGE}/requests.json", json.dumps({"definition": to_json(FACTS), "judgements": 12}))
     assert stored_requests(run, STAGE, FACTS, own_engines=True) is None
     assert "part.parquet" in run.list_files(STAGE)

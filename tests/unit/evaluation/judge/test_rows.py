@@ -26,6 +26,7 @@ from mipo_ray.evaluation.judge.rows import (
 )
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
+from tests.helpers.stages import commit
 
 FIRST = Round(0)
 PROMPTS = [
@@ -42,7 +43,7 @@ def config(tmp_path: Path) -> Config:
     run = RunDirectory(config.run_dir)
     for round in (BASE, Round(0)):
         answer(run, round)
-        run.commit(run.stage(round, "evaluate"), config, {})
+        commit(run, run.stage(round, "evaluate"), config)
     return config
 
 
@@ -137,7 +138,7 @@ def test_a_row_without_a_reference_is_named(config: Config, tmp_path: Path) -> N
 
 def judged(config: Config, round: Round, protocol: Any) -> None:
     run = RunDirectory(config.run_dir)
-    run.commit(run.stage(round, f"judge/{protocol}"), config, definition(config, run, round, protocol))
+    commit(run, run.stage(round, f"judge/{protocol}"), config, **vars(definition(config, run, round, protocol)))
 
 
 def refused(config: Config) -> str:

@@ -42,44 +42,44 @@ def prefers(winner: str, order: str) -> str:
 
 
 def half_ties(metrics: dict) -> float:
-    return metrics["win"]["value"] + metrics["tie"]["value"] / 2
+    return metrics["win"].value + metrics["tie"].value / 2
 
 
 def test_a_judge_that_always_says_first_wins_nothing_and_gives_half() -> None:
     metrics = pairwise_metrics(judged(lambda *_: "first"), **BOOTSTRAP)
-    assert (metrics["win"]["value"], metrics["tie"]["value"], metrics["loss"]["value"]) == (0.0, 1.0, 0.0)
+    assert (metrics["win"].value, metrics["tie"].value, metrics["loss"].value) == (0.0, 1.0, 0.0)
     assert half_ties(metrics) == 0.5
-    assert metrics["net_win"]["value"] == metrics["net_win"]["change"] == 0.0
-    assert metrics["net_win"]["verdict"] == "not distinguishable"
-    assert metrics["position_bias"]["value"] == 0.5
-    assert metrics["self_consistency"]["value"] == 0.0
+    assert metrics["net_win"].value == metrics["net_win"].change == 0.0
+    assert metrics["net_win"].verdict == "not distinguishable"
+    assert metrics["position_bias"].value == 0.5
+    assert metrics["self_consistency"].value == 0.0
 
 
 def test_a_judge_that_always_says_second_has_the_opposite_bias() -> None:
     metrics = pairwise_metrics(judged(lambda *_: "second"), **BOOTSTRAP)
     assert half_ties(metrics) == 0.5
-    assert metrics["position_bias"]["value"] == -0.5
+    assert metrics["position_bias"].value == -0.5
 
 
 @pytest.mark.parametrize(("winner", "net", "verdict"), [("policy", 1.0, "better"), ("base", -1.0, "worse")])
 def test_a_judge_that_prefers_one_policy_in_both_orders(winner: str, net: float, verdict: str) -> None:
     metrics = pairwise_metrics(judged(lambda _, __, order: prefers(winner, order)), **BOOTSTRAP)
-    assert metrics["net_win"]["value"] == metrics["net_win"]["low"] == metrics["net_win"]["change_high"] == net
-    assert metrics["net_win"]["verdict"] == verdict
-    assert metrics["position_bias"]["value"] == 0.0
-    assert metrics["self_consistency"]["value"] == 1.0
-    assert metrics["unreadable"]["value"] == 0.0
-    assert {entry["n"] for entry in metrics.values()} == {40}
+    assert metrics["net_win"].value == metrics["net_win"].low == metrics["net_win"].change_high == net
+    assert metrics["net_win"].verdict == verdict
+    assert metrics["position_bias"].value == 0.0
+    assert metrics["self_consistency"].value == 1.0
+    assert metrics["unreadable"].value == 0.0
+    assert {entry.n for entry in metrics.values()} == {40}
 
 
 def test_a_judge_that_throws_a_coin_is_not_distinguishable() -> None:
     coin = random.Random(7)
     metrics = pairwise_metrics(judged(lambda *_: coin.choice(["first", "second"]), prompts=200), **BOOTSTRAP)
-    assert metrics["net_win"]["verdict"] == "not distinguishable"
-    assert metrics["net_win"]["low"] < 0 < metrics["net_win"]["high"]
-    assert 0.4 < metrics["tie"]["value"] < 0.6  # the two orders contradict each other half of the time
-    assert 0.4 < metrics["self_consistency"]["value"] < 0.6
-    assert abs(metrics["position_bias"]["value"]) < 0.1
+    assert metrics["net_win"].verdict == "not distinguishable"
+    assert metrics["net_win"].low < 0 < metrics["net_win"].high
+    assert 0.4 < metrics["tie"].value < 0.6  # the two orders contradict each other half of the time
+    assert 0.4 < metrics["self_consistency"].value < 0.6
+    assert abs(metrics["position_bias"].value) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -114,18 +114,18 @@ def test_an_unreadable_order_makes_its_pair_a_tie_and_is_counted() -> None:
         return None if prompt == "p0" and order == "base_first" else prefers("policy", order)
 
     metrics = pairwise_metrics(judged(say, prompts=4, samples=1), **BOOTSTRAP)
-    assert (metrics["win"]["value"], metrics["tie"]["value"], metrics["loss"]["value"]) == (0.75, 0.25, 0.0)
-    assert metrics["unreadable"]["value"] == 1 / 8
-    assert metrics["self_consistency"] == {**metrics["self_consistency"], "value": 1.0, "n": 3}
+    assert (metrics["win"].value, metrics["tie"].value, metrics["loss"].value) == (0.75, 0.25, 0.0)
+    assert metrics["unreadable"].value == 1 / 8
+    assert (metrics["self_consistency"].value, metrics["self_consistency"].n) == (1.0, 3)
 
 
 def test_figures_that_nothing_was_measured_of_are_absent() -> None:
     ties = pairwise_metrics(judged(lambda *_: "tie"), **BOOTSTRAP)
     assert "position_bias" not in ties
-    assert ties["self_consistency"]["value"] == 1.0
+    assert ties["self_consistency"].value == 1.0
     halves = pairwise_metrics(judged(lambda _, __, order: "tie" if order == "base_first" else None), **BOOTSTRAP)
     assert "self_consistency" not in halves
-    assert halves["unreadable"]["value"] == 0.5
+    assert halves["unreadable"].value == 0.5
 
 
 SAID = st.sampled_from(["first", "second", "tie", None])
@@ -143,12 +143,13 @@ def test_shares_add_up_and_swapping_the_policies_swaps_wins_and_losses(pairs) ->
         for item in judgements
     ]
     metrics, other = (pairwise_metrics(items, samples=20, seed=0) for items in (judgements, swapped))
-    assert metrics["win"]["value"] + metrics["tie"]["value"] + metrics["loss"]["value"] == pytest.approx(1)
-    assert metrics["win"]["value"] == other["loss"]["value"]
-    assert metrics["net_win"]["value"] == pytest.approx(-other["net_win"]["value"])
-    assert metrics.get("position_bias", {}).get("value") == other.get("position_bias", {}).get("value")
+    assert metrics["win"].value + metrics["tie"].value + metrics["loss"].value == pytest.approx(1)
+    assert metrics["win"].value == other["loss"].value
+    assert metrics["net_win"].value == pytest.approx(-other["net_win"].value)
+    bias, turned = metrics.get("position_bias"), other.get("position_bias")
+    assert (bias and bias.value) == (turned and turned.value)
     wins = sum(pair == ("second", "first") for pair in pairs)
-    assert metrics["win"]["value"] == pytest.approx(wins / len(pairs))
+    assert metrics["win"].value == pytest.approx(wins / len(pairs))
 
 
 def test_a_pair_without_both_orders_is_refused() -> None:
@@ -162,15 +163,16 @@ def ratings(*values: int | None) -> list[Judgement]:
 
 def test_ratings_are_averaged_and_compared_by_prompt() -> None:
     base = pointwise_metrics(ratings(1, 2, 3, None), None, **BOOTSTRAP)
-    assert base["rating"] == {**base["rating"], "value": 2.0, "n": 3, "unit": "points", "interval": "bootstrap"}
-    assert "change" not in base["rating"]
-    assert base["unreadable"]["value"] == 0.25
+    assert (base["rating"].value, base["rating"].n) == (2.0, 3)
+    assert (base["rating"].unit, base["rating"].interval) == ("points", "bootstrap")
+    assert base["rating"].change is None
+    assert base["unreadable"].value == 0.25
     metrics = pointwise_metrics(ratings(2, 3, None, 5), ratings(1, 2, 3, None), **BOOTSTRAP)
-    assert metrics["rating"]["value"] == pytest.approx(10 / 3)
+    assert metrics["rating"].value == pytest.approx(10 / 3)
     # Two prompts were rated on both sides, both one point higher.
-    assert (metrics["rating"]["change"], metrics["rating"]["verdict"]) == (1.0, "better")
+    assert (metrics["rating"].change, metrics["rating"].verdict) == (1.0, "better")
     apart = pointwise_metrics(ratings(None, 3), ratings(2, None), **BOOTSTRAP)
-    assert "change" not in apart["rating"]
+    assert apart["rating"].change is None
 
 
 def test_a_judge_that_cannot_be_read_is_refused_with_what_it_said() -> None:

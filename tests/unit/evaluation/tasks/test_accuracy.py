@@ -19,6 +19,7 @@ from mipo_ray.evaluation.tasks.task import load_task
 from mipo_ray.evaluation.tasks.task_requests import SCORED, option_token_ids
 from mipo_ray.generation.rendering import load_tokenizer
 from mipo_ray.pairs.schema import RESPONSES, SCORES
+from mipo_ray.storage.entries import Entries
 from tests.helpers.tiny_model import make_tiny_model
 
 TASKS = {name: load_task(name) for name in ("gsm8k", "arc_easy_likelihood", "mmlu_likelihood")}
@@ -113,7 +114,7 @@ def examples(verdicts: str, tokens: int = 5) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
 
 
-def measured(new: str, base: str | None = None, tokens: int = 5) -> dict[str, dict[str, Any]]:
+def measured(new: str, base: str | None = None, tokens: int = 5) -> Entries:
     before = None if base is None else examples(base)
     return measure_examples(TASKS["gsm8k"], examples(new, tokens), before, samples=500, seed=0)
 
@@ -123,30 +124,30 @@ def test_metrics_of_a_policy_alone() -> None:
     assert list(metrics) == ["accuracy", "no_answer", "truncated", "response_tokens"]
     interval = wilson(2, 5)
     accuracy = metrics["accuracy"]
-    assert (accuracy["value"], accuracy["low"], accuracy["high"], accuracy["n"]) == (
+    assert (accuracy.value, accuracy.low, accuracy.high, accuracy.n) == (
         0.4,
         interval.low,
         interval.high,
         5,
     )
-    assert (accuracy["interval"], accuracy["unit"]) == ("wilson", "share")
-    assert metrics["no_answer"]["value"] == metrics["truncated"]["value"] == 0.4
-    assert (metrics["response_tokens"]["value"], metrics["response_tokens"]["unit"]) == (5.0, "tokens")
-    assert "change" not in accuracy
+    assert (accuracy.interval, accuracy.unit) == ("wilson", "share")
+    assert metrics["no_answer"].value == metrics["truncated"].value == 0.4
+    assert (metrics["response_tokens"].value, metrics["response_tokens"].unit) == (5.0, "tokens")
+    assert accuracy.change is None
 
 
 def test_metrics_of_a_round_are_paired_with_the_base() -> None:
     better = measured("c" * 18 + "ww", "w" * 18 + "cw", tokens=9)
-    assert better["accuracy"]["change"] == pytest.approx(0.85)
-    assert (better["accuracy"]["fixed"], better["accuracy"]["broken"]) == (18, 1)
-    assert better["accuracy"]["verdict"] == "better"
-    assert better["accuracy"]["p_value"] < 0.001
-    assert better["response_tokens"]["change"] == 4
-    assert "verdict" not in better["response_tokens"]
+    assert better["accuracy"].change == pytest.approx(0.85)
+    assert (better["accuracy"].fixed, better["accuracy"].broken) == (18, 1)
+    assert better["accuracy"].verdict == "better"
+    assert better["accuracy"].p_value < 0.001
+    assert better["response_tokens"].change == 4
+    assert better["response_tokens"].verdict is None
     worse = measured("n" * 20, "c" * 20)
-    assert [worse[name]["verdict"] for name in ("accuracy", "no_answer", "truncated")] == ["worse"] * 3
+    assert [worse[name].verdict for name in ("accuracy", "no_answer", "truncated")] == ["worse"] * 3
     same = measured("cw" * 10, "wc" * 10)
-    assert same["accuracy"]["verdict"] == "not distinguishable"
+    assert same["accuracy"].verdict == "not distinguishable"
 
 
 WORDS = st.text(st.sampled_from("ab ?.\n"), max_size=12)

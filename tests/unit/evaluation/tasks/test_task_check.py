@@ -20,10 +20,14 @@ from mipo_ray.errors import UserError
 from mipo_ray.evaluation.figures import final_tables
 from mipo_ray.evaluation.tasks.task import TASKS_DIRECTORY
 from mipo_ray.evaluation.tasks.task_check import check_finished_tasks, check_tasks, differences
+from mipo_ray.storage.entries import Evaluated
+from mipo_ray.storage.manifests import TaskDefinition
+from mipo_ray.storage.records import read_record, to_json, to_text
 from mipo_ray.storage.results import read_evaluation, write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.text.final_answers import RULES
+from tests.helpers.stages import commit
 from tests.helpers.task_entries import CHANGE, ENTRY
 
 
@@ -77,11 +81,11 @@ def test_a_list_of_tasks_holds_names_alone(tmp_path: Path, entry: str) -> None:
 def test_items_are_counted_and_their_definition_says_what_was_measured(data: Path) -> None:
     sums, choices = check_tasks(both(data, max_tokens=64))
     assert (sums.items, choices.items) == (10, 6)
-    assert sums.definition["sampling"]["max_tokens"] == 64
-    assert choices.definition["sampling"] is None
+    assert (sums.definition.sampling or {})["max_tokens"] == 64
+    assert choices.definition.sampling is None
     assert [item.answer for item in choices.read()] == ["1", "2", "3"] * 2
     assert differences(sums.definition, sums.definition) == []
-    assert json.loads(json.dumps(sums.definition)) == sums.definition
+    assert read_record(TaskDefinition, to_text(sums.definition), "") == sums.definition
     # "Question: Number 1?\nAnswer:" before each of three options.
     context = len("Question: Number 1?\nAnswer:")
     assert choices.characters == 6 * (3 * context + len("onetwothree"))
@@ -173,10 +177,11 @@ def test_data_that_changed_since_it_was_checked_is_told(data: Path) -> None:
 
 def finish(run: RunDirectory, settings: Config, round: Round = BASE, **changes: Any) -> None:
     for task in check_tasks(settings):
-        entry = {"kind": task.task.kind, "metric": "accuracy", "metrics": {"accuracy": {**ENTRY, **changes}}}
-        facts = {"name": task.name, "definition": task.definition, "evaluation": entry}
-        run.write_text(f"{run.stage(round, f'tasks/{task.name}')}/examples/part-0.parquet", "")
-        run.commit(run.stage(round, f"tasks/{task.name}"), settings, facts)
+        metrics = {"accuracy": replace(ENTRY, **changes)}
+        evaluation = Evaluated(kind=task.task.kind, metric="accuracy", metrics=metrics)
+        stage = run.stage(round, f"tasks/{task.name}")
+        run.write_text(f"{stage}/examples/part-0.parquet", "")
+        commit(run, stage, settings, name=task.name, definition=task.definition, evaluation=evaluation)
 
 
 def test_finished_work_of_another_definition_is_refused_with_the_difference(data: Path) -> None:
@@ -196,8 +201,8 @@ def test_finished_work_of_another_definition_is_refused_with_the_difference(data
 
 def test_the_definition_holds_what_is_read_of_a_response_and_shown(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sums, choices = check_tasks(both(data))
-    assert (sums.definition["extraction"], sums.definition["metric"]) == (f"number, rules {RULES}", "accuracy")
-    assert choices.definition["extraction"] is None
+    assert (sums.definition.extraction, sums.definition.metric) == (f"number, rules {RULES}", "accuracy")
+    assert choices.definition.extraction is None
     run = RunDirectory(str(data / "run"))
     finish(run, both(data))
     monkeypatch.setattr("mipo_ray.evaluation.tasks.task_check.RULES", RULES + 1)
@@ -240,11 +245,12 @@ def test_evaluation_json_gathers_the_manifests_of_tasks_and_judgements(data: Pat
     finish(run, both(data))
     for index in (0, 10):
         finish(run, both(data), Round(index), value=0.6, **CHANGE, verdict="not distinguishable")
-    judged = {"kind": "judge", "metrics": {"win": ENTRY}}
-    run.commit("rounds/000/judge/pairwise", both(data), {"name": "judge_pairwise", "evaluation": judged})
-    run.commit("rounds/000/generate", both(data), {"statistics": {}})
+    judged = Evaluated(kind="judge", metrics={"win": ENTRY})
+    commit(run, "rounds/000/judge/pairwise", both(data), name="judge_pairwise", evaluation=judged)
+    commit(run, "rounds/000/generate", both(data))
     evaluation = write_evaluation(run)
-    assert evaluation == read_evaluation(run) == json.loads((data / "run/evaluation.json").read_text())
+    assert evaluation == read_evaluation(run)
+    assert to_json(evaluation) == json.loads((data / "run/evaluation.json").read_text())
     assert list(evaluation) == ["base", "0", "10"]
     assert list(evaluation["0"]) == ["judge_pairwise", "arc_easy_likelihood", "gsm8k"]
     lines = final_tables(run).splitlines()

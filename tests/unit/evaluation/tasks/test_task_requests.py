@@ -17,6 +17,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_tasks
 from mipo_ray.evaluation.tasks.task_requests import ITEM_SCHEMA, ITEMS, item_rows, prepare_tasks, requests_of
 from mipo_ray.generation.rendering import PromptTooLongError
+from mipo_ray.storage.records import to_text
 from mipo_ray.storage.run_directory import RunDirectory
 from tests.helpers.tiny_model import make_tiny_model
 
@@ -41,7 +42,7 @@ def prepare(task: CheckedTask, config: Config, run: RunDirectory) -> pa.Table:
     """What `prepare_tasks` leaves of a task, written without Ray; returns the requests."""
     block = pa.Table.from_pylist(list(item_rows(task)), schema=ITEM_SCHEMA)
     requests = requests_of(block, task=task, config=config)
-    run.write_text(f"{ITEMS}/{task.name}/definition.json", json.dumps(task.definition))
+    run.write_text(f"{ITEMS}/{task.name}/definition.json", to_text(task.definition))
     directory = Path(run.path(ITEMS, task.name, "requests"))
     directory.mkdir()
     pyarrow.parquet.write_table(requests, directory / "part-0.parquet")

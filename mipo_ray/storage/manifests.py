@@ -1,0 +1,258 @@
+"""The manifests of finished stages: what is the same of all, and the facts of each kind of stage, as frozen records.
+
+A manifest is one JSON object: stage, finished, seed, config_hash, round, seconds, then the facts, and the files last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from mipo_ray.storage.entries import Entries, Evaluated
+from mipo_ray.storage.pair_statistics import PairStatistics
+from mipo_ray.storage.records import optional, read_record, to_json
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateFacts:
+    """Of a generate stage: the pairs of a round."""
+
+    pairs: list[str]
+    """The Parquet files with the pairs, below the stage; they alone make it up."""
+    statistics: PairStatistics
+    policy: str | None = optional()
+    """The model that the pairs were sampled from."""
+    rows_per_block: int | None = optional()
+    """Rows of a block, in which mismatched prompts are drawn."""
+    gpus: float | None = optional()
+    """How many GPUs the stage reserved at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """What a round of training came to, over all workers."""
+
+    steps: int
+    """Optimizer steps."""
+    pairs: int
+    """Distinct pairs trained on, in each of the epochs."""
+    tokens: int
+    """Of all sequences (prompt and one response) trained on, without padding, in all epochs."""
+    first_loss: float
+    """Before the first step; in the unit of the objective's loss, which is nats for all but ipo."""
+    last_loss: float
+    """Of the last step."""
+    seconds: float
+    """From the loading of the models to the finished export, since the last start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFacts:
+    """Of a train stage: how a policy was made of the pairs; it lies in `policy` below the stage."""
+
+    summary: TrainSummary
+    reference: str | None = None
+    """The frozen model that the policy was compared with; None for objectives without one."""
+    gpus: float | None = optional()
+    """How many GPUs the stage reserved at most."""
+    pair_set: str | None = optional()
+    """Which pairs it was trained on, where those were not all (`training.stage.pair_set_hash`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """One part of the held-out mutual-information matrix: M answers, each scored under M conditionings."""
+
+    prompt_ids: list[str]
+    """[M], of the rows and of the columns."""
+    labels: list[str]
+    """[M], what the conditionings say, for people."""
+    initial: list[list[float]]
+    """[M][M], sums of log-probs in nats by the frozen initial model; rows are answers, columns conditionings."""
+    policy: list[list[float]] | None = optional()
+    """[M][M], the same by the policy itself; None for the base, of which the two are one."""
+
+
+Matrices = dict[str, Matrix]  # by part: "prompts", "contexts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFacts:
+    """Of an evaluate stage: what a policy said on the held-out prompts, and what was measured of it."""
+
+    policy: str | None = optional()
+    """The model that was measured."""
+    responses: int | None = optional()
+    """Held-out answers."""
+    generated_tokens: int | None = optional()
+    """Tokens that were sampled: answers and, for the base, the rejected responses of the held-out pairs."""
+    matrix: Matrices = field(default_factory=dict)
+    """The parts of the mutual-information matrix that there are enough rows for."""
+    results: Entries
+    """By measure, as in results.json."""
+    gpus: float | None = optional()
+    """How many GPUs the stage reserved at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskDefinition:
+    """What a task's result was measured by; results of different definitions are not compared.
+
+    A field that an earlier version did not record is None.
+    """
+
+    kind: str
+    """ "generative" or "likelihood"."""
+    version: int | None = None
+    """Of the task's file."""
+    prompt_hash: str | None = None
+    """12 hex digits of what is asked beside the items."""
+    data: str | None = None
+    """The path of the items."""
+    limit: int | None = None
+    """How many of the first items are measured; None: all."""
+    items: int | None = None
+    """How many items that are."""
+    items_hash: str | None = None
+    """12 hex digits of what they ask and what is right, in order."""
+    sampling: dict[str, Any] | None = None
+    """The fields of `SamplingConfig`; None for a likelihood task, which samples nothing."""
+    extraction: str | None = None
+    """How the final answer is read of a response, with the number of the rules; None for a likelihood task."""
+    metric: str | None = None
+    """The metric that a comparison is about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """Of an accuracy task of one policy; its examples lie in `examples` below the stage."""
+
+    policy: str | None = optional()
+    """The model that was measured."""
+    definition: TaskDefinition
+    name: str
+    """The task's, by which evaluation.json has it."""
+    evaluation: Evaluated
+    """What evaluation.json has of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeDefinition:
+    """What decides about judgements beside the answers themselves; where the judge runs is no part of it.
+
+    A field that an earlier version did not record is None.
+    """
+
+    protocol: str | None = None
+    """ "pairwise" or "pointwise"."""
+    version: int | None = None
+    """Of the protocol."""
+    model: str | None = None
+    """The judge."""
+    prompt_hash: str | None = None
+    """12 hex digits of `prompt`."""
+    prompt: str | None = None
+    """The template of what the judge is asked."""
+    temperature: float | None = None
+    """That the judge samples at."""
+    max_tokens: int | None = None
+    """Of a judgement."""
+    answers: dict[str, str | None] | None = None
+    """When the judged answers were finished, by "base" and "policy", so that answers made again are judged again."""
+    reference_column: str | None = optional()
+    """The column with the answer that is shown beside a rated one; pointwise alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeFacts(JudgeDefinition):
+    """Of the judgement of one policy by one protocol; the judgements lie in the stage's Parquet files."""
+
+    name: str
+    """judge_PROTOCOL, by which evaluation.json has it."""
+    endpoint: str | None = None
+    """Where the judge ran; None: in engines of the run."""
+    judgements: int | None = None
+    """How many."""
+    evaluation: Evaluated
+    """What evaluation.json has of it."""
+
+
+Facts = GenerateFacts | TrainFacts | EvaluateFacts | TaskFacts | JudgeFacts
+AnyFacts = TypeVar("AnyFacts", bound=Facts)
+
+
+@dataclass(frozen=True)
+class Work(Generic[AnyFacts]):
+    """What a stage hands over to be committed."""
+
+    round: int | None
+    """The number of the round; None for the base."""
+    seconds: float
+    """From the stage's start to its commit; tasks that shared engines all have the same start."""
+    facts: AnyFacts
+    files: Sequence[str] | None = None
+    """The files that make it up, below the stage; None: all that lie there."""
+
+
+@dataclass(frozen=True)
+class Manifest(Generic[AnyFacts]):
+    """The manifest of a finished stage."""
+
+    stage: str
+    """The stage's directory below the run directory."""
+    finished: str
+    """When it was committed: UTC, as 2026-01-31T12:00:00Z."""
+    seed: int
+    """Of the run."""
+    config_hash: str
+    """Of what in the configuration decides results."""
+    round: int | None
+    """The number of the round; None for the base."""
+    seconds: float
+    """From the stage's start to its commit; tasks that shared engines all have the same start."""
+    facts: AnyFacts
+    """What this kind of stage says of itself; in the file its fields stand among the others."""
+    files: dict[str, int]
+    """The files that make up the stage, below it: name -> bytes."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file has it."""
+        head = {name: value for name, value in vars(self).items() if name not in ("facts", "files")}
+        return {**head, **to_json(self.facts), "files": self.files}
+
+
+@dataclass(frozen=True)
+class _Common:
+    """The fields of a manifest that are not its facts."""
+
+    stage: str
+    finished: str
+    seed: int
+    config_hash: str
+    round: int | None
+    seconds: float
+    files: dict[str, int]
+
+
+def read_manifest(kind: type[AnyFacts], text: str, file: str) -> Manifest[AnyFacts]:
+    """The manifest of a file's text; raises RecordError, naming the file and the field, where it is no such one."""
+    common = read_record(_Common, text, file)
+    return Manifest(**vars(common), facts=read_record(kind, text, file))
+
+
+def kind_of(stage: str) -> type[Facts]:
+    """Which facts the manifest of a stage holds, from where the stage lies; raises KeyError for no stage."""
+    found: type[Facts] = _KINDS[stage.removeprefix("rounds/").split("/")[1]]
+    return found
+
+
+_KINDS: dict[str, Any] = {
+    "generate": GenerateFacts,
+    "train": TrainFacts,
+    "evaluate": EvaluateFacts,
+    "tasks": TaskFacts,
+    "judge": JudgeFacts,
+}
