@@ -30,7 +30,7 @@ from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.figures import task_table
-from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols
+from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse_other_references
 from mipo_ray.evaluation.tasks.task import task_names
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.models.source import check_model
@@ -101,6 +101,8 @@ def check_evaluation_inputs(config: Config, run: RunDirectory, trained: Sequence
     run.check_config(config)
     check_finished_tasks(tasks, run, trained)
     check_judge(config, run)
+    if held_out is not None:
+        refuse_other_references(config, run, held_out)
     policies = base_and_rounds(trained)
     answered = [round for round in policies if run.read_manifest(run.stage(round, "evaluate")) is not None]
     judged = tuple(answered) if judge.is_on and BASE in answered else ()
@@ -212,8 +214,8 @@ def measure_policies(plan: EvaluationPlan) -> None:
         for round in plan.policies:
             if plan.tasks:
                 measure_tasks(session, round, plan.tasks)
-            if round in plan.judged:
-                judge_policy(session, round)
+            if plan.held_out is not None and round in plan.judged:
+                judge_policy(session, round, plan.held_out)
     write_report(config, run)
 
 

@@ -32,7 +32,7 @@ def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Seq
             report.closing = f": {manifest['responses']} held-out responses"
     write_results(session.run, session.config.rounds)
     measure_tasks(session, round, tasks)
-    judge_policy(session, round)
+    judge_policy(session, round, held_out)
 
 
 def _measure_held_out(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mipo_ray.conditioning.needs import check_held_out
 from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
@@ -59,10 +60,10 @@ def with_judge(golden_run: GoldenRun, run_dir: Path, endpoint: FakeJudgeEndpoint
 def judge(config: Config, *, with_base: bool = False) -> dict[str, Any]:
     """Judges round 0 (after the base, where asked to); returns its entries of evaluation.json."""
     run = RunDirectory(config.run_dir)
-    resources = resolve(config, {"CPU": 6.0})
+    resources, held_out = resolve(config, {"CPU": 6.0}), check_held_out(config)
     with monitoring.recording(run) as events:
         for round in (BASE, Round(0)) if with_base else (Round(0),):
-            judge_policy(Session(config, run, resources, events), round)
+            judge_policy(Session(config, run, resources, events), round, held_out)
     return judge_results(run)
 
 

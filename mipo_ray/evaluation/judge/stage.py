@@ -47,6 +47,7 @@ from mipo_ray.generation.sampler import DEFAULT_SAMPLING, REQUESTS
 from mipo_ray.generation.vllm_arguments import EngineSettings
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
+from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_resources
 from mipo_ray.seeds import stable_seed
@@ -65,16 +66,17 @@ def reach_judge(judge: JudgeConfig) -> None:
         check_endpoint(judge)
 
 
-def judge_policy(session: Session, round: Round) -> None:
+def judge_policy(session: Session, round: Round, held_out: PromptSummary) -> None:
     """Judges the held-out answers of a policy by every configured protocol that it has not been judged by.
 
-    The base is rated but not compared with itself. The policy must have been evaluated, and the base judged before.
+    `held_out` are the checked held-out prompts. The base is rated but not compared with itself. The policy must have
+    been evaluated, and the base judged before.
     Raises UserError for a judge that cannot be read, cannot be reached, or is not the one that finished work was judged
     by.
     """
     for protocol in judged_protocols(session.config.evaluate.judge, round):
         refuse_other_definition(session.config, session.run, round, protocol)
-        judged = Judged(session.stage(round, f"judge/{protocol}"), protocol)
+        judged = Judged(session.stage(round, f"judge/{protocol}"), protocol, held_out)
         if judged.stage.finished_before() is None:
             with judged.stage.reported() as report:
                 manifest = report.commit(judged.stage, _judge(judged))
@@ -84,10 +86,11 @@ def judge_policy(session: Session, round: Round) -> None:
 
 @dataclass(frozen=True)
 class Judged:
-    """One protocol over one policy: its stage, and what decides about its judgements."""
+    """One protocol over one policy: its stage, the checked held-out prompts, and what decides about its judgements."""
 
     stage: Stage
     protocol: Protocol
+    held_out: PromptSummary
 
     @property
     def judge(self) -> JudgeConfig:
@@ -154,10 +157,12 @@ def _write_requests(judged: Judged) -> int:
     """Writes requests/, what the judge is to be asked, once; returns how many judgements there are to be."""
     stage, judge, facts = judged.stage, judged.judge, judged.definition
     config, run = stage.config, stage.run
+    if judged.protocol == "pointwise":  # references of an edited file must not stand beside those of the file before
+        facts = {**facts, "held_out": list(judged.held_out.file_hashes)}
     stored = stored_requests(run, stage.directory, facts, own_engines=judge.has_own_engines)
     if stored is not None:
         return stored
-    table = judgement_rows(config, run, stage.round, judge_prompt(judge, judged.protocol))
+    table = judgement_rows(config, run, stage.round, judge_prompt(judge, judged.protocol), judged.held_out)
     with ordered_context():
         rows: ray.data.Dataset = ray.data.from_arrow(table)
         if judge.has_own_engines:
