@@ -7,13 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mipo_ray.config.base import (
-    EXECUTION_ONLY,
-    NonNegativeFloat,
-    PositiveFloat,
-    Section,
-    Share,
-)
+from mipo_ray.config.base import Section, execution_only
+from mipo_ray.config.field_types import NonNegativeFloat, PositiveFloat, Share
 
 
 class PatternFilter(Section):
@@ -65,11 +60,7 @@ class FiltersConfig(Section):
         strict=False,
         description="regular expressions (refusals, languages), each with a name, regex, side, drop_when",
     )
-    max_dropped_share: Share = Field(
-        0.9,
-        description="stop the run when filters drop more than this share of the rows",
-        json_schema_extra=EXECUTION_ONLY,
-    )
+    max_dropped_share: Share = execution_only(0.9, "stop the run when filters drop more than this share of the rows")
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> FiltersConfig:

@@ -17,7 +17,6 @@ import pyarrow.dataset
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
-from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.judge import JudgeConfig, Protocol
@@ -48,7 +47,7 @@ from mipo_ray.generation.vllm_arguments import EngineSettings
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.prompts.check import PromptSummary
-from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context, resumed_context
 from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_resources
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Session, Stage
@@ -204,13 +203,7 @@ def _ask(judged: Judged) -> None:
     """Asks the judge for what has no judgement yet, and writes what it said beside what was read from it."""
     stage, judge = judged.stage, judged.judge
     filesystem = stage.run.arrow_filesystem()
-    with ordered_context() as context:
-        context.checkpoint_config = CheckpointConfig(
-            id_column="judgement_id",
-            checkpoint_path=stage.path("checkpoint"),
-            delete_checkpoint_on_success=False,
-            override_filesystem=filesystem,
-        )
+    with resumed_context(stage.path(), filesystem, id_column="judgement_id"):
         rows = ray.data.read_parquet(stage.path("requests"), filesystem=filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
         if judge.has_own_engines:

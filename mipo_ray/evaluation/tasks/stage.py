@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 import ray.data
-from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.significance import Measured, accuracy_entry, mean_entry
@@ -26,7 +25,7 @@ from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_wind
 from mipo_ray.evaluation.tasks.task_requests import request_files
 from mipo_ray.generation.pipeline import Engines, policy_engines, sample_responses
 from mipo_ray.monitoring.progress import progress
-from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.results import write_evaluation
@@ -159,13 +158,7 @@ def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
     filesystem = run.arrow_filesystem()
     total = sum(task.items for task in tasks)
     sampling = {task.name: task.sampling for task in tasks if task.sampling is not None}
-    with ordered_context() as context:
-        context.checkpoint_config = CheckpointConfig(
-            id_column="key",
-            checkpoint_path=run.path(directory, "checkpoint"),
-            delete_checkpoint_on_success=False,
-            override_filesystem=filesystem,
-        )
+    with resumed_context(run.path(directory), filesystem, id_column="key"):
         files = [file for task in tasks for file in request_files(run, task.name)]
         rows = ray.data.read_parquet(files, filesystem=filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
