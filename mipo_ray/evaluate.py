@@ -18,15 +18,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mipo_ray.command import run_command
 from mipo_ray.conditioning.needs import check_held_out
-from mipo_ray.config.recipe import load_config
+from mipo_ray.config.recipe import load_config, load_run_config
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.figures import task_table
@@ -230,10 +228,7 @@ def _load(target: str, overrides: Sequence[str]) -> tuple[Config, RunDirectory, 
     text = run.read_text("config.yaml")
     if text is None:
         raise UserError(f"{target}: expected a recipe (.yaml) or a run directory with a config.yaml, found none there")
-    with tempfile.TemporaryDirectory(prefix="mipo-ray-") as directory:
-        recipe = Path(directory) / "config.yaml"
-        recipe.write_text(text, encoding="utf-8")
-        config = load_config(recipe, [*overrides, f"run_dir={run.url}"])
+    config = load_run_config(text, run.path("config.yaml"), [*overrides, f"run_dir={run.url}"])
     trained = [
         index for index in range(config.rounds) if run.read_manifest(run.stage(Round(index), "train")) is not None
     ]

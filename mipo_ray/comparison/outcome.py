@@ -22,7 +22,7 @@ from mipo_ray.evaluation.figures import change_of
 from mipo_ray.evaluation.held_out import mutual_information as mi
 from mipo_ray.evaluation.held_out.metrics import item_values
 from mipo_ray.evaluation.held_out.rows import measured_rows
-from mipo_ray.evaluation.intervals import bootstrap_change, describe_change, group_means
+from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES, bootstrap_change, describe_change, group_means
 from mipo_ray.evaluation.significance import item_changes, over_seeds
 from mipo_ray.measures import HELD_OUT, measure_of
 from mipo_ray.pairs.label_control import has_swapped_labels
@@ -133,8 +133,7 @@ def _task_entries(run: RunDirectory, policy: str) -> dict[str, dict[str, Any]]:
 
 
 def _over_seeds(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-    config = comparison.shared
-    draw: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
+    draw: dict[str, int] = {"samples": BOOTSTRAP_SAMPLES, "seed": comparison.seeds[0]}
     own = [_items(comparison, arm, seed, round) for seed in seeds]
     base = [_items(comparison, BASE, seed, rounds.BASE) for seed in seeds]
     entries: dict[str, dict[str, Any]] = {}
@@ -191,7 +190,7 @@ def _by_item(items: Items) -> dict[str, float]:
 
 def _difference(comparison: Comparison, base: str, arm: str, round: Round, name: str) -> dict[str, Any]:
     """The paired change of one measure from one arm to another, with its verdict."""
-    draw: Any = {"samples": comparison.shared.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
+    draw: Any = {"samples": BOOTSTRAP_SAMPLES, "seed": comparison.seeds[0]}
     before, after = (
         [_held_out_items(comparison, one, seed, round)[name] for seed in comparison.seeds] for one in (base, arm)
     )

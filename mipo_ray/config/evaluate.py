@@ -42,9 +42,6 @@ class EvaluateConfig(Section):
     )
     scoring_batch_size: PositiveInt = execution_only(8, "sequences per forward pass when scoring")
     scorers: PositiveInt = execution_only(1, "scoring actors at most")
-    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
-        2000, description="bootstrap resamples behind each 95 % interval"
-    )
     judge: JudgeConfig = Field(default_factory=JudgeConfig, description="a model that judges the held-out answers")
     tasks: dict[str, TaskConfig] = execution_only(
         {},

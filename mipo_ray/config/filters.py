@@ -30,12 +30,14 @@ class PatternFilter(Section):
 
 
 class FiltersConfig(Section):
-    """Which sampled pairs are left out of training; every reason is counted."""
+    """Which sampled pairs are left out of training; every reason is counted.
+
+    Pairs with an empty response, or with chosen and rejected responses of the same text, always are.
+    """
 
     drop_too_long: bool = Field(
         False, description="drop prompts that do not fit the context window; false: stop before any engine starts"
     )
-    identical: bool = Field(True, description="drop pairs whose chosen and rejected responses are the same text")
     equal_answers: Literal["choice", "number"] | None = Field(
         None, description="drop pairs with the same final answer: an option's letter, or a number; null: keep them"
     )

@@ -18,7 +18,6 @@ from mipo_ray.config.field_types import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Share,
     Window,
 )
 
@@ -54,9 +53,6 @@ class JudgeConfig(Section):
     )
     temperature: NonNegativeFloat = execution_only(0.0, "of the judge's sampling; 0 is greedy decoding")
     max_tokens: PositiveInt = execution_only(512, "length limit of one judgement in tokens")
-    max_unreadable_share: Share = execution_only(
-        0.5, "stop when more than this share of a protocol's judgements names no verdict"
-    )
     dtype: Dtype = execution_only("auto", "of the judge's own engines, as model.dtype")
     max_model_len: Window = execution_only(
         4096, "context window of the judge's own engines in tokens: the prompt with both answers, and the judgement"

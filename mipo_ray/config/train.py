@@ -24,6 +24,9 @@ Attention = Literal["sdpa", "flex_attention", "flash_attention_2"]
 Objective = Literal["dpo", "ipo", "infonce", "sami", "sft"]
 PlacementStrategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
+# How often a round is saved where `checkpoint_steps` does not say it.
+CHECKPOINT_MINUTES = 30
+
 # Objectives that look at log policy / reference; the others need no reference.
 WITH_REFERENCE = ("dpo", "ipo", "infonce")
 
@@ -118,10 +121,8 @@ class TrainConfig(Section):
         default_factory=dict, description="raw DeepSpeed configuration keys, merged over the generated ones"
     )
     checkpoint_steps: PositiveInt | None = execution_only(
-        None, "optimizer steps between two checkpoints inside a round; null: not by steps"
-    )
-    checkpoint_minutes: PositiveFloat | None = execution_only(
-        30.0, "minutes between two checkpoints inside a round; null: not by time"
+        None,
+        f"optimizer steps between two checkpoints inside a round; null: one every {CHECKPOINT_MINUTES} minutes",
     )
     max_failures: NonNegativeInt = execution_only(1, "restarts of the worker group after a worker dies")
 

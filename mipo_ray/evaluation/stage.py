@@ -8,6 +8,7 @@ from typing import Any
 from mipo_ray.evaluation.held_out.metrics import measure
 from mipo_ray.evaluation.held_out.rows import measured_rows
 from mipo_ray.evaluation.held_out.stage import measure_policy
+from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.judge.stage import judge_policy
 from mipo_ray.evaluation.tasks.stage import measure_tasks
 from mipo_ray.evaluation.tasks.task_check import CheckedTask
@@ -42,7 +43,7 @@ def _measure_held_out(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
         measured_rows(run, stage.round),
         None if stage.round.is_base else measured_rows(run, BASE),
         beta=config.train.beta,
-        samples=config.evaluate.bootstrap_samples,
+        samples=BOOTSTRAP_SAMPLES,
         seed=config.seed,
     )
     stage.events.emit({"event": "results", **{name: entry["value"] for name, entry in results.items()}})

@@ -22,6 +22,7 @@ from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.judge import JudgeConfig, Protocol
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
+from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
 from mipo_ray.evaluation.judge.prompts import judge_prompt
 from mipo_ray.evaluation.judge.rows import (
@@ -119,7 +120,7 @@ def _judge(judged: Judged) -> dict[str, Any]:
         )
     judgements = [as_judgement(row) for row in rows]
     texts = [row["judgement"] for row in rows]
-    check_readable(judgements, texts, judge.max_unreadable_share, f"{label} by {judge.name}", stage.path())
+    check_readable(judgements, texts, f"{label} by {judge.name}", stage.path())
     metrics = _metrics(judged, judgements)
     evaluation = {
         "kind": "judge",
@@ -143,7 +144,7 @@ def _judge(judged: Judged) -> dict[str, Any]:
 
 def _metrics(judged: Judged, judgements: list[Judgement]) -> Metrics:
     stage, config = judged.stage, judged.stage.config
-    bootstrap: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": config.seed}
+    bootstrap: dict[str, int] = {"samples": BOOTSTRAP_SAMPLES, "seed": config.seed}
     if judged.protocol == "pairwise":
         return pairwise_metrics(judgements, **bootstrap)
     base = None

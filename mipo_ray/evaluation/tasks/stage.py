@@ -19,6 +19,7 @@ import pyarrow.parquet
 import ray.data
 
 from mipo_ray.config.schema import Config
+from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.significance import Measured, accuracy_entry, mean_entry
 from mipo_ray.evaluation.tasks.task import Task, extract, verdict
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_window
@@ -92,7 +93,7 @@ def _measured(stage: Stage, task: CheckedTask, sampled: str) -> dict[str, Any]:
     stage.run.remove(own.directory)
     examples = _write_examples(task, stage.run, sampled, f"{own.directory}/examples")
     base = None if round.is_base else read_examples(stage.run, BASE, task.name)
-    metrics = measure_examples(task.task, examples, base, samples=config.evaluate.bootstrap_samples, seed=config.seed)
+    metrics = measure_examples(task.task, examples, base, samples=BOOTSTRAP_SAMPLES, seed=config.seed)
     definition = task.definition
     entry = {
         **{name: definition[name] for name in ("kind", "version", "prompt_hash", "data", "limit", "sampling")},

@@ -236,7 +236,7 @@ def test_finished_judgements_of_another_definition_are_refused(config: Config, t
     check_judge(config, run)
     # Where the judge runs, and how patiently it is asked, changes no judgement.
     elsewhere = ["evaluate.judge.endpoint=http://other:2/v1", "evaluate.judge.max_retries=9"]
-    check_judge(configured(tmp_path, *elsewhere, "evaluate.judge.max_unreadable_share=0.9"), run)
+    check_judge(configured(tmp_path, *elsewhere, "evaluate.judge.timeout_seconds=9"), run)
 
     assert "  temperature: 0.0 there, 0.5 now" in refused(configured(tmp_path, "evaluate.judge.temperature=0.5"))
     assert "  model: 'org/judge' there, 'org/x' now" in refused(configured(tmp_path, "evaluate.judge.model=org/x"))
