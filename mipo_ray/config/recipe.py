@@ -10,6 +10,7 @@ base may have bases of its own; one that is reached twice counts once, where it 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import itertools
@@ -63,7 +64,8 @@ def load_config(recipe: str | Path | None = None, overrides: typing.Sequence[str
     with the recipes that led to it.
     """
     values, layers = read_recipe(recipe, overrides)
-    return _checked(values, layers, overrides)
+    with _explained(layers, overrides):
+        return Config.model_validate(values)
 
 
 def load_run_config(text: str, name: str, overrides: typing.Sequence[str] = ()) -> Config:
@@ -74,12 +76,15 @@ def load_run_config(text: str, name: str, overrides: typing.Sequence[str] = ()) 
     values = without_removed(_read_mapping(text, name))
     for override in overrides:
         _apply_override(values, override)
-    return _checked(values, {}, overrides)
-
-
-def _checked(values: dict[str, Any], layers: dict[Path, dict[str, Any]], overrides: typing.Sequence[str]) -> Config:
-    try:
+    with _explained({}, overrides):
         return Config.model_validate(values)
+
+
+@contextlib.contextmanager
+def _explained(layers: dict[Path, dict[str, Any]], overrides: typing.Sequence[str]) -> typing.Iterator[None]:
+    """Turns pydantic's errors into one ConfigError, a line each."""
+    try:
+        yield
     except ValidationError as error:
         raise ConfigError(
             "\n".join(explain(item) + _origin(item, layers, overrides) for item in error.errors())

@@ -11,9 +11,8 @@ import pyarrow.compute
 import pyarrow.parquet
 import ray.data
 
-from mipo_ray.generation.pipeline import policy_engines, sample_responses
 from mipo_ray.generation.requests import check_dropped, condition_prompts
-from mipo_ray.generation.sampler import DEFAULT_SAMPLING
+from mipo_ray.generation.sampler import DEFAULT_SAMPLING, policy_engines, sample_responses
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.assemble import assemble_pairs, to_score
 from mipo_ray.pairs.schema import as_version_2

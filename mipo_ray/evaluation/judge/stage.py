@@ -41,9 +41,8 @@ from mipo_ray.evaluation.judge.scores import (
     pointwise_metrics,
 )
 from mipo_ray.evaluation.judge.verdicts import pairwise_verdict, pointwise_rating
-from mipo_ray.generation.pipeline import Engines, sample_responses
 from mipo_ray.generation.rendering import fits, load_tokenizer, render_prompts
-from mipo_ray.generation.sampler import DEFAULT_SAMPLING, REQUESTS
+from mipo_ray.generation.sampler import DEFAULT_SAMPLING, REQUESTS, Engines, sample_responses
 from mipo_ray.generation.vllm_arguments import EngineSettings
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
@@ -257,9 +256,8 @@ def _add_requests(block: pa.Table, *, judge: JudgeConfig, seed: int) -> pa.Table
     tokenizer = load_tokenizer(str(judge.model), judge.trust_remote_code)
     conversations = [[{"role": "user", "content": text}] for text in block["prompt"].to_pylist()]
     requests = []
-    for row, ids in zip(
-        block.select(["judgement_id", "prompt_id"]).to_pylist(), render_prompts(tokenizer, conversations), strict=True
-    ):
+    rows = block.select(["judgement_id", "prompt_id"]).to_pylist()
+    for row, ids in zip(rows, render_prompts(tokenizer, conversations), strict=True):
         if not fits(ids, max_tokens=judge.max_tokens, max_model_len=judge.max_model_len):
             raise UserError(
                 f"prompt {row['prompt_id']!r}: {len(ids)} tokens of the judge's prompt and a judgement of up to "
@@ -268,8 +266,7 @@ def _add_requests(block: pa.Table, *, judge: JudgeConfig, seed: int) -> pa.Table
                 f"{judge.max_model_len} - evaluate.judge.max_tokens {judge.max_tokens}). Raise max_model_len, or lower "
                 "max_tokens."
             )
-        seed_of_row = stable_seed("judge", seed, row["judgement_id"]) % 2**31
-        requests.append([{"prompt_token_ids": ids, "seed": seed_of_row}])
+        requests.append([{"prompt_token_ids": ids, "seed": stable_seed("judge", seed, row["judgement_id"]) % 2**31}])
     return block.append_column("requests", pa.array(requests, REQUESTS))
 
 

@@ -24,7 +24,7 @@ from mipo_ray.evaluation.significance import Measured, accuracy_entry, mean_entr
 from mipo_ray.evaluation.tasks.task import Task, extract, verdict
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_window
 from mipo_ray.evaluation.tasks.task_requests import request_files
-from mipo_ray.generation.pipeline import Engines, policy_engines, sample_responses
+from mipo_ray.generation.sampler import Engines, policy_engines, sample_responses
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import Resources
