@@ -99,6 +99,12 @@ class Judged:
     def definition(self) -> dict[str, Any]:
         return definition(self.stage.config, self.stage.run, self.stage.round, self.protocol)
 
+    @property
+    def asked_by(self) -> dict[str, Any]:
+        """What decides about the requests: the references too, so that those of an edited file are asked for anew."""
+        held_out = list(self.held_out.file_hashes) if self.protocol == "pointwise" else None
+        return self.definition if held_out is None else {**self.definition, "held_out": held_out}
+
 
 def _judge(judged: Judged) -> dict[str, Any]:
     """Runs one protocol over one policy; returns the facts of the manifest."""
@@ -154,10 +160,8 @@ def _metrics(judged: Judged, judgements: list[Judgement]) -> Metrics:
 
 def _write_requests(judged: Judged) -> int:
     """Writes requests/, what the judge is to be asked, once; returns how many judgements there are to be."""
-    stage, judge, facts = judged.stage, judged.judge, judged.definition
+    stage, judge, facts = judged.stage, judged.judge, judged.asked_by
     config, run = stage.config, stage.run
-    if judged.protocol == "pointwise":  # references of an edited file must not stand beside those of the file before
-        facts = {**facts, "held_out": list(judged.held_out.file_hashes)}
     stored = stored_requests(run, stage.directory, facts, own_engines=judge.has_own_engines)
     if stored is not None:
         return stored

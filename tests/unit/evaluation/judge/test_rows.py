@@ -29,7 +29,11 @@ from mipo_ray.evaluation.judge.rows import (
     refuse_other_definition,
     refuse_other_references,
 )
+from mipo_ray.evaluation.judge.stage import Judged, note_requests, stored_requests
+from mipo_ray.monitoring.events import NO_EVENTS
 from mipo_ray.planning import plan
+from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.session import Session
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 
@@ -216,6 +220,22 @@ def test_both_commands_refuse_them_before_ray_starts(
     for check in checks:
         with pytest.raises(UserError, match=r"held_out\.jsonl, prompt 'p0', field 'reference'"):
             check(config, run)
+
+
+def test_requests_with_references_of_an_edited_file_are_not_gone_on_with(config: Config, tmp_path: Path) -> None:
+    resources = Resources(on_gpu=False, dtype="float32", gpus_per_engine=0.0, gpus_per_worker=0.0)
+    session = Session(config, RunDirectory(config.run_dir), resources, NO_EVENTS)
+
+    def stored(protocol: Any, *, note: bool = False) -> int | None:
+        stage = session.stage(FIRST, f"judge/{protocol}")
+        facts = Judged(stage, protocol, check_held_out(config)).asked_by
+        if note:
+            note_requests(stage.run, stage.directory, facts, judgements=12, own_engines=False)
+        return stored_requests(stage.run, stage.directory, facts, own_engines=False)
+
+    assert stored("pointwise", note=True) == stored("pairwise", note=True) == 12
+    write_prompts(tmp_path, [{**PROMPTS[0], "reference": "another"}, *PROMPTS[1:]])
+    assert (stored("pointwise"), stored("pairwise")) == (None, 12)
 
 
 def judged(config: Config, round: Round, protocol: Any) -> None:
