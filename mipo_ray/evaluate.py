@@ -36,7 +36,7 @@ from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.describe import describe_judge, describe_tasks
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
-from mipo_ray.ray_cluster.resources import Node, Resources, check_engines, resolve, total
+from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.results import is_report_current, read_evaluation, write_evaluation
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
@@ -119,7 +119,7 @@ def make_evaluation_plan(inputs: EvaluationInputs, nodes: Sequence[Node], *, are
     """The plan on a cluster of these nodes (see `planning.plan.make_plan`); raises ResourceError where they cannot hold
     its engines."""
     resources = resolve(inputs.config, total(nodes))
-    check_engines(inputs.config, resources, total(nodes), nodes if are_all else None)
+    check_resources(inputs.config, resources, total(nodes), nodes if are_all else None, engines_alone=True)
     return EvaluationPlan(**vars(inputs), resources=resources)
 
 
