@@ -1,10 +1,12 @@
-"""What every command of this package does around its work: mistakes and stops become a line and an exit code."""
+"""What every command of this package does around its work: it reads its command line, and mistakes and stops become a
+line and an exit code."""
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mipo_ray.errors import UserError
 from mipo_ray.stop_signals import stop_signals
@@ -29,3 +31,22 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
             hint = ": the same command resumes this run" if resumes else ""
             print(f"stopped by {number.name}{hint}", file=sys.stderr, flush=True)
             return 128 + number
+
+
+def parse_recipe(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, default: str | None = None
+) -> argparse.Namespace:
+    """Reads `[--dry-run] [RECIPE.yaml] [key=value ...]` in any order: the namespace has dry_run, recipe and overrides.
+
+    default: the recipe where none is named; None: one must be. Ends the process with code 2 for another number of them.
+    """
+    recipe, number = ("RECIPE.yaml", "+") if default is None else ("[RECIPE.yaml]", "*")
+    parser.add_argument("arguments", nargs=number, metavar=f"{recipe} [key=value ...]", help="recipe and overrides")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    options = parser.parse_intermixed_args(arguments)
+    recipes = [argument for argument in options.arguments if "=" not in argument] or [default] * (default is not None)
+    if len(recipes) != 1:
+        parser.error(f"expected one recipe, found {', '.join(recipes) or 'none'}")
+    options.recipe = recipes[0]
+    options.overrides = [argument for argument in options.arguments if "=" in argument]
+    return options

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from mipo_ray.command import run_command
+from mipo_ray.command import parse_recipe, run_command
 from mipo_ray.comparison.definition import BASE, Comparison, describe_arm, load_comparison
 from mipo_ray.errors import UserError
 from mipo_ray.planning.describe import describe
@@ -160,15 +160,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Train and measure several ways of improving a model at equal data and steps.",
         epilog="The recipe's keys are those of mipo_ray.run, and arms (name: overrides) and seeds (a list).",
     )
-    parser.add_argument("arguments", nargs="+", metavar="RECIPE.yaml [key=value ...]", help="recipe and overrides")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    options = parser.parse_intermixed_args(arguments)
-    recipes = [argument for argument in options.arguments if "=" not in argument]
-    if len(recipes) != 1:
-        parser.error(f"expected one recipe, found {', '.join(recipes) or 'none'}")
-    options.recipe = recipes[0]
-    options.overrides = [argument for argument in options.arguments if "=" in argument]
-    return options
+    return parse_recipe(parser, arguments)
 
 
 if __name__ == "__main__":

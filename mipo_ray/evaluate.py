@@ -18,19 +18,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mipo_ray.command import run_command
 from mipo_ray.conditioning.needs import check_held_out
-from mipo_ray.config.recipe import load_config
+from mipo_ray.config.recipe import load_config, load_run_config
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.figures import task_table
-from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols
+from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse_other_references
 from mipo_ray.evaluation.tasks.task import task_names
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.models.source import check_model
@@ -38,7 +36,7 @@ from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.describe import describe_judge, describe_tasks
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
-from mipo_ray.ray_cluster.resources import Node, Resources, check_engines, resolve, total
+from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.results import is_report_current, read_evaluation, write_evaluation
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
@@ -101,6 +99,8 @@ def check_evaluation_inputs(config: Config, run: RunDirectory, trained: Sequence
     run.check_config(config)
     check_finished_tasks(tasks, run, trained)
     check_judge(config, run)
+    if held_out is not None:
+        refuse_other_references(config, run, held_out)
     policies = base_and_rounds(trained)
     answered = [round for round in policies if run.is_finished(run.stage(round, "evaluate"))]
     judged = tuple(answered) if judge.is_on and BASE in answered else ()
@@ -119,7 +119,7 @@ def make_evaluation_plan(inputs: EvaluationInputs, nodes: Sequence[Node], *, are
     """The plan on a cluster of these nodes (see `planning.plan.make_plan`); raises ResourceError where they cannot hold
     its engines."""
     resources = resolve(inputs.config, total(nodes))
-    check_engines(inputs.config, resources, total(nodes), nodes if are_all else None)
+    check_resources(inputs.config, resources, total(nodes), nodes if are_all else None, engines_alone=True)
     return EvaluationPlan(**vars(inputs), resources=resources)
 
 
@@ -212,8 +212,8 @@ def measure_policies(plan: EvaluationPlan) -> None:
         for round in plan.policies:
             if plan.tasks:
                 measure_tasks(session, round, plan.tasks)
-            if round in plan.judged:
-                judge_policy(session, round)
+            if plan.held_out is not None and round in plan.judged:
+                judge_policy(session, round, plan.held_out)
     write_report(config, run)
 
 
@@ -228,10 +228,7 @@ def _load(target: str, overrides: Sequence[str]) -> tuple[Config, RunDirectory, 
     text = run.read_text("config.yaml")
     if text is None:
         raise UserError(f"{target}: expected a recipe (.yaml) or a run directory with a config.yaml, found none there")
-    with tempfile.TemporaryDirectory(prefix="mipo-ray-") as directory:
-        recipe = Path(directory) / "config.yaml"
-        recipe.write_text(text, encoding="utf-8")
-        config = load_config(recipe, [*overrides, f"run_dir={run.url}"])
+    config = load_run_config(text, run.path("config.yaml"), [*overrides, f"run_dir={run.url}"])
     trained = [index for index in range(config.rounds) if run.is_finished(run.stage(Round(index), "train"))]
     return config, run, trained
 

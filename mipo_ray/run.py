@@ -18,14 +18,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mipo_ray.command import run_command
+from mipo_ray.command import parse_recipe, run_command
 from mipo_ray.config.recipe import fields, load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.planning.describe import describe
 from mipo_ray.planning.plan import Inputs, check_inputs, make_plan
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.storage.lock import hold_lock
-from mipo_ray.storage.run_directory import open_run
+from mipo_ray.storage.run_directory import RunDirectory, open_run
 
 DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
 
@@ -36,40 +36,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         config = load_config(options.recipe, options.overrides)
-        return _dry_run(config) if options.dry_run else _run(config)
+        run = open_run(config.run_dir)
+        if options.dry_run:
+            return _dry_run(config, run)
+        run.check_writable()
+        with hold_lock(run):
+            started = time.monotonic()
+            inputs = check_inputs(config, run)
+            here, is_local = unbounded_node(config)
+            make_plan(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
+            if inputs.is_finished:
+                return _finished(inputs)
+            plan = make_plan(inputs, connect(config))
+            run.record_config(config)
+            print(describe(plan), flush=True)
+
+            from mipo_ray.loop import run_rounds
+
+            with connected_work():
+                run_rounds(plan)
+            minutes = (time.monotonic() - started) / 60
+            print(f"finished in {minutes:.1f} minutes; results and report: {run.url}")
+        return 0
 
     return run_command(work, resumes=not options.dry_run)
 
 
-def _dry_run(config: Config) -> int:
-    run = open_run(config.run_dir)
+def _dry_run(config: Config, run: RunDirectory) -> int:
     inputs = check_inputs(config, run)
     plan = make_plan(inputs, nodes_for_dry_run(config))
     print(describe(plan))
     print("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
-    return 0
-
-
-def _run(config: Config) -> int:
-    run = open_run(config.run_dir)
-    run.check_writable()
-    with hold_lock(run):
-        started = time.monotonic()
-        inputs = check_inputs(config, run)
-        here, is_local = unbounded_node(config)
-        make_plan(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
-        if inputs.is_finished:
-            return _finished(inputs)
-        plan = make_plan(inputs, connect(config))
-        run.record_config(config)
-        print(describe(plan), flush=True)
-
-        from mipo_ray.loop import run_rounds
-
-        with connected_work():
-            run_rounds(plan)
-        minutes = (time.monotonic() - started) / 60
-        print(f"finished in {minutes:.1f} minutes; results and report: {run.url}")
     return 0
 
 
@@ -89,15 +86,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=_field_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("arguments", nargs="*", metavar="[RECIPE.yaml] [key=value ...]", help="recipe and overrides")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    options = parser.parse_intermixed_args(arguments)
-    recipes = [argument for argument in options.arguments if "=" not in argument]
-    if len(recipes) > 1:
-        parser.error(f"expected one recipe, found {', '.join(recipes)}")
-    options.recipe = recipes[0] if recipes else DEMO_RECIPE
-    options.overrides = [argument for argument in options.arguments if "=" in argument]
-    return options
+    return parse_recipe(parser, arguments, default=DEMO_RECIPE)
 
 
 def _field_help() -> str:

@@ -1,10 +1,12 @@
-"""Stopping a run from outside: Ctrl-C, and the SIGTERM of `ray job stop`, Kubernetes and `kill`."""
+"""Stopping a run from outside: Ctrl-C, and the SIGTERM of `ray job stop`, Kubernetes and `kill`; and what stops with
+it, a thread beside a block of the driver."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -54,3 +56,16 @@ def kept_handlers() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:  # one that is not Python's
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def thread_beside(work: Callable[[threading.Event], None], name: str) -> Iterator[None]:
+    """Runs `work(stop)` in a thread while the block runs; at its end, however it ends, sets `stop` and waits for it."""
+    stop = threading.Event()
+    thread = threading.Thread(target=work, args=(stop,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -10,7 +10,8 @@ pairs that every arm kept, in one order.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import pyarrow.dataset
 
@@ -20,7 +21,9 @@ from mipo_ray.evaluation.judge.stage import reach_judge
 from mipo_ray.generation.requests import condition_prompts
 from mipo_ray.generation.stage import generate
 from mipo_ray.loop import measure_round, session_of
+from mipo_ray.monitoring.events import NO_EVENTS
 from mipo_ray.planning.plan import Plan, measured_stages
+from mipo_ray.session import Session
 from mipo_ray.storage import rounds
 from mipo_ray.storage.manifests import GenerateFacts, TrainFacts
 from mipo_ray.storage.records import read_record
@@ -53,10 +56,10 @@ def _run_seed(
         plan = plans[arm, seed]
         plan.run.record_config(plan.config)
         if comparison.same_pairs(arm) == arm:
-            with session_of(plan) as session:
+            with _session_for(plan, []) as session:  # conditioning sends no event
                 condition_prompts(session, Round(0), plan.prompts)
     _say(BASE, seed)
-    with session_of(base) as session:
+    with _session_for(base, measured_stages(base.config, base.run, rounds.BASE, base.tasks)) as session:
         measure_round(base, session, rounds.BASE)
     report()
     for round in map(Round, range(comparison.shared.rounds)):
@@ -68,7 +71,8 @@ def _run_seed(
             for stage in measured_stages(comparison.shared, base.run, rounds.BASE, base.tasks):
                 plan.run.copy_stage(base.run, stage)
             _say(arm, seed)
-            with session_of(plan) as session:
+            stages = [plan.run.stage(round, "train"), *measured_stages(plan.config, plan.run, round, plan.tasks)]
+            with _session_for(plan, stages) as session:
                 train(session, round, only)
                 _check_trained_on(plan.run, round, only)
                 measure_round(plan, session, round)
@@ -85,8 +89,21 @@ def _generate(comparison: Comparison, arm: str, plan: Plan, round: Round) -> Non
         plan.run.copy_stage(comparison.run(source, seed), stage)
         print(f"{round.label}  generate  the same pairs as those of {source}: copied", flush=True)
         return
-    with session_of(plan) as session:
+    with _session_for(plan, [stage]) as session:
         generate(session, round, plan.prompts)
+
+
+@contextmanager
+def _session_for(plan: Plan, stages: Sequence[str]) -> Iterator[Session]:
+    """The session of an arm for these stages; its event writer and trackers start only where one is to be done.
+
+    A tracker that starts makes, or opens again, a run on its server: an arm that has nothing to tell must not.
+    """
+    if all(plan.run.is_finished(stage) for stage in stages):
+        yield Session(plan.config, plan.run, plan.resources, NO_EVENTS)
+    else:
+        with session_of(plan) as session:
+            yield session
 
 
 def common_pairs(comparison: Comparison, seed: int, round: Round) -> frozenset[str]:

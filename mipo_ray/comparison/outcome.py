@@ -18,7 +18,14 @@ from mipo_ray.comparison.records import ArmOutcome, Difference, EqualData, Outco
 from mipo_ray.evaluation.held_out import mutual_information as mi
 from mipo_ray.evaluation.held_out.metrics import item_values
 from mipo_ray.evaluation.held_out.rows import measured_rows
-from mipo_ray.evaluation.intervals import Estimate, bootstrap_change, describe_change, group_means, with_change
+from mipo_ray.evaluation.intervals import (
+    BOOTSTRAP_SAMPLES,
+    Estimate,
+    bootstrap_change,
+    describe_change,
+    group_means,
+    with_change,
+)
 from mipo_ray.evaluation.significance import item_changes, over_seeds
 from mipo_ray.measures import HELD_OUT, measure_of
 from mipo_ray.pairs.label_control import has_swapped_labels
@@ -136,8 +143,7 @@ def _task_entries(run: RunDirectory, policy: str) -> Entries:
 
 
 def _over_seeds(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> Entries:
-    config = comparison.shared
-    draw: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
+    draw: dict[str, int] = {"samples": BOOTSTRAP_SAMPLES, "seed": comparison.seeds[0]}
     own = [_items(comparison, arm, seed, round) for seed in seeds]
     base = [_items(comparison, BASE, seed, rounds.BASE) for seed in seeds]
     entries: Entries = {}
@@ -193,7 +199,7 @@ def _by_item(items: Items) -> dict[str, float]:
 
 def _difference(comparison: Comparison, base: str, arm: str, round: Round, name: str) -> Difference:
     """The paired change of one measure from one arm to another, with its verdict."""
-    draw: Any = {"samples": comparison.shared.evaluate.bootstrap_samples, "seed": comparison.seeds[0]}
+    draw: Any = {"samples": BOOTSTRAP_SAMPLES, "seed": comparison.seeds[0]}
     before, after = (
         [_held_out_items(comparison, one, seed, round)[name] for seed in comparison.seeds] for one in (base, arm)
     )

@@ -1,27 +1,69 @@
-"""What every section of the configuration is made of: its base class, its number types, its mark for execution."""
+"""What the sections of the configuration share: their base class, fields that several have, checks of two fields."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from mipo_ray.config.label_selectors import check_selector
-
-# Marks a field that says where or how fast a run executes but not what it computes: it may change between two
-# calls over the same run directory.
-EXECUTION_ONLY: Any = {"execution_only": True}
-
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-# Not float16: it needs loss scaling, which the training does not do.
-Dtype = Literal["auto", "float32", "bfloat16"]
-# Conditions on the labels of Ray nodes; see mipo_ray/config/label_selectors.py.
-LabelSelector = Annotated[dict[str, str], AfterValidator(check_selector)]
+# What vLLM is told by fields of their own, or must be told always.
+_SET_ENGINE_ARGUMENTS = {
+    "model",
+    "tokenizer",
+    "dtype",
+    "max_model_len",
+    "tensor_parallel_size",
+    "trust_remote_code",
+    "generation_config",
+    "logprobs_mode",
+}
 
 
 class Section(BaseModel):
+    """A section of the configuration: no unknown keys, no other types, no change once it is made."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+def execution_only(default: Any, description: str, **constraints: Any) -> Any:
+    """A field that says where or how fast a run executes, or what is looked at, but not what it trains: it may change
+    between two calls over the same run directory."""
+    return Field(default, description=description, json_schema_extra={"execution_only": True}, **constraints)
+
+
+def reserved_gpus(actor: str, otherwise: str) -> Any:
+    """The field that says how many GPUs an actor reserves; `otherwise`: how many where it is null."""
+    return execution_only(None, f"GPUs reserved by {actor}; null: {otherwise} where the cluster has GPUs, else 0")
+
+
+def reserved_cpus(actor: str) -> Any:
+    """The field that says how many CPUs an actor reserves."""
+    return execution_only(1.0, f"logical CPUs reserved by {actor}")
+
+
+def node_labels(actors: str, role: str) -> Any:
+    """The field that says on which nodes actors run; `role`: an example."""
+    return execution_only(
+        {},
+        f"labels of the Ray nodes that {actors} run on, for example {{mipo.io/role: {role}}}; conditions: value, "
+        "!value, in(a, b), !in(a, b)",
+    )
+
+
+def check_engine_arguments(arguments: dict[str, Any]) -> None:
+    """Raises ValueError for a raw vLLM engine argument that the configuration sets itself."""
+    for key in sorted(_SET_ENGINE_ARGUMENTS & arguments.keys()):
+        raise ValueError(f"engine_args.{key} is set by the configuration itself; remove it")
+
+
+def check_at_most(fewest: tuple[str, int], most: tuple[str, int]) -> None:
+    """Raises ValueError where the first of two numbers, each with its name, is larger than the second."""
+    if fewest[1] > most[1]:
+        raise ValueError(f"{fewest[0]} ({fewest[1]}) is larger than {most[0]} ({most[1]})")
+
+
+def check_room(answer: tuple[str, int], window: tuple[str, int]) -> None:
+    """Raises ValueError where an answer of so many tokens leaves no room for a prompt in the window, each with its
+    name."""
+    if answer[1] >= window[1]:
+        raise ValueError(f"{answer[0]} ({answer[1]}) leaves no room for a prompt in {window[0]} ({window[1]})")

@@ -6,11 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mipo_ray.config.base import (
-    PositiveFloat,
-    PositiveInt,
-    Section,
-)
+from mipo_ray.config.base import Section
+from mipo_ray.config.field_types import PositiveFloat, PositiveInt
 
 # A mixture chooses among the others, row by row.
 SingleStrategy = Literal[

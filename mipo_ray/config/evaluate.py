@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from mipo_ray.config.base import EXECUTION_ONLY, PositiveInt, Section
+from mipo_ray.config.base import Section, execution_only
+from mipo_ray.config.field_types import PositiveInt
 from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.config.prompts import PromptsConfig
 
@@ -34,31 +35,22 @@ class EvaluateConfig(Section):
     other_prompts: PositiveInt = Field(
         3, description="K: other held-out conditionings that each response is scored under"
     )
-    matrix: Annotated[int, Field(ge=0)] = Field(
+    matrix: Annotated[int, Field(ge=0)] = execution_only(
         8,
-        description="M: held-out answers that are scored under each other's prompts, and under each other's contexts, "
+        "M: held-out answers that are scored under each other's prompts, and under each other's contexts, "
         "M x M sequences each (0: none); fixed when the base is measured",
-        json_schema_extra=EXECUTION_ONLY,
     )
-    scoring_batch_size: PositiveInt = Field(
-        8, description="sequences per forward pass when scoring", json_schema_extra=EXECUTION_ONLY
-    )
-    scorers: PositiveInt = Field(1, description="scoring actors at most", json_schema_extra=EXECUTION_ONLY)
-    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
-        2000, description="bootstrap resamples behind each 95 % interval"
-    )
+    scoring_batch_size: PositiveInt = execution_only(8, "sequences per forward pass when scoring")
+    scorers: PositiveInt = execution_only(1, "scoring actors at most")
     judge: JudgeConfig = Field(default_factory=JudgeConfig, description="a model that judges the held-out answers")
-    tasks: dict[str, TaskConfig] = Field(
-        default_factory=dict,
-        description="accuracy tasks, a list of names or a mapping of names to {path, limit, max_tokens}; a name is one "
+    tasks: dict[str, TaskConfig] = execution_only(
+        {},
+        "accuracy tasks, a list of names or a mapping of names to {path, limit, max_tokens}; a name is one "
         "of mipo_ray/evaluation/tasks (gsm8k, svamp, arc_easy, mmlu_likelihood, ...) or the path of a task file of "
         "your own",
-        json_schema_extra=EXECUTION_ONLY,
     )
-    task_max_model_len: PositiveInt | None = Field(
-        None,
-        description="window in tokens of the engines that measure tasks; null: model.max_model_len",
-        json_schema_extra=EXECUTION_ONLY,
+    task_max_model_len: PositiveInt | None = execution_only(
+        None, "window in tokens of the engines that measure tasks; null: model.max_model_len"
     )
 
     @field_validator("tasks", mode="before")

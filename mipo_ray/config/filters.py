@@ -7,13 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mipo_ray.config.base import (
-    EXECUTION_ONLY,
-    NonNegativeFloat,
-    PositiveFloat,
-    Section,
-    Share,
-)
+from mipo_ray.config.base import Section, execution_only
+from mipo_ray.config.field_types import NonNegativeFloat, PositiveFloat, Share
 
 
 class PatternFilter(Section):
@@ -35,12 +30,14 @@ class PatternFilter(Section):
 
 
 class FiltersConfig(Section):
-    """Which sampled pairs are left out of training; every reason is counted."""
+    """Which sampled pairs are left out of training; every reason is counted.
+
+    Pairs with an empty response, or with chosen and rejected responses of the same text, always are.
+    """
 
     drop_too_long: bool = Field(
         False, description="drop prompts that do not fit the context window; false: stop before any engine starts"
     )
-    identical: bool = Field(True, description="drop pairs whose chosen and rejected responses are the same text")
     equal_answers: Literal["choice", "number"] | None = Field(
         None, description="drop pairs with the same final answer: an option's letter, or a number; null: keep them"
     )
@@ -65,11 +62,7 @@ class FiltersConfig(Section):
         strict=False,
         description="regular expressions (refusals, languages), each with a name, regex, side, drop_when",
     )
-    max_dropped_share: Share = Field(
-        0.9,
-        description="stop the run when filters drop more than this share of the rows",
-        json_schema_extra=EXECUTION_ONLY,
-    )
+    max_dropped_share: Share = execution_only(0.9, "stop the run when filters drop more than this share of the rows")
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> FiltersConfig:

@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mipo_ray.config.base import (
-    EXECUTION_ONLY,
-    LabelSelector,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     Section,
+    check_at_most,
+    check_engine_arguments,
+    execution_only,
+    node_labels,
+    reserved_cpus,
+    reserved_gpus,
 )
+from mipo_ray.config.field_types import LabelSelector, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class SamplingConfig(Section):
@@ -30,45 +31,25 @@ class SamplingConfig(Section):
 class EnginePoolConfig(Section):
     """The pool of vLLM actors. Sizes are execution only: they never change a pair's conditioning or seeds."""
 
-    min_size: PositiveInt = Field(1, description="engines at least", json_schema_extra=EXECUTION_ONLY)
-    max_size: PositiveInt = Field(1, description="engines at most", json_schema_extra=EXECUTION_ONLY)
-    tensor_parallel_size: PositiveInt = Field(
-        1, description="GPUs that share one engine, inside a node", json_schema_extra=EXECUTION_ONLY
+    min_size: PositiveInt = execution_only(1, "engines at least")
+    max_size: PositiveInt = execution_only(1, "engines at most")
+    tensor_parallel_size: PositiveInt = execution_only(1, "GPUs that share one engine, inside a node")
+    gpus_per_engine: NonNegativeFloat | None = reserved_gpus("an engine", "tensor_parallel_size")
+    cpus_per_engine: PositiveFloat = reserved_cpus("an engine")
+    label_selector: LabelSelector = node_labels(
+        "engines, those of the evaluation too, and scoring actors", role="generate"
     )
-    gpus_per_engine: NonNegativeFloat | None = Field(
-        None,
-        description="GPUs reserved by an engine; null: tensor_parallel_size where the cluster has GPUs, else 0",
-        json_schema_extra=EXECUTION_ONLY,
+    batches_in_flight: PositiveInt = execution_only(
+        4, "blocks that one engine works on at the same time, so that it never waits for a block's longest answer"
     )
-    cpus_per_engine: PositiveFloat = Field(
-        1.0, description="logical CPUs reserved by an engine", json_schema_extra=EXECUTION_ONLY
-    )
-    label_selector: LabelSelector = Field(
-        default_factory=dict,
-        description="labels of the Ray nodes that engines, those of the evaluation too, and scoring actors run on, for "
-        "example {mipo.io/role: generate}; conditions: value, !value, in(a, b), !in(a, b)",
-        json_schema_extra=EXECUTION_ONLY,
-    )
-    batches_in_flight: PositiveInt = Field(
-        4,
-        description="blocks that one engine works on at the same time, so that it never waits for a block's longest "
-        "answer",
-        json_schema_extra=EXECUTION_ONLY,
-    )
-    engine_args: dict[str, Any] = Field(
-        default_factory=dict,
-        description="raw vLLM engine arguments, passed through (max_num_seqs, gpu_memory_utilization, ...)",
-        json_schema_extra=EXECUTION_ONLY,
+    engine_args: dict[str, Any] = execution_only(
+        {}, "raw vLLM engine arguments, passed through (max_num_seqs, gpu_memory_utilization, ...)"
     )
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> EnginePoolConfig:
-        if self.min_size > self.max_size:
-            raise ValueError(f"min_size ({self.min_size}) is larger than max_size ({self.max_size})")
-        reserved = {"model", "tokenizer", "dtype", "max_model_len", "tensor_parallel_size", "trust_remote_code"}
-        reserved |= {"generation_config", "logprobs_mode"}
-        for key in sorted(reserved & self.engine_args.keys()):
-            raise ValueError(f"engine_args.{key} is set by the configuration itself; remove it")
+        check_at_most(("min_size", self.min_size), ("max_size", self.max_size))
+        check_engine_arguments(self.engine_args)
         return self
 
 

@@ -7,11 +7,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field
 
-from mipo_ray.config.base import (
-    EXECUTION_ONLY,
-    PositiveInt,
-    Section,
-)
+from mipo_ray.config.base import Section, execution_only
+from mipo_ray.config.field_types import PositiveInt
 from mipo_ray.examples import EXAMPLES_DIRECTORY
 
 ENDING = "_exemplars"  # of the names of exemplar files
@@ -63,10 +60,8 @@ class PromptsConfig(Section):
     context_column: str = Field("context", description="optional column: what is known of the user")
     group_column: str = Field("group", description="optional column: rows of one group are never mismatched")
     id_column: str = Field("prompt_id", description="optional column with unique ids; without it rows are numbered")
-    reference_column: str = Field(
-        "reference",
-        description="optional column: a good answer to this prompt, which nothing but the pointwise judge reads",
-        json_schema_extra=EXECUTION_ONLY,
+    reference_column: str = execution_only(
+        "reference", "optional column: a good answer to this prompt, which nothing but the pointwise judge reads"
     )
     limit: PositiveInt | None = Field(None, description="use the first rows only; null: all")
     system: str | None = Field(None, description="system message before every prompt that brings none of its own")

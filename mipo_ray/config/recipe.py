@@ -10,6 +10,7 @@ base may have bases of its own; one that is reached twice counts once, where it 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import itertools
@@ -23,6 +24,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from mipo_ray.config.removed import explain_removed, without_removed
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 
@@ -62,8 +64,27 @@ def load_config(recipe: str | Path | None = None, overrides: typing.Sequence[str
     with the recipes that led to it.
     """
     values, layers = read_recipe(recipe, overrides)
-    try:
+    with _explained(layers, overrides):
         return Config.model_validate(values)
+
+
+def load_run_config(text: str, name: str, overrides: typing.Sequence[str] = ()) -> Config:
+    """The configuration of a run from the text of its config.yaml (`name`, for messages), with overrides, checked.
+
+    Fields that were removed since it was written are left out. Raises ConfigError as `load_config` does.
+    """
+    values = without_removed(_read_mapping(text, name))
+    for override in overrides:
+        _apply_override(values, override)
+    with _explained({}, overrides):
+        return Config.model_validate(values)
+
+
+@contextlib.contextmanager
+def _explained(layers: dict[Path, dict[str, Any]], overrides: typing.Sequence[str]) -> typing.Iterator[None]:
+    """Turns pydantic's errors into one ConfigError, a line each."""
+    try:
+        yield
     except ValidationError as error:
         raise ConfigError(
             "\n".join(explain(item) + _origin(item, layers, overrides) for item in error.errors())
@@ -98,10 +119,10 @@ def fields(section: type[BaseModel] = Config, prefix: str = "") -> typing.Iterat
 def result_fields(values: dict[str, Any]) -> dict[str, Any]:
     """The leaf values of a dumped configuration that decide what the run computes, by dotted path.
 
-    Execution-only fields (places, sizes of pools, ...) are left out.
+    Execution-only fields (places, sizes of pools, ...) are left out, and those that the configuration has no more.
     """
     execution_only = {path for path, info in fields() if (info.json_schema_extra or {}).get("execution_only")}
-    return {path: value for path, value in _flatten(values) if path not in execution_only}
+    return {path: value for path, value in _flatten(without_removed(values)) if path not in execution_only}
 
 
 def config_hash(config: Config) -> str:
@@ -141,11 +162,17 @@ def _absolute(path: Path) -> Path:
 
 def _read_recipe(path: Path, shown: str) -> dict[str, Any]:
     try:
-        values = _load_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{shown}: cannot read the recipe: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{shown}: expected UTF-8 text: {error}") from None
+    return _read_mapping(text, shown)
+
+
+def _read_mapping(text: str, shown: str) -> dict[str, Any]:
+    try:
+        values = _load_yaml(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
         raise ConfigError(f"{shown}: not valid YAML: {error}") from None
     if values is None:
@@ -191,6 +218,8 @@ def explain(item: Any) -> str:
     """One line for one error of pydantic's: the key, what was expected, what was found."""
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
+        if (removed := explain_removed(path)) is not None:
+            return removed
         valid = [name for name, _ in _names(Config)]
         nearest = difflib.get_close_matches(path, valid, n=1, cutoff=0.5)
         leaf_matches = [name for name in valid if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mipo_ray.config.base import EXECUTION_ONLY, Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from mipo_ray.config.base import Section, check_room, execution_only
 from mipo_ray.config.conditioning import ConditioningConfig
 from mipo_ray.config.evaluate import EvaluateConfig
+from mipo_ray.config.field_types import Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Window
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.config.prompts import PromptsConfig
@@ -28,38 +29,30 @@ class ModelConfig(Section):
         "directory, or a Hugging Face id",
     )
     dtype: Dtype = Field("auto", description="dtype of the policy; auto: bfloat16 on GPUs, float32 on CPUs")
-    max_model_len: Annotated[int, Field(ge=16)] = Field(
-        1024, description="context window in tokens, prompt and response together"
-    )
+    max_model_len: Window = Field(1024, description="context window in tokens, prompt and response together")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
 class RayConfig(Section):
     """Where the run executes."""
 
-    address: str | None = Field(
+    address: str | None = execution_only(
         None,
-        description="cluster to join ('auto' or host:port); null: RAY_ADDRESS where it is set (as inside a Ray job), "
+        "cluster to join ('auto' or host:port); null: RAY_ADDRESS where it is set (as inside a Ray job), "
         "else a local cluster of this machine",
-        json_schema_extra=EXECUTION_ONLY,
     )
-    num_cpus: PositiveInt | None = Field(
+    num_cpus: PositiveInt | None = execution_only(
         None,
-        description="logical CPUs of a local cluster; null: the cores of this machine, at least 6 (engine actors "
+        "logical CPUs of a local cluster; null: the cores of this machine, at least 6 (engine actors "
         "must leave room for read and write tasks)",
-        json_schema_extra=EXECUTION_ONLY,
     )
-    autoscaling: bool = Field(
-        False,
-        description="the joined cluster adds nodes on demand: do not refuse a request that its present nodes cannot "
-        "hold",
-        json_schema_extra=EXECUTION_ONLY,
+    autoscaling: bool = execution_only(
+        False, "the joined cluster adds nodes on demand: do not refuse a request that its present nodes cannot hold"
     )
-    wait_timeout_minutes: PositiveFloat = Field(
+    wait_timeout_minutes: PositiveFloat = execution_only(
         30.0,
-        description="how long a stage waits for nodes for its first engine, or for all the workers that training "
+        "how long a stage waits for nodes for its first engine, or for all the workers that training "
         "starts with, before the run stops with the reason",
-        json_schema_extra=EXECUTION_ONLY,
     )
 
 
@@ -69,14 +62,10 @@ Tracker = Literal["tensorboard", "mlflow", "wandb"]
 class Config(Section):
     """Everything that defines a run."""
 
-    run_dir: str = Field(
-        "runs/demo",
-        description="run directory: a local path (shared between nodes on a cluster) or a remote URL",
-        json_schema_extra=EXECUTION_ONLY,
+    run_dir: str = execution_only(
+        "runs/demo", "run directory: a local path (shared between nodes on a cluster) or a remote URL"
     )
-    rounds: PositiveInt = Field(
-        2, description="generate -> train -> evaluate passes; may be raised later", json_schema_extra=EXECUTION_ONLY
-    )
+    rounds: PositiveInt = execution_only(2, "generate -> train -> evaluate passes; may be raised later")
     seed: NonNegativeInt = Field(0, description="seed of every random choice")
     model: ModelConfig = Field(default_factory=ModelConfig, description="the initial policy")
     prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="training prompts")
@@ -86,21 +75,19 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig, description="training")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="held-out measurement")
     ray: RayConfig = Field(default_factory=RayConfig, description="the cluster")
-    trackers: tuple[Tracker, ...] = Field(
+    trackers: tuple[Tracker, ...] = execution_only(
         (),
-        strict=False,
-        description="who gets the numbers of metrics.jsonl too: tensorboard, mlflow, wandb; their addresses and keys "
+        "who gets the numbers of metrics.jsonl too: tensorboard, mlflow, wandb; their addresses and keys "
         "come from the environment (MLFLOW_TRACKING_URI, WANDB_API_KEY, WANDB_MODE=offline, ...)",
-        json_schema_extra=EXECUTION_ONLY,
+        strict=False,
     )
 
     @model_validator(mode="after")
     def _fits_the_window(self) -> Config:
-        if self.generation.sampling.max_tokens >= self.model.max_model_len:
-            raise ValueError(
-                f"generation.sampling.max_tokens ({self.generation.sampling.max_tokens}) leaves no room for a prompt "
-                f"in model.max_model_len ({self.model.max_model_len})"
-            )
+        check_room(
+            ("generation.sampling.max_tokens", self.generation.sampling.max_tokens),
+            ("model.max_model_len", self.model.max_model_len),
+        )
         if self.filters.min_pmi is not None and not self.generation.score_pmi:
             raise ValueError("filters.min_pmi needs the PMI of each pair: set generation.score_pmi=true")
         if self.train.shuffle_labels and self.generation.rejected_per_pair > 1:

@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mipo_ray.config.base import (
-    EXECUTION_ONLY,
+from mipo_ray.config.base import Section, check_at_most, execution_only, node_labels, reserved_cpus, reserved_gpus
+from mipo_ray.config.field_types import (
     LabelSelector,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Section,
     Share,
 )
 
@@ -24,6 +23,9 @@ Layout = Literal["padded", "packed", "shared"]
 Attention = Literal["sdpa", "flex_attention", "flash_attention_2"]
 Objective = Literal["dpo", "ipo", "infonce", "sami", "sft"]
 PlacementStrategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+
+# How often a round is saved where `checkpoint_steps` does not say it.
+CHECKPOINT_MINUTES = 30
 
 # Objectives that look at log policy / reference; the others need no reference.
 WITH_REFERENCE = ("dpo", "ipo", "infonce")
@@ -62,16 +64,13 @@ class TrainConfig(Section):
     reference: Literal["round_start", "initial"] = Field(
         "round_start", description="the frozen reference: the round's starting policy, or the initial model always"
     )
-    reference_mode: Literal["colocated", "cached", "adapter"] = Field(
+    reference_mode: Literal["colocated", "cached", "adapter"] = execution_only(
         "colocated",
-        description="colocated: a frozen copy beside the policy; cached: its log-probs are computed once, before the "
+        "colocated: a frozen copy beside the policy; cached: its log-probs are computed once, before the "
         "first update, and stored; adapter: the policy with its LoRA adapters off",
-        json_schema_extra=EXECUTION_ONLY,
     )
-    offload_reference: bool = Field(
-        False,
-        description="colocated: the reference stays in CPU memory, sharded over the workers, and comes layer by layer",
-        json_schema_extra=EXECUTION_ONLY,
+    offload_reference: bool = execution_only(
+        False, "colocated: the reference stays in CPU memory, sharded over the workers, and comes layer by layer"
     )
     shuffle_labels: bool = Field(
         False,
@@ -87,81 +86,45 @@ class TrainConfig(Section):
     max_grad_norm: PositiveFloat = Field(1.0, description="gradient clipping, L2 norm over all parameters")
     adam_betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW betas", strict=False)
     weight_decay: NonNegativeFloat = Field(0.0, description="AdamW weight decay")
-    layout: Layout = Field(
+    layout: Layout = execution_only(
         "shared",
-        description="how pairs become tensors; the loss is the same. padded: a row for each response; packed: all "
+        "how pairs become tensors; the loss is the same. padded: a row for each response; packed: all "
         "sequences in one row, without padding; shared: packed, with each prompt only once",
-        json_schema_extra=EXECUTION_ONLY,
     )
-    attention: Attention = Field(
+    attention: Attention = execution_only(
         "sdpa",
-        description="sdpa: torch's scaled dot product attention, piece by piece; flex_attention: one compiled kernel "
+        "sdpa: torch's scaled dot product attention, piece by piece; flex_attention: one compiled kernel "
         "(GPUs only); flash_attention_2: flash-attn's varlen kernels (GPUs only; not for layout shared)",
-        json_schema_extra=EXECUTION_ONLY,
     )
-    micro_batch_tokens: PositiveInt = Field(
-        4096,
-        description="tokens of one forward pass of one worker, padding included; a larger pair goes alone",
-        json_schema_extra=EXECUTION_ONLY,
+    micro_batch_tokens: PositiveInt = execution_only(
+        4096, "tokens of one forward pass of one worker, padding included; a larger pair goes alone"
     )
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in backward", json_schema_extra=EXECUTION_ONLY
+    gradient_checkpointing: bool = execution_only(False, "recompute activations in backward")
+    num_workers: PositiveInt = execution_only(1, "data-parallel training workers (at most, with min_workers)")
+    min_workers: PositiveInt | None = execution_only(
+        None, "start, and go on after a loss, with as few workers as this; null: always num_workers"
     )
-    num_workers: PositiveInt = Field(
-        1, description="data-parallel training workers (at most, with min_workers)", json_schema_extra=EXECUTION_ONLY
-    )
-    min_workers: PositiveInt | None = Field(
-        None,
-        description="start, and go on after a loss, with as few workers as this; null: always num_workers",
-        json_schema_extra=EXECUTION_ONLY,
-    )
-    gpus_per_worker: NonNegativeFloat | None = Field(
-        None,
-        description="GPUs of a worker; null: 1 where the cluster has GPUs, else 0",
-        json_schema_extra=EXECUTION_ONLY,
-    )
-    cpus_per_worker: PositiveFloat = Field(
-        1.0, description="logical CPUs reserved by a worker", json_schema_extra=EXECUTION_ONLY
-    )
-    label_selector: LabelSelector = Field(
-        default_factory=dict,
-        description="labels of the Ray nodes that training workers run on, for example {mipo.io/role: train}; "
-        "conditions as in generation.pool.label_selector",
-        json_schema_extra=EXECUTION_ONLY,
-    )
-    placement_strategy: PlacementStrategy = Field(
+    gpus_per_worker: NonNegativeFloat | None = reserved_gpus("a worker", "1")
+    cpus_per_worker: PositiveFloat = reserved_cpus("a worker")
+    label_selector: LabelSelector = node_labels("training workers", role="train")
+    placement_strategy: PlacementStrategy = execution_only(
         "PACK",
-        description="how workers are spread over nodes. PACK: on as few as possible; SPREAD: on as many as possible; "
+        "how workers are spread over nodes. PACK: on as few as possible; SPREAD: on as many as possible; "
         "STRICT_PACK: on one; STRICT_SPREAD: each on another",
-        json_schema_extra=EXECUTION_ONLY,
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        2,
-        description="DeepSpeed ZeRO stage; the same until a round that has checkpoints is done",
-        json_schema_extra=EXECUTION_ONLY,
+    zero_stage: Literal[0, 1, 2, 3] = execution_only(
+        2, "DeepSpeed ZeRO stage; the same until a round that has checkpoints is done"
     )
-    offload_optimizer: bool = Field(
-        False, description="keep optimizer states in CPU memory (ZeRO 1, 2, 3)", json_schema_extra=EXECUTION_ONLY
-    )
-    offload_parameters: bool = Field(
-        False, description="keep the policy's weights in CPU memory (ZeRO 3)", json_schema_extra=EXECUTION_ONLY
-    )
+    offload_optimizer: bool = execution_only(False, "keep optimizer states in CPU memory (ZeRO 1, 2, 3)")
+    offload_parameters: bool = execution_only(False, "keep the policy's weights in CPU memory (ZeRO 3)")
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="raw DeepSpeed configuration keys, merged over the generated ones"
     )
-    checkpoint_steps: PositiveInt | None = Field(
+    checkpoint_steps: PositiveInt | None = execution_only(
         None,
-        description="optimizer steps between two checkpoints inside a round; null: not by steps",
-        json_schema_extra=EXECUTION_ONLY,
+        f"optimizer steps between two checkpoints inside a round; null: one every {CHECKPOINT_MINUTES} minutes",
     )
-    checkpoint_minutes: PositiveFloat | None = Field(
-        30.0,
-        description="minutes between two checkpoints inside a round; null: not by time",
-        json_schema_extra=EXECUTION_ONLY,
-    )
-    max_failures: NonNegativeInt = Field(
-        1, description="restarts of the worker group after a worker dies", json_schema_extra=EXECUTION_ONLY
-    )
+    max_failures: NonNegativeInt = execution_only(1, "restarts of the worker group after a worker dies")
 
     @property
     def needs_reference(self) -> bool:
@@ -210,8 +173,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _workers_and_memory(self) -> TrainConfig:
-        if self.min_workers is not None and self.min_workers > self.num_workers:
-            raise ValueError(f"min_workers ({self.min_workers}) is larger than num_workers ({self.num_workers})")
+        check_at_most(("min_workers", self.fewest_workers), ("num_workers", self.num_workers))
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError(f"offload_parameters needs zero_stage 3, found {self.zero_stage}")
         if self.offload_optimizer and not self.zero_stage:

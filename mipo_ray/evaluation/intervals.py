@@ -23,6 +23,8 @@ Groups = Sequence[str] | NDArray[np.str_]
 ChangeWord = Literal["rose", "fell", "better", "worse", "not distinguishable"]
 
 LEVEL = 0.05
+# Behind each interval of a run.
+BOOTSTRAP_SAMPLES = 2000
 NOT_DISTINGUISHABLE: Final = "not distinguishable"
 
 _PERCENTILES = (2.5, 97.5)

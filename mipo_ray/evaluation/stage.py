@@ -8,6 +8,7 @@ from mipo_ray.evaluation.held_out.matrix import matrix_of, read_matrix_rows
 from mipo_ray.evaluation.held_out.metrics import measure
 from mipo_ray.evaluation.held_out.rows import measured_rows, sampled_tokens
 from mipo_ray.evaluation.held_out.stage import measure_policy
+from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.judge.stage import judge_policy
 from mipo_ray.evaluation.tasks.stage import measure_tasks
 from mipo_ray.evaluation.tasks.task_check import CheckedTask
@@ -33,7 +34,7 @@ def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Seq
             report.closing = f": {manifest.facts.responses} held-out responses"
     write_results(session.run, session.config.rounds)
     measure_tasks(session, round, tasks)
-    judge_policy(session, round)
+    judge_policy(session, round, held_out)
 
 
 def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
@@ -44,7 +45,7 @@ def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
         rows,
         None if round.is_base else measured_rows(run, BASE),
         beta=config.train.beta,
-        samples=config.evaluate.bootstrap_samples,
+        samples=BOOTSTRAP_SAMPLES,
         seed=config.seed,
     )
     stage.events.emit({"event": "results", **{name: entry.value for name, entry in results.items()}})

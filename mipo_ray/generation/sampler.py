@@ -1,4 +1,5 @@
-"""The vLLM actor: one asynchronous engine that samples the responses of several blocks at the same time."""
+"""The pool of vLLM actors as one step of a Ray Data pipeline, and the actor: one asynchronous engine that samples the
+responses of several blocks at the same time."""
 
 from __future__ import annotations
 
@@ -6,15 +7,19 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
+import ray.data
 
-from mipo_ray.config.generation import SamplingConfig
+from mipo_ray.config.generation import EnginePoolConfig, SamplingConfig
+from mipo_ray.config.schema import Config
 from mipo_ray.generation.vllm_arguments import (
     EngineSettings,
     engine_arguments,
+    engine_settings,
     is_dead_engine,
     set_environment,
     stat_loggers,
@@ -22,6 +27,8 @@ from mipo_ray.generation.vllm_arguments import (
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.pairs.schema import RESPONSES, SCORES, TOKEN_IDS
+from mipo_ray.ray_cluster.blocks import engine_pool, map_actors
+from mipo_ray.ray_cluster.resources import Request, Resources, engine_request
 
 # Ray restarts an actor without end: a block that kills every engine must not look like a hang.
 MOST_ENGINE_DEATHS = 5
@@ -33,6 +40,49 @@ DEFAULT_SAMPLING = "generation"
 
 # From a sampled block to the responses that are to be scored, row by row (see `assemble.to_score`).
 ToScore = Callable[[pa.Table], list[list[dict[str, Any]]]]
+
+
+@dataclass(frozen=True)
+class Engines:
+    """A pool of engines of one model: how each is started, what it reserves, how many there are and how long the first
+    may wait for a node."""
+
+    settings: EngineSettings
+    request: Request
+    pool: EnginePoolConfig
+    wait_minutes: float
+
+
+def policy_engines(config: Config, policy: str, resources: Resources) -> Engines:
+    """The engines that sample from a policy (any model path), in the run's own window."""
+    return Engines(
+        settings=engine_settings(config, policy, resources),
+        request=engine_request(config, resources),
+        pool=config.generation.pool,
+        wait_minutes=config.ray.wait_timeout_minutes,
+    )
+
+
+def sample_responses(
+    rows: ray.data.Dataset,
+    engines: Engines,
+    sampling: Mapping[str, SamplingConfig],
+    events: Events,
+    to_score: ToScore | None = None,
+) -> ray.data.Dataset:
+    """Adds `responses` to rows with `requests`, through a pool of vLLM actors; a block stays a block.
+
+    sampling: parameters by the name that requests give (REQUESTS); those of DEFAULT_SAMPLING hold where they
+    give none. With `to_score` also `scores`: log-probs of the responses that it gives for each block.
+    """
+    return map_actors(
+        rows,
+        Sampler,
+        (engines.settings, sampling, events, to_score, engines.request.gpus),
+        request=engines.request,
+        pool=engine_pool(engines.pool),
+        wait_minutes=engines.wait_minutes,
+    )
 
 
 class Sampler:

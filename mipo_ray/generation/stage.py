@@ -9,17 +9,15 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 import ray.data
-from ray.data.checkpoint import CheckpointConfig
 
-from mipo_ray.generation.pipeline import policy_engines, sample_responses
 from mipo_ray.generation.requests import check_dropped, condition_prompts
-from mipo_ray.generation.sampler import DEFAULT_SAMPLING
+from mipo_ray.generation.sampler import DEFAULT_SAMPLING, policy_engines, sample_responses
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.assemble import assemble_pairs, to_score
 from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.prompts.check import PromptSummary
-from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import most_gpus
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.manifests import GenerateFacts, Manifest
@@ -55,13 +53,7 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
     engines = policy_engines(config, policy, stage.session.resources)
     score = functools.partial(to_score, generation=config.generation, filters=config.filters)
 
-    with ordered_context() as context:
-        context.checkpoint_config = CheckpointConfig(
-            id_column="prompt_id",
-            checkpoint_path=stage.path("checkpoint"),
-            delete_checkpoint_on_success=False,
-            override_filesystem=filesystem,
-        )
+    with resumed_context(stage.path(), filesystem, id_column="prompt_id"):
         rows = ray.data.read_parquet(stage.path("conditioned"), filesystem=filesystem)
         rows = rows.repartition(target_num_rows_per_block=conditioned.rows_per_block, strict=True)
         sampled = sample_responses(

@@ -126,6 +126,10 @@ class Events:
         ray.get(self.writer.flush.remote())
 
 
+# For work that sends no event, or none any more: no writer and no tracker is there to hear one.
+NO_EVENTS = Events(None)
+
+
 def start(run: RunDirectory, trackers: Sequence[str] = ()) -> Events:
     """Starts the writer as an actor on the driver's node (where a local run directory is).
 

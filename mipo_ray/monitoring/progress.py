@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import ray
 
 from mipo_ray.monitoring.events import Events
+from mipo_ray.stop_signals import thread_beside
 
 
 @contextlib.contextmanager
@@ -22,10 +23,9 @@ def progress(events: Events, event: str, count: str, description: str, total: in
     """
     from tqdm import tqdm
 
-    stop = threading.Event()
     interval = 1.0 if sys.stderr.isatty() else 15.0  # seconds between two lines in a log file
 
-    def follow() -> None:
+    def follow(stop: threading.Event) -> None:
         with tqdm(desc=description, total=total, unit=count.removesuffix("s"), mininterval=interval) as bar:
             finished = False
             while not finished:
@@ -40,10 +40,5 @@ def progress(events: Events, event: str, count: str, description: str, total: in
                 done = newest.get(count, 0) if "total_steps" in newest else state["sums"].get(count, 0)
                 bar.update(done - bar.n)
 
-    thread = threading.Thread(target=follow, name="progress", daemon=True)
-    thread.start()
-    try:
+    with thread_beside(follow, "progress"):
         yield
-    finally:
-        stop.set()
-        thread.join()

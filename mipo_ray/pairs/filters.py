@@ -19,13 +19,14 @@ def drop_reason(pair: dict[str, Any], filters: FiltersConfig, *, with_pmi: bool)
     """Why a pair is not trained on; empty when it is. The first reason that holds, in the order below.
 
     `pair` has the form of schema version 2: its rejected side are lists. What a filter says of one of several rejected
-    responses decides over the whole pair. An empty response is always a reason. Without `with_pmi` the pair has not
+    responses decides over the whole pair. An empty response is always a reason,
+    and so are equal texts. Without `with_pmi` the pair has not
     been scored yet, and `filters.min_pmi` is left out.
     """
     chosen, rejected = pair["chosen"], pair["rejected"]
     if not chosen.strip() or not all(text.strip() for text in rejected):
         return "empty"
-    if filters.identical and chosen.strip() in [text.strip() for text in rejected]:
+    if chosen.strip() in [text.strip() for text in rejected]:
         return "identical"
     if (kind := filters.equal_answers) and any(same_final_answer(kind, chosen, text) for text in rejected):
         return "equal_answers"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mipo_ray.config.evaluate import EvaluateConfig
 from mipo_ray.config.label_selectors import shown
 from mipo_ray.config.schema import Config
-from mipo_ray.config.train import TrainConfig
+from mipo_ray.config.train import CHECKPOINT_MINUTES, TrainConfig
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, task_window
 from mipo_ray.models.shape import model_shape
 from mipo_ray.planning.estimates import describe_estimates, describe_task_estimate
@@ -150,9 +150,8 @@ def _training(train: TrainConfig, pairs: int) -> list[str]:
 
 
 def _checkpoints(train: TrainConfig) -> str:
-    grains = [f"{train.checkpoint_steps:,} steps"] if train.checkpoint_steps is not None else []
-    grains += [f"{train.checkpoint_minutes:g} minutes"] if train.checkpoint_minutes is not None else []
-    return f"checkpoints every {' or '.join(grains)}" if grains else "no checkpoints inside a round"
+    steps = train.checkpoint_steps
+    return f"checkpoints every {f'{CHECKPOINT_MINUTES} minutes' if steps is None else f'{steps:,} steps'}"
 
 
 def _workers(train: TrainConfig) -> str:

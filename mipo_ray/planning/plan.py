@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mipo_ray.conditioning.needs import check_held_out, check_training_prompts
 from mipo_ray.config.schema import Config
-from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols
+from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse_other_references
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.models.source import check_model, embedding_model
 from mipo_ray.monitoring.trackers import check_trackers
@@ -77,6 +77,8 @@ def check_inputs(config: Config, run: RunDirectory) -> Inputs:
     run.check_writable()
     run.check_config(config)
     check_judge(config, run)
+    if held_out is not None:
+        refuse_other_references(config, run, held_out)
     check_finished_tasks(tasks, run, range(config.rounds))
     return Inputs(config, run, prompts, held_out, tasks, finished_stages(config, run, tasks))
 

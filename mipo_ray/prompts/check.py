@@ -14,7 +14,7 @@ from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
 from mipo_ray.prompts.files import PromptFile, SourceRow, find_files, nearest
 from mipo_ray.prompts.public_sets import RowReader, row_reader
-from mipo_ray.prompts.rows import ContentHash, PromptRow, normalize_row
+from mipo_ray.prompts.rows import CheckedFile, ContentHash, PromptRow, normalize_row
 from mipo_ray.prompts.templates import check_question_columns, check_templates
 
 ROWS_NAMED = 3  # rows that a message names before it only counts
@@ -46,6 +46,11 @@ class PromptSummary:
     @property
     def files(self) -> tuple[str, ...]:
         return tuple(source.path for source in self.sources)
+
+    def files_to_read(self, prompts: PromptsConfig) -> list[CheckedFile]:
+        """The files that hold the rows; without a limit those that were empty too: they may have grown."""
+        checked = map(CheckedFile, self.sources, self.file_rows, self.file_hashes)
+        return [file for file in checked if file.rows or prompts.limit is None]
 
 
 def check_prompts(prompts: PromptsConfig, needs: PromptNeeds, section: str = "prompts") -> PromptSummary:

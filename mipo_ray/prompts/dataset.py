@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,9 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from mipo_ray.config.prompts import PromptsConfig
-from mipo_ray.errors import UserError
 from mipo_ray.prompts.check import PromptSummary
-from mipo_ray.prompts.files import PromptFile
 from mipo_ray.prompts.public_sets import row_reader
-from mipo_ray.prompts.rows import ContentHash, normalize_row
+from mipo_ray.prompts.rows import CheckedFile, checked_rows
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -54,14 +52,6 @@ def read_prompts(
     return dataset
 
 
-class CheckedFile(NamedTuple):
-    """What the check found in one file: how many rows the run uses, and their `ContentHash`."""
-
-    source: PromptFile
-    rows: int
-    content_hash: str
-
-
 class PromptSource(Datasource):
     """Prompt files as a source of Ray Data.
 
@@ -75,9 +65,7 @@ class PromptSource(Datasource):
     def __init__(self, prompts: PromptsConfig, summary: PromptSummary) -> None:
         super().__init__()
         self._prompts = prompts
-        files = map(CheckedFile, summary.sources, summary.file_rows, summary.file_hashes)
-        # Without a limit a file that was empty is looked at too: it may have grown.
-        self._files = [file for file in files if file.rows or prompts.limit is None]
+        self._files = summary.files_to_read(prompts)
 
     def get_name(self) -> str:
         return "Prompts"
@@ -119,28 +107,8 @@ def _reader(files: list[CheckedFile], prompts: PromptsConfig) -> Callable[[], It
     def read() -> Iterator[pa.Table]:
         read_rows = row_reader(prompts)
         for file in files:
-            # One row more than expected, where no limit cut the file, shows that it grew.
-            most = file.rows + (prompts.limit is None)
-            rows = (normalize_row(source, prompts) for source in islice(read_rows(file.source), most))
-            found, content = 0, ContentHash()
+            rows = checked_rows(file, read_rows(file.source), prompts)
             while batch := list(islice(rows, ROWS_PER_TABLE)):
-                found += len(batch)
-                for row in batch:
-                    content.add(row)
                 yield pa.Table.from_pylist(batch, schema=PROMPT_SCHEMA)
-            _refuse_edited(file, found, str(content), prompts)
 
     return read
-
-
-def _refuse_edited(file: CheckedFile, rows: int, content_hash: str, prompts: PromptsConfig) -> None:
-    """Raises UserError where what was read of a file is not what was checked."""
-    path = file.source.path
-    if rows != file.rows:
-        raise UserError(f"{path}: had {file.rows} rows when it was checked, found {rows} now")
-    if content_hash != file.content_hash:
-        profiles = f" (or its profiles, {prompts.profiles_path})" if prompts.profiles_path else ""
-        raise UserError(
-            f"{path}: the {rows} rows had content hash {file.content_hash} when they were checked, found "
-            f"{content_hash} now: the file{profiles} was edited while the run was under way; start the run again"
-        )

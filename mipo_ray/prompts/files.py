@@ -27,6 +27,8 @@ BUNDLED = "bundled:"
 FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".parquet": "Parquet", ".csv": "CSV"}
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 PARQUET_ROWS_PER_BATCH = 256
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 LONGEST_CSV_FIELD = 2**30  # bytes; the csv module's own limit of 128 KiB is shorter than a long prompt
 
 
@@ -136,35 +138,35 @@ def _format_of(name: str, key: str) -> str:
     return FORMATS[suffix]
 
 
+def _parsed_json(where: str, content: bytes) -> Any:
+    """The value in the text of a file, or of one of its lines, which `where` names; raises UserError for none."""
+    try:
+        return json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: expected UTF-8 text, found byte {content[error.start]:#04x}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{where}: broken JSON: {error}") from None
+
+
 def _read_jsonl(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
     for number, line in enumerate(stream, start=1):
         where = f"{file.path}, line {number}"
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark
+            line = line.removeprefix(_BYTE_ORDER_MARK)
         if not line.strip():
             continue
-        try:
-            values = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: expected UTF-8 text, found byte {line[error.start]:#04x}") from None
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{where}: broken JSON: {error}") from None
+        values = _parsed_json(where, line)
         if not isinstance(values, dict):
             raise UserError(f"{where}: expected one JSON object per line, found {type(values).__name__}")
         yield SourceRow(where, f"{file.label}:{number}", values)
 
 
 def _read_json(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
-    content = stream.read()
-    if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+    content = stream.read().removeprefix(_BYTE_ORDER_MARK)
+    if not content.lstrip().startswith(b"["):
         yield from _read_jsonl(file, io.BytesIO(content))
         return
-    try:
-        rows = json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file.path}: expected UTF-8 text, found byte {error.object[error.start]:#04x}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{file.path}: broken JSON: {error}") from None
+    rows = _parsed_json(file.path, content)
     for number, values in enumerate(rows, start=1):
         where = f"{file.path}, row {number}"
         if not isinstance(values, dict):

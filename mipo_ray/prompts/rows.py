@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, TypedDict
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple, TypedDict
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import SourceRow, missing_column
+from mipo_ray.prompts.files import PromptFile, SourceRow, missing_column
 from mipo_ray.prompts.templates import check_question_columns, render_context, render_question
 
 ROLES = ("system", "user", "assistant")
@@ -60,6 +62,39 @@ class ContentHash:
 
     def __str__(self) -> str:
         return self._hash.hexdigest()
+
+
+class CheckedFile(NamedTuple):
+    """What the check found in one file: how many rows the run uses, and their `ContentHash`."""
+
+    source: PromptFile
+    rows: int
+    content_hash: str
+
+
+def checked_rows(file: CheckedFile, sources: Iterable[SourceRow], prompts: PromptsConfig) -> Iterator[PromptRow]:
+    """The prompt rows of a checked file, of which `sources` are read anew, in order.
+
+    Raises UserError behind the last one, naming the file, where they are not what was checked: another number of rows,
+    or other rows.
+    """
+    # One row more than expected, where no limit cut the file, shows that it grew.
+    most = file.rows + (prompts.limit is None)
+    found, content = 0, ContentHash()
+    for source in islice(sources, most):
+        row = normalize_row(source, prompts)
+        content.add(row)
+        found += 1
+        yield row
+    path = file.source.path
+    if found != file.rows:
+        raise UserError(f"{path}: had {file.rows} rows when it was checked, found {found} now")
+    if str(content) != file.content_hash:
+        profiles = f" (or its profiles, {prompts.profiles_path})" if prompts.profiles_path else ""
+        raise UserError(
+            f"{path}: the {found} rows had content hash {file.content_hash} when they were checked, found {content} "
+            f"now: the file{profiles} was edited while the run was under way; start the run again"
+        )
 
 
 def normalize_row(row: SourceRow, prompts: PromptsConfig) -> PromptRow:

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.generation import EnginePoolConfig
 from mipo_ray.ray_cluster.resources import Request
@@ -59,6 +61,20 @@ def ordered_context() -> Iterator[DataContext]:
     context = DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     with DataContext.current(context):
+        yield context
+
+
+@contextmanager
+def resumed_context(directory: str, filesystem: pyarrow.fs.FileSystem, id_column: str) -> Iterator[DataContext]:
+    """`ordered_context` of an execution that is to be gone on with: what it has written is noted in `checkpoint` below
+    `directory`, by `id_column`, and rows that are noted there are left out."""
+    with ordered_context() as context:
+        context.checkpoint_config = CheckpointConfig(
+            id_column=id_column,
+            checkpoint_path=f"{directory}/checkpoint",
+            delete_checkpoint_on_success=False,
+            override_filesystem=filesystem,
+        )
         yield context
 
 

@@ -190,35 +190,21 @@ def check_resources(
     resources: Resources,
     cluster: Mapping[str, float],
     nodes: Sequence[Node] | None = None,
+    *,
+    engines_alone: bool = False,
 ) -> None:
     """Raises ResourceError when a phase needs more than the cluster has, unless it grows on demand (ray.autoscaling).
 
     `cluster` are the totals; with `nodes` every engine and worker must also fit on one node that its selector names. An
     attention backend that cannot train on CPUs is refused without GPUs in any case.
+
+    engines_alone: for a command that trains nothing and scores nothing: engines, the judge's own among them.
     """
-    _check_attention(config, resources)
-    _check_room(config, requests(config, resources), cluster, nodes)
-
-
-def check_engines(
-    config: Config,
-    resources: Resources,
-    cluster: Mapping[str, float],
-    nodes: Sequence[Node] | None = None,
-) -> None:
-    """`check_resources` of a command that starts engines alone, as one that only evaluates does."""
-    asked = [engine_request(config, resources)]
-    if config.evaluate.judge.has_own_engines:
-        asked.append(judge_request(config, resources))
-    _check_room(config, asked, cluster, nodes)
-
-
-def _check_room(
-    config: Config,
-    asked: Sequence[Request],
-    cluster: Mapping[str, float],
-    nodes: Sequence[Node] | None,
-) -> None:
+    asked = requests(config, resources)
+    if engines_alone:
+        asked = [request for request in asked if request.kind in ("engine", "judge")]
+    else:
+        _check_attention(config, resources)
     if config.ray.autoscaling:
         return
     keys = {request.phase: request.key for request in asked}

@@ -21,6 +21,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from mipo_ray.ray_cluster.nodes import autoscaling, placed_actors
 from mipo_ray.ray_cluster.resources import Request
 from mipo_ray.ray_cluster.waiting import Autoscaling, NoAnswerError, Wait, WaitTimeoutError
+from mipo_ray.stop_signals import thread_beside
 
 LOOK_SECONDS = 5.0
 TRAINING_WORKER = "RayTrainWorker"
@@ -68,10 +69,9 @@ class WorkerWatch:
 @contextlib.contextmanager
 def watch_workers(request: Request, limit_minutes: float, end: Callable[[], None]) -> Iterator[WorkerWatch]:
     """Watches this job's training workers while the block runs; calls `end` when they waited too long."""
-    watch, stop = WorkerWatch(), threading.Event()
-    wait = Wait(request, limit_minutes)
+    watch, wait = WorkerWatch(), Wait(request, limit_minutes)
 
-    def follow() -> None:
+    def follow(stop: threading.Event) -> None:
         while not stop.wait(LOOK_SECONDS):
             if watch.failure is None:
                 try:
@@ -82,13 +82,8 @@ def watch_workers(request: Request, limit_minutes: float, end: Callable[[], None
                 with contextlib.suppress(ray.exceptions.RayError):
                     end()  # and again, should the training not have begun yet, or the head not answer
 
-    thread = threading.Thread(target=follow, name="watch-workers", daemon=True)
-    thread.start()
-    try:
+    with thread_beside(follow, "watch-workers"):
         yield watch
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _look(wait: Wait, placed_now: Callable[[], int]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mipo_ray.errors import UserError
+from mipo_ray.stop_signals import thread_beside
 from mipo_ray.storage.records import read_record, to_json
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 
@@ -45,22 +46,18 @@ def hold_lock(run: RunDirectory) -> Iterator[None]:
     """
     owner = Lock(host=_host(), pid=os.getpid(), process_start=_process_start(os.getpid()), heartbeat=time.time())
     _acquire(run, owner)
-    stop = threading.Event()
 
-    def beat() -> None:
+    def beat(stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
             # Storage that fails for a moment must not end the heartbeat; the next beat tries again.
             with contextlib.suppress(Exception):
                 if _holds_lock(run, owner):
                     run.write_text("lock.json", _content(owner))
 
-    thread = threading.Thread(target=beat, name="run-directory-heartbeat", daemon=True)
-    thread.start()
     try:
-        yield
+        with thread_beside(beat, "run-directory-heartbeat"):
+            yield
     finally:
-        stop.set()
-        thread.join()
         with contextlib.suppress(FileNotFoundError):
             if _holds_lock(run, owner):
                 run.filesystem.rm_file(run.path("lock.json"))

@@ -1,4 +1,8 @@
-"""How a round's pairs reach its training workers: from their files, in training order, shared out step by step."""
+"""How a round's pairs reach its training workers: from their files, in training order, shared out step by step.
+
+A step holds the same pairs however many workers share it, and its gradient, which is normalised by the pairs of all
+workers, is the same.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,6 @@ from mipo_ray.errors import UserError
 from mipo_ray.pairs.label_control import shuffle_labels
 from mipo_ray.pairs.schema import kept_pairs, missing_columns, pair_columns
 from mipo_ray.ray_cluster.blocks import map_blocks, ordered_context
-from mipo_ray.training.batching import deal
 from mipo_ray.training.layout import Pair, laid_out_tokens, read_lengths, read_pairs
 
 
@@ -85,6 +88,20 @@ def share_out(step: pa.Table, *, train: TrainConfig, workers: int) -> pa.Table:
     for indices in deal(sizes, workers):
         parts += [step.take(pa.array(indices, pa.int64())), filler.slice(0, rows - len(indices))]
     return pa.concat_tables(parts).combine_chunks()
+
+
+def deal(sizes: Sequence[int], workers: int) -> list[list[int]]:
+    """Which pairs of a step each worker gets: indices into `sizes` (tokens), largest first.
+
+    Each worker gets len(sizes) / workers pairs, rounded up or down. They are dealt in decreasing order, there and back
+    again (0, 1, 2, 2, 1, 0, ...), so that the sums of tokens are close.
+    """
+    order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
+    shares: list[list[int]] = [[] for _ in range(workers)]
+    for position, index in enumerate(order):
+        lap, place = divmod(position, workers)
+        shares[place if lap % 2 == 0 else workers - 1 - place].append(index)
+    return shares
 
 
 def _in_shares(pairs: ray.data.Dataset, train: TrainConfig, workers: int) -> ray.data.Dataset:

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from mipo_ray.config.train import TrainConfig
-from mipo_ray.training.batching import in_groups, micro_batches
-from mipo_ray.training.layout import Pair, TokenBatch, Tree, lay_out, token_count
+from mipo_ray.config.train import Layout, TrainConfig
+from mipo_ray.training.layout import Pair, TokenBatch, Tree, TreeLengths, laid_out_tokens, lay_out, token_count
 from mipo_ray.training.loss import PairLogprobs, pair_losses, ranked_correctly, rewards
 from mipo_ray.training.reference import Reference
 
@@ -46,6 +45,41 @@ def plan_micro_batches(pairs: Sequence[Pair], train: TrainConfig, device: torch.
         trees = [tree for pair in group for tree in pair.trees]
         planned.append(MicroBatch(group, lay_out(trees or [_PLACEHOLDER], train.layout).to(device)))
     return planned
+
+
+def micro_batches(pairs: Sequence[Pair], *, layout: Layout, most_tokens: int) -> list[list[Pair]]:
+    """A worker's pairs of one step in groups of at most `most_tokens` laid-out tokens, padding included.
+
+    Pairs of like length are put together. One larger than `most_tokens` is a group of its own.
+    """
+    by_length = sorted(pairs, key=lambda pair: laid_out_tokens(pair.lengths, layout))
+    groups: list[list[Pair]] = []
+    lengths: list[TreeLengths] = []  # of the trees in the last group
+    for pair in by_length:
+        own = pair.lengths
+        if groups and laid_out_tokens(lengths + own, layout) <= most_tokens:
+            groups[-1].append(pair)
+            lengths += own
+        else:
+            groups.append([pair])
+            lengths = own
+    return groups
+
+
+def in_groups(groups: list[list[Pair]], count: int) -> list[list[Pair]]:
+    """The same pairs in `count` groups, at least as many as there are: the largest are halved, then empty ones follow.
+
+    Workers take part in the same collective operations, so that each must run equally many micro-batches.
+    """
+    groups = list(groups)
+    while len(groups) < count:
+        largest = max(range(len(groups)), key=lambda index: len(groups[index]), default=None)
+        if largest is None or len(groups[largest]) < 2:
+            groups.append([])
+            continue
+        middle = len(groups[largest]) // 2
+        groups[largest : largest + 1] = [groups[largest][:middle], groups[largest][middle:]]
+    return groups
 
 
 def optimizer_step(

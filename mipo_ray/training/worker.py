@@ -20,7 +20,7 @@ import torch
 from torch import distributed
 
 from mipo_ray.config.schema import Config
-from mipo_ray.config.train import TrainConfig
+from mipo_ray.config.train import CHECKPOINT_MINUTES, TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.pairs.schema import as_version_2, kept_pairs, missing_columns, pair_columns
 from mipo_ray.storage.manifests import TrainSummary
@@ -71,7 +71,7 @@ def train_round(
     that is there, or else makes one of this process alone.
 
     With `checkpoints`, training goes on after the newest one, with the pairs of the steps that were not done, and
-    publishes new ones as `train.checkpoint_steps` and `train.checkpoint_minutes` say.
+    publishes new ones as `train.checkpoint_steps` says.
 
     Raises TrainingDiverged for a loss or gradient norm that is not finite, before such a policy is written, and
     ValueError when an epoch holds another number of steps or pairs than was said.
@@ -154,10 +154,10 @@ def _checkpoint_clock(train: TrainConfig) -> Callable[[int], bool]:
 
     def is_due(steps: int) -> bool:
         nonlocal saved_at
-        by_steps = train.checkpoint_steps is not None and steps % train.checkpoint_steps == 0
-        minutes = (time.monotonic() - saved_at) / 60
-        by_time = train.checkpoint_minutes is not None and minutes >= train.checkpoint_minutes
-        answer = [by_steps or by_time]
+        if train.checkpoint_steps is not None:
+            answer = [steps % train.checkpoint_steps == 0]
+        else:
+            answer = [time.monotonic() - saved_at >= 60 * CHECKPOINT_MINUTES]
         distributed.broadcast_object_list(answer, src=0)
         if answer[0]:
             saved_at = time.monotonic()

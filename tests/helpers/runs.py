@@ -44,7 +44,6 @@ def arguments(run_dir: Path | str, model: Path, prompts: Path, *overrides: str) 
         f"prompts.path={prompts}/train.jsonl",
         f"evaluate.prompts.path={prompts}/held_out.jsonl",
         "evaluate.other_prompts=2",
-        "evaluate.bootstrap_samples=200",
         "generation.sampling.max_tokens=16",
         "generation.sampling.temperature=1.0",
         "conditioning.block_size=8",

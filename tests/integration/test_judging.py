@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from mipo_ray import run
+from mipo_ray.conditioning.needs import check_held_out
 from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
@@ -59,9 +60,9 @@ def with_judge(golden_run: GoldenRun, run_dir: Path, endpoint: FakeJudgeEndpoint
 def judge(config: Config) -> dict[str, Any]:
     """Judges round 0; returns its entries of evaluation.json."""
     directory = RunDirectory(config.run_dir)
-    resources = resolve(config, {"CPU": 6.0})
+    resources, held_out = resolve(config, {"CPU": 6.0}), check_held_out(config)
     with monitoring.recording(directory) as events:
-        judge_policy(Session(config, directory, resources, events), Round(0))
+        judge_policy(Session(config, directory, resources, events), Round(0), held_out)
     return judge_results(directory)
 
 
@@ -212,7 +213,7 @@ def test_a_judge_that_moves_into_the_engines_of_the_run_goes_on(
         assert run.main([*options, "evaluate.judge.max_model_len=512"]) == 2
     said = capsys.readouterr()
     assert "Traceback" not in said.err
-    assert f"round 0  pairwise by {tiny_model}" in said.out
+    assert f"round 0  pairwise by {tiny_model}" in said.err
     assert f"of {2 * PAIRS} judgements name no verdict that can be read" in said.err
     rows = read_directory(run_dir / "rounds/000/judge/pairwise")
     assert len({row["judgement_id"] for row in rows}) == len(rows) == 2 * PAIRS

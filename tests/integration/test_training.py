@@ -552,18 +552,17 @@ def test_raw_deepspeed_keys_are_merged_over_the_generated_ones():
 
 
 @pytest.mark.parametrize(
-    ("train", "saved_after"),
-    [
-        ({"checkpoint_minutes": 1e-9, "checkpoint_steps": None}, [1, 2, 3, 4, 5]),
-        ({"checkpoint_minutes": 60, "checkpoint_steps": None}, []),
-        ({"checkpoint_minutes": None, "checkpoint_steps": 2}, [2, 4]),
-    ],
+    ("minutes", "steps", "saved_after"),
+    [(1e-9, None, [1, 2, 3, 4, 5]), (60, None, []), (1e-9, 2, [2, 4])],
     ids=["every moment", "every hour", "by steps"],
 )
-def test_checkpoints_come_by_minutes_and_by_steps_and_never_after_the_last(model_dir, tmp_path, train, saved_after):
+def test_checkpoints_come_by_minutes_or_by_steps_and_never_after_the_last(
+    model_dir, tmp_path, monkeypatch, minutes, steps, saved_after
+):
+    monkeypatch.setattr(worker, "CHECKPOINT_MINUTES", minutes)
     saved: list[int] = []
     checkpoints = Checkpoints(publish=lambda directory, steps: saved.append(steps), latest=contextlib.nullcontext)
-    train_here(model_dir, tmp_path / "policy", pairs_with(rejected=1), checkpoints=checkpoints, **train)
+    train_here(model_dir, tmp_path / "policy", pairs_with(rejected=1), checkpoints=checkpoints, checkpoint_steps=steps)
     assert saved == saved_after
 
 

@@ -19,10 +19,10 @@ from torch import distributed
 
 from mipo_ray.config.train import Objective, TrainConfig
 from mipo_ray.storage.manifests import TrainSummary
-from mipo_ray.training.batching import deal
 from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints, Progress, load_checkpoint, save_checkpoint
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_engine, quiet_libraries
 from mipo_ray.training.layout import Pair
+from mipo_ray.training.shares import deal
 from mipo_ray.training.step import optimizer_step
 from mipo_ray.training.worker import WorkerSettings, train_round
 from tests.helpers.tiny_training import ragged_pairs, read_all, save_tied_llama

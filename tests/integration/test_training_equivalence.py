@@ -17,10 +17,10 @@ from torch import Tensor
 
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.training.attention import use_attention
-from mipo_ray.training.batching import micro_batches
 from mipo_ray.training.layout import lay_out
 from mipo_ray.training.logprobs import response_logprobs
 from mipo_ray.training.loss import PairLogprobs, pair_losses
+from mipo_ray.training.step import micro_batches
 from tests.helpers.tiny_families import VOCABULARY, assert_gradients_agree, tiny_model
 from tests.helpers.tiny_training import ragged_pairs, read_all
 from tests.helpers.trl_trainer import trl_dpo_trainer

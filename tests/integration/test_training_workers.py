@@ -18,8 +18,9 @@ from torch import distributed
 
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.storage.manifests import TrainSummary
-from mipo_ray.training.batching import deal, micro_batches
 from mipo_ray.training.layout import Pair, token_count
+from mipo_ray.training.shares import deal
+from mipo_ray.training.step import micro_batches
 from mipo_ray.training.worker import WorkerSettings, train_round
 from tests.helpers.tiny_training import VOCABULARY, ragged_pairs, read_all, save_tied_llama
 

@@ -65,7 +65,6 @@ def write_recipe(directory: Path, model: Path) -> Path:
             "prompts": {"path": str(directory / "held_out.jsonl")},
             "samples_per_prompt": 1,
             "other_prompts": 1,
-            "bootstrap_samples": 200,
             "tasks": {TASK: {"path": str(directory / "questions.jsonl")}},
         },
         "arms": ARMS,

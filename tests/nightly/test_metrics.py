@@ -175,7 +175,6 @@ def watched(
         "evaluate": {
             "prompts": {"path": str(directory / "held_out.jsonl")},
             "other_prompts": 2,
-            "bootstrap_samples": 200,
         },
         "trackers": ["tensorboard"],
     }

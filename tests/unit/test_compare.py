@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from mipo_ray.compare import main
+from mipo_ray.comparison import arms
 from mipo_ray.comparison.arms import common_pairs, kept_pairs
 from mipo_ray.comparison.definition import BASE, Comparison, describe_arm, load_comparison
 from mipo_ray.comparison.findings import control_sentences, findings, measures_of
@@ -32,9 +34,13 @@ from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows, measure
 from mipo_ray.evaluation.held_out.rows import measured_rows
 from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA
+from mipo_ray.monitoring.events import NO_EVENTS, Events
 from mipo_ray.pairs.label_control import has_swapped_labels, shuffle_labels
 from mipo_ray.pairs.schema import as_version_2
+from mipo_ray.planning.plan import Plan, check_inputs, make_plan
+from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.report import run_report
+from mipo_ray.session import Session
 from mipo_ray.storage import rounds
 from mipo_ray.storage.entries import Entry, Evaluated
 from mipo_ray.storage.rounds import Round
@@ -700,3 +706,76 @@ def test_a_finished_comparison_starts_nothing(runnable, capsys, monkeypatch):
     assert reported == []
     assert main([str(runnable), "arms.sft.train.beta=0.2"]) == 2
     assert "sft, seed 0: " in capsys.readouterr().err
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The run directories of arms for which event writers and trackers start; stages are done by writing manifests."""
+    opened: list[str] = []
+
+    @contextmanager
+    def session_of(plan: Plan) -> Iterator[Session]:
+        opened.append(plan.run.url)
+        yield Session(plan.config, plan.run, plan.resources, Events(object()))
+
+    def do(session: Session, *names: str) -> None:
+        for stage in (session.stage(Round(0), name) for name in names):
+            if stage.read_manifest() is None:
+                assert session.events is not NO_EVENTS
+                stage.run.commit(stage.directory, session.config, {"pairs": []}, files=[])
+
+    def measure_round(plan: Plan, session: Session, round: Round) -> None:
+        if round.is_base and plan.run.read_manifest("base/evaluate") is None:
+            assert session.events is not NO_EVENTS
+            plan.run.commit("base/evaluate", plan.config, {}, files=[])
+        if not round.is_base:
+            do(session, "evaluate")
+
+    def condition_prompts(session: Session, round: Round, prompts: Any) -> None:
+        assert session.events is NO_EVENTS
+
+    monkeypatch.setattr(arms, "session_of", session_of)
+    monkeypatch.setattr(arms, "condition_prompts", condition_prompts)
+    monkeypatch.setattr(arms, "generate", lambda session, round, prompts: do(session, "generate"))
+    monkeypatch.setattr(arms, "train", lambda session, round, only: do(session, "train"))
+    monkeypatch.setattr(arms, "measure_round", measure_round)
+    monkeypatch.setattr(arms, "common_pairs", lambda comparison, seed, round: frozenset("a"))
+    monkeypatch.setattr(arms, "check_model_is_trainable", lambda config: None)
+    monkeypatch.setattr(arms, "_check_trained_on", lambda run, round, only: None)
+    return opened
+
+
+def run_all_arms(recipe: Path) -> Comparison:
+    comparison = load_comparison(recipe)
+    inputs = {
+        (arm, seed): check_inputs(comparison.config(arm, seed), comparison.run(arm, seed))
+        for arm, seed in [(BASE, 0), *comparison.runs()]
+    }
+    plans = {key: make_plan(found, [Node({"CPU": 8.0})]) for key, found in inputs.items()}
+    arms.run_arms(comparison, plans, lambda: None)
+    return comparison
+
+
+def test_arms_that_only_condition_or_are_finished_open_no_event_writer(runnable: Path, opened: list[str]) -> None:
+    comparison = run_all_arms(runnable)
+    own_pairs = [arm for arm in ARMS if comparison.same_pairs(arm) == arm]
+    assert 1 < len(own_pairs) < len(ARMS)
+    expected = [BASE, *own_pairs, *ARMS]  # measured; generated; trained and measured
+    assert opened == [comparison.run(arm, 0).url for arm in expected]
+
+    opened.clear()
+    run_all_arms(runnable)
+    assert opened == []
+
+    # What one arm lacks is done with a writer of its own.
+    comparison.run("sft", 0).remove("rounds/000/evaluate")
+    run_all_arms(runnable)
+    assert opened == [comparison.run("sft", 0).url]
+
+
+def test_an_arm_whose_pairs_are_missing_opens_a_writer_for_them_alone(runnable: Path, opened: list[str]) -> None:
+    comparison = run_all_arms(runnable)
+    opened.clear()
+    comparison.run("random_context", 0).remove("rounds/000/generate")
+    run_all_arms(runnable)
+    assert opened == [comparison.run("random_context", 0).url]

@@ -10,13 +10,14 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mipo_ray.stop_signals import stop_signals
+from mipo_ray.stop_signals import stop_signals, thread_beside
 from tests.helpers.tiny_model import make_tiny_model
 
 STOPS = [signal.SIGINT, signal.SIGTERM]
@@ -107,3 +108,19 @@ def test_a_signal_that_the_process_was_told_to_ignore_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_thread_beside_a_block_ends_with_it(fails: bool) -> None:
+    seen = []
+
+    def work(stop: threading.Event) -> None:
+        seen.append(threading.current_thread().name)
+        stop.wait(60)
+        seen.append("ended")
+
+    with contextlib.suppress(ValueError), thread_beside(work, "watch"):
+        if fails:
+            raise ValueError
+    assert seen == ["watch", "ended"]
+    assert "watch" not in {thread.name for thread in threading.enumerate()}

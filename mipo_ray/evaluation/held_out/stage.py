@@ -34,9 +34,8 @@ from mipo_ray.evaluation.held_out.matrix import (
     render_matrix,
 )
 from mipo_ray.evaluation.held_out.scorer import SCORING_COLUMNS, Scorer, ScorerSettings
-from mipo_ray.generation.pipeline import policy_engines, sample_responses
 from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
-from mipo_ray.generation.sampler import DEFAULT_SAMPLING, REQUESTS
+from mipo_ray.generation.sampler import DEFAULT_SAMPLING, REQUESTS, policy_engines, sample_responses
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import TOKEN_IDS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import ray.data
@@ -14,11 +14,12 @@ from mipo_ray.evaluation.judge.prompts import judge_prompt
 from mipo_ray.evaluation.judge.rows import definition, judgement_rows
 from mipo_ray.generation.rendering import fits, load_tokenizer, render_prompts
 from mipo_ray.generation.sampler import REQUESTS
+from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Stage
 from mipo_ray.storage.manifests import JudgeDefinition
-from mipo_ray.storage.records import read_record, to_json
+from mipo_ray.storage.records import optional, read_record, to_json
 from mipo_ray.storage.run_directory import RunDirectory
 
 NOTED = "requests.json"
@@ -33,14 +34,17 @@ class Noted:
     """How many the requests ask for."""
     own_engines: bool | None = None
     """Whether they were written for engines of the run, and not for an endpoint; None: for neither yet."""
+    held_out: list[str] | None = optional()
+    """Hashes of the held-out files whose references stand in the requests; pointwise alone."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One protocol over one policy: its stage, and what decides about its judgements."""
+    """One protocol over one policy: its stage, the checked held-out prompts, and what decides about its judgements."""
 
     stage: Stage
     protocol: Protocol
+    held_out: PromptSummary
 
     @property
     def judge(self) -> JudgeConfig:
@@ -50,15 +54,21 @@ class Judged:
     def definition(self) -> JudgeDefinition:
         return definition(self.stage.config, self.stage.run, self.stage.round, self.protocol)
 
+    @property
+    def asked_by(self) -> Noted:
+        """What decides about the requests: the references too, so that those of an edited file are asked for anew."""
+        hashes = list(self.held_out.file_hashes) if self.protocol == "pointwise" else None
+        return Noted(self.definition, 0, self.judge.has_own_engines, hashes)
+
 
 def write_requests(judged: Judged) -> int:
     """Writes requests/, what the judge is to be asked, once; returns how many judgements there are to be."""
-    stage, judge, facts = judged.stage, judged.judge, judged.definition
+    stage, judge, asked_by = judged.stage, judged.judge, judged.asked_by
     config, run = stage.config, stage.run
-    stored = stored_requests(run, stage.directory, facts, own_engines=judge.has_own_engines)
+    stored = stored_requests(run, stage.directory, asked_by)
     if stored is not None:
         return stored
-    table = judgement_rows(config, run, stage.round, judge_prompt(judge, judged.protocol))
+    table = judgement_rows(config, run, stage.round, judge_prompt(judge, judged.protocol), judged.held_out)
     with ordered_context():
         rows: ray.data.Dataset = ray.data.from_arrow(table)
         if judge.has_own_engines:
@@ -66,11 +76,11 @@ def write_requests(judged: Judged) -> int:
         named(rows, f"{stage.directory.replace('/', '_')}_requests").write_parquet(
             stage.path("requests"), filesystem=run.arrow_filesystem()
         )
-    note_requests(run, stage.directory, facts, judgements=table.num_rows, own_engines=judge.has_own_engines)
+    note_requests(run, stage.directory, replace(asked_by, judgements=table.num_rows))
     return table.num_rows
 
 
-def stored_requests(run: RunDirectory, stage: str, facts: JudgeDefinition, *, own_engines: bool) -> int | None:
+def stored_requests(run: RunDirectory, stage: str, asked_by: Noted) -> int | None:
     """How many judgements the stored requests ask for; None where they are to be written.
 
     Requests and judgements of another definition, of a stage that was never finished, are removed. Those of a judge
@@ -79,22 +89,20 @@ def stored_requests(run: RunDirectory, stage: str, facts: JudgeDefinition, *, ow
     name = f"{stage}/{NOTED}"
     text = run.read_text(name)
     before = None if text is None else read_record(Noted, text, run.path(name))
-    if before is None or before.definition != facts:
+    if before is None or (before.definition, before.held_out) != (asked_by.definition, asked_by.held_out):
         run.remove(stage)
         return None
-    if before.own_engines is own_engines:
+    if before.own_engines is asked_by.own_engines:
         return before.judgements
     # First that they are no longer whole: a kill may come before they are written again.
-    note_requests(run, stage, facts, judgements=before.judgements, own_engines=None)
+    note_requests(run, stage, replace(before, own_engines=None))
     run.remove(f"{stage}/requests")
     return None
 
 
-def note_requests(
-    run: RunDirectory, stage: str, facts: JudgeDefinition, *, judgements: int, own_engines: bool | None
-) -> None:
+def note_requests(run: RunDirectory, stage: str, noted: Noted) -> None:
     """Notes by which definition requests/ was written, and whether for engines of this run; None: for neither yet."""
-    run.write_text(f"{stage}/{NOTED}", json.dumps(to_json(Noted(facts, judgements, own_engines))))
+    run.write_text(f"{stage}/{NOTED}", json.dumps(to_json(noted)))
 
 
 def _add_requests(block: pa.Table, *, judge: JudgeConfig, seed: int) -> pa.Table:

@@ -5,7 +5,6 @@ Nothing here starts an engine.
 
 from __future__ import annotations
 
-from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -25,9 +24,9 @@ from mipo_ray.evaluation.judge.prompts import (
 )
 from mipo_ray.models.source import check_model
 from mipo_ray.pairs.filters import prompt_text
-from mipo_ray.prompts.files import find_files
+from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.public_sets import row_reader
-from mipo_ray.prompts.rows import PromptRow, normalize_row
+from mipo_ray.prompts.rows import PromptRow, checked_rows
 from mipo_ray.storage.manifests import EvaluateFacts, JudgeDefinition, JudgeFacts
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
@@ -113,12 +112,39 @@ def refuse_other_definition(config: Config, run: RunDirectory, round: Round, pro
         )
 
 
-def judgement_rows(config: Config, run: RunDirectory, round: Round, prompt: JudgePrompt) -> pa.Table:
+def refuse_other_references(config: Config, run: RunDirectory, held_out: PromptSummary) -> None:
+    """Raises UserError, naming file and prompt, where a policy was rated beside other references than those of the
+    checked held-out prompts: ratings beside different references are not compared."""
+    judge, prompts = config.evaluate.judge, config.evaluate.prompts
+    stages = [run.stage(round, "judge/pointwise") for round in base_and_rounds(range(config.rounds))]
+    rated = [stage for stage in stages if run.is_finished(stage)]
+    if not rated or not judge.is_on or "pointwise" not in judge.protocols:
+        return
+    rows = held_out_rows(prompts, held_out)
+    for stage in rated:
+        files = [run.path(stage, name) for name in run.list_parquet(stage)]
+        judgements = pyarrow.dataset.dataset(files, filesystem=run.arrow_filesystem(), format="parquet")
+        for judgement in judgements.to_table(columns=["prompt_id", "reference"]).to_pylist():
+            prompt_id, before = judgement["prompt_id"], judgement["reference"]
+            now = rows[prompt_id]["reference"] if prompt_id in rows else None
+            if now != before:
+                found = "no such prompt" if now is None else repr(now)
+                raise UserError(
+                    f"{prompts.path}, prompt {prompt_id!r}, field {prompts.reference_column!r}: expected the reference "
+                    f"that answers were rated beside ({before!r}), found {found}; the held-out file changed since: "
+                    f"bring it back, or remove {run.path(stage)} and the ratings of the other policies to rate again"
+                )
+
+
+def judgement_rows(
+    config: Config, run: RunDirectory, round: Round, prompt: JudgePrompt, held_out: PromptSummary
+) -> pa.Table:
     """One row per judgement: the columns of JUDGEMENT_SCHEMA that are known before the judge is asked.
 
-    Raises UserError when the held-out file is not the one whose prompts were answered, or lacks a reference.
+    `held_out` are the checked held-out prompts. Raises UserError when the held-out file is not what was checked, or
+    not the one whose prompts were answered.
     """
-    rows = held_out_rows(config.evaluate.prompts)
+    rows = held_out_rows(config.evaluate.prompts, held_out)
     answers = _answers(run, round)
     base = _answers(run, BASE) if prompt.protocol == "pairwise" else {}
     made: list[dict[str, Any]] = []
@@ -126,11 +152,6 @@ def judgement_rows(config: Config, run: RunDirectory, round: Round, prompt: Judg
         row = _row_of(rows, prompt_id, source, config.evaluate.prompts)
         common = {"prompt_id": prompt_id, "sample": sample}
         if prompt.protocol == "pointwise":
-            if not row["reference"]:
-                raise UserError(
-                    f"{config.evaluate.prompts.path}, prompt {prompt_id!r}, field "
-                    f"{config.evaluate.prompts.reference_column!r}: expected a reference answer, found none"
-                )
             text = pointwise_prompt(prompt, row, answer)
             shown = {"order": "", "answers": [answer], "reference": row["reference"], "prompt": text}
             made.append({"judgement_id": f"{prompt_id}/{sample}", **common, **shown})
@@ -143,12 +164,17 @@ def judgement_rows(config: Config, run: RunDirectory, round: Round, prompt: Judg
     return pa.Table.from_pylist(made, schema=pa.schema([JUDGEMENT_SCHEMA.field(name) for name in _ASKED]))
 
 
-def held_out_rows(prompts: PromptsConfig) -> dict[str, PromptRow]:
-    """The held-out prompt rows by id, read from their files; a held-out set is small."""
+def held_out_rows(prompts: PromptsConfig, held_out: PromptSummary) -> dict[str, PromptRow]:
+    """The checked held-out prompt rows by id, read from their files; a held-out set is small.
+
+    Raises UserError, naming the file, where one is not what was checked.
+    """
     read_rows = row_reader(prompts, "evaluate.prompts")
-    sources = chain.from_iterable(map(read_rows, find_files(prompts.path, "evaluate.prompts.path")))
-    rows = (normalize_row(source, prompts) for source in islice(sources, prompts.limit))
-    return {row["prompt_id"]: row for row in rows}
+    return {
+        row["prompt_id"]: row
+        for file in held_out.files_to_read(prompts)
+        for row in checked_rows(file, read_rows(file.source), prompts)
+    }
 
 
 def _row_of(rows: dict[str, PromptRow], prompt_id: str, source: str, prompts: PromptsConfig) -> PromptRow:

@@ -20,6 +20,8 @@ from mipo_ray.evaluation.significance import mean_entry
 from mipo_ray.measures import JUDGED
 from mipo_ray.storage.entries import Entries, Entry
 
+# Share of a protocol's judgements: figures of what is left would be those of the answers that the judge could follow.
+MOST_UNREADABLE = 0.5
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 300
 
@@ -109,25 +111,21 @@ def pointwise_metrics(
     return {"rating": rating, "unreadable": unreadable}
 
 
-def check_readable(
-    judgements: Sequence[Judgement], texts: Sequence[str], most: float, what: str, directory: str
-) -> None:
-    """Raises UserError, with examples of what the judge said, when more than the share `most` cannot be read.
+def check_readable(judgements: Sequence[Judgement], texts: Sequence[str], what: str, directory: str) -> None:
+    """Raises UserError, with examples of what the judge said, when more than MOST_UNREADABLE of it cannot be read.
 
-    Also where nothing at all can be read, whatever is allowed. `texts` are the judge's, `what` says who judged, and
-    `directory` where the judgements are kept.
+    `texts` are the judge's, `what` says who judged, and `directory` where the judgements are kept.
     """
     unread = [index for index, judgement in enumerate(judgements) if judgement.parsed is None]
-    if len(unread) < len(judgements) and len(unread) <= most * len(judgements):
+    if len(unread) <= MOST_UNREADABLE * len(judgements):
         return
     examples = "\n".join(
         f"  prompt {judgements[index].prompt_id!r}: {_shortened(texts[index])}" for index in unread[:EXAMPLES]
     )
-    allowed = f", more than evaluate.judge.max_unreadable_share ({most:g}) allows" if most < 1 else ""
     raise UserError(
-        f"{what}: {len(unread)} of {len(judgements)} judgements name no verdict that can be read{allowed}. The judge "
-        "must end with a line such as 'Verdict: A' or 'Rating: 4'; a larger judge or more evaluate.judge.max_tokens "
-        f"may help. To ask it again, remove {directory}. It said:\n{examples}"
+        f"{what}: {len(unread)} of {len(judgements)} judgements name no verdict that can be read, more than "
+        f"{MOST_UNREADABLE:.0%}. The judge must end with a line such as 'Verdict: A' or 'Rating: 4'; a larger judge or "
+        f"more evaluate.judge.max_tokens may help. To ask it again, remove {directory}. It said:\n{examples}"
     )
 
 

@@ -15,11 +15,11 @@ import pyarrow.dataset
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
-from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.judge import JudgeConfig, Protocol
 from mipo_ray.config.schema import Config
+from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
 from mipo_ray.evaluation.judge.requests import Judged, write_requests
 from mipo_ray.evaluation.judge.rows import (
@@ -35,12 +35,12 @@ from mipo_ray.evaluation.judge.scores import (
     pointwise_metrics,
 )
 from mipo_ray.evaluation.judge.verdicts import pairwise_verdict, pointwise_rating
-from mipo_ray.generation.pipeline import Engines, sample_responses
-from mipo_ray.generation.sampler import DEFAULT_SAMPLING
+from mipo_ray.generation.sampler import DEFAULT_SAMPLING, Engines, sample_responses
 from mipo_ray.generation.vllm_arguments import EngineSettings
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
-from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.prompts.check import PromptSummary
+from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_resources
 from mipo_ray.session import Session
 from mipo_ray.storage.entries import Entries, Evaluated
@@ -59,16 +59,17 @@ def reach_judge(judge: JudgeConfig) -> None:
         check_endpoint(judge)
 
 
-def judge_policy(session: Session, round: Round) -> None:
+def judge_policy(session: Session, round: Round, held_out: PromptSummary) -> None:
     """Judges the held-out answers of a policy by every configured protocol that it has not been judged by.
 
-    The base is rated but not compared with itself. The policy must have been evaluated, and the base judged before.
+    `held_out` are the checked held-out prompts. The base is rated but not compared with itself. The policy must have
+    been evaluated, and the base judged before.
     Raises UserError for a judge that cannot be read, cannot be reached, or is not the one that finished work was judged
     by.
     """
     for protocol in judged_protocols(session.config.evaluate.judge, round):
         refuse_other_definition(session.config, session.run, round, protocol)
-        judged = Judged(session.stage(round, f"judge/{protocol}"), protocol)
+        judged = Judged(session.stage(round, f"judge/{protocol}"), protocol, held_out)
         if judged.stage.finished_before(JudgeFacts) is None:
             with judged.stage.reported() as report:
                 facts = _judge(judged)
@@ -96,7 +97,7 @@ def _judge(judged: Judged) -> JudgeFacts:
         )
     judgements = [as_judgement(row) for row in rows]
     texts = [row["judgement"] for row in rows]
-    check_readable(judgements, texts, judge.max_unreadable_share, f"{label} by {judge.name}", stage.path())
+    check_readable(judgements, texts, f"{label} by {judge.name}", stage.path())
     metrics = _metrics(judged, judgements)
     evaluation = Evaluated(
         kind="judge",
@@ -120,7 +121,7 @@ def _judge(judged: Judged) -> JudgeFacts:
 
 def _metrics(judged: Judged, judgements: list[Judgement]) -> Entries:
     stage, config = judged.stage, judged.stage.config
-    bootstrap: dict[str, int] = {"samples": config.evaluate.bootstrap_samples, "seed": config.seed}
+    bootstrap: dict[str, int] = {"samples": BOOTSTRAP_SAMPLES, "seed": config.seed}
     if judged.protocol == "pairwise":
         return pairwise_metrics(judgements, **bootstrap)
     base = None
@@ -133,13 +134,7 @@ def _ask(judged: Judged) -> None:
     """Asks the judge for what has no judgement yet, and writes what it said beside what was read from it."""
     stage, judge = judged.stage, judged.judge
     filesystem = stage.run.arrow_filesystem()
-    with ordered_context() as context:
-        context.checkpoint_config = CheckpointConfig(
-            id_column="judgement_id",
-            checkpoint_path=stage.path("checkpoint"),
-            delete_checkpoint_on_success=False,
-            override_filesystem=filesystem,
-        )
+    with resumed_context(stage.path(), filesystem, id_column="judgement_id"):
         rows = ray.data.read_parquet(stage.path("requests"), filesystem=filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
         if judge.has_own_engines:

@@ -16,17 +16,17 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 import ray.data
-from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.schema import Config
+from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.significance import Measured, mean_entry, share_entry
 from mipo_ray.evaluation.tasks.task import Task, extract, verdict
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_window
 from mipo_ray.evaluation.tasks.task_requests import request_files
-from mipo_ray.generation.pipeline import Engines, policy_engines, sample_responses
+from mipo_ray.generation.sampler import Engines, policy_engines, sample_responses
 from mipo_ray.measures import TASKS
 from mipo_ray.monitoring.progress import progress
-from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.entries import Entries, Evaluated
@@ -96,7 +96,7 @@ def _measured(stage: Stage, task: CheckedTask, sampled: str) -> TaskFacts:
     stage.run.remove(own.directory)
     examples = _write_examples(task, stage.run, sampled, f"{own.directory}/examples")
     base = None if round.is_base else read_examples(stage.run, BASE, task.name)
-    metrics = measure_examples(task.task, examples, base, samples=config.evaluate.bootstrap_samples, seed=config.seed)
+    metrics = measure_examples(task.task, examples, base, samples=BOOTSTRAP_SAMPLES, seed=config.seed)
     definition = task.definition
     evaluation = Evaluated(
         kind=definition.kind,
@@ -161,13 +161,7 @@ def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
     filesystem = run.arrow_filesystem()
     total = sum(task.items for task in tasks)
     sampling = {task.name: task.sampling for task in tasks if task.sampling is not None}
-    with ordered_context() as context:
-        context.checkpoint_config = CheckpointConfig(
-            id_column="key",
-            checkpoint_path=run.path(directory, "checkpoint"),
-            delete_checkpoint_on_success=False,
-            override_filesystem=filesystem,
-        )
+    with resumed_context(run.path(directory), filesystem, id_column="key"):
         files = [file for task in tasks for file in request_files(run, task.name)]
         rows = ray.data.read_parquet(files, filesystem=filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)

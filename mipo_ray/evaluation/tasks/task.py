@@ -19,7 +19,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from mipo_ray.config.base import PositiveInt, Section
+from mipo_ray.config.base import Section
+from mipo_ray.config.field_types import PositiveInt
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.prompts import Exemplars, PromptsConfig
 from mipo_ray.errors import UserError

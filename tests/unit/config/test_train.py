@@ -92,7 +92,7 @@ def test_a_contradiction_names_what_was_expected_and_found(overrides: list[str],
         ["train.attention=flex_attention", "train.layout=shared"],
         ["train.offload_parameters=true", "train.offload_optimizer=true", "train.zero_stage=3"],
         ["train.offload_optimizer=true", "train.zero_stage=1"],
-        ["train.checkpoint_steps=null", "train.checkpoint_minutes=null"],
+        ["train.checkpoint_steps=null"],
         # A step's pairs are shared out as they come.
         ["train.batch_size=5", "train.num_workers=3"],
         ["train.batch_size=1", "train.num_workers=8"],

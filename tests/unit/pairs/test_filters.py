@@ -12,7 +12,7 @@ import pytest
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.pairs.filters import drop_reason, prompt_text, repetition
 
-OFF = FiltersConfig(identical=False)
+OFF = FiltersConfig()
 COPY = "tell me how to make tea"
 
 
@@ -46,7 +46,6 @@ LOOP = "so it is so it is so it is so it is"  # 7 of its 10 3-grams repeat one o
 @pytest.mark.parametrize(
     ("candidate", "setting", "expected"),
     [
-        (pair("the same ", " the same"), {"identical": True}, "identical"),
         (pair("It is 4.", "The answer is 4.0"), {"equal_answers": "number"}, "equal_answers"),
         (pair("The answer is B.", "I choose option B."), {"equal_answers": "choice"}, "equal_answers"),
         (pair("yes", "no", chosen_finish_reason="length"), {"truncated": True}, "truncated"),
@@ -70,7 +69,6 @@ def test_each_filter_drops_when_it_is_on_and_only_then(
 @pytest.mark.parametrize(
     ("candidate", "setting"),
     [
-        (pair("one", "other"), {"identical": True}),
         (pair("It is 4.", "It is -4."), {"equal_answers": "number"}),
         (pair("no idea", "no idea at all"), {"equal_answers": "number"}),  # none and none are not the same answer
         (pair("yes", "no"), {"truncated": True}),
@@ -88,6 +86,11 @@ def test_each_filter_keeps_what_lies_within_its_bound(candidate: dict[str, Any],
 
 def test_empty_responses_are_dropped_whatever_is_off() -> None:
     assert reason(pair(" \n", "no"), OFF) == reason(pair("yes", "no", ""), OFF) == "empty"
+
+
+def test_pairs_of_equal_texts_are_dropped_whatever_is_off() -> None:
+    assert reason(pair("the same ", " the same"), OFF) == reason(pair("yes", "no", "yes"), OFF) == "identical"
+    assert reason(pair("the same", "The same"), OFF) == ""
 
 
 def test_one_of_several_rejected_responses_decides_over_the_pair() -> None:

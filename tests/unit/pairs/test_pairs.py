@@ -97,9 +97,7 @@ def block_of(rows: list[dict[str, Any]], scores: list[list[dict[str, Any]]] | No
 
 
 def assemble(block: pa.Table, generation: GenerationConfig = ONE, **filters: Any) -> list[dict[str, Any]]:
-    pairs = assemble_pairs(
-        block, seed=0, round_index=2, generation=generation, filters=FiltersConfig(**{"identical": False, **filters})
-    )
+    pairs = assemble_pairs(block, seed=0, round_index=2, generation=generation, filters=FiltersConfig(**filters))
     schema = PAIR_SCHEMA if generation.rejected_per_pair == 1 else PAIR_SCHEMA_2
     assert pairs.schema.equals(schema, check_metadata=True)
     return pairs.to_pylist()
@@ -352,7 +350,7 @@ def test_pairs_that_another_filter_drops_are_not_scored() -> None:
         row("fine", [response("one", 1), response("two", 1)]),
     ]
     assert [len(items) for items in wanted(block_of(rows), min_pmi=5.0)] == [0, 1, 1]
-    assert [len(items) for items in wanted(block_of(rows), identical=False, truncated=True)] == [1, 0, 1]
+    assert [len(items) for items in wanted(block_of(rows), truncated=True)] == [0, 0, 1]
 
 
 def test_scored_pairs_have_a_pmi_that_the_filter_sees() -> None:

@@ -248,3 +248,17 @@ def test_each_phase_must_fit_on_the_nodes_that_its_labels_name() -> None:
         check("train.num_workers=3", "train.placement_strategy=STRICT_SPREAD")
     with pytest.raises(ResourceError, match=r"the 0 of 4 nodes that match the labels mipo\.io/role=nowhere have room"):
         check("train.label_selector={mipo.io/role: nowhere}")
+
+
+def test_a_command_of_engines_alone_asks_for_no_worker_and_no_scorer() -> None:
+    cluster = {"CPU": 4.0, "GPU": 1.0}
+
+    def check(*overrides: str) -> None:
+        config = load_config(overrides=list(overrides))
+        check_resources(config, resolve(config, cluster), cluster, engines_alone=True)
+
+    check("train.num_workers=99", "evaluate.scorers=99", "train.attention=flex_attention")
+    with pytest.raises(ResourceError, match=r"^generation needs 6 CPUs and the cluster has 4"):
+        check("generation.pool.min_size=5", "generation.pool.max_size=5")
+    with pytest.raises(ResourceError, match=r"^judging needs 2 GPUs and the cluster has 1"):
+        check("evaluate.judge.model=org/judge", "evaluate.judge.tensor_parallel_size=2")

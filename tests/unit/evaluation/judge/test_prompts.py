@@ -151,7 +151,6 @@ def test_a_template_that_is_not_there_is_named() -> None:
         ({"model": "m", "protocols": []}, "at least 1"),
         ({"model": "m", "protocols": ["pairwise", "pairwise"]}, "expected each one once"),
         ({"model": "m", "max_tokens": 4096}, "leaves no room for a prompt"),
-        ({"model": "m", "max_unreadable_share": 1.5}, "less than or equal to 1"),
         ({"model": "m", "api_key_variable": "sk-123"}, "match pattern"),
     ],
 )

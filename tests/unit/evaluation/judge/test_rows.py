@@ -6,6 +6,8 @@ python -m pytest tests/unit/evaluation/judge/test_rows.py
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mipo_ray.config.recipe import load_config
+from mipo_ray import evaluate
+from mipo_ray.conditioning.needs import check_held_out
+from mipo_ray.config.recipe import load_config, to_yaml
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judge.prompts import judge_prompt
+from mipo_ray.evaluation.judge.requests import Judged, note_requests, stored_requests
 from mipo_ray.evaluation.judge.rows import (
+    JUDGEMENT_SCHEMA,
     check_judge,
     definition,
     judged_protocols,
     judgement_rows,
     refuse_other_definition,
+    refuse_other_references,
 )
+from mipo_ray.monitoring.events import NO_EVENTS
+from mipo_ray.planning import plan
+from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.session import Session
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 from tests.helpers.stages import commit
@@ -53,6 +64,7 @@ def write_prompts(directory: Path, rows: list[dict[str, Any]]) -> None:
 
 def configured(directory: Path, *overrides: str) -> Config:
     paths = [f"run_dir={directory}/run", f"evaluate.prompts.path={directory}/held_out.jsonl", "rounds=1"]
+    paths += ["evaluate.other_prompts=1"]
     judge = ["evaluate.judge.model=org/judge", "evaluate.judge.endpoint=http://localhost:1/v1"]
     both = "evaluate.judge.protocols=[pairwise, pointwise]"
     return load_config(None, [*paths, *judge, both, *overrides])
@@ -77,7 +89,8 @@ def answer(run: RunDirectory, round: Round) -> None:
 
 def rows_of(config: Config, protocol: Any, round: Round = FIRST) -> list[dict[str, Any]]:
     prompt = judge_prompt(config.evaluate.judge, protocol)
-    return judgement_rows(config, RunDirectory(config.run_dir), round, prompt).to_pylist()
+    run, held_out = RunDirectory(config.run_dir), check_held_out(config)
+    return judgement_rows(config, run, round, prompt, held_out).to_pylist()
 
 
 def test_each_pair_is_judged_in_both_orders(config: Config) -> None:
@@ -129,11 +142,101 @@ def test_prompts_that_changed_are_refused(config: Config, tmp_path: Path, change
         rows_of(config, "pairwise")
 
 
-def test_a_row_without_a_reference_is_named(config: Config, tmp_path: Path) -> None:
+def test_a_row_without_a_reference_is_named_by_the_check(config: Config, tmp_path: Path) -> None:
     write_prompts(tmp_path, [PROMPTS[0], {**PROMPTS[1], "reference": None}, PROMPTS[2]])
-    with pytest.raises(UserError, match="prompt 'p1', field 'reference': expected a reference answer, found none"):
+    with pytest.raises(UserError, match=r"held_out\.jsonl, line 2, field 'reference': evaluate\.judge"):
         rows_of(config, "pointwise")
-    assert len(rows_of(config, "pairwise")) == 12
+    assert len(rows_of(configured(tmp_path, "evaluate.judge.protocols=[pairwise]"), "pairwise")) == 12
+
+
+@pytest.mark.parametrize("protocol", ["pairwise", "pointwise"])
+@pytest.mark.parametrize(
+    ("edited", "found"),
+    [
+        ([{**PROMPTS[0], "reference": "ref 9"}, *PROMPTS[1:]], "the 3 rows had content hash"),
+        ([{**PROMPTS[0], "context": "I am 9."}, *PROMPTS[1:]], "the 3 rows had content hash"),
+        ([PROMPTS[1], PROMPTS[0], PROMPTS[2]], "the 3 rows had content hash"),
+        (PROMPTS[:2], "had 3 rows when it was checked, found 2 now"),
+        ([*PROMPTS, {**PROMPTS[0], "prompt_id": "p9"}], "had 3 rows when it was checked, found 4 now"),
+    ],
+    ids=["reference", "context", "order", "fewer", "more"],
+)
+def test_a_file_that_is_edited_after_the_check_is_refused(
+    config: Config, tmp_path: Path, protocol: Any, edited: list[dict[str, Any]], found: str
+) -> None:
+    held_out, path = check_held_out(config), tmp_path / "held_out.jsonl"
+    before = path.stat()
+    write_prompts(tmp_path, edited)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    prompt = judge_prompt(config.evaluate.judge, protocol)
+    with pytest.raises(UserError, match=f"{path}: {found}"):
+        judgement_rows(config, RunDirectory(config.run_dir), FIRST, prompt, held_out)
+
+
+def rated(config: Config, round: Round) -> None:
+    """The answers of a policy as a pointwise judge rated them."""
+    run = RunDirectory(config.run_dir)
+    rows = [{**row, "judgement": "4", "parsed": "4"} for row in rows_of(config, "pointwise", round)]
+    stage = run.stage(round, "judge/pointwise")
+    os.makedirs(run.path(stage))
+    pq.write_table(pa.Table.from_pylist(rows, JUDGEMENT_SCHEMA), run.path(stage, "part.parquet"))
+    commit(run, stage, config, files=["part.parquet"], **vars(definition(config, run, round, "pointwise")))
+
+
+@pytest.mark.parametrize("round", [BASE, FIRST])
+def test_references_that_changed_since_answers_were_rated_are_refused(
+    config: Config, tmp_path: Path, round: Round
+) -> None:
+    run = RunDirectory(config.run_dir)
+    rated(config, round)
+    refuse_other_references(config, run, check_held_out(config))
+
+    write_prompts(tmp_path, [*PROMPTS[:2], {**PROMPTS[2], "reference": "another"}])
+    with pytest.raises(UserError) as error:
+        refuse_other_references(config, run, check_held_out(config))
+    assert f"{tmp_path}/held_out.jsonl, prompt 'p2', field 'reference'" in str(error.value)
+    assert "rated beside ('ref 2'), found 'another'" in str(error.value)
+    assert run.path(round.directory, "judge/pointwise") in str(error.value)
+    # Who compares answers with each other reads no reference.
+    pairwise = configured(tmp_path, "evaluate.judge.protocols=[pairwise]")
+    refuse_other_references(pairwise, run, check_held_out(pairwise))
+
+    # What no judge reads may change.
+    write_prompts(tmp_path, [{**prompt, "note": "new"} for prompt in PROMPTS])
+    refuse_other_references(config, run, check_held_out(config))
+
+
+def test_both_commands_refuse_them_before_ray_starts(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in (evaluate, plan):
+        monkeypatch.setattr(command, "check_model", lambda path: None)
+    run = RunDirectory(config.run_dir)
+    run.write_text("config.yaml", to_yaml(config))
+    rated(config, BASE)
+    checks = (plan.check_inputs, lambda config, run: evaluate.check_evaluation_inputs(config, run, [0]))
+    for check in checks:
+        check(config, run)
+    write_prompts(tmp_path, [{**PROMPTS[0], "reference": "another"}, *PROMPTS[1:]])
+    for check in checks:
+        with pytest.raises(UserError, match=r"held_out\.jsonl, prompt 'p0', field 'reference'"):
+            check(config, run)
+
+
+def test_requests_with_references_of_an_edited_file_are_not_gone_on_with(config: Config, tmp_path: Path) -> None:
+    resources = Resources(on_gpu=False, dtype="float32", gpus_per_engine=0.0, gpus_per_worker=0.0)
+    session = Session(config, RunDirectory(config.run_dir), resources, NO_EVENTS)
+
+    def stored(protocol: Any, *, note: bool = False) -> int | None:
+        stage = session.stage(FIRST, f"judge/{protocol}")
+        asked_by = Judged(stage, protocol, check_held_out(config)).asked_by
+        if note:
+            note_requests(stage.run, stage.directory, replace(asked_by, judgements=12))
+        return stored_requests(stage.run, stage.directory, asked_by)
+
+    assert stored("pointwise", note=True) == stored("pairwise", note=True) == 12
+    write_prompts(tmp_path, [{**PROMPTS[0], "reference": "another"}, *PROMPTS[1:]])
+    assert (stored("pointwise"), stored("pairwise")) == (None, 12)
 
 
 def judged(config: Config, round: Round, protocol: Any) -> None:
@@ -154,7 +257,7 @@ def test_finished_judgements_of_another_definition_are_refused(config: Config, t
     check_judge(config, run)
     # Where the judge runs, and how patiently it is asked, changes no judgement.
     elsewhere = ["evaluate.judge.endpoint=http://other:2/v1", "evaluate.judge.max_retries=9"]
-    check_judge(configured(tmp_path, *elsewhere, "evaluate.judge.max_unreadable_share=0.9"), run)
+    check_judge(configured(tmp_path, *elsewhere, "evaluate.judge.timeout_seconds=9"), run)
 
     assert "  temperature: 0.0 there, 0.5 now" in refused(configured(tmp_path, "evaluate.judge.temperature=0.5"))
     assert "  model: 'org/judge' there, 'org/x' now" in refused(configured(tmp_path, "evaluate.judge.model=org/x"))

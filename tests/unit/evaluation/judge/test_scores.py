@@ -179,21 +179,23 @@ def test_a_judge_that_cannot_be_read_is_refused_with_what_it_said() -> None:
     judgements = judged(lambda prompt, _, __: None if prompt != "p0" else "tie", prompts=3, samples=1)
     texts = ["Verdict: tie", "Verdict: tie", *["blah " * 200, "No.", "Hm", "Well"]]
     with pytest.raises(UserError) as error:
-        check_readable(judgements, texts, 0.5, "round 0  pairwise by org/judge", "/runs/x/judge")
+        check_readable(judgements, texts, "round 0  pairwise by org/judge", "/runs/x/judge")
     message = str(error.value)
     assert message.startswith("round 0  pairwise by org/judge: 4 of 6 judgements name no verdict that can be read")
-    assert "max_unreadable_share (0.5)" in message
+    assert "more than 50%. The judge must end with a line such as" in message
     assert "remove /runs/x/judge" in message
     assert "prompt 'p1': 'blah blah" in message
     assert "prompt 'p2': 'Hm'" in message
     assert "Well" not in message
     assert max(map(len, message.splitlines()[1:])) < 340
-    check_readable(judgements, texts, 0.7, "", "")
+    with pytest.raises(UserError, match="2 of 2 judgements name no verdict"):
+        check_readable(ratings(None, None), ["", ""], "base", "")
 
 
-def test_a_judge_of_which_nothing_can_be_read_is_refused_whatever_is_allowed() -> None:
-    with pytest.raises(UserError, match=r"2 of 2 judgements name no verdict that can be read\. The judge must end"):
-        check_readable(ratings(None, None), ["", ""], 1.0, "base", "")
+def test_a_judge_of_which_half_can_be_read_is_taken() -> None:
+    check_readable(ratings(None, 3), ["", ""], "base", "")
+    with pytest.raises(UserError, match="2 of 3 judgements"):
+        check_readable(ratings(None, None, 3), ["", "", ""], "base", "")
 
 
 def test_the_line_for_people_says_what_was_found() -> None:

@@ -1,6 +1,6 @@
 """How a step's pairs are shared out, and how a worker's share becomes micro-batches.
 
-python -m pytest tests/unit/training/test_batching.py
+python -m pytest tests/unit/training/test_micro_batches.py
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.training.batching import deal, in_groups, micro_batches
 from mipo_ray.training.layout import Pair, laid_out_tokens, lay_out, read_pair
+from mipo_ray.training.shares import deal
+from mipo_ray.training.step import in_groups, micro_batches
 
 sizes_and_workers = st.tuples(st.lists(st.integers(1, 5000), max_size=40), st.integers(1, 9))
 
