@@ -720,14 +720,14 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def do(session: Session, *names: str) -> None:
         for stage in (session.stage(Round(0), name) for name in names):
-            if stage.read_manifest() is None:
+            if not stage.run.is_finished(stage.directory):
                 assert session.events is not NO_EVENTS
-                stage.run.commit(stage.directory, session.config, {"pairs": []}, files=[])
+                commit(stage.run, stage.directory, session.config, files=[])
 
     def measure_round(plan: Plan, session: Session, round: Round) -> None:
-        if round.is_base and plan.run.read_manifest("base/evaluate") is None:
+        if round.is_base and not plan.run.is_finished("base/evaluate"):
             assert session.events is not NO_EVENTS
-            plan.run.commit("base/evaluate", plan.config, {}, files=[])
+            commit(plan.run, "base/evaluate", plan.config, files=[])
         if not round.is_base:
             do(session, "evaluate")
 
