@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from mipo_ray.text.thoughts import answer_of
+
 # The word "answer", also in the languages that multilingual models fall into.
 ANSWER = r"(?:\b(?:answers?|ans|respuesta|resposta|r\u00e9ponse|risposta|antwort)\b|\u7b54\u6848|\u7b54\u3048)"
 # What links it with the answer itself.
@@ -31,12 +33,12 @@ _NEXT_QUESTION = re.compile(
 
 
 def own_answer(text: str) -> str:
-    """`text` without HTML tags, up to where the model, its answer given, goes on to write the next question itself.
+    """What `text` answers: without thoughts and HTML tags, up to where the model, its answer given, goes on to write the next question itself.
 
     Few-shot prompts teach small models to do so; what follows answers another question. A question that is restated
     before an answer was given is no next one.
     """
-    text = _TAG.sub(lambda tag: "\nanswer: " if tag[0] == "<answer>" else " ", text)
+    text = _TAG.sub(lambda tag: "\nanswer: " if tag[0] == "<answer>" else " ", answer_of(text))
     for answered in _ANSWERED.finditer(text):
         following = _NEXT_QUESTION.search(text, answered.end())
         if following is None:
