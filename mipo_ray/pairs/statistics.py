@@ -34,6 +34,7 @@ from mipo_ray.pairs.sums import (
     ratio,
 )
 from mipo_ray.text.statistics import distinct_n, words
+from mipo_ray.text.thoughts import answer_of
 
 SIDES = ("chosen", "rejected")
 _PMI_BINS_PER_NAT = 100
@@ -78,7 +79,7 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     for chosen and rejected responses, each rejected one of a pair on its own:
         *_tokens (sum), *_tokens_mean, *_tokens_standard_deviation, *_tokens_quantiles {percent: tokens}, exact
         *_truncated_share, cut at the length limit; *_truncated_share_all_rows, of all that were sampled
-        *_distinct_2, *_distinct_3, means of `distinct_n` of each response
+        *_distinct_2, *_distinct_3, means of `distinct_n` of each answer, without the thoughts before it
         *_duplicates, responses whose text another one before has, exact but for collisions of 64-bit hashes
     tokens_difference_mean, _low, _high: chosen tokens less the mean of the pair's rejected ones, the length bias
     prompt_tokens, generated_tokens, engine_prompt_tokens, cached_prompt_tokens, prefix_cache_hit_rate: of all rows
@@ -218,7 +219,7 @@ def _side(responses: _Responses, kept: NDArray[np.bool_]) -> dict[str, Any]:
     kept_response = kept[responses.rows]
     truncated = responses.finish_reasons == "length"
     texts = [responses.texts[index] for index in np.flatnonzero(kept_response)]
-    tokenised = [words(text) for text in texts]
+    tokenised = [words(answer_of(text)) for text in texts]
     sums: dict[str, Any] = {
         "tokens": count_values(responses.tokens[kept_response]),
         "truncated": int(truncated[kept_response].sum()),

@@ -33,10 +33,10 @@ _NEXT_QUESTION = re.compile(
 
 
 def own_answer(text: str) -> str:
-    """What `text` answers: without thoughts and HTML tags, up to where the model, its answer given, goes on to write the next question itself.
+    """What `text` answers, up to where the model, its answer given, goes on to write the next question itself.
 
-    Few-shot prompts teach small models to do so; what follows answers another question. A question that is restated
-    before an answer was given is no next one.
+    Thoughts and HTML tags are left out. Few-shot prompts teach small models to write a next question; what follows it
+    answers another one. A question that is restated before an answer was given is no next one.
     """
     text = _TAG.sub(lambda tag: "\nanswer: " if tag[0] == "<answer>" else " ", answer_of(text))
     for answered in _ANSWERED.finditer(text):
