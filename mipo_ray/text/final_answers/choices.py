@@ -10,14 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from mipo_ray.text.final_answers.hypotheses import is_supposed
 from mipo_ray.text.final_answers.option_texts import Mention, OptionTexts
-from mipo_ray.text.final_answers.statements import ANSWER, END_OF_SENTENCE, IS, OPERATOR, own_answer
+from mipo_ray.text.final_answers.statements import (
+    ANSWER,
+    END_OF_SENTENCE,
+    IN_OTHER_SCRIPT,
+    IS,
+    OPERATOR,
+    own_answer,
+    with_letters_apart,
+)
 
 # What may stand between "the answer is" and the answer: quotes, brackets, Markdown and LaTeX around it.
-_OPEN = r"""(?:[\s*_`"'\u201c\u2018(\[{<$:,-]|\\(?:boxed|textbf|text|mathbf|mathrm)?){0,16}+"""
+_OPEN = r"""(?:[\s*_`"'\u201c\u2018(\[{<$:,\u2013\u2014-]|\\(?:boxed|textbf|text|mathbf|mathrm)?){0,16}+"""
 _NOUNS = (
     r"(?:(?:the|option|choice|answer|letter|number|statement|therefore|thus|indeed|actually|clearly|probably|likely"
-    rf"|most|definitely|still|correct|right|best|final|la|el|le|die|der|letra|lettre|opci\u00f3n)\b{_OPEN})" + "{0,5}"
+    rf"|most|definitely|still|correct|right|best|final|la|el|le|die|der|a|\u03b7|letra|lettre|opci\u00f3n|donc|daher|also"
+    rf"|quindi|entonces)\b{_OPEN})" + "{0,5}"
 )
 # The labels of options that the reader knows; the letter classes of the patterns below are these.
 LABELS = frozenset("ABCDEFGHIJabcdefghij12345")
@@ -25,13 +35,13 @@ _LETTER = r"(?P<letter>[A-Ja-j1-5])(?!\w)"
 _CLOSE = r"""[)\]}>.:*_"'\u201d\u2019`$]{0,6}+"""
 
 # What announces a choice, in any case. A negation in "between" undoes it.
-_ANSWER_IS = (
-    rf"(?:{ANSWER}|\b(?:option|choice|solution)\b)"
-    rf"(?P<between>(?:(?!{ANSWER}|\b(?:option|choice|solution)\b)[^.!?\n]){{0,80}}?){IS}"
-)
+_WORD = rf"(?:{ANSWER}|\b(?:option|choice|solution|l\u00f6sung|soluci\u00f3n|soluzione)\b)"
+_ANSWER_IS = rf"{_WORD}(?P<between>(?:(?!{_WORD})[^.!?\n]){{0,80}}?){IS}"
 _CHOOSE = (
-    r"\b(?:choose|chose|choosing|pick|picked|picking|select|selected|selecting|opt for|opted for|go with|going with"
+    r"(?:\b(?:choose|chose|choosing|pick|picked|picking|select|selected|selecting|opt for|opted for|go with|going with"
     r"|went with|go for|going for)\b"
+    # Chinese "choose", but for "option", "not", and what somebody "will" or "may".
+    r"|(?:(?<![\u4e0d\u522b\u52ff\u8bef\u9519\u4f1a\u80fd])|(?<=\u6211\u4f1a))[\u9009\u9078][\u62e9\u64c7]?(?![\u9879\u9805\u629e]))"
 )
 _SO = (
     r"\b(?:it's|it\u2019s|it is|(?:must|should|would|has to) be|i think|i believe"
@@ -47,6 +57,19 @@ _IS_CORRECT = (
     r"(?=[)*_]{0,4}(?:\Z|[.,;!:\n]|\s(?:because|since|as|and|here|so|for|among|of|to|given|based|but)\b))"
 )
 
+_OBJECT = r"(?<![\w'\u2019.-])(?-i:(?P<letter>[A-J]))(?!\w)\s?(?:\ubc88|\u756a|[\u9879\u9805])?\s?"
+_OTHER_LANGUAGES = (
+    # but B: Chinese, Korean, Japanese
+    rf"(?:\u800c\u662f|\uc544\ub2c8\ub77c|(?:\u3067\u306f|\u3058\u3083)\u306a\u304f\u3066?)[,\u3001]?{_OPEN}{_LETTER}",
+    # I choose B, where the verb comes last: Japanese, Korean; not "those who choose B"
+    rf"{_OBJECT}\u3092\u9078(?:\u3073\u307e\u3059|\u3073\u307e\u3057\u305f|\u629e\u3057\u307e\u3059|\u3076(?=[\u3002.]|\Z))",
+    rf"{_OBJECT}[\uc744\ub97c]\s?(?:\uc120\ud0dd(?:\ud569\ub2c8\ub2e4|\ud588\uc2b5\ub2c8\ub2e4|\ud558\uaca0\uc2b5\ub2c8\ub2e4|\ud55c\ub2e4)"
+    r"|\uace0\ub974\uaca0\uc2b5\ub2c8\ub2e4|\uace0\ub985\ub2c8\ub2e4|\uace8\ub790\uc2b5\ub2c8\ub2e4)",
+    # B is right: Chinese, Japanese, Korean
+    rf"{_OBJECT}[\u662f\u4e3a\u70ba]?\u6700?(?:\u6b63[\u786e\u78ba]|\u5408\u9002|\u5bf9\u7684)(?![\u5417\u55ce\u4e0e])",
+    rf"{_OBJECT}\u304c(?:\u6b63\u89e3|\u6b63\u3057\u3044|\u6700\u3082\u9069\u5207)(?!\u304b)",
+    rf"{_OBJECT}[\uc774\uac00]\s?(?:\uc815\ub2f5|\ub9de)",
+)
 _STATEMENTS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -67,13 +90,34 @@ _STATEMENTS = tuple(
         # not A but B
         rf"\bnot\b{_OPEN}[A-J]{_CLOSE},?\s(?:but|rather)(?:\s(?:rather|is|it's|it is))?{_OPEN}{_LETTER}",
         # I think B. So B. (the sentence ends there)
-        rf"{_SO}{_OPEN}(?:(?:option|choice)\b{_OPEN})?(?-i:(?P<letter>[A-HJ]))(?!\w)"
+        rf"{_SO}{_OPEN}(?:(?:option|choice|actually|clearly|definitely|probably|likely)\b{_OPEN}){{0,2}}"
+        r"(?-i:(?P<letter>[A-HJ]))(?!\w)"
         rf"(?={_CLOSE}(?:\s{{0,4}}\Z|\n|(?<=[.])\s|[,;!]|\s(?:because|since|as)\b))",
         rf"{_BOXED}{_OPEN}{_LETTER}(?=[^{{}}\n]{{0,200}}\}})",
+        *_OTHER_LANGUAGES,
     )
 )
+# One option over others: weaker than a statement, as it may only order what is left.
+_IS_BETTER = (
+    r"\s(?:(?:is|was|seems|looks|sounds|appears|would be|seems to be|appears to be)"
+    r"(?:\s(?:the|a|an|much|slightly|clearly|still|far|even|also|overall)){0,4}"
+    r"\s(?:better|best|stronger|strongest|closer|closest|superior|preferable"
+    r"|(?:more|most)\s(?:likely|accurate|plausible|appropriate|suitable|precise|correct|complete|fitting|reasonable"
+    r"|convincing|sensible))|(?:fits|matches|works|answers it)\s(?:better|best)|makes\s(?:more|the\smost)\ssense)"
+    r"(?:\s(?:one|option|choice|answer|fit|match|candidate|statement|description))?"
+    r"(?=[.,;!\n]|\Z|\s(?:than|to|because|since|as|here|still|for|of|overall)\b)"
+)
+_BETTER = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"(?<![\w'\u2019.-])(?-i:(?P<letter>[A-J]))(?!\w){_CLOSE}{_IS_BETTER}",
+        rf"\b(?:i|we)(?:['\u2019][dm]| would| am| do)?\s(?:lean|leaning|incline|inclined|tend)\s(?:more\s)?(?:towards?|to)"
+        rf"\b{_OPEN}{_NOUNS}(?-i:(?P<letter>[A-J]))(?!\w)",
+    )
+)
+_CALLED_BETTER = re.compile(rf"{_CLOSE}{_IS_BETTER}", re.IGNORECASE)
 # The same for options that are stated by their text.
-_ANSWER_WORD = re.compile(rf"{ANSWER}|\b(?:option|choice|solution)\b", re.IGNORECASE)
+_ANSWER_WORD = re.compile(_WORD, re.IGNORECASE)
 _IS = re.compile(IS, re.IGNORECASE)
 _OTHER_ANNOUNCEMENTS = re.compile(
     rf"(?P<strong>{_CHOOSE}|{_BOXED}|{ANSWER}[*_:\s]{{0,6}}\n|\bnot\b[^.!?\n]{{0,60}}?\bbut\b(?:\srather)?)|{_SO}",
@@ -83,14 +127,18 @@ _CALLED_CORRECT = re.compile(rf"{_CLOSE}{_IS_CORRECT}", re.IGNORECASE)
 _DECORATED_NOUNS = re.compile(rf"{_OPEN}{_NOUNS}", re.IGNORECASE)
 _OR_ANOTHER = re.compile(r",?\s(?:and|or)\s(?:also\s)?", re.IGNORECASE)
 _SENTENCE_ENDS = re.compile(rf"{_CLOSE}(?:\s{{0,4}}\Z|\n|(?<=[.])\s|[,;!(]|\s(?:because|since|as)\b)")
-_NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|unlikely)\b|n['\u2019]t\b", re.IGNORECASE)
+_NEGATION = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|unlikely)\b|n['\u2019]t\b|\u4e0d|\u6ca1|\u5e76\u975e", re.IGNORECASE
+)
 _NEGATED_BEFORE = re.compile(
     r"(?:(?:\b(?:if|whether|unless|not|never|cannot|why)|n['\u2019]t)\s(?:that\s)?(?:(?:the|an?|your|my|only)\s)?"
-    r"(?:(?:correct|right|best|final|ever|simply|option|choice)\s)?|\b(?:wrong|incorrect|false)\s)[(\[*]{0,3}\Z",
+    r"(?:(?:correct|right|best|final|ever|simply|option|choice)\s)?|\b(?:wrong|incorrect|false|tempting|trap|tricky|careless)\s)[(\[*]{0,3}\Z",
     re.IGNORECASE,
 )
 # What follows no option: "B-12", "A+", "e.g.", "2.5", a question that is still open.
-_NO_LABEL = re.compile(r"""['\u2019]\w|[+#%\u00b0^/]|\s?=|-\w|\.\w\.|[.,:]\d|[)\]}*_"'\u201d`]{0,4}\?""")
+_NO_LABEL = re.compile(
+    r"""['\u2019]\w|[+#%\u00b0^/]|\s?=|-\w|\.\w\.|[.,:]\d|[)\]}*_"'\u201d`]{0,4}\?|\s?[\uac00\uc774]\s?\uc544\ub2c8|\s?(?:\u3067\u306f?|\u3058\u3083)(?:\u306a|\u3042\u308a\u307e\u305b)|\s?(?:\u9879\s?)?\u4e0d"""
+)
 # "A and C", "B, D": no single choice. "B, A is wrong" is one.
 _SEVERAL = re.compile(
     r"""[)\]}*_"'\u201d`]{0,4}(?:\s?[,&]|\s(?:and|or)\b)\s?(?:(?:and|or|both)\s)?[*_(\["']{0,3}(?:option\s|choice\s)?"""
@@ -134,7 +182,8 @@ def final_choice(text: str, *, labels: Sequence[str] | None = None, texts: Seque
     if texts is not None and labels is None:
         labels = "ABCDEFGHIJ"[: len(texts)]
     known = None if labels is None else {label.upper(): label for label in labels}
-    text = own_answer(text)
+    text = with_letters_apart(own_answer(text))
+    texts = None if texts is None else [with_letters_apart(option) for option in texts]
     options = OptionTexts(text, labels, texts) if labels is not None and texts is not None else None
     found = _settled_on(text, options, "12345" if known is None else "".join(filter(str.isdigit, known)))
     return found if known is None or found is None else known.get(found.upper())
@@ -153,6 +202,7 @@ def _settled_on(text: str, options: OptionTexts | None, digits: str) -> str | No
     ]
     if options:
         stated += [(mention.start, mention.label) for mention in _stated_texts(text, options, mentions)]
+    stated = stated or list(_preferred(text, mentions, names))
     if stated:
         return max(stated, key=lambda statement: statement[0])[1]  # of a letter and a text at one place, the letter
     stripped = text.strip()
@@ -173,7 +223,21 @@ def _settled_on(text: str, options: OptionTexts | None, digits: str) -> str | No
     return _unlisted(text) or _only_mention(text, digits) or _only_text(text, mentions)
 
 
+def _preferred(text: str, mentions: list[Mention], names: list[range]) -> Iterator[tuple[int, str]]:
+    """Where an option is called better than others, and its label."""
+    for pattern in _BETTER:
+        for match in pattern.finditer(text):
+            at = match.start("letter")
+            if not _is_denied(text, match.start(), "") and not any(at in name for name in names):
+                yield at, match["letter"].upper()
+    for mention in mentions:
+        if _CALLED_BETTER.match(text, mention.end):
+            yield mention.start, mention.label
+
+
 def _is_statement(text: str, match: re.Match[str]) -> bool:
+    if is_supposed(text, match.start(), match.start("letter"), match.end("letter")):
+        return False
     if _is_denied(text, match.start(), match.groupdict().get("between") or ""):
         return False
     return _is_label(text, match.start("letter"))
@@ -192,7 +256,9 @@ def _is_label(text: str, at: int) -> bool:
     letter, after = text[at], text[at + 1 : at + 60]
     if _NO_LABEL.match(after) or _SEVERAL.match(after) or (letter.isdigit() and OPERATOR.match(after)):
         return False
-    return letter in "BCDEFGHJ" or not re.match(r"\s+\w", after) or _AFTER_LABEL.match(after) is not None
+    if letter in "BCDEFGHJ" or not re.match(r"[^\S\n]+\w", after):
+        return True
+    return _AFTER_LABEL.match(after) is not None or IN_OTHER_SCRIPT.match(after) is not None
 
 
 def _stated_texts(text: str, options: OptionTexts, mentions: list[Mention]) -> Iterator[Mention]:
@@ -205,6 +271,8 @@ def _stated_texts(text: str, options: OptionTexts, mentions: list[Mention]) -> I
         skipped = _DECORATED_NOUNS.match(text, place)
         stated = options.stated_at(place) or (options.stated_at(skipped.end()) if skipped else None)
         if not stated or _NEGATED_BEFORE.search(text[max(0, start - 40) : start]):
+            continue
+        if is_supposed(text, start, place, stated.end):
             continue
         another = _OR_ANOTHER.match(text, stated.end)
         asked = re.compile(rf"{_CLOSE}\?").match(text, stated.end)
