@@ -3,6 +3,7 @@
     python -m mipo_ray.run [key=value ...]                            the demo: mipo_ray/examples/demo.yaml
     python -m mipo_ray.run jobs/NAME.yaml train.beta=0.2 rounds=3     a recipe with overrides
     python -m mipo_ray.run --dry-run jobs/NAME.yaml                   check everything and print the plan
+    python -m mipo_ray.run --dry-run --tokens jobs/NAME.yaml          count the tokens of every long prompt, too
     ray job submit -- python -m mipo_ray.run run_dir=s3://...         on a cluster
 
 Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster, 130 stopped by
@@ -23,6 +24,7 @@ from mipo_ray.config.recipe import fields, load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.planning.describe import describe
 from mipo_ray.planning.plan import Inputs, check_inputs, make_plan
+from mipo_ray.planning.token_counts import TOKENS_HELP
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import open_run
@@ -36,26 +38,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         config = load_config(options.recipe, options.overrides)
-        return _dry_run(config) if options.dry_run else _run(config)
+        return (_dry_run if options.dry_run else _run)(config, count_all=options.tokens)
 
     return run_command(work, resumes=not options.dry_run)
 
 
-def _dry_run(config: Config) -> int:
+def _dry_run(config: Config, *, count_all: bool) -> int:
     run = open_run(config.run_dir)
-    inputs = check_inputs(config, run)
+    inputs = check_inputs(config, run, count_all=count_all)
     plan = make_plan(inputs, nodes_for_dry_run(config))
     print(describe(plan))
     print("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
     return 0
 
 
-def _run(config: Config) -> int:
+def _run(config: Config, *, count_all: bool) -> int:
     run = open_run(config.run_dir)
     run.check_writable()
     with hold_lock(run):
         started = time.monotonic()
-        inputs = check_inputs(config, run)
+        inputs = check_inputs(config, run, count_all=count_all)
         here, is_local = unbounded_node(config)
         make_plan(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
         if inputs.is_finished:
@@ -91,6 +93,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("arguments", nargs="*", metavar="[RECIPE.yaml] [key=value ...]", help="recipe and overrides")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument("--tokens", action="store_true", help=TOKENS_HELP)
     options = parser.parse_intermixed_args(arguments)
     recipes = [argument for argument in options.arguments if "=" not in argument]
     if len(recipes) > 1:

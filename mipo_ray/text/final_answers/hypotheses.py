@@ -37,13 +37,20 @@ _BELIEF = re.compile(
     r"|claimed|feels?|expects?|suppose[sd]?|answer(?:s|ed)?)\b(?:\sthat)?(?:\sthe)?(?:\s(?:correct|right|best))?\s\Z",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(
+    r"(?:(?<!\bi )(?<!['\u2019]d )\b(?:suppose|supposing|assume|assuming|imagine|imagining)"
+    r"|\b(?:might|may|could|can|would)\s(?:seem|appear|look)|\b(?:wants?|wanted|leads?|led|asks?|asked|tricks?)\s(?:us|me|you|one)\sto)"
+    r"(?:\s(?:that|as if|like))?(?:\sthe)?(?:\s(?:correct|right|best))?\s\Z",
+    re.IGNORECASE,
+)
 _CONTRARY = re.compile(
     r"\W{0,4}(?:(?:had|were)\b|if\b.{0,200}?\b(?:were|was|had|did|asked|instead|different)\b)",
     re.IGNORECASE | re.DOTALL,
 )
 _WOULD = re.compile(r"\b(?:would|could|might)\b", re.IGNORECASE)
 _CONSEQUENCE = re.compile(
-    r"[^\w\s]{0,4}\s(?:would|will|means?|leads?|implies|imply|ignores?|overlooks?|is (?:wrong|incorrect|a mistake|an error))\b",
+    r"[^\w\s]{0,4}\s(?:would|will|means?|leads?|implies|imply|ignores?|overlooks?"
+    r"|is (?:wrong|incorrect|a mistake|an error))\b",
     re.IGNORECASE,
 )
 _CHOOSE = re.compile(r"\W{0,4}(?:cho|pick|select|opt|go|went)", re.IGNORECASE)
@@ -57,6 +64,8 @@ def is_supposed(text: str, start: int, end: int, after: int) -> bool:
     if _WOULD.search(announced) and _CONTRARY.match(_SENTENCE.split(before)[-1]):
         return True
     clause = _CLAUSE.split(before)[-1]
+    if _SUPPOSED.search(clause):
+        return True
     chooses = _CHOOSE.match(announced) is not None
     if not chooses and not _BELIEF.search(clause):
         return False
@@ -67,6 +76,6 @@ def is_supposed(text: str, start: int, end: int, after: int) -> bool:
         return False
     if subject is not None:
         return not _ADVICE.search(clause, subject.end())
-    if not chooses:
-        return False
-    return _MISTAKE.search(clause) is not None or (_MODAL.search(clause) is not None and not _YOU.search(clause))
+    if _MISTAKE.search(clause):
+        return True
+    return chooses and _MODAL.search(clause) is not None and not _YOU.search(clause)

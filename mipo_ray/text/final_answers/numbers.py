@@ -26,12 +26,15 @@ _EQUALS = re.compile(
 )
 # "50 apples / 2": the operator stands behind the unit.
 _UNIT_AND_OPERATOR = re.compile(r"%?(?:\s[^\W\d_]+){1,3}\s?[+*/\u00d7\u00f7]\s?\\?[$(]?\d")
-_SHARE = re.compile(r"[$)]{0,2}\sof\s(?P<whole>(?:(?:the|those|these|all|his|her|their|its)\s)?\\?[$]?\d)?")
+_SHARE = re.compile(
+    r"[$)]{0,2}\s(?:\\text\s?\{\s?)?of\s(?:\}\s?)?(?P<whole>(?:(?:the|those|these|all|his|her|their|its)\s)?\\?[$]?\d)?"
+)
 _NAME_ALONE = re.compile(r"\s?[(]?[^\W\d_]{1,12}[)]?\s{0,4}(?:[.,;]|\n|\Z)")
 _RESULT = re.compile(
     rf"{_EQUALS.pattern}|,\s(?:or|so|thus|hence|that\sis|i\.?e\.?),?(?=\s)|\b(?:which|that)\s(?:is|equals|makes|gives)\b",
     re.IGNORECASE,
 )
+_SHARE_RESULT = re.compile(r"\bis\b|:|,?\s(?:giving|making|leaving)\b", re.IGNORECASE)
 _BEFORE_NUMBER = re.compile(
     r"""(?:[\s\#$\u20ac\u00a3\u00a5\u20b9*_`"'\u201c(\[{\\~\u2248:=,\u2014]|-(?=\s)|\b(?:boxed|textbf|text|mathbf|mathrm|about|around
     |approximately|exactly|roughly|only|just|equal|to|an?|total|of|therefore|then|thus|usd|eur|is|be|the|number)\b)*+""",
@@ -182,6 +185,10 @@ class _Reading:
         for equals in reversed(list(_RESULT.finditer(self.text, begin, end))):
             if result := self.complete(equals.end()):
                 return result
+        if direct and self.is_share(direct):
+            for told in _SHARE_RESULT.finditer(self.text, direct.end, end):
+                if result := self.complete(told.end()):
+                    return result
         if direct:  # an expression without its result
             return Number(direct.start, direct.end, None)
         return self._last_in_sentence(mark, begin, end)
