@@ -49,7 +49,7 @@ class _TextSet:
 
     window: int
     answer: int  # of the longest response; 0 for a likelihood
-    field: str  # the window's name in the configuration
+    window_name: str  # in the configuration
     hint: str
     drops: bool = False  # rows that do not fit are left out of the run
     waiting: list[_LongText] = field(default_factory=list)
@@ -161,7 +161,7 @@ class TokenCounts:
                     range(tokens),
                     max_tokens=answer,
                     max_model_len=texts.window,
-                    field=texts.field,
+                    field=texts.window_name,
                     hint=texts.hint,
                 )
             except PromptTooLongError as error:
