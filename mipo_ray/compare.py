@@ -99,12 +99,14 @@ def describe_comparison(comparison: Comparison, plans: dict[tuple[str, int], Pla
         ),
         "arms",
     ]
+    names = {(arm, seed): f"{arm} (seed {seed})" for arm, seed in plans}
+    width = max(32, 2 + max(map(len, names.values())))
     for (arm, seed), plan in plans.items():
         source = BASE if arm == BASE else comparison.same_pairs(arm)
         what = "the initial model" if arm == BASE else describe_arm(comparison.arms[arm])
         pairs = f"; pairs of {source}" if source != arm else ""
         done = f"{len(_finished(arm, plan))} of {len(_stages(arm, plan))} stages finished"
-        lines.append(f"  {arm + f' (seed {seed})':<32}{what}{pairs}; {done}")
+        lines.append(f"  {names[arm, seed]:<{width}}{what}{pairs}; {done}")
     return "\n".join(lines)
 
 

@@ -16,11 +16,12 @@ Exit codes are those of mipo_ray.run.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from mipo_ray.command import run_command
 from mipo_ray.conditioning.needs import check_held_out
@@ -34,6 +35,7 @@ from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, check_fin
 from mipo_ray.models.source import check_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.describe import describe_judge, describe_tasks
+from mipo_ray.planning.token_counts import TOKENS_HELP, TokenCounts
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
@@ -47,7 +49,7 @@ from mipo_ray.storage.run_directory import RunDirectory, open_run
 class EvaluationInputs:
     """What an evaluation reads, checked. `rounds`: the rounds whose policies are measured after the base; `unfinished`:
     directories of the results that are still to be measured; `judged`: the policies whose held-out answers are judged,
-    those of which there are any; `held_out`: their prompts, None without a judge."""
+    those of which there are any; `held_out`: their prompts, None without a judge; `token_notes`: see `Inputs`."""
 
     config: Config
     run: RunDirectory
@@ -56,6 +58,7 @@ class EvaluationInputs:
     unfinished: tuple[str, ...]
     judged: tuple[Round, ...]
     held_out: PromptSummary | None
+    token_notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def policies(self) -> tuple[Round, ...]:
@@ -75,19 +78,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         config, run, rounds = _load(options.target, options.overrides)
-        return _dry_run(config, run, rounds) if options.dry_run else _run(config, run, rounds)
+        inputs_of = functools.partial(check_evaluation_inputs, config, run, rounds, count_all=options.tokens)
+        return _dry_run(inputs_of) if options.dry_run else _run(inputs_of, run)
 
     return run_command(work, resumes=not options.dry_run)
 
 
-def check_evaluation_inputs(config: Config, run: RunDirectory, trained: Sequence[int]) -> EvaluationInputs:
+def check_evaluation_inputs(
+    config: Config, run: RunDirectory, trained: Sequence[int], *, count_all: bool = False
+) -> EvaluationInputs:
     """Checks everything that can be checked without a cluster; raises UserError for what a user must mend.
 
-    trained: the numbers of the rounds whose policies are there.
+    trained: the numbers of the rounds whose policies are there. count_all: see `planning.plan.check_inputs`.
     """
     check_trackers(config.trackers)
     check_model(config.model.path)
-    tasks = check_tasks(config)
+    counts = TokenCounts(config, count_all=count_all)
+    tasks = check_tasks(config, counts.of_item)
     judge = config.evaluate.judge
     if not tasks and not judge.is_on:
         raise UserError(
@@ -112,7 +119,11 @@ def check_evaluation_inputs(config: Config, run: RunDirectory, trained: Sequence
     stages = [run.stage(round, f"tasks/{task.name}") for round in policies for task in tasks]
     stages += [run.stage(round, f"judge/{name}") for round in judged for name in judged_protocols(judge, round)]
     unfinished = tuple(stage for stage in stages if not run.is_finished(stage))
-    return EvaluationInputs(config, run, tuple(policies[1:]), tasks, unfinished, judged, held_out)
+    measured = [
+        task.name for task in tasks for round in policies if run.stage(round, f"tasks/{task.name}") in unfinished
+    ]
+    notes = counts.notes(measured)
+    return EvaluationInputs(config, run, tuple(policies[1:]), tasks, unfinished, judged, held_out, token_notes=notes)
 
 
 def make_evaluation_plan(inputs: EvaluationInputs, nodes: Sequence[Node], *, are_all: bool = True) -> EvaluationPlan:
@@ -136,6 +147,7 @@ def describe(plan: EvaluationPlan) -> str:
             *describe_tasks(config, plan.resources, plan.tasks),
             *([] if plan.held_out is None or not plan.judged else describe_judge(config.evaluate, plan.held_out.rows)),
             *_not_judged(plan),
+            *(f"tokens          {note}" for note in plan.token_notes),
             f"engines         {pool.min_size} to {pool.max_size}, each {pool.cpus_per_engine:g} CPUs and "
             f"{plan.resources.gpus_per_engine:g} GPUs ({device})",
             f"to do           {', '.join(plan.unfinished) or 'nothing'}",
@@ -143,18 +155,19 @@ def describe(plan: EvaluationPlan) -> str:
     )
 
 
-def _dry_run(config: Config, run: RunDirectory, trained: Sequence[int]) -> int:
-    inputs = check_evaluation_inputs(config, run, trained)
-    print(describe(make_evaluation_plan(inputs, nodes_for_dry_run(config))))
+def _dry_run(inputs_of: Callable[[], EvaluationInputs]) -> int:
+    inputs = inputs_of()
+    print(describe(make_evaluation_plan(inputs, nodes_for_dry_run(inputs.config))))
     print("dry run: nothing was started")
     return 0
 
 
-def _run(config: Config, run: RunDirectory, trained: Sequence[int]) -> int:
+def _run(inputs_of: Callable[[], EvaluationInputs], run: RunDirectory) -> int:
     run.check_writable()
     with hold_lock(run):
         started = time.monotonic()
-        inputs = check_evaluation_inputs(config, run, trained)
+        inputs = inputs_of()
+        config = inputs.config
         here, is_local = unbounded_node(config)
         make_evaluation_plan(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
         if not inputs.unfinished:
@@ -242,6 +255,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("target", metavar="RECIPE_OR_RUN", help="a recipe (.yaml) or a run directory")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="tasks=[...], or any field of a recipe")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument("--tokens", action="store_true", help=TOKENS_HELP)
     options = parser.parse_intermixed_args(arguments)
     if "=" in os.path.basename(options.target):
         parser.error(f"expected a recipe or a run directory first, found {options.target}")

@@ -3,6 +3,7 @@
     python -m mipo_ray.run [key=value ...]                            the demo: mipo_ray/examples/demo.yaml
     python -m mipo_ray.run jobs/NAME.yaml train.beta=0.2 rounds=3     a recipe with overrides
     python -m mipo_ray.run --dry-run jobs/NAME.yaml                   check everything and print the plan
+    python -m mipo_ray.run --dry-run --tokens jobs/NAME.yaml          count the tokens of every long prompt, too
     ray job submit -- python -m mipo_ray.run run_dir=s3://...         on a cluster
 
 Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster, 130 stopped by
@@ -23,6 +24,7 @@ from mipo_ray.config.recipe import fields, load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.planning.describe import describe
 from mipo_ray.planning.plan import Inputs, check_inputs, make_plan
+from mipo_ray.planning.token_counts import TOKENS_HELP
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
@@ -38,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.recipe, options.overrides)
         run = open_run(config.run_dir)
         if options.dry_run:
-            return _dry_run(config, run)
+            return _dry_run(config, run, count_all=options.tokens)
         run.check_writable()
         with hold_lock(run):
             started = time.monotonic()
-            inputs = check_inputs(config, run)
+            inputs = check_inputs(config, run, count_all=options.tokens)
             here, is_local = unbounded_node(config)
             make_plan(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
             if inputs.is_finished:
@@ -62,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(work, resumes=not options.dry_run)
 
 
-def _dry_run(config: Config, run: RunDirectory) -> int:
-    inputs = check_inputs(config, run)
+def _dry_run(config: Config, run: RunDirectory, *, count_all: bool) -> int:
+    inputs = check_inputs(config, run, count_all=count_all)
     plan = make_plan(inputs, nodes_for_dry_run(config))
     print(describe(plan))
     print("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
@@ -86,6 +88,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=_field_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--tokens", action="store_true", help=TOKENS_HELP)
     return parse_recipe(parser, arguments, default=DEMO_RECIPE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from mipo_ray.conditioning.blocks import rows_per_block
@@ -10,21 +11,24 @@ from mipo_ray.config.conditioning import ConditioningConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.prompts.check import PromptNeeds, PromptSummary, check_prompts
+from mipo_ray.prompts.rows import PromptRow
+
+Watch = Callable[[str, PromptRow], None]  # see `check_prompts`
 
 
-def check_training_prompts(config: Config) -> PromptSummary:
+def check_training_prompts(config: Config, watch: Watch | None = None) -> PromptSummary:
     """`check_prompts` of the training prompts with the needs of every strategy that a row may get.
 
     Raises UserError also when generation.negatives_per_prompt asks for more mismatched prompts than there can be.
     """
-    summary = check_prompts(config.prompts, training_needs(config.conditioning))
+    summary = check_prompts(config.prompts, training_needs(config.conditioning), watch=watch)
     check_negatives(config, summary.rows, summary.distinct_texts, summary.distinct_contexts)
     return summary
 
 
-def check_held_out(config: Config) -> PromptSummary:
+def check_held_out(config: Config, watch: Watch | None = None) -> PromptSummary:
     """`check_prompts` of the held-out prompts: answers are compared across them, so there must be several."""
-    summary = check_prompts(config.evaluate.prompts, held_out_needs(config), section="evaluate.prompts")
+    summary = check_prompts(config.evaluate.prompts, held_out_needs(config), "evaluate.prompts", watch)
     if summary.rows_with_context and config.evaluate.other_prompts >= summary.distinct_contexts:
         raise UserError(
             f"evaluate.other_prompts: expected at most {summary.distinct_contexts - 1}, one less than the different "

@@ -15,7 +15,7 @@ class PatternFilter(Section):
     """A regular expression that decides over a pair."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="counted as pattern_NAME")
-    regex: str = Field(description="Python regular expression, searched anywhere in the response")
+    regex: str = Field(description="Python regular expression, searched anywhere in the answer")
     side: Literal["chosen", "rejected", "either"] = Field("chosen", description="which responses are searched")
     drop_when: Literal["found", "missing"] = Field("found", description="drop pairs where it is found, or missing")
 
@@ -33,6 +33,7 @@ class FiltersConfig(Section):
     """Which sampled pairs are left out of training; every reason is counted.
 
     Pairs with an empty response, or with chosen and rejected responses of the same text, always are.
+    An answer is a response without the thoughts before it; where there are none it is the whole response.
     """
 
     drop_too_long: bool = Field(
@@ -41,18 +42,21 @@ class FiltersConfig(Section):
     equal_answers: Literal["choice", "number"] | None = Field(
         None, description="drop pairs with the same final answer: an option's letter, or a number; null: keep them"
     )
+    thoughts: Literal["drop"] | None = Field(
+        None,
+        description="null: a response is trained on whole, what the model thought before it answered too; drop: pairs "
+        "in which any response holds thoughts are left out",
+    )
     truncated: bool = Field(False, description="drop pairs with a response cut at the length limit")
     min_length_ratio: NonNegativeFloat = Field(
-        0.0, description="drop when chosen tokens / rejected tokens is below this"
+        0.0, description="drop when tokens of the chosen answer / tokens of the rejected one is below this"
     )
-    max_length_ratio: PositiveFloat | None = Field(
-        None, description="drop when chosen tokens / rejected tokens is above this; null: no limit"
-    )
+    max_length_ratio: PositiveFloat | None = Field(None, description="the same above this; null: no limit")
     max_repetition: Share = Field(
-        1.0, description="drop when more than this share of a response's word 3-grams repeats earlier ones"
+        1.0, description="drop when more than this share of an answer's word 3-grams repeats earlier ones"
     )
     max_copy_rate: Share = Field(
-        1.0, description="drop when more than this share of the chosen response's word 3-grams stands in its prompt"
+        1.0, description="drop when more than this share of the chosen answer's word 3-grams stands in its prompt"
     )
     min_pmi: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
         None, description="drop when log p(chosen | prompt) - log p(chosen | mismatched prompt) is below this, nats"

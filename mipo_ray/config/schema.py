@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mipo_ray.config.base import Section, check_room, execution_only
 from mipo_ray.config.conditioning import ConditioningConfig
@@ -18,6 +18,8 @@ from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.config.train import TrainConfig
+
+ThoughtMarks = Annotated[tuple[str, str], Field(strict=False)]
 
 
 class ModelConfig(Section):
@@ -31,6 +33,19 @@ class ModelConfig(Section):
     dtype: Dtype = Field("auto", description="dtype of the policy; auto: bfloat16 on GPUs, float32 on CPUs")
     max_model_len: Window = Field(1024, description="context window in tokens, prompt and response together")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    thought_marks: Annotated[tuple[ThoughtMarks, ...], Field(strict=False)] | None = Field(
+        None,
+        description="[opening, closing] marks of the model's thoughts, where they are none of the usual ones (<think>, "
+        "[THINK], <|begin_of_thought|>, channels, ...) and its chat template writes none around reasoning_content",
+    )
+
+    @field_validator("thought_marks")
+    @classmethod
+    def _are_marks(cls, marks: tuple[tuple[str, str], ...] | None) -> tuple[tuple[str, str], ...] | None:
+        for opening, closing in marks or ():
+            if not opening.strip() or not closing.strip() or opening == closing:
+                raise ValueError(f"expected two different marks, found {opening!r} and {closing!r}")
+        return marks
 
 
 class RayConfig(Section):

@@ -16,6 +16,7 @@ import ray.data
 
 from mipo_ray.config.generation import EnginePoolConfig, SamplingConfig
 from mipo_ray.config.schema import Config
+from mipo_ray.generation.thinking import thought_reader
 from mipo_ray.generation.vllm_arguments import (
     EngineSettings,
     engine_arguments,
@@ -112,6 +113,7 @@ class Sampler:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from mipo_ray.generation.rendering import load_tokenizer
         from mipo_ray.models.source import local_model_directory
 
         model = local_model_directory(settings.model_path, trust_remote_code=settings.trust_remote_code)
@@ -123,6 +125,8 @@ class Sampler:
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**{**arguments, **settings.engine_args}), stat_loggers=stat_loggers()
         )
+        tokenizer = load_tokenizer(settings.model_path, settings.trust_remote_code)
+        self._thoughts = thought_reader(tokenizer, settings.thought_marks)
         self._sampling = sampling
         self._max_model_len = settings.max_model_len
         self._events = events
@@ -189,9 +193,14 @@ class Sampler:
         )
         output = await self._run(request["prompt_token_ids"], parameters)
         final = output.outputs[0]
+        token_ids = list(final.token_ids)
+        text, answer_tokens = self._thoughts.read(
+            request["prompt_token_ids"], token_ids, final.text, stopped=final.finish_reason == "stop"
+        )
         return {
-            "token_ids": list(final.token_ids),
-            "text": final.text,
+            "token_ids": token_ids,
+            "text": text,
+            "answer_tokens": answer_tokens,
             "finish_reason": final.finish_reason,
             "logprob": final.cumulative_logprob,
             "prompt_tokens": len(request["prompt_token_ids"]),

@@ -14,7 +14,7 @@ from mipo_ray.ray_cluster.resources import Resources
 class EngineSettings:
     """What the actors of a pool need to know of their model and of where they run; `max_model_len` is in tokens.
 
-    engine_args: raw vLLM engine arguments of the configuration.
+    engine_args: raw vLLM engine arguments of the configuration. thought_marks: its `model.thought_marks`.
     """
 
     model_path: str
@@ -24,6 +24,7 @@ class EngineSettings:
     tensor_parallel_size: int
     on_gpu: bool
     engine_args: dict[str, Any]
+    thought_marks: tuple[tuple[str, str], ...] = ()
 
 
 def engine_settings(config: Config, model_path: str, resources: Resources) -> EngineSettings:
@@ -36,6 +37,7 @@ def engine_settings(config: Config, model_path: str, resources: Resources) -> En
         tensor_parallel_size=config.generation.pool.tensor_parallel_size,
         on_gpu=resources.on_gpu,
         engine_args=config.generation.pool.engine_args,
+        thought_marks=config.model.thought_marks or (),
     )
 
 

@@ -63,13 +63,18 @@ def gguf_file() -> Path:
     return Path(str(distribution.locate_file(found[0])))
 
 
+def prepared_directory() -> str | None:
+    """The model's directory where it is there already, so that nothing need be converted."""
+    return str(_embedded_directory()) if _is_complete(_embedded_directory()) else None
+
+
 def check_embedded_model() -> None:
     """Check that the embedded model is in the cache or can be made.
 
     Raises:
         UserError: a package is missing; the message says how to install it.
     """
-    if not _is_complete(_embedded_directory()):
+    if prepared_directory() is None:
         gguf_file()
 
 

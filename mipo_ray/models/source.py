@@ -130,6 +130,22 @@ def local_model_directory(path: str, trust_remote_code: bool = False) -> str:
     return _download_from_hub(path, trust_remote_code)
 
 
+def local_tokenizer(path: str) -> str | None:
+    """The directory of a model's tokenizer where that takes no download and no conversion; None where it does."""
+    if path == EMBEDDED:
+        from mipo_ray.models.embedded import prepared_directory
+
+        return prepared_directory()
+    if is_remote(path):
+        return None
+    if local_path(path).is_dir():
+        return str(local_path(path))
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(path, "tokenizer_config.json")
+    return str(Path(found).parent) if isinstance(found, str) else None
+
+
 def embedding_model(path: str) -> str:
     """What an engine loads for `conditioning.similar.model`: `embedded`'s directory, a local one, or a Hugging Face id.
 

@@ -10,6 +10,7 @@ from typing import Any
 from mipo_ray.config.filters import FiltersConfig, PatternFilter
 from mipo_ray.text.final_answers import same_final_answer
 from mipo_ray.text.statistics import copy_rate, distinct_n, words
+from mipo_ray.text.thoughts import split_thoughts
 
 # Three words in a row are the least that is a phrase and not grammar.
 NGRAM = 3
@@ -19,20 +20,34 @@ def drop_reason(pair: dict[str, Any], filters: FiltersConfig, *, with_pmi: bool)
     """Why a pair is not trained on; empty when it is. The first reason that holds, in the order below.
 
     `pair` has the form of schema version 2: its rejected side are lists. What a filter says of one of several rejected
-    responses decides over the whole pair. An empty response is always a reason,
-    and so are equal texts. Without `with_pmi` the pair has not
-    been scored yet, and `filters.min_pmi` is left out.
+    responses decides over the whole pair. An empty response is always a reason, and so are equal texts and a response
+    without an answer behind its thoughts. What filters say of texts and lengths they say of answers, without thoughts.
+    Without `with_pmi` the pair has not been scored yet, and `filters.min_pmi` is left out.
     """
-    chosen, rejected = pair["chosen"], pair["rejected"]
-    if not chosen.strip() or not all(text.strip() for text in rejected):
+    responses = [pair["chosen"].strip(), *(text.strip() for text in pair["rejected"])]
+    if not all(responses):
         return "empty"
-    if chosen.strip() in [text.strip() for text in rejected]:
+    chosen, *rejected = (split_thoughts(text) for text in [pair["chosen"], *pair["rejected"]])
+    if not all(part.answer.strip() for part in (chosen, *rejected)):
+        return "no_answer"
+    if responses[0] in responses[1:]:
         return "identical"
+    if filters.thoughts == "drop" and any(part.thought for part in (chosen, *rejected)):
+        return "thoughts"
+    return _drop_reason_of_answers(pair, chosen.answer, [part.answer for part in rejected], filters) or (
+        _drop_reason_of_pmi(pair, filters) if with_pmi else ""
+    )
+
+
+def _drop_reason_of_answers(pair: dict[str, Any], chosen: str, rejected: list[str], filters: FiltersConfig) -> str:
     if (kind := filters.equal_answers) and any(same_final_answer(kind, chosen, text) for text in rejected):
         return "equal_answers"
     if filters.truncated and "length" in (pair["chosen_finish_reason"], *pair["rejected_finish_reason"]):
         return "truncated"
-    if not all(_length_fits(len(pair["chosen_token_ids"]), len(ids), filters) for ids in pair["rejected_token_ids"]):
+    lengths = [pair.get("chosen_answer_tokens"), *pair.get("rejected_answer_tokens", [])]
+    if None in lengths:  # thoughts were not told apart when they were sampled
+        lengths = [len(ids) for ids in (pair["chosen_token_ids"], *pair["rejected_token_ids"])]
+    if not all(_length_fits(lengths[0], tokens, filters) for tokens in lengths[1:]):
         return "length_ratio"
     if filters.max_repetition < 1 and any(repetition(text) > filters.max_repetition for text in (chosen, *rejected)):
         return "repetition"
@@ -44,7 +59,11 @@ def drop_reason(pair: dict[str, Any], filters: FiltersConfig, *, with_pmi: bool)
     for pattern in filters.patterns:
         if _pattern_drops(pattern, chosen, rejected):
             return f"pattern_{pattern.name}"
-    if with_pmi and filters.min_pmi is not None:
+    return ""
+
+
+def _drop_reason_of_pmi(pair: dict[str, Any], filters: FiltersConfig) -> str:
+    if filters.min_pmi is not None:
         if pair["pmi"] is None:
             return "no_pmi"  # prompt and response fill the context window: nothing is left to score them in
         if pair["pmi"] < filters.min_pmi:

@@ -26,7 +26,8 @@ RESPONSES = pa.list_(
     pa.struct(
         [
             ("token_ids", TOKEN_IDS),
-            ("text", pa.string()),
+            ("text", pa.string()),  # its thoughts between marks that `text.thoughts` knows
+            ("answer_tokens", pa.int32()),  # those behind the thoughts: all where there are none, 0 without an answer
             ("finish_reason", pa.string()),
             ("logprob", pa.float32()),
             ("prompt_tokens", pa.int32()),

@@ -41,6 +41,7 @@ from mipo_ray.storage.pair_statistics import (
     TokenHistogram,
 )
 from mipo_ray.text.statistics import distinct_n, words
+from mipo_ray.text.thoughts import answer_of
 
 SIDES = ("chosen", "rejected")
 _PMI_BINS_PER_NAT = 100
@@ -205,7 +206,7 @@ def _side(responses: _Responses, kept: NDArray[np.bool_]) -> dict[str, Any]:
     kept_response = kept[responses.rows]
     truncated = responses.finish_reasons == "length"
     texts = [responses.texts[index] for index in np.flatnonzero(kept_response)]
-    tokenised = [words(text) for text in texts]
+    tokenised = [words(answer_of(text)) for text in texts]
     sums: dict[str, Any] = {
         "tokens": count_values(responses.tokens[kept_response]),
         "truncated": int(truncated[kept_response].sum()),

@@ -66,9 +66,11 @@ def describe(plan: Plan) -> str:
     lines += describe_estimates(
         config, plan.resources, model_shape(config.model.path), plan.prompts.rows, plan.prompts.characters, responses
     )
+    lines += [f"tokens          {note}" for note in plan.token_notes]
     lines.append("stages")
+    width = max(28, 2 + max(map(len, plan.stages)))
     for stage in plan.stages:
-        lines.append(f"  {stage:<28}{'finished' if stage in plan.finished else 'to do'}")
+        lines.append(f"  {stage:<{width}}{'finished' if stage in plan.finished else 'to do'}")
     return "\n".join(lines)
 
 

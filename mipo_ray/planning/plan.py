@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from mipo_ray.conditioning.needs import check_held_out, check_training_prompts
 from mipo_ray.config.schema import Config
@@ -11,6 +11,7 @@ from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.models.source import check_model, embedding_model
 from mipo_ray.monitoring.trackers import check_trackers
+from mipo_ray.planning.token_counts import TokenCounts
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results
@@ -21,7 +22,7 @@ from mipo_ray.storage.run_directory import RunDirectory
 @dataclass(frozen=True)
 class Inputs:
     """What a run reads, checked: nobody checks it again. `finished` holds the names of the stages that are done;
-    `held_out` is None where the run does not measure."""
+    `held_out` is None where the run does not measure; `token_notes` say what `TokenCounts` found."""
 
     config: Config
     run: RunDirectory
@@ -29,6 +30,7 @@ class Inputs:
     held_out: PromptSummary | None
     tasks: tuple[CheckedTask, ...]
     finished: tuple[str, ...]
+    token_notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def stages(self) -> list[str]:
@@ -65,22 +67,29 @@ class Plan(Inputs):
     nodes: Sequence[Node] | None
 
 
-def check_inputs(config: Config, run: RunDirectory) -> Inputs:
-    """Checks everything that can be checked without a cluster; raises UserError for what a user must mend."""
+def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) -> Inputs:
+    """Checks everything that can be checked without a cluster; raises UserError for what a user must mend.
+
+    count_all: count the tokens of all long rows (`token_counts`).
+    """
     check_trackers(config.trackers)
     check_model(config.model.path)
     if "similar_prompt" in config.conditioning.strategies and config.conditioning.similar.model is not None:
         embedding_model(config.conditioning.similar.model)
-    prompts = check_training_prompts(config)
-    held_out = check_held_out(config) if config.evaluate.enabled else None
-    tasks = check_tasks(config) if config.evaluate.enabled else ()
+    counts = TokenCounts(config, count_all=count_all)
+    prompts = check_training_prompts(config, counts.of_prompts("prompts"))
+    held_out = None
+    if config.evaluate.enabled:
+        held_out = check_held_out(config, counts.of_prompts("evaluate.prompts"))
+    tasks = check_tasks(config, counts.of_item) if config.evaluate.enabled else ()
     run.check_writable()
     run.check_config(config)
     check_judge(config, run)
     if held_out is not None:
         refuse_other_references(config, run, held_out)
     check_finished_tasks(tasks, run, range(config.rounds))
-    return Inputs(config, run, prompts, held_out, tasks, finished_stages(config, run, tasks))
+    inputs = Inputs(config, run, prompts, held_out, tasks, finished_stages(config, run, tasks))
+    return inputs if inputs.is_finished else replace(inputs, token_notes=counts.notes())
 
 
 def make_plan(inputs: Inputs, nodes: Sequence[Node], *, are_all: bool = True) -> Plan:

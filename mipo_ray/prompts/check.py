@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,10 +53,16 @@ class PromptSummary:
         return [file for file in checked if file.rows or prompts.limit is None]
 
 
-def check_prompts(prompts: PromptsConfig, needs: PromptNeeds, section: str = "prompts") -> PromptSummary:
+def check_prompts(
+    prompts: PromptsConfig,
+    needs: PromptNeeds,
+    section: str = "prompts",
+    watch: Callable[[str, PromptRow], None] | None = None,
+) -> PromptSummary:
     """Reads every row that the run would use and returns what there is.
 
-    section: where `prompts` stands in the configuration, for messages.
+    section: where `prompts` stands in the configuration, for messages. watch: called with file and number of each row,
+    and the row.
 
     Memory: 24 bytes a row, and two to four times that for a moment at the end, while they are sorted. Ids, texts and
     contexts are kept as 8-byte hashes; a suspected duplicate id is confirmed by a second reading, so a hash collision
@@ -78,6 +84,8 @@ def check_prompts(prompts: PromptsConfig, needs: PromptNeeds, section: str = "pr
         row = normalize_row(source, prompts)
         hashes[index].add(row)
         tally.add(source, row)
+        if watch is not None:
+            watch(source.where, row)
     summary = PromptSummary(
         sources=files,
         file_rows=tuple(file_rows),

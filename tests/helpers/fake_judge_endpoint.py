@@ -43,7 +43,8 @@ class FakeJudgeEndpoint:
 
     statuses: HTTP statuses that the first attempts at each prompt get, one after the other, before it is judged; -1: no
     answer at all until the server closes; fault: what it says with such a status. key: requests with another one get
-    401; None: any will do.
+    401; None: any will do. limit: the one name of the length limit that it takes, others get HTTP 400; content: what an
+    answer's content is made of its text; both may be set before a test asks.
     """
 
     def __init__(
@@ -57,7 +58,11 @@ class FakeJudgeEndpoint:
         self.statuses = statuses
         self.key = key
         self.fault = fault
+        self.limit: str | None = None
+        self.content: Callable[[str], Any] = str
         self.judged: list[dict[str, Any]] = []
+        self.refused: list[dict[str, Any]] = []
+        self.refusal = "Unsupported parameter: '{0}' is not supported with this model. Use '{1}' instead."
         self.attempts: Counter[str] = Counter()
         self.closing = threading.Event()
         self._lock = threading.Lock()
@@ -96,6 +101,11 @@ class FakeJudgeEndpoint:
         request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         if not self._is_allowed(handler):
             return
+        wrong = {"max_tokens", "max_completion_tokens"} & request.keys() - {self.limit}
+        if self.limit is not None and wrong:
+            self.refused.append(request)
+            _send(handler, 400, {"error": {"message": self.refusal.format(*wrong, self.limit)}})
+            return
         prompt = request["messages"][-1]["content"]
         name = hashlib.sha256(prompt.encode()).hexdigest()
         with self._lock:
@@ -113,7 +123,7 @@ class FakeJudgeEndpoint:
         choice = {
             "index": 0,
             "finish_reason": "stop",
-            "message": {"role": "assistant", "content": self.say(prompt)},
+            "message": {"role": "assistant", "content": self.content(self.say(prompt))},
         }
         usage = {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8}
         answer = {"id": name, "object": "chat.completion", "created": 0, "model": MODEL}

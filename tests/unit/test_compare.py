@@ -666,6 +666,14 @@ def test_a_dry_run_names_every_arm_and_what_is_equal(runnable, capsys):
     assert "dry run: nothing was started" in output
 
 
+def test_long_names_of_arms_keep_their_distance(runnable, capsys):
+    arm = "an_arm_of_which_the_name_is_rather_long"
+    assert main(["--dry-run", str(runnable), f"arms.{arm}={{}}"]) == 0
+    arms = capsys.readouterr().out.partition("\narms\n")[2].splitlines()[:-1]
+    (line,) = [line for line in arms if line.startswith(f"  {arm} (seed 0)")]
+    assert line.startswith(f"  {arm} (seed 0)  ")
+
+
 def test_a_wrong_arm_is_named_before_anything_starts(runnable, capsys):
     assert main([str(runnable), "conditioning.strategy=random_context", "prompts.limit=1"]) == 2
     assert "error: base, seed 0: " in capsys.readouterr().err

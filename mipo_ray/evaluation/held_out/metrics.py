@@ -35,9 +35,9 @@ class MeasuredRows:
     """
 
     prompt_ids: Sequence[str]  # [R]
-    responses: Sequence[str]  # [R]
+    responses: Sequence[str]  # [R], without thoughts: the answers
     sources: Sequence[str]  # [R], context and question: what the copy rate compares with
-    token_counts: NDArray[Any]  # [R]
+    token_counts: NDArray[Any]  # [R], of the whole response
     truncated: NDArray[Any]  # [R], bool: cut at the length limit
     initial_own: Array  # [R]
     initial_others: Array  # [R, K]
@@ -50,6 +50,7 @@ class MeasuredRows:
     pair_policy_rejected: Array  # [P]
     pair_initial_chosen: Array  # [P]
     pair_initial_rejected: Array  # [P]
+    answer_token_counts: NDArray[Any] | None = None  # [R], of the answer; None: there are no thoughts
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming the field, where lengths differ or there are no responses."""
@@ -93,8 +94,9 @@ def item_values(rows: MeasuredRows, beta: float) -> dict[str, tuple[Sequence[str
     """Metric -> (prompt of each item, value of each item), for every metric that is a mean over items."""
     tokenised = [words(response) for response in rows.responses]
     texts = list(zip(rows.responses, rows.sources, strict=True))
+    answer_tokens = rows.token_counts if rows.answer_token_counts is None else rows.answer_token_counts
     per_response = {
-        "response_tokens": np.asarray(rows.token_counts, dtype=np.float64),
+        "response_tokens": np.asarray(answer_tokens, dtype=np.float64),
         "truncated": np.asarray(rows.truncated, dtype=np.float64),
         "copy_rate": np.array([copy_rate(response, source) for response, source in texts]),
         "only_copies": np.array([float(only_copies(response, source)) for response, source in texts]),

@@ -12,6 +12,7 @@ from mipo_ray.evaluation.held_out.conditionings import OTHER, OWN, WITHOUT_CONTE
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.text.thoughts import answer_of
 
 JUDGES = ("initial", "policy")
 
@@ -48,9 +49,10 @@ def measured_rows(run: RunDirectory, round: Round) -> MeasuredRows:
         pair_policy = [_under_own(scores[side], pairs, "policy") for side in ("pair_chosen", "pair_rejected")]
     return MeasuredRows(
         prompt_ids=[answer.row["prompt_id"] for answer in answers],
-        responses=[answer.row["response"] for answer in answers],
+        responses=[answer_of(answer.row["response"]) for answer in answers],
         sources=[answer.row["source"] for answer in answers],
         token_counts=np.asarray([answer.row["tokens"] for answer in answers]),
+        answer_token_counts=np.asarray([_answer_tokens(answer.row) for answer in answers]),
         truncated=np.asarray([answer.row["finish_reason"] == "length" for answer in answers]),
         initial_own=initial[0],
         initial_others=initial[1],
@@ -95,6 +97,12 @@ def read_scores(run: RunDirectory, round: Round) -> dict[str, ScoredResponses]:
         for judge in JUDGES:
             response.logprobs[judge].update(by_conditioning(row, row.get(f"logprobs_{judge}")))
     return scores
+
+
+def _answer_tokens(row: dict[str, Any]) -> int:
+    """Those behind the thoughts; a file of an earlier version has the tokens of the whole response alone."""
+    tokens = row.get("answer_tokens")
+    return int(row["tokens"] if tokens is None else tokens)
 
 
 def _under_own(responses: ScoredResponses, keys: list[tuple[str, int]], judge: str) -> np.ndarray:

@@ -61,6 +61,7 @@ RESPONSE_SCHEMA = pa.schema(
         ("response", pa.string()),
         ("finish_reason", pa.string()),
         ("tokens", pa.int32()),
+        ("answer_tokens", pa.int32()),  # of these behind the thoughts
         ("conditioning_ids", pa.list_(pa.string())),
         *SCORING_COLUMNS,
     ]
@@ -254,6 +255,7 @@ def _one_row_per_response(
                     "response": response["text"],
                     "finish_reason": response["finish_reason"],
                     "tokens": len(response["token_ids"]),
+                    "answer_tokens": response.get("answer_tokens"),
                     "response_token_ids": response["token_ids"],
                     **_scored_under(compared if is_answer else own),
                     "models": models,

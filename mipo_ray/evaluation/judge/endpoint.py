@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -21,6 +22,15 @@ from mipo_ray.monitoring.events import Events
 
 ENGINE = "endpoint"  # where events of vLLM actors name an engine
 CHECK_SECONDS = 30.0
+# Newer servers take the limit under its second name alone; which one this is they say with the first request.
+LIMITS = ("max_tokens", "max_completion_tokens")
+_NAMED_AS_UNKNOWN = re.compile(
+    r"max_completion_tokens|unsupported|not supported|does not support|unknown|unrecogni[sz]ed|unexpected|extra"
+    r"|not permitted|not allowed|deprecated",
+    re.IGNORECASE,
+)
+_TEXT_PARTS = ("text", "output_text")
+_THOUGHT_PARTS = ("thinking", "reasoning", "redacted_thinking")
 # What the client raises over HTTP 200 with something that is not the API's: it does not check what it parses.
 _OTHER_FORM = (AttributeError, TypeError, ValueError)
 NO_KEY = "none"  # sent where there is no key: the client insists on one
@@ -80,6 +90,7 @@ class EndpointJudge:
             max_retries=judge.max_retries,
         )
         self._free = asyncio.Semaphore(judge.max_concurrent_requests)
+        self._limit = LIMITS[0]
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         """Judges every row of the block; yields the block once. Raises UserError when the server refuses a request."""
@@ -104,22 +115,75 @@ class EndpointJudge:
         """What the server answers: text, finish reason, tokens (0 where it does not say)."""
         import openai
 
-        # No seed: vLLM on CPUs cannot sample with one where prompts are prefilled in chunks.
         async with self._free:
             try:
-                completion = await self._client.chat.completions.create(
-                    model=str(self._judge.model),
-                    messages=[{"role": "user", "content": row["prompt"]}],
-                    temperature=self._judge.temperature,
-                    max_tokens=self._judge.max_tokens,
-                )
+                completion = await self._complete(row["prompt"])
                 if not completion.choices:
                     return "", "", 0
                 choice, usage = completion.choices[0], completion.usage
-                text, reason = choice.message.content or "", choice.finish_reason or ""
-                return text, reason, usage.completion_tokens if usage else 0
+                reason, tokens = choice.finish_reason, usage.completion_tokens if usage else 0
+                text = _text_of(choice.message.content)
             except (openai.APIError, *_OTHER_FORM) as error:
                 raise _refused(self._judge, self._key, error, f", prompt {row['prompt_id']!r}") from None
+        # Servers may leave either out, or fill it with something else.
+        return text, reason if isinstance(reason, str) else "", tokens if isinstance(tokens, int) else 0
+
+    async def _complete(self, prompt: str) -> Any:
+        """What the server answers to a prompt; of the two names of the length limit, the one that it takes is kept."""
+        import openai
+
+        limit = self._limit
+        try:
+            return await self._create(prompt, limit)
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if limit != LIMITS[0] or not _refuses_limit(str(error)):
+                raise
+            self._limit = LIMITS[1]
+        return await self._create(prompt, LIMITS[1])
+
+    async def _create(self, prompt: str, limit: str) -> Any:
+        # No seed: vLLM on CPUs cannot sample with one where prompts are prefilled in chunks.
+        options: dict[str, Any] = {limit: self._judge.max_tokens}
+        return await self._client.chat.completions.create(
+            model=str(self._judge.model),
+            messages=[{"role": "user", "content": prompt}],
+            temperature=self._judge.temperature,
+            **options,
+        )
+
+
+def _refuses_limit(said: str) -> bool:
+    """Whether a server does not know `max_tokens`; a limit that is too large for it is another fault."""
+    others = said.replace(LIMITS[0], "")
+    return LIMITS[0] in said and _NAMED_AS_UNKNOWN.search(others) is not None
+
+
+def _text_of(content: Any) -> str:
+    """The text of an answer: as it is, or that of its parts, thoughts left out.
+
+    Raises ContentError, which names it, for anything that holds no text.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise ContentError(f"expected text or a list of parts, found {type(content).__name__}")
+    texts = []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind in _THOUGHT_PARTS:
+            continue
+        text = part.get("text") if kind in _TEXT_PARTS else None
+        if not isinstance(text, str):
+            raise ContentError(f"expected parts of text, found one of type {kind!r}")
+        texts.append(text)
+    return "".join(texts)
+
+
+class ContentError(ValueError):
+    """An answer of the judge that holds something else than text."""
 
 
 def _refused(judge: JudgeConfig, key: SecretStr, error: Exception, where: str = "") -> UserError:
@@ -134,6 +198,8 @@ def _refused(judge: JudgeConfig, key: SecretStr, error: Exception, where: str = 
     elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         # Servers repeat a part of the key in their message.
         what = f"refuses the key in the environment variable {judge.api_key_variable}"
+    elif isinstance(error, ContentError):
+        what = f"its answer: {error}"
     elif isinstance(error, _OTHER_FORM):
         what = (
             "expected an OpenAI-compatible API, found an answer of another form, as a web page has it (does the URL "

@@ -30,6 +30,7 @@ from mipo_ray.prompts.rows import PromptRow, checked_rows
 from mipo_ray.storage.manifests import EvaluateFacts, JudgeDefinition, JudgeFacts
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
+from mipo_ray.text.thoughts import answer_of
 
 JUDGEMENT_SCHEMA = pa.schema(
     [
@@ -190,7 +191,7 @@ def _row_of(rows: dict[str, PromptRow], prompt_id: str, source: str, prompts: Pr
 
 
 def _answers(run: RunDirectory, round: Round) -> dict[tuple[str, int], tuple[str, str]]:
-    """(prompt, sample) -> (prompt text, answer) of a policy, in the order of prompts and samples."""
+    """(prompt, sample) -> (prompt text, answer without thoughts) of a policy, in the order of prompts and samples."""
     responses = pyarrow.dataset.dataset(
         run.path(run.stage(round, "evaluate"), "responses"), filesystem=run.arrow_filesystem(), format="parquet"
     )
@@ -198,4 +199,4 @@ def _answers(run: RunDirectory, round: Round) -> dict[tuple[str, int], tuple[str
         columns=["prompt_id", "sample", "source", "response"], filter=pyarrow.dataset.field("kind") == "answer"
     )
     rows = table.sort_by([("prompt_id", "ascending"), ("sample", "ascending")]).to_pylist()
-    return {(row["prompt_id"], row["sample"]): (row["source"], row["response"]) for row in rows}
+    return {(row["prompt_id"], row["sample"]): (row["source"], answer_of(row["response"])) for row in rows}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 
+from mipo_ray.text.thoughts import answer_of
+
 # The judge's words -> what they stand for. A and B are the answers in the order in which the judge saw them.
 _PAIRWISE = {"a": "first", "b": "second", "tie": "tie", "draw": "tie", "equal": "tie"}
-
-# Reasoning models think aloud first. What was never closed holds no verdict.
-_THOUGHTS = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
-_CLOSED_THOUGHTS = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 
 # Markdown, quotes, brackets and the LaTeX box around a label or a verdict.
 _ORNAMENT = re.compile(r"\\boxed|\\text(?:bf)?|[*_`#>\[\](){}<>\"'\u2018-\u201d$]")
@@ -46,19 +44,16 @@ def pointwise_rating(text: str) -> int | None:
 
 
 def _final_value(text: str) -> str | None:
-    """What follows the label in the last labelled line, or else the whole last line; None of an empty text."""
-    lines = [line for line in map(_plain, _spoken(text).splitlines()) if line]
+    """What follows the label in the last labelled line, or else the whole last line; None of an empty text.
+
+    What a reasoning model thought before it spoke is not read.
+    """
+    lines = [line for line in map(_plain, answer_of(text).splitlines()) if line]
     for position in range(len(lines) - 1, -1, -1):
         if match := _LABELLED.fullmatch(lines[position]):
             # "Verdict:" may be a heading, with the verdict in the line below it.
             return match["value"] or (lines[position + 1] if position + 1 < len(lines) else None)
     return lines[-1] if lines else None
-
-
-def _spoken(text: str) -> str:
-    """The text without what a reasoning model thought before it spoke."""
-    # Some chat templates open the thoughts in the prompt, so that the text only closes them.
-    return _CLOSED_THOUGHTS.sub("", _THOUGHTS.sub("", text))
 
 
 def _plain(line: str) -> str:

@@ -200,13 +200,14 @@ def examples_of(block: pa.Table, *, tasks: Mapping[str, Task]) -> pa.Table:
 
 def _judged_response(task: Task, row: dict[str, Any]) -> dict[str, Any]:
     (response,) = row["responses"]
+    tokens = response.get("answer_tokens")
     extracted = extract(task, response["text"], row["option_labels"], row["option_texts"])
     return {
         "response": response["text"],
         "extracted": extracted,
         "verdict": verdict(extracted, row["answer"]),
         "finish_reason": response["finish_reason"],
-        "tokens": len(response["token_ids"]),
+        "tokens": len(response["token_ids"]) if tokens is None else tokens,
     }
 
 

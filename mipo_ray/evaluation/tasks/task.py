@@ -28,7 +28,7 @@ from mipo_ray.prompts.files import PromptFile, SourceRow, missing_column, neares
 from mipo_ray.prompts.rows import Message, encodable, normalize_row
 from mipo_ray.prompts.templates import check_question_columns
 from mipo_ray.text.final_answers import final_choice, final_number
-from mipo_ray.text.final_answers.choices import LABELS
+from mipo_ray.text.final_answers.choice_patterns import LABELS
 
 TASKS_DIRECTORY = Path(__file__).parent
 LETTERS = "ABCDEFGHIJ"
@@ -125,6 +125,7 @@ class Item:
     messages: chat messages that end with the user's; of a likelihood the one message is the context, no chat.
     answer: the right option's label, or a number as an exact fraction ("18", "3/4").
     option_labels, option_texts: empty where the task has no options.
+    where: file and number of its row.
     """
 
     item_id: str
@@ -132,6 +133,7 @@ class Item:
     answer: str
     option_labels: list[str]
     option_texts: list[str]
+    where: str = ""
 
 
 def task_names() -> list[str]:
@@ -172,7 +174,7 @@ def item_of(task: Task, row: SourceRow) -> Item:
     answer = _choice_answer(task, row, labels) if task.has_options else _number_answer(task, row)
     options = [{"label": label, "text": text} for label, text in zip(labels, texts, strict=True)]
     prompt = normalize_row(_with_options(row, options) if task.has_options else row, task.prompts)
-    return Item(prompt["prompt_id"], prompt["messages"], answer, labels, texts)
+    return Item(prompt["prompt_id"], prompt["messages"], answer, labels, texts, row.where)
 
 
 def extract(task: Task, response: str, option_labels: Sequence[str], option_texts: Sequence[str]) -> str | None:

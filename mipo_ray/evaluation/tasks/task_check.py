@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
-from mipo_ray.config.evaluate import TaskConfig
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
@@ -80,14 +79,20 @@ class CheckedTask:
             )
 
 
-def check_tasks(config: Config) -> tuple[CheckedTask, ...]:
-    """Every task of `evaluate.tasks`, its data read once. Raises UserError for what a user must mend."""
+Watch = Callable[[Task, SamplingConfig | None, Item], None]
+
+
+def check_tasks(config: Config, watch: Watch | None = None) -> tuple[CheckedTask, ...]:
+    """Every task of `evaluate.tasks`, its data read once. Raises UserError for what a user must mend.
+
+    watch: called with each item, its task and how its responses are sampled.
+    """
     checked: dict[str, CheckedTask] = {}
-    for key, settings in config.evaluate.tasks.items():
+    for key in config.evaluate.tasks:
         task = load_task(key)
         if task.name in checked:
             raise UserError(f"evaluate.tasks: {key}: another task is named {task.name!r}, too; give one another name")
-        checked[task.name] = _check(config, key, task, settings)
+        checked[task.name] = _check(config, key, task, watch)
     return tuple(checked.values())
 
 
@@ -129,7 +134,8 @@ def differences(before: TaskDefinition, after: TaskDefinition) -> list[str]:
     return lines
 
 
-def _check(config: Config, key: str, task: Task, settings: TaskConfig) -> CheckedTask:
+def _check(config: Config, key: str, task: Task, watch: Watch | None) -> CheckedTask:
+    settings = config.evaluate.tasks[key]
     path = settings.path or task.path
     sampling = task.sampling
     if settings.max_tokens is not None:
@@ -155,6 +161,8 @@ def _check(config: Config, key: str, task: Task, settings: TaskConfig) -> Checke
         options = item.option_texts if task.kind == "likelihood" else [""]
         characters += sum(prompt + (len(option) if task.continuation == "text" else 1) for option in options)
         digest.update(_line(item))
+        if watch is not None:
+            watch(task, sampling, item)
     if not count:
         raise UserError(f"evaluate.tasks.{key}: {path}: expected items, found no row")
     return CheckedTask(key, task, path, settings.limit, sampling, files, count, digest.hexdigest()[:12], characters)
@@ -173,4 +181,5 @@ def _with_max_tokens(config: Config, key: str, tokens: int) -> str:
 def _line(item: Item) -> bytes:
     # The last message is the item's own; exemplars and the system message are in the prompt hash.
     own = {**asdict(item), "messages": item.messages[-1:]}
+    del own["where"]  # the same items in another file are the same
     return json.dumps(own, sort_keys=True).encode() + b"\n"

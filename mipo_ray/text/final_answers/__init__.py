@@ -12,7 +12,7 @@ from mipo_ray.text.final_answers.numbers import final_number
 __all__ = ["RULES", "final_choice", "final_number", "same_final_answer"]
 
 # Raised when a reader of final answers changes: results of different rules are not compared.
-RULES = 2
+RULES = 3
 
 
 def same_final_answer(kind: Literal["choice", "number"], first: str, second: str) -> bool:

@@ -10,87 +10,58 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from mipo_ray.text.final_answers.choice_patterns import (
+    BETTER,
+    BOXED,
+    CHOOSE,
+    CLOSE,
+    IS_BETTER,
+    IS_CORRECT,
+    NOUNS,
+    OPEN,
+    SO,
+    STATEMENTS,
+    WORD,
+)
+from mipo_ray.text.final_answers.hypotheses import is_supposed
 from mipo_ray.text.final_answers.option_texts import Mention, OptionTexts
-from mipo_ray.text.final_answers.statements import ANSWER, END_OF_SENTENCE, IS, OPERATOR, own_answer
-
-# What may stand between "the answer is" and the answer: quotes, brackets, Markdown and LaTeX around it.
-_OPEN = r"""(?:[\s*_`"'\u201c\u2018(\[{<$:,-]|\\(?:boxed|textbf|text|mathbf|mathrm)?){0,16}+"""
-_NOUNS = (
-    r"(?:(?:the|option|choice|answer|letter|number|statement|therefore|thus|indeed|actually|clearly|probably|likely"
-    rf"|most|definitely|still|correct|right|best|final|la|el|le|die|der|letra|lettre|opci\u00f3n)\b{_OPEN})" + "{0,5}"
-)
-# The labels of options that the reader knows; the letter classes of the patterns below are these.
-LABELS = frozenset("ABCDEFGHIJabcdefghij12345")
-_LETTER = r"(?P<letter>[A-Ja-j1-5])(?!\w)"
-_CLOSE = r"""[)\]}>.:*_"'\u201d\u2019`$]{0,6}+"""
-
-# What announces a choice, in any case. A negation in "between" undoes it.
-_ANSWER_IS = (
-    rf"(?:{ANSWER}|\b(?:option|choice|solution)\b)"
-    rf"(?P<between>(?:(?!{ANSWER}|\b(?:option|choice|solution)\b)[^.!?\n]){{0,80}}?){IS}"
-)
-_CHOOSE = (
-    r"\b(?:choose|chose|choosing|pick|picked|picking|select|selected|selecting|opt for|opted for|go with|going with"
-    r"|went with|go for|going for)\b"
-)
-_SO = (
-    r"\b(?:it's|it\u2019s|it is|(?:must|should|would|has to) be|i think|i believe"
-    r"|i(?:['\u2019]d|['\u2019]ll| will| would)? say|i guess|therefore|thus|hence|so)\b"
-)
-_BOXED = r"\\boxed\s?\{"
-# What follows an option that is called the answer: "... is the best answer".
-_IS_CORRECT = (
-    r"\s(?:is|was|must be|would be|should be|has to be|seems|seems to be|looks)"
-    r"(?:\s(?:the|a|our|my|clearly|definitely|probably|most|likely|therefore|thus|indeed|actually|only|one|also"
-    r"|single|final|accurate|appropriate|suitable)){0,5}\s(?:correct|right|best|answer)"
-    r"(?:\s(?:answer|option|choice|one|statement|response|explanation|conclusion|description|example))?"
-    r"(?=[)*_]{0,4}(?:\Z|[.,;!:\n]|\s(?:because|since|as|and|here|so|for|among|of|to|given|based|but)\b))"
+from mipo_ray.text.final_answers.statements import (
+    ANSWER,
+    END_OF_SENTENCE,
+    IN_OTHER_SCRIPT,
+    IS,
+    OPERATOR,
+    own_answer,
+    with_letters_apart,
 )
 
-_STATEMENTS = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        # the answer (to the question) is B; the correct option: B
-        rf"{_ANSWER_IS}{_OPEN}{_NOUNS}{_LETTER}",
-        # Answer B; **Final answer** (B)
-        rf"{ANSWER}{_OPEN}(?:(?:option|choice)\b{_OPEN})?(?-i:(?P<letter>[A-J1-5]))(?!\w)",
-        # I would choose option C
-        rf"{_CHOOSE}{_OPEN}{_NOUNS}{_LETTER}",
-        # B is the best answer; (B) rain is correct
-        rf"(?<![\w'\u2019.-])(?-i:(?P<letter>[A-J]))(?!\w){_CLOSE}"
-        r"(?:\s\([^()\n]{0,60}\)|(?<=[)\].:*])\s(?:(?!\b(?-i:[A-J])\b|\bnot\b|n't)[^.!?\n]){1,60}?)?"
-        rf"{_IS_CORRECT}",
-        # C remains; statement C is true; Correct: C
-        rf"(?<![\w'\u2019.-])(?-i:(?P<letter>[A-HJ]))(?!\w){_CLOSE}\s(?:remains|is left)(?=[.,;!\n]|\Z)",
-        r"\b(?:statement|option|choice)\s(?-i:(?P<letter>[A-J]))\sis\s(?:true|right)(?=[.,;!\n]|\Z)",
-        rf"\b(?:(?:correct|right)\s?[:=]|key\sis\b){_OPEN}(?-i:(?P<letter>[A-J]))(?!\w)",
-        # not A but B
-        rf"\bnot\b{_OPEN}[A-J]{_CLOSE},?\s(?:but|rather)(?:\s(?:rather|is|it's|it is))?{_OPEN}{_LETTER}",
-        # I think B. So B. (the sentence ends there)
-        rf"{_SO}{_OPEN}(?:(?:option|choice)\b{_OPEN})?(?-i:(?P<letter>[A-HJ]))(?!\w)"
-        rf"(?={_CLOSE}(?:\s{{0,4}}\Z|\n|(?<=[.])\s|[,;!]|\s(?:because|since|as)\b))",
-        rf"{_BOXED}{_OPEN}{_LETTER}(?=[^{{}}\n]{{0,200}}\}})",
-    )
-)
+_CALLED_BETTER = re.compile(rf"{CLOSE}{IS_BETTER}", re.IGNORECASE)
 # The same for options that are stated by their text.
-_ANSWER_WORD = re.compile(rf"{ANSWER}|\b(?:option|choice|solution)\b", re.IGNORECASE)
+_ANSWER_WORD = re.compile(WORD, re.IGNORECASE)
 _IS = re.compile(IS, re.IGNORECASE)
 _OTHER_ANNOUNCEMENTS = re.compile(
-    rf"(?P<strong>{_CHOOSE}|{_BOXED}|{ANSWER}[*_:\s]{{0,6}}\n|\bnot\b[^.!?\n]{{0,60}}?\bbut\b(?:\srather)?)|{_SO}",
+    rf"(?P<strong>{CHOOSE}|{BOXED}|{ANSWER}[*_:\s]{{0,6}}\n|\bnot\b[^.!?\n]{{0,60}}?\bbut\b(?:\srather)?)|{SO}",
     re.IGNORECASE,
 )
-_CALLED_CORRECT = re.compile(rf"{_CLOSE}{_IS_CORRECT}", re.IGNORECASE)
-_DECORATED_NOUNS = re.compile(rf"{_OPEN}{_NOUNS}", re.IGNORECASE)
+_CALLED_CORRECT = re.compile(rf"{CLOSE}{IS_CORRECT}", re.IGNORECASE)
+_DECORATED_NOUNS = re.compile(rf"{OPEN}{NOUNS}", re.IGNORECASE)
 _OR_ANOTHER = re.compile(r",?\s(?:and|or)\s(?:also\s)?", re.IGNORECASE)
-_SENTENCE_ENDS = re.compile(rf"{_CLOSE}(?:\s{{0,4}}\Z|\n|(?<=[.])\s|[,;!(]|\s(?:because|since|as)\b)")
-_NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|unlikely)\b|n['\u2019]t\b", re.IGNORECASE)
+_SENTENCE_ENDS = re.compile(rf"{CLOSE}(?:\s{{0,4}}\Z|\n|(?<=[.])\s|[,;!(]|\s(?:because|since|as)\b)")
+_NEGATION = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|unlikely)\b|n['\u2019]t\b|\u4e0d|\u6ca1|\u5e76\u975e", re.IGNORECASE
+)
 _NEGATED_BEFORE = re.compile(
     r"(?:(?:\b(?:if|whether|unless|not|never|cannot|why)|n['\u2019]t)\s(?:that\s)?(?:(?:the|an?|your|my|only)\s)?"
-    r"(?:(?:correct|right|best|final|ever|simply|option|choice)\s)?|\b(?:wrong|incorrect|false)\s)[(\[*]{0,3}\Z",
+    r"(?:(?:correct|right|best|final|ever|simply|option|choice)\s)?|\b(?:wrong|incorrect|false|tempting|trap"
+    r"|tricky|careless)\s)[(\[*]{0,3}\Z",
     re.IGNORECASE,
 )
 # What follows no option: "B-12", "A+", "e.g.", "2.5", a question that is still open.
-_NO_LABEL = re.compile(r"""['\u2019]\w|[+#%\u00b0^/]|\s?=|-\w|\.\w\.|[.,:]\d|[)\]}*_"'\u201d`]{0,4}\?""")
+_NO_LABEL = re.compile(
+    r"""['\u2019](?!d[i\u0131u\u00fc]r)\w|[+#%\u00b0^/]|\s?=|-\w|\.\w\.|[.,:]\d|[)\]}*_"'\u201d`]{0,4}\?"""
+    r"""|\s?[\uac00\uc774]\s?\uc544\ub2c8|\s?(?:\u3067\u306f?|\u3058\u3083)(?:\u306a"""
+    r"""|\u3042\u308a\u307e\u305b)|\s?(?:\u9879\s?)?\u4e0d"""
+)
 # "A and C", "B, D": no single choice. "B, A is wrong" is one.
 _SEVERAL = re.compile(
     r"""[)\]}*_"'\u201d`]{0,4}(?:\s?[,&]|\s(?:and|or)\b)\s?(?:(?:and|or|both)\s)?[*_(\["']{0,3}(?:option\s|choice\s)?"""
@@ -99,10 +70,10 @@ _SEVERAL = re.compile(
 # After an "A", "I", "b" or "2" without a bracket only these words leave it a label: "A because", but not "A dog".
 _AFTER_LABEL = re.compile(
     r"\s+(?:because|since|as|and|but|or|not|for|due|which|rather|over|based|so|if|instead|here|with|by|from|given|would"
-    r"|is|was)\b"
+    r"|is|was|richtig|korrekt|correct[eao]?)\b"
 )
-_ALONE = re.compile(rf"(?:(?:option|choice)\s)?{_OPEN}(?P<letter>[A-Ja-j1-5]){_CLOSE}[.!]?", re.IGNORECASE)
-_BEFORE_REASON = re.compile(rf"\s{{0,9}}{_OPEN}(?P<letter>[A-J])(?!\w){_CLOSE}(?:,\s|\s(?:because|since|as)\b)")
+_ALONE = re.compile(rf"(?:(?:option|choice)\s)?{OPEN}(?P<letter>[A-Ja-j1-5]){CLOSE}[.!]?", re.IGNORECASE)
+_BEFORE_REASON = re.compile(rf"\s{{0,9}}{OPEN}(?P<letter>[A-J])(?!\w){CLOSE}(?:,\s|\s(?:because|since|as)\b)")
 _LINE_LABEL = re.compile(
     r"""^[ \t>#*_-]{0,8}+(?:(?:option|choice)\s)?[*_(\["']{0,4}(?P<letter>(?-i:[A-J])|[a-j](?=[*_]{0,2}\)))[*_]{0,2}"""
     r"""(?:[)\]:]|\.(?!\w)|["']?[ \t]*+$|[ \t][-\u2013\u2014][ \t])""",
@@ -134,7 +105,8 @@ def final_choice(text: str, *, labels: Sequence[str] | None = None, texts: Seque
     if texts is not None and labels is None:
         labels = "ABCDEFGHIJ"[: len(texts)]
     known = None if labels is None else {label.upper(): label for label in labels}
-    text = own_answer(text)
+    text = with_letters_apart(own_answer(text))
+    texts = None if texts is None else [with_letters_apart(option) for option in texts]
     options = OptionTexts(text, labels, texts) if labels is not None and texts is not None else None
     found = _settled_on(text, options, "12345" if known is None else "".join(filter(str.isdigit, known)))
     return found if known is None or found is None else known.get(found.upper())
@@ -145,7 +117,7 @@ def _settled_on(text: str, options: OptionTexts | None, digits: str) -> str | No
     names = [range(mention.start, mention.end) for mention in mentions if mention.words > 1]
     stated = [
         (match.start("letter"), match["letter"].upper())
-        for pattern in _STATEMENTS
+        for pattern in STATEMENTS
         for match in pattern.finditer(text)
         if _is_statement(text, match)
         and (not match["letter"].isdigit() or match["letter"] in digits)
@@ -153,6 +125,7 @@ def _settled_on(text: str, options: OptionTexts | None, digits: str) -> str | No
     ]
     if options:
         stated += [(mention.start, mention.label) for mention in _stated_texts(text, options, mentions)]
+    stated = stated or list(_preferred(text, mentions, names))
     if stated:
         return max(stated, key=lambda statement: statement[0])[1]  # of a letter and a text at one place, the letter
     stripped = text.strip()
@@ -173,7 +146,21 @@ def _settled_on(text: str, options: OptionTexts | None, digits: str) -> str | No
     return _unlisted(text) or _only_mention(text, digits) or _only_text(text, mentions)
 
 
+def _preferred(text: str, mentions: list[Mention], names: list[range]) -> Iterator[tuple[int, str]]:
+    """Where an option is called better than others, and its label."""
+    for pattern in BETTER:
+        for match in pattern.finditer(text):
+            at = match.start("letter")
+            if not _is_denied(text, match.start(), "") and not any(at in name for name in names):
+                yield at, match["letter"].upper()
+    for mention in mentions:
+        if _CALLED_BETTER.match(text, mention.end):
+            yield mention.start, mention.label
+
+
 def _is_statement(text: str, match: re.Match[str]) -> bool:
+    if is_supposed(text, match.start(), match.start("letter"), match.end("letter")):
+        return False
     if _is_denied(text, match.start(), match.groupdict().get("between") or ""):
         return False
     return _is_label(text, match.start("letter"))
@@ -192,7 +179,9 @@ def _is_label(text: str, at: int) -> bool:
     letter, after = text[at], text[at + 1 : at + 60]
     if _NO_LABEL.match(after) or _SEVERAL.match(after) or (letter.isdigit() and OPERATOR.match(after)):
         return False
-    return letter in "BCDEFGHJ" or not re.match(r"\s+\w", after) or _AFTER_LABEL.match(after) is not None
+    if letter in "BCDEFGHJ" or not re.match(r"[^\S\n]+\w", after):
+        return True
+    return _AFTER_LABEL.match(after) is not None or IN_OTHER_SCRIPT.match(after) is not None
 
 
 def _stated_texts(text: str, options: OptionTexts, mentions: list[Mention]) -> Iterator[Mention]:
@@ -206,8 +195,10 @@ def _stated_texts(text: str, options: OptionTexts, mentions: list[Mention]) -> I
         stated = options.stated_at(place) or (options.stated_at(skipped.end()) if skipped else None)
         if not stated or _NEGATED_BEFORE.search(text[max(0, start - 40) : start]):
             continue
+        if is_supposed(text, start, place, stated.end):
+            continue
         another = _OR_ANOTHER.match(text, stated.end)
-        asked = re.compile(rf"{_CLOSE}\?").match(text, stated.end)
+        asked = re.compile(rf"{CLOSE}\?").match(text, stated.end)
         if asked or (another and options.stated_at(another.end())):
             continue
         if not needs_end or _SENTENCE_ENDS.match(text, stated.end):

@@ -26,10 +26,17 @@ _EQUALS = re.compile(
 )
 # "50 apples / 2": the operator stands behind the unit.
 _UNIT_AND_OPERATOR = re.compile(r"%?(?:\s[^\W\d_]+){1,3}\s?[+*/\u00d7\u00f7]\s?\\?[$(]?\d")
+_SHARE = re.compile(
+    r"[$)]{0,2}\s(?:\\text\s?\{\s?)?of\s(?:\}\s?)?(?P<whole>(?:(?:the|those|these|all|his|her|their|its)\s)?\\?[$]?\d)?"
+)
 _NAME_ALONE = re.compile(r"\s?[(]?[^\W\d_]{1,12}[)]?\s{0,4}(?:[.,;]|\n|\Z)")
-_RESULT = re.compile(rf"{_EQUALS.pattern}|,\sor\b|\b(?:which|that)\s(?:is|equals|makes|gives)\b", re.IGNORECASE)
+_RESULT = re.compile(
+    rf"{_EQUALS.pattern}|,\s(?:or|so|thus|hence|that\sis|i\.?e\.?),?(?=\s)|\b(?:which|that)\s(?:is|equals|makes|gives)\b",
+    re.IGNORECASE,
+)
+_SHARE_RESULT = re.compile(r"\bis\b|:|,?\s(?:giving|making|leaving)\b", re.IGNORECASE)
 _BEFORE_NUMBER = re.compile(
-    r"""(?:[\s\#$\u20ac\u00a3\u00a5\u20b9*_`"'\u201c(\[{\\~\u2248:=,]|\b(?:boxed|textbf|text|mathbf|mathrm|about|around
+    r"""(?:[\s\#$\u20ac\u00a3\u00a5\u20b9*_`"'\u201c(\[{\\~\u2248:=,\u2014]|-(?=\s)|\b(?:boxed|textbf|text|mathbf|mathrm|about|around
     |approximately|exactly|roughly|only|just|equal|to|an?|total|of|therefore|then|thus|usd|eur|is|be|the|number)\b)*+""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -138,9 +145,22 @@ class _Reading:
     def goes_on(self, number: Number) -> bool:
         """Whether `number` is only the beginning of an expression; "5-3" has been read as one without a value."""
         return (
-            OPERATOR.match(self.text, number.end) is not None
+            self.is_share(number)
+            or OPERATOR.match(self.text, number.end) is not None
             or _UNIT_AND_OPERATOR.match(self.text, number.end) is not None
             or (number.value is None and self.text.startswith("=", number.end))
+        )
+
+    def is_share(self, number: Number) -> bool:
+        """Whether `number` is a fraction of another number, or of something whose result is told: "1/3 of 36"."""
+        if number.value is None or number.value.denominator == 1:
+            return False
+        share = _SHARE.match(self.text, number.end)
+        if share is None:
+            return False
+        return share["whole"] is not None or any(
+            self.direct(result.end()) is not None
+            for result in _RESULT.finditer(self.text, share.end(), _end_of_sentence(self.text, share.end()))
         )
 
     def complete(self, start: int) -> Number | None:
@@ -165,6 +185,10 @@ class _Reading:
         for equals in reversed(list(_RESULT.finditer(self.text, begin, end))):
             if result := self.complete(equals.end()):
                 return result
+        if direct and self.is_share(direct):
+            for told in _SHARE_RESULT.finditer(self.text, direct.end, end):
+                if result := self.complete(told.end()):
+                    return result
         if direct:  # an expression without its result
             return Number(direct.start, direct.end, None)
         return self._last_in_sentence(mark, begin, end)
@@ -255,6 +279,11 @@ class _Reading:
 
     def _has_before(self, pattern: re.Pattern[str], number: Number) -> bool:
         return pattern.search(self.text[max(0, number.start - 40) : number.start]) is not None
+
+
+def _end_of_sentence(text: str, start: int) -> int:
+    end = END_OF_SENTENCE.search(text, start, start + _REACH)
+    return end.start() if end else min(len(text), start + _REACH)
 
 
 def _closing(text: str) -> int:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 
 from mipo_ray.text.final_answers.statements import END_OF_SENTENCE
 
-# Numbers, words, and the signs that tell two formulas apart. Case, articles, brackets and punctuation do not matter.
+# Numbers, words (characters, where a script has no spaces between words), and the signs that tell two formulas apart.
+# Case, articles, brackets and punctuation do not matter.
+_UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(
-    r"\d+(?:[.,]\d+)*|(?<![\d.])\.\d+|[^\W\d_]+|[+=/<>^\u2264\u2265\u00d7]|(?<![^\W\d_])[-\u2212\u2013]|[-\u2212\u2013](?![^\W\d_])"
+    rf"\d+(?:[.,]\d+)*|(?<![\d.])\.\d+|[{_UNSPACED}]|[^\W\d_{_UNSPACED}]+|[+=/<>^\u2264\u2265\u00d7]"
+    r"|(?<![^\W\d_])[-\u2212\u2013]|[-\u2212\u2013](?![^\W\d_])"
 )
 _SKIPPED = frozenset(
     {"a", "an", "the", "that", "because", "by", "to", "in", "it", "is", "they", "are", "text", "mathrm"}

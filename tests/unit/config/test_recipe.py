@@ -94,6 +94,8 @@ OTHER_VALUES: dict[str, Any] = {
     **{f"prompts.{key}": value for key, value in PROMPTS_VALUES.items()},
     **{f"evaluate.prompts.{key}": value for key, value in PROMPTS_VALUES.items()},
     "model.dtype": "bfloat16",
+    "model.thought_marks": [["<cot>", "</cot>"]],
+    "filters.thoughts": "drop",
     "conditioning.strategy": "random_prompt",
     "conditioning.mixture": {"random_prompt": 2.0},
     "conditioning.fallback": "drop",
@@ -537,3 +539,13 @@ def test_importing_the_configuration_imports_no_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_marks_of_thoughts_are_pairs() -> None:
+    marks = load_config(
+        None, ['model.thought_marks=[["<cot>", "</cot>"], ["Thought:", "Answer:"]]']
+    ).model.thought_marks
+    assert marks == (("<cot>", "</cot>"), ("Thought:", "Answer:"))
+    for wrong in ("[[a, a]]", '[["", a]]', '[[a, " "]]', "[[a]]", "[a, b]"):
+        with pytest.raises(ConfigError, match=r"model\.thought_marks"):
+            load_config(None, [f"model.thought_marks={wrong}"])

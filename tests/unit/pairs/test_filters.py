@@ -183,3 +183,39 @@ def test_the_text_of_a_prompt_is_what_is_its_own() -> None:
     in_system = [{"role": "system", "content": "Be kind.\n\nI ski."}, {"role": "user", "content": "What now?"}]
     assert prompt_text(in_system, "I ski.") == "I ski.\nWhat now?"
     assert prompt_text([], "") == ""
+
+
+def think(thought: str, answer: str) -> str:
+    return f"<think>{thought}</think>\n\n{answer}"
+
+
+def test_filters_look_at_answers_and_not_at_the_thoughts_before_them() -> None:
+    number = FiltersConfig(equal_answers="number")
+    assert reason(pair(think("Is the answer 7?", "It is 4."), think("It is 5.", "It is 4.")), number) == "equal_answers"
+    assert reason(pair(think("It is 4.", "It is 7."), think("It is 4.", "It is 5.")), number) == ""
+    copies = FiltersConfig(max_copy_rate=0.5, max_repetition=0.5)
+    assert reason(pair(think(f"{COPY}. {LOOP}", "boil some water first"), "no"), copies) == ""
+    assert reason(pair(think("fresh words", COPY), "no"), copies) == "copies_prompt"
+    assert reason(pair("yes", think("fresh words", LOOP)), copies) == "repetition"
+    assert reason(pair(think(REFUSAL, FINE), "no"), pattern()) == ""
+    assert reason(pair(think(FINE, REFUSAL), "no"), pattern()) == "pattern_refusal"
+    ratio = FiltersConfig(max_length_ratio=2.0)
+    long_answer = pair("yes", "no", chosen_answer_tokens=9, rejected_answer_tokens=[4])
+    assert reason(long_answer, ratio) == "length_ratio"
+    assert reason(long_answer | {"rejected_answer_tokens": [5], "rejected_token_ids": [[1]]}, ratio) == ""
+
+
+def test_a_response_that_was_cut_inside_its_thought_gives_no_pair() -> None:
+    cut = "<think>The answer is 4"
+    assert reason(pair(cut, "no"), OFF) == reason(pair("yes", "no", cut), OFF) == "no_answer"
+    assert reason(pair("yes", think("All thought", "")), OFF) == "no_answer"
+    assert reason(pair(think("a", "yes"), think("b", "no")), OFF) == ""
+
+
+def test_thoughts_are_trained_on_unless_they_are_dropped() -> None:
+    drop = OFF.model_copy(update={"thoughts": "drop"})
+    thoughtful = pair("yes", think("b", "no"))
+    assert reason(thoughtful, OFF) == ""
+    assert reason(thoughtful, drop) == "thoughts"
+    assert reason(pair("yes", think("", "no")), drop) == ""  # the empty block of a model that was told not to think
+    assert reason(pair("yes", "no"), drop) == ""

@@ -57,7 +57,7 @@ SAMPLED = pa.schema(
 def response(text: str, tokens: int, finish: str = "stop", logprob: float = -1.5) -> dict[str, Any]:
     ids = list(range(tokens))
     return {"token_ids": ids, "text": text, "finish_reason": finish, "logprob": logprob,
-            "prompt_tokens": 10, "cached_tokens": tokens}  # fmt: skip
+            "answer_tokens": tokens, "prompt_tokens": 10, "cached_tokens": tokens}  # fmt: skip
 
 
 def row(prompt_id: str, responses: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:

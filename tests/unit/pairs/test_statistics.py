@@ -72,6 +72,22 @@ def as_table(rows: list[dict[str, Any]], version: int = 2) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA if version == 1 else PAIR_SCHEMA_2)
 
 
+def test_repetition_is_that_of_answers_and_lengths_are_those_of_whole_responses() -> None:
+    base = {"prompt_id": "p", "strategy": "random_prompt", "dropped": "", "pmi": 1.0, "sample": 0}
+    side = {"token_ids": [1] * 7, "finish_reason": "stop"}
+    said = {
+        f"{name}_{key}": [value] if name == "rejected" else value
+        for name in ("chosen", "rejected")
+        for key, value in side.items()
+    }
+    texts = {"chosen": "<think>a b a b a b</think> a b c", "rejected": ["a b c"]}
+    counts = dict.fromkeys(("generated_tokens", "engine_prompt_tokens", "cached_prompt_tokens"), 1)
+    row = base | said | texts | counts | {"prompt_token_ids": [1]}
+    found = merge_statistics([pair_statistics(as_table([row]))])
+    assert found.chosen_distinct_2 == found.rejected_distinct_2 == 1.0
+    assert found.chosen_tokens == 7
+
+
 def quantile(values: list[float], percent: int) -> float:
     """The smallest value that `percent` % of all do not exceed, by its definition."""
     return next(v for v in sorted(values) if 100 * sum(other <= v for other in values) >= percent * len(values))

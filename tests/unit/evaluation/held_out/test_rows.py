@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mipo_ray.evaluation.held_out.matrix import MatrixRows, matrix_of
+from mipo_ray.evaluation.held_out.metrics import item_values
 from mipo_ray.evaluation.held_out.rows import measured_rows
 from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA, _one_row_per_response, _pairs_only
 from mipo_ray.storage.rounds import BASE, Round
@@ -90,6 +91,25 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
     write(run, BASE, of_base if request.param == "new" else without_ids(of_base))
     write(run, Round(0), without_ids(of_round) if request.param == "both old" else of_round)
     return run
+
+
+def test_measured_texts_and_lengths_are_those_of_answers(tmp_path: Path) -> None:
+    rows = sampled(base=True).to_pylist()
+    thoughtful = {"text": "<think>maybe</think> yes", "token_ids": [1] * 5, "answer_tokens": 2}
+    cut = {"text": "<think>maybe", "token_ids": [1] * 5, "answer_tokens": 0, "finish_reason": "length"}
+    for row in rows:
+        row["responses"] = [{**row["responses"][0], **changed} for changed in (thoughtful, cut, thoughtful)]
+    table = pa.Table.from_pylist(rows)
+    run = open_run(str(tmp_path / "run"))
+    base = _one_row_per_response(table, samples=2, models=["initial"], matrix={})
+    write(run, BASE, scored(base, ["initial"]))
+    found = measured_rows(run, BASE)
+    assert found.responses == ["yes", ""] * 3
+    assert found.token_counts.tolist() == [5] * 6  # log-probs are of the whole response
+    assert item_values(found, 0.1)["response_tokens"][1].tolist() == [2, 0] * 3
+    assert item_values(found, 0.1)["pmi_initial_per_token"][1] == pytest.approx(
+        item_values(found, 0.1)["pmi_initial"][1] / 5
+    )
 
 
 def test_measured_rows_are_the_scores_by_conditioning(run: RunDirectory) -> None:

@@ -210,3 +210,75 @@ def test_a_model_that_is_not_served_is_refused_with_those_that_are() -> None:
             check_endpoint(other)
     with pytest.raises(UserError, match=rf"^evaluate\.judge\.endpoint {endpoint.url}: cannot be reached"):
         check_endpoint(config(endpoint, max_retries=0))
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "Unsupported parameter: '{0}' is not supported with this model. Use '{1}' instead.",
+        "body.{0}: Extra inputs are not permitted",
+        "{0}: unknown field",
+        "Unrecognized request argument supplied: {0}",
+    ],
+)
+def test_a_server_that_takes_another_name_of_the_limit_is_asked_by_that_name(refusal: str) -> None:
+    with FakeJudgeEndpoint(always_first).running() as endpoint:
+        endpoint.limit, endpoint.refusal = "max_completion_tokens", refusal
+        rows = judged(config(endpoint, max_tokens=77, max_concurrent_requests=1), [f"prompt {n}" for n in range(5)])
+    assert {row["judgement"] for row in rows} == {always_first("")}
+    assert {request.get("max_completion_tokens") for request in endpoint.judged} == {77}
+    assert not any("max_tokens" in request for request in endpoint.judged)
+    assert len(endpoint.refused) == 1  # the first one; then it is known
+
+
+def test_a_server_that_refuses_both_names_is_named() -> None:
+    with FakeJudgeEndpoint(always_first).running() as endpoint:
+        endpoint.limit = "tokens"
+        with pytest.raises(UserError, match="'max_completion_tokens' is not supported with this model"):
+            judged(config(endpoint), ["one"])
+        assert len(endpoint.refused) == 2
+
+
+def test_a_limit_that_is_too_large_is_no_unknown_name() -> None:
+    fault = "max_tokens is too large: 512. This model's context length is 256, status"
+    with FakeJudgeEndpoint(always_first, statuses=(400,), fault=fault).running() as endpoint:
+        with pytest.raises(UserError, match="max_tokens is too large"):
+            judged(config(endpoint), ["one"])
+        assert list(endpoint.attempts.values()) == [1]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (lambda text: [{"type": "text", "text": text}], "Verdict: A"),
+        (lambda text: [{"type": "text", "text": text[:5]}, {"type": "output_text", "text": text[5:]}], "Verdict: A"),
+        (lambda text: [{"type": "thinking", "thinking": "B?"}, {"type": "text", "text": text}], "Verdict: A"),
+        (lambda text: [text], "Verdict: A"),
+        (lambda text: [], ""),
+        (lambda text: None, ""),
+    ],
+)
+def test_answers_in_parts_are_joined(parts: Any, expected: str) -> None:
+    with FakeJudgeEndpoint(lambda _: "Verdict: A").running() as endpoint:
+        endpoint.content = parts
+        (row,) = judged(config(endpoint), ["one"])
+    assert row["judgement"] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ([{"type": "image_url", "image_url": {"url": "x"}}], "expected parts of text, found one of type 'image_url'"),
+        ([{"type": "text", "text": "A"}, {"type": "audio"}], "found one of type 'audio'"),
+        ([{"type": "text", "text": 4}], "found one of type 'text'"),
+        ([7], "found one of type 'int'"),
+        ({"verdict": "A"}, "expected text or a list of parts, found dict"),
+        (4, "expected text or a list of parts, found int"),
+    ],
+)
+def test_answers_that_are_no_text_are_refused_by_name(content: Any, found: str) -> None:
+    with FakeJudgeEndpoint(always_first).running() as endpoint:
+        endpoint.content = lambda _: content
+        with pytest.raises(UserError, match=re.escape(found)) as error:
+            judged(config(endpoint), ["one"])
+    assert f"evaluate.judge.endpoint {endpoint.url}, prompt 'p0': its answer: " in str(error.value)

@@ -121,6 +121,18 @@ def test_each_answer_is_rated_beside_its_reference(config: Config, round: Round,
         assert row["order"] == ""
 
 
+def test_a_judge_is_shown_answers_without_thoughts(config: Config) -> None:
+    run = RunDirectory(config.run_dir)
+    path = Path(run.path(run.stage(FIRST, "evaluate"), "responses")) / "part.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        row["response"] = f"<think>secret {row['sample']}" + ("</think>\n\nSaid." if row["sample"] else "")
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    for row in rows_of(config, "pointwise"):
+        assert row["answers"] == ["Said." if row["sample"] else ""]
+        assert "secret" not in row["prompt"]
+
+
 def test_the_base_is_not_compared_with_itself(config: Config) -> None:
     judge = config.evaluate.judge
     assert judged_protocols(judge, BASE) == ("pointwise",)
