@@ -35,6 +35,7 @@ from mipo_ray.evaluation.tasks.task import task_names
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.models.source import check_model
 from mipo_ray.monitoring.trackers import check_trackers
+from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.describe import describe_judge, describe_tasks
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
@@ -101,6 +102,7 @@ def check_evaluation_inputs(config: Config, run: RunDirectory, trained: Sequence
     run.check_config(config)
     check_finished_tasks(tasks, run, trained)
     check_judge(config, run)
+    check_chats(config, tasks)
     policies = base_and_rounds(trained)
     answered = [round for round in policies if run.read_manifest(run.stage(round, "evaluate")) is not None]
     judged = tuple(answered) if judge.is_on and BASE in answered else ()

@@ -15,7 +15,7 @@ from mipo_ray.config.conditioning import ConditioningConfig
 from mipo_ray.config.evaluate import EvaluateConfig
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
-from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.config.prompts import TrainingPromptsConfig
 from mipo_ray.config.train import TrainConfig
 
 
@@ -79,7 +79,7 @@ class Config(Section):
     )
     seed: NonNegativeInt = Field(0, description="seed of every random choice")
     model: ModelConfig = Field(default_factory=ModelConfig, description="the initial policy")
-    prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="training prompts")
+    prompts: TrainingPromptsConfig = Field(default_factory=TrainingPromptsConfig, description="training prompts")
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig, description="mismatched prompts")
     generation: GenerationConfig = Field(default_factory=GenerationConfig, description="sampling")
     filters: FiltersConfig = Field(default_factory=FiltersConfig, description="pair filters")

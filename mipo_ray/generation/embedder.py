@@ -73,7 +73,8 @@ class Embedder:
     def _tokenise(self, block: pa.Table) -> list[list[int]]:
         conversations = block["messages"].to_pylist()
         if self._is_policy:
-            return [token_ids[: self._window] for token_ids in render_prompts(self._tokenizer, conversations)]
+            rendered = render_prompts(self._tokenizer, conversations, self._settings.chat)
+            return [token_ids[: self._window] for token_ids in rendered]
         prompts = plain_prompts(self._tokenizer, conversations)
         for prompt_id, token_ids in zip(block["prompt_id"].to_pylist(), prompts, strict=True):
             check_window(prompt_id, token_ids, self._window, self._settings.model_path)

@@ -12,6 +12,7 @@ from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.models.source import check_model, embedding_model
 from mipo_ray.monitoring.trackers import check_trackers
+from mipo_ray.planning.chat import check_chats
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
 from mipo_ray.storage.results import is_report_current, read_evaluation
@@ -78,6 +79,7 @@ def check_inputs(config: Config, run: RunDirectory) -> Inputs:
     run.check_writable()
     run.check_config(config)
     check_judge(config, run)
+    check_chats(config, tasks)
     check_finished_tasks(tasks, run, range(config.rounds))
     return Inputs(config, run, prompts, held_out, tasks, finished_stages(config, run, tasks))
 

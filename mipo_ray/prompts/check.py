@@ -12,6 +12,7 @@ import numpy as np
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
+from mipo_ray.prompts.chat_check import ChatCheck
 from mipo_ray.prompts.files import PromptFile, SourceRow, find_files, nearest
 from mipo_ray.prompts.public_sets import RowReader, row_reader
 from mipo_ray.prompts.rows import ContentHash, PromptRow, normalize_row
@@ -48,10 +49,12 @@ class PromptSummary:
         return tuple(source.path for source in self.sources)
 
 
-def check_prompts(prompts: PromptsConfig, needs: PromptNeeds, section: str = "prompts") -> PromptSummary:
+def check_prompts(
+    prompts: PromptsConfig, needs: PromptNeeds, section: str = "prompts", chat: ChatCheck | None = None
+) -> PromptSummary:
     """Reads every row that the run would use and returns what there is.
 
-    section: where `prompts` stands in the configuration, for messages.
+    section: where `prompts` stands in the configuration, for messages. chat: looks at the conversations of every row.
 
     Memory: 24 bytes a row, and two to four times that for a moment at the end, while they are sorted. Ids, texts and
     contexts are kept as 8-byte hashes; a suspected duplicate id is confirmed by a second reading, so a hash collision
@@ -73,6 +76,8 @@ def check_prompts(prompts: PromptsConfig, needs: PromptNeeds, section: str = "pr
         row = normalize_row(source, prompts)
         hashes[index].add(row)
         tally.add(source, row)
+        if chat is not None:
+            chat.look(source.where, row["messages"], row["question_messages"])
     summary = PromptSummary(
         sources=files,
         file_rows=tuple(file_rows),

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.config.prompts import ChatSettings, PromptsConfig
 from mipo_ray.evaluation.held_out.conditionings import as_key, matrix_id
 from mipo_ray.evaluation.held_out.rows import read_scores
 from mipo_ray.generation.rendering import render_prompts
@@ -52,12 +52,12 @@ def matrix_conditionings(rows: Sequence[PromptRow], prompts: PromptsConfig, size
     return parts
 
 
-def render_matrix(parts: dict[str, dict[str, Any]], tokenizer: Any) -> dict[str, dict[str, Any]]:
+def render_matrix(parts: dict[str, dict[str, Any]], tokenizer: Any, chat: ChatSettings) -> dict[str, dict[str, Any]]:
     """The parts with `conditionings` [M][M], token ids, in the place of their messages."""
     return {
         kind: {
             **{name: value for name, value in part.items() if name != "messages"},
-            "conditionings": [render_prompts(tokenizer, of_answer) for of_answer in part["messages"]],
+            "conditionings": [render_prompts(tokenizer, of_answer, chat) for of_answer in part["messages"]],
         }
         for kind, part in parts.items()
     }

@@ -21,10 +21,11 @@ from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.judge import JudgeConfig, Protocol
+from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
-from mipo_ray.evaluation.judge.prompts import judge_prompt
+from mipo_ray.evaluation.judge.prompts import judge_chat, judge_prompt
 from mipo_ray.evaluation.judge.rows import (
     JUDGEMENT_SCHEMA,
     definition,
@@ -161,7 +162,7 @@ def _write_requests(judged: Judged) -> int:
     with ordered_context():
         rows: ray.data.Dataset = ray.data.from_arrow(table)
         if judge.has_own_engines:
-            rows = map_blocks(rows, _add_requests, judge=judge, seed=config.seed)
+            rows = map_blocks(rows, _add_requests, judge=judge, chat=judge_chat(config), seed=config.seed)
         named(rows, f"{stage.directory.replace('/', '_')}_requests").write_parquet(
             stage.path("requests"), filesystem=run.arrow_filesystem()
         )
@@ -249,18 +250,18 @@ def judge_engines(config: Config, resources: Resources) -> Engines:
         tensor_parallel_size=judge.tensor_parallel_size or pool.tensor_parallel_size,
         on_gpu=own.on_gpu,
         engine_args=judge.engine_args,
+        chat=judge_chat(config),
     )
     return Engines(settings, engine_request(config, own), pool, config.ray.wait_timeout_minutes)
 
 
-def _add_requests(block: pa.Table, *, judge: JudgeConfig, seed: int) -> pa.Table:
+def _add_requests(block: pa.Table, *, judge: JudgeConfig, chat: ChatSettings, seed: int) -> pa.Table:
     """Adds `requests` (sampler.REQUESTS). Raises UserError for a prompt that leaves no room for the judgement."""
     tokenizer = load_tokenizer(str(judge.model), judge.trust_remote_code)
     conversations = [[{"role": "user", "content": text}] for text in block["prompt"].to_pylist()]
+    token_ids = render_prompts(tokenizer, conversations, chat)
     requests = []
-    for row, ids in zip(
-        block.select(["judgement_id", "prompt_id"]).to_pylist(), render_prompts(tokenizer, conversations), strict=True
-    ):
+    for row, ids in zip(block.select(["judgement_id", "prompt_id"]).to_pylist(), token_ids, strict=True):
         if not fits(ids, max_tokens=judge.max_tokens, max_model_len=judge.max_model_len):
             raise UserError(
                 f"prompt {row['prompt_id']!r}: {len(ids)} tokens of the judge's prompt and a judgement of up to "

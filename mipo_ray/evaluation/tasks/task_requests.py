@@ -18,7 +18,7 @@ import ray.data
 
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.tasks.task_check import TASK_WINDOW, CheckedTask, task_window
-from mipo_ray.generation.rendering import check_length, load_tokenizer, render_prompts
+from mipo_ray.generation.rendering import check_length, load_tokenizer, render_prompts, render_text
 from mipo_ray.generation.sampler import REQUESTS
 from mipo_ray.pairs.schema import MESSAGES, TOKEN_IDS
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
@@ -143,10 +143,10 @@ def requests_of(block: pa.Table, *, task: CheckedTask, config: Config) -> pa.Tab
 def _sampled(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: Any) -> tuple[str, list, list]:
     assert task.sampling is not None
     messages = [dict(message) for message in row["messages"]]
-    (token_ids,) = render_prompts(tokenizer, [messages])
+    (token_ids,) = render_prompts(tokenizer, [messages], config.prompts.chat)
     seed = stable_seed(config.seed, "task", task.name, row["item_id"]) % 2**31
     request = {"prompt_token_ids": token_ids, "seed": seed, "sampling": task.name}
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False), [request], []
+    return render_text(tokenizer, messages, config.prompts.chat), [request], []
 
 
 def _scored(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: Any) -> tuple[str, list, list]:
