@@ -12,6 +12,8 @@ import pyarrow as pa
 import ray
 
 from mipo_ray.config.generation import SamplingConfig
+from mipo_ray.generation.rendering import load_tokenizer
+from mipo_ray.generation.turn_tokens import turn_tokens
 from mipo_ray.generation.vllm_arguments import (
     EngineSettings,
     engine_arguments,
@@ -39,8 +41,9 @@ class Sampler:
     """A Ray Data actor: adds `responses` to blocks that hold `requests` (see REQUESTS, pairs.RESPONSES).
 
     The log-prob of a response is the model's own (temperature 1, before top-p), summed over its tokens, in nats. A
-    response that stopped keeps its end token; one cut at the limit has none. With `to_score` it also adds `scores`
-    (pairs.SCORES): the log-probs, in the same sense, of given responses under given prompts. `sampling` holds the
+    response that stopped keeps its end token; one cut at the limit has none. The token by which the chat template ends
+    a turn is an end token too, whatever the model's files say. With `to_score` it also adds `scores` (pairs.SCORES):
+    the log-probs, in the same sense, of given responses under given prompts. `sampling` holds the
     parameters by name, DEFAULT_SAMPLING among them. `gpus` are those that the actor reserves.
     """
 
@@ -70,6 +73,8 @@ class Sampler:
             "generation_config": "vllm",  # sampling comes from the run's configuration alone
         }
         started = time.monotonic()
+        tokenizer = load_tokenizer(settings.model_path, settings.trust_remote_code)
+        self._turn_tokens = turn_tokens(tokenizer, model, settings.chat)
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**{**arguments, **settings.engine_args}), stat_loggers=stat_loggers()
         )
@@ -135,6 +140,7 @@ class Sampler:
             max_tokens=sampling.max_tokens,
             min_tokens=sampling.min_tokens,
             seed=request["seed"],
+            stop_token_ids=list(self._turn_tokens.added),
             logprobs=0,
         )
         output = await self._run(request["prompt_token_ids"], parameters)
@@ -146,6 +152,7 @@ class Sampler:
             "logprob": final.cumulative_logprob,
             "prompt_tokens": len(request["prompt_token_ids"]),
             "cached_tokens": output.num_cached_tokens or 0,
+            "control_tokens": self._turn_tokens.inside(final.token_ids),
         }
 
     async def _score(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -38,13 +38,15 @@ class ChatTemplate:
     """A chat template as text.
 
     shown: where it was read. special_tokens: the variables that tokenizers give their template (`bos_token`, ...).
-    control_tokens: the tokenizer's special tokens, and its other added ones that the template writes.
+    control_tokens: the tokenizer's special tokens, and its other added ones that the template writes. end_tokens: those
+    that the model's files call end tokens.
     """
 
     shown: str
     text: str
     special_tokens: Mapping[str, str]
     control_tokens: tuple[str, ...]
+    end_tokens: tuple[str, ...] = ()
 
     @property
     def variables(self) -> frozenset[str]:
@@ -78,6 +80,32 @@ class ChatTemplate:
             raise ChatTemplateError(f"{type(error).__name__}: {error}") from None
 
 
+def end_of_turn(template: ChatTemplate, arguments: Mapping[str, Any]) -> str | None:
+    """The control token that the template writes at the end of an assistant's turn; None where it writes none there.
+
+    Templates that leave the last turn open are asked for one in the middle; what begins the next turn ends none.
+    """
+    asked, answer, next_question = (f"word{number}ofaturn" for number in range(3))
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    for messages in (turns, [*turns, {"role": "user", "content": next_question}]):
+        try:
+            text = template.render(messages, arguments, add_generation_prompt=False)
+        except ChatTemplateError:
+            continue
+        opening, after = text.partition(asked)[0], text.partition(answer)[2].partition(next_question)[0].strip()
+        if found := [token for token in template.control_tokens if after.startswith(token)]:
+            return None if opening.strip().endswith(after) and len(messages) > 2 else max(found, key=len)
+    return None
+
+
+def declared_end_ids(directory: ModelDirectory) -> tuple[int, ...]:
+    """The ids of the end tokens that a model's generation_config.json names, or config.json where there is none."""
+    name = "generation_config.json" if "generation_config.json" in directory.details else "config.json"
+    ids = _read_json(directory, name).get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [ids]
+    return tuple(number for number in ids if isinstance(number, int))
+
+
 def read_chat_template(path: str) -> ChatTemplate | None:
     """The chat template of a model that `source.check_model` accepts; None where its files are not here yet."""
     directory = _directory(path)
@@ -90,13 +118,18 @@ def read_chat_template(path: str) -> ChatTemplate | None:
     names = {**_read_json(directory, "special_tokens_map.json"), **config}
     special_tokens = {name: _content(names[name]) for name in _TOKEN_NAMES if names.get(name)}
     added = _added_tokens(directory, config)
-    control = {token for token, special in added.items() if special or (token.strip() and token in text)}
+    control = {token for token, (_, special) in added.items() if special or (token.strip() and token in text)} | set(
+        special_tokens.values()
+    )
+    ids = declared_end_ids(directory)
+    ends = {token for token, (number, _) in added.items() if number in ids}
     file = "chat_template.jinja" if "chat_template.jinja" in directory.details else "tokenizer_config.json"
     return ChatTemplate(
         shown=f"{directory.shown}/{file}",
         text=text,
         special_tokens=special_tokens,
-        control_tokens=tuple(sorted(control | set(special_tokens.values()))),
+        control_tokens=tuple(sorted(control)),
+        end_tokens=tuple(sorted(ends | {special_tokens[name] for name in special_tokens if name == "eos_token"})),
     )
 
 
@@ -129,12 +162,12 @@ def _content(token: Any) -> str:
     return str(token["content"]) if isinstance(token, dict) else str(token)
 
 
-def _added_tokens(directory: ModelDirectory, config: dict[str, Any]) -> dict[str, bool]:
-    """The tokens that were added to the vocabulary: text -> whether it is a special one."""
-    listed = list((config.get("added_tokens_decoder") or {}).values())
+def _added_tokens(directory: ModelDirectory, config: dict[str, Any]) -> dict[str, tuple[int, bool]]:
+    """The tokens that were added to the vocabulary: text -> its id, and whether it is a special one."""
+    listed = [{**token, "id": int(number)} for number, token in (config.get("added_tokens_decoder") or {}).items()]
     if not is_remote(directory.shown):  # of a remote model this large file is not worth its download before the run
         listed += _read_json(directory, "tokenizer.json").get("added_tokens") or []
-    return {_content(token): bool(token.get("special")) for token in listed if isinstance(token, dict)}
+    return {_content(token): (int(token.get("id", -1)), bool(token.get("special"))) for token in listed}
 
 
 class _Generation(jinja2.ext.Extension):

@@ -25,6 +25,8 @@ def drop_reason(pair: dict[str, Any], filters: FiltersConfig, *, with_pmi: bool)
     chosen, rejected = pair["chosen"], pair["rejected"]
     if not chosen.strip() or not all(text.strip() for text in rejected):
         return "empty"
+    if filters.control_tokens and pair["control_tokens"]:
+        return "control_tokens"
     if filters.identical and chosen.strip() in [text.strip() for text in rejected]:
         return "identical"
     if (kind := filters.equal_answers) and any(same_final_answer(kind, chosen, text) for text in rejected):

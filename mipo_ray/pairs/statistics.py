@@ -60,6 +60,7 @@ def pair_statistics(block: pa.Table) -> dict[str, Any]:
         "generated_tokens": _sum(block, "generated_tokens"),
         "engine_prompt_tokens": _sum(block, "engine_prompt_tokens"),
         "cached_prompt_tokens": _sum(block, "cached_prompt_tokens"),
+        "pairs_with_control_tokens": int(pc.sum(pc.greater(block["control_tokens"], 0)).as_py() or 0),
         "by_strategy": _by_strategy(block, kept),
         "difference": _difference(responses, kept),
     }
@@ -82,6 +83,7 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
         *_duplicates, responses whose text another one before has, exact but for collisions of 64-bit hashes
     tokens_difference_mean, _low, _high: chosen tokens less the mean of the pair's rejected ones, the length bias
     prompt_tokens, generated_tokens, engine_prompt_tokens, cached_prompt_tokens, prefix_cache_hit_rate: of all rows
+    pairs_with_control_tokens: of all rows, those with a control token inside a response
     generated_tokens_per_pair: tokens generated for all rows, per kept pair
     histograms {"tokens": {edges, chosen, rejected}, "pmi": {edges, counts}}: at most 40 bins [edge, next edge)
 
@@ -124,6 +126,7 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "generated_tokens_per_pair": ratio(sums["generated_tokens"], kept),
         "engine_prompt_tokens": sums["engine_prompt_tokens"],
         "cached_prompt_tokens": sums["cached_prompt_tokens"],
+        "pairs_with_control_tokens": sums["pairs_with_control_tokens"],
         "prefix_cache_hit_rate": ratio(sums["cached_prompt_tokens"], sums["engine_prompt_tokens"]),
         "histograms": {
             "tokens": {"edges": token_edges, "chosen": token_bars[0], "rejected": token_bars[1]},
