@@ -54,6 +54,31 @@ def render_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], chat: Cha
     return str(_render(tokenizer, messages, chat, tokenize=False))
 
 
+def text_token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a plain text, outside any chat: what the tokenizer puts before a text, then the text's own tokens.
+
+    Nothing follows them: an end token that the tokenizer adds is left out. Control tokens in the text are text.
+    """
+    token_ids = plain_token_ids(tokenizer, text)
+    return token_ids[: len(token_ids) - _added_behind(tokenizer)]
+
+
+def plain_token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a plain text with all that the tokenizer adds around it; control tokens in it are text."""
+    options = {"split_special_tokens": True} if any(token in text for token in control_tokens(tokenizer)) else {}
+    return list(tokenizer(text, **options)["input_ids"])
+
+
+@functools.lru_cache(maxsize=4)
+def _added_behind(tokenizer: Any) -> int:
+    """How many tokens a tokenizer adds behind a text, as some do with their end token."""
+    own, with_added = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    for before in range(len(with_added) - len(own) + 1):
+        if with_added[before : before + len(own)] == own:
+            return len(with_added) - before - len(own)
+    raise UserError(f"{type(tokenizer).__name__}: its tokens of a text change with those that it adds around it")
+
+
 def chat_template_of(tokenizer: Any, shown: str) -> ChatTemplate | None:
     """The chat template of a loaded tokenizer, `shown` in messages; None for one that renders by other means."""
     text = _template_text(tokenizer)

@@ -30,7 +30,7 @@ OPEN_END = LOOP + "<|im_start|>{{ m.role }}\n{{ m.content }}{% if not loop.last 
         (WHOLE["trimming"], END),
         (OPEN_END, END),
         # As Llama 2 writes it, with a space before, and Zephyr, with a line end.
-        (LOOP + "{{ '[INST] ' if m.role == 'user' }}{{ m.content }}{{ ' </s>' if m.role != 'user' }}{% endfor %}", "</s>"),
+        (LOOP + "{{ m.content }}{{ ' </s>' if m.role != 'user' else ' [/INST]' }}{% endfor %}", "</s>"),
         (LOOP + "<|{{ 'user' if m.role == 'user' else 'bot' }}|>\n{{ m.content }}\n</s>\n{% endfor %}", "</s>"),
         # The longest of those that begin alike.
         (LOOP + "{{ m.content }}<turn|><|im_end|>{% endfor %}", "<turn"),
