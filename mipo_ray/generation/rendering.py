@@ -82,7 +82,9 @@ def _added_behind(tokenizer: Any) -> int:
 def chat_template_of(tokenizer: Any, shown: str) -> ChatTemplate | None:
     """The chat template of a loaded tokenizer, `shown` in messages; None for one that renders by other means."""
     text = _template_text(tokenizer)
-    return text and ChatTemplate(shown, text, tokenizer.special_tokens_map, control_tokens(tokenizer))
+    if text is None:
+        return None
+    return ChatTemplate(shown, text, tokenizer.special_tokens_map, control_tokens(tokenizer))
 
 
 @functools.lru_cache(maxsize=4)

@@ -16,7 +16,7 @@ from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.pairs.filters import drop_reason
 from mipo_ray.pairs.schema import PAIR_SCHEMA, write_form
 
-_EMPTY_RESPONSE = {
+_EMPTY_RESPONSE: dict[str, Any] = {
     "token_ids": [],
     "text": "",
     "finish_reason": "",

@@ -259,9 +259,8 @@ def _add_requests(block: pa.Table, *, judge: JudgeConfig, chat: ChatSettings, se
     """Adds `requests` (sampler.REQUESTS). Raises UserError for a prompt that leaves no room for the judgement."""
     tokenizer = load_tokenizer(str(judge.model), judge.trust_remote_code)
     conversations = [[{"role": "user", "content": text}] for text in block["prompt"].to_pylist()]
-    token_ids = render_prompts(tokenizer, conversations, chat)
-    requests = []
-    for row, ids in zip(block.select(["judgement_id", "prompt_id"]).to_pylist(), token_ids, strict=True):
+    rows, requests = block.select(["judgement_id", "prompt_id"]).to_pylist(), []
+    for row, ids in zip(rows, render_prompts(tokenizer, conversations, chat), strict=True):
         if not fits(ids, max_tokens=judge.max_tokens, max_model_len=judge.max_model_len):
             raise UserError(
                 f"prompt {row['prompt_id']!r}: {len(ids)} tokens of the judge's prompt and a judgement of up to "
