@@ -34,6 +34,7 @@ from mipo_ray.evaluation.tasks.task import task_names
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.models.source import check_model
 from mipo_ray.monitoring.trackers import check_trackers
+from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.describe import describe_judge, describe_tasks
 from mipo_ray.planning.token_counts import TOKENS_HELP, TokenCounts
 from mipo_ray.prompts.check import PromptSummary
@@ -108,6 +109,7 @@ def check_evaluation_inputs(
     check_judge(config, run)
     if held_out is not None:
         refuse_other_references(config, run, held_out)
+    check_chats(config, tasks)
     policies = base_and_rounds(trained)
     answered = [round for round in policies if run.is_finished(run.stage(round, "evaluate"))]
     judged = tuple(answered) if judge.is_on and BASE in answered else ()

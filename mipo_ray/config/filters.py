@@ -39,6 +39,10 @@ class FiltersConfig(Section):
     drop_too_long: bool = Field(
         False, description="drop prompts that do not fit the context window; false: stop before any engine starts"
     )
+    control_tokens: bool = Field(
+        True,
+        description="drop pairs with a control token (<|im_start|>, ...) inside a response; false: keep and count them",
+    )
     equal_answers: Literal["choice", "number"] | None = Field(
         None, description="drop pairs with the same final answer: an option's letter, or a number; null: keep them"
     )

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from mipo_ray.config.base import Section, execution_only
 from mipo_ray.config.field_types import PositiveInt
 from mipo_ray.examples import EXAMPLES_DIRECTORY
+from mipo_ray.text.dates import DATE_STRING, date_of
+
+# What chat templates are given anyway, or what would make something else of a prompt than its token ids.
+_RESERVED_ARGUMENTS = frozenset(
+    {
+        "messages",
+        "conversation",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "tokenizer_kwargs",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "sanitize_control_tokens",
+        "strftime_now",
+    }
+)
 
 ENDING = "_exemplars"  # of the names of exemplar files
 
@@ -79,3 +106,50 @@ class PromptsConfig(Section):
         description="Jinja2 template (sandboxed) of that message: context and question (user), context alone "
         "(system); null: the context, and for the user an empty line and the question",
     )
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How a conversation becomes token ids: what its chat template is told beside the messages, and what becomes of
+    control tokens in texts from data. `prompts.template_arguments` and `prompts.control_tokens` say what they mean."""
+
+    arguments: Mapping[str, Any]
+    control_tokens: Literal["text", "refuse"] = "text"
+
+
+class TrainingPromptsConfig(PromptsConfig):
+    """The training prompts, and what holds for every prompt of a run: those that are held out, of tasks, of a judge."""
+
+    template_arguments: dict[str, Any] = Field(
+        default_factory=lambda: {"date_string": DATE_STRING},
+        description="variables that every chat template of the run is given beside the messages (enable_thinking, "
+        "...); date_string is also the day that templates get which ask for today's",
+    )
+    control_tokens: Literal["text", "refuse"] = Field(
+        "text",
+        description="what becomes of control tokens (<|im_end|>, ...) that stand in texts from data. text: they are "
+        "tokenised as the text that they are, and end no turn; refuse: such a row stops the run before it starts",
+    )
+
+    @property
+    def chat(self) -> ChatSettings:
+        """How every conversation of the run becomes token ids."""
+        return ChatSettings(self.template_arguments, self.control_tokens)
+
+    @field_validator("template_arguments")
+    @classmethod
+    def _can_be_rendered(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if reserved := sorted(_RESERVED_ARGUMENTS & arguments.keys()):
+            raise ValueError(f"{', '.join(reserved)}: set by the run itself; remove it")
+        arguments = {"date_string": DATE_STRING, **arguments}
+        try:
+            json.dumps(arguments, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"expected texts, numbers, lists and mappings: {error}; quote a date") from None
+        if not isinstance(arguments["date_string"], str):
+            raise ValueError(f"date_string: expected text, found {arguments['date_string']!r}")
+        try:
+            date_of(arguments["date_string"])
+        except ValueError as error:
+            raise ValueError(f"date_string: {error}") from None
+        return arguments

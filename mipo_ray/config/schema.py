@@ -16,7 +16,7 @@ from mipo_ray.config.evaluate import EvaluateConfig
 from mipo_ray.config.field_types import Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Window
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
-from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.config.prompts import TrainingPromptsConfig
 from mipo_ray.config.train import TrainConfig
 
 ThoughtMarks = Annotated[tuple[str, str], Field(strict=False)]
@@ -83,7 +83,7 @@ class Config(Section):
     rounds: PositiveInt = execution_only(2, "generate -> train -> evaluate passes; may be raised later")
     seed: NonNegativeInt = Field(0, description="seed of every random choice")
     model: ModelConfig = Field(default_factory=ModelConfig, description="the initial policy")
-    prompts: PromptsConfig = Field(default_factory=PromptsConfig, description="training prompts")
+    prompts: TrainingPromptsConfig = Field(default_factory=TrainingPromptsConfig, description="training prompts")
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig, description="mismatched prompts")
     generation: GenerationConfig = Field(default_factory=GenerationConfig, description="sampling")
     filters: FiltersConfig = Field(default_factory=FiltersConfig, description="pair filters")

@@ -19,7 +19,7 @@ import ray.data
 
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.generation.rendering import load_tokenizer, render_prompts
+from mipo_ray.generation.rendering import load_tokenizer, plain_token_ids, render_prompts
 from mipo_ray.generation.vllm_arguments import EngineSettings, engine_arguments, engine_settings, set_environment
 from mipo_ray.models.source import embedding_model, local_model_directory
 from mipo_ray.ray_cluster.blocks import engine_pool, map_actors
@@ -73,7 +73,8 @@ class Embedder:
     def _tokenise(self, block: pa.Table) -> list[list[int]]:
         conversations = block["messages"].to_pylist()
         if self._is_policy:
-            return [token_ids[: self._window] for token_ids in render_prompts(self._tokenizer, conversations)]
+            rendered = render_prompts(self._tokenizer, conversations, self._settings.chat)
+            return [token_ids[: self._window] for token_ids in rendered]
         prompts = plain_prompts(self._tokenizer, conversations)
         for prompt_id, token_ids in zip(block["prompt_id"].to_pylist(), prompts, strict=True):
             check_window(prompt_id, token_ids, self._window, self._settings.model_path)
@@ -125,7 +126,7 @@ def embed_rows(rows: ray.data.Dataset, config: Config, *, policy: str, resources
 def plain_prompts(tokenizer: Any, conversations: Sequence[list[dict[str, str]]]) -> list[list[int]]:
     """Token ids of each conversation as an embedding model reads it: all contents but the system's, by lines."""
     texts = ["\n".join(one["content"] for one in messages if one["role"] != "system") for messages in conversations]
-    return [tokenizer(text)["input_ids"] for text in texts]
+    return [plain_token_ids(tokenizer, text) for text in texts]
 
 
 def check_window(prompt_id: str, token_ids: Sequence[int], window: int, model: str) -> None:

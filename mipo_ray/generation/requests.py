@@ -20,10 +20,11 @@ from mipo_ray.conditioning.blocks import condition_block, rows_per_block
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.generation.embedder import embed_rows
-from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
+from mipo_ray.generation.rendering import chat_template_of, check_length, fits, load_tokenizer, render_prompts
 from mipo_ray.generation.sampler import REQUESTS
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.pairs.statistics import drop_table, prompt_fingerprint
+from mipo_ray.prompts.chat_check import ROWS_RENDERED, ChatCheck
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
@@ -34,6 +35,7 @@ from mipo_ray.storage.records import read_record, to_json
 from mipo_ray.storage.rounds import Round
 
 CONDITIONED = "conditioned.json"
+EQUAL_PROMPTS = "equal_prompts"  # why a row is dropped whose two prompts are the same token ids
 
 
 class TooManyDroppedError(UserError):
@@ -55,8 +57,8 @@ def condition_prompts(session: Session, round: Round, prompts: PromptSummary) ->
     """Writes the conditioned rows of a round, once: what to sample, under what, with which seed.
 
     A finished earlier call over the same directory answers at once. Raises RecordError for a damaged
-    conditioned.json, and TooManyDroppedError when conditioning alone drops more than `filters.max_dropped_share` of the
-    rows.
+    conditioned.json, TooManyDroppedError when conditioning alone drops more than `filters.max_dropped_share` of the
+    rows, and UserError when most matched and mismatched prompts are the same to the model.
     """
     config, stage = session.config, session.stage(round, "generate")
     name = f"{stage.directory}/{CONDITIONED}"
@@ -88,6 +90,7 @@ def condition_prompts(session: Session, round: Round, prompts: PromptSummary) ->
         fingerprint += prompt_fingerprint(batch["prompt_id"])
         dropped.update(batch["dropped"].tolist())
     kept = dropped.pop("", 0)
+    refuse_equal_prompts(dropped[EQUAL_PROMPTS], kept, policy, config)
     check_dropped(
         PairStatistics(rows=prompts.rows, kept=kept, dropped=dict(dropped)),
         f"{stage.directory}, before sampling",
@@ -98,6 +101,17 @@ def condition_prompts(session: Session, round: Round, prompts: PromptSummary) ->
     conditioned = Conditioned(prompts.rows, block_rows, f"{fingerprint % 2**64:016x}")
     stage.run.write_text(name, json.dumps(to_json(conditioned)))
     return conditioned
+
+
+def refuse_equal_prompts(equal: int, kept: int, policy: str, config: Config) -> None:
+    """Raises UserError where most rows that were conditioned have the same token ids on both sides."""
+    if equal > kept:
+        raise UserError(
+            f"{config.prompts.path}: the matched and the mismatched prompt have the same token ids in {equal} of "
+            f"{equal + kept} rows: expected different ones, or chosen and rejected responses are samples of one prompt "
+            f"and there is nothing to learn. The tokenizer or the chat template of {policy} leaves out what tells them "
+            "apart: look at prompts.context_role, prompts.system and prompts.template_arguments, or take another model"
+        )
 
 
 def check_dropped(statistics: PairStatistics, where: str, config: Config, hint: str = "") -> None:
@@ -116,18 +130,25 @@ def add_requests(block: pa.Table, *, config: Config, policy: str, round_index: i
     """Adds `prompt_token_ids`, `mismatched_token_ids` and `requests` (sampler.REQUESTS) to a block of conditioned rows.
 
     The n matched requests come first; the K mismatched ones are left out where other rows' matched responses serve. A
-    row that gives no pair itself is sampled for the rows that reuse its matched responses, and otherwise not at all.
+    row whose two sides are the same token ids is dropped, whatever its messages say. A row that gives no pair itself is
+    sampled for the rows that reuse its matched responses, and otherwise not at all.
     Each request has a seed of its own, made of run seed, round, prompt_id, side and number.
     """
-    tokenizer = load_tokenizer(policy, config.model.trust_remote_code)
+    tokenizer, chat = load_tokenizer(policy, config.model.trust_remote_code), config.prompts.chat
     rows = block.to_pylist()
-    matched = render_prompts(tokenizer, [row["messages"] for row in rows])
-    mismatched = [render_prompts(tokenizer, row["mismatched_messages"]) for row in rows]
+    # Again, though the plan did it: a model from the Hub may not have been here then.
+    check = ChatCheck(chat_template_of(tokenizer, policy), chat, config.prompts)
+    for row in rows[:ROWS_RENDERED]:
+        check.look(f"prompt {row['prompt_id']!r}", row["messages"], *row["mismatched_messages"])
+    matched = render_prompts(tokenizer, [row["messages"] for row in rows], chat)
+    mismatched = [render_prompts(tokenizer, row["mismatched_messages"], chat) for row in rows]
     window: dict[str, Any] = {
         "max_tokens": config.generation.sampling.max_tokens,
         "max_model_len": config.model.max_model_len,
     }
     for row, own, others in zip(rows, matched, mismatched, strict=True):
+        if not row["dropped"] and own in others:
+            row["dropped"] = EQUAL_PROMPTS
         if config.filters.drop_too_long:
             too_long = not all(fits(ids, **window) for ids in (own, *others))
             row["dropped"] = row["dropped"] or ("too_long" if too_long else "")

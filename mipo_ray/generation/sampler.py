@@ -16,7 +16,9 @@ import ray.data
 
 from mipo_ray.config.generation import EnginePoolConfig, SamplingConfig
 from mipo_ray.config.schema import Config
+from mipo_ray.generation.rendering import load_tokenizer
 from mipo_ray.generation.thinking import thought_reader
+from mipo_ray.generation.turn_tokens import turn_tokens
 from mipo_ray.generation.vllm_arguments import (
     EngineSettings,
     engine_arguments,
@@ -90,8 +92,9 @@ class Sampler:
     """A Ray Data actor: adds `responses` to blocks that hold `requests` (see REQUESTS, pairs.RESPONSES).
 
     The log-prob of a response is the model's own (temperature 1, before top-p), summed over its tokens, in nats. A
-    response that stopped keeps its end token; one cut at the limit has none. With `to_score` it also adds `scores`
-    (pairs.SCORES): the log-probs, in the same sense, of given responses under given prompts. `sampling` holds the
+    response that stopped keeps its end token; one cut at the limit has none. The token by which the chat template ends
+    a turn is an end token too, whatever the model's files say. With `to_score` it also adds `scores` (pairs.SCORES):
+    the log-probs, in the same sense, of given responses under given prompts. `sampling` holds the
     parameters by name, DEFAULT_SAMPLING among them. `gpus` are those that the actor reserves.
     """
 
@@ -113,7 +116,6 @@ class Sampler:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from mipo_ray.generation.rendering import load_tokenizer
         from mipo_ray.models.source import local_model_directory
 
         model = local_model_directory(settings.model_path, trust_remote_code=settings.trust_remote_code)
@@ -122,6 +124,8 @@ class Sampler:
             "generation_config": "vllm",  # sampling comes from the run's configuration alone
         }
         started = time.monotonic()
+        tokenizer = load_tokenizer(settings.model_path, settings.trust_remote_code)
+        self._turn_tokens = turn_tokens(tokenizer, model, settings.chat)
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**{**arguments, **settings.engine_args}), stat_loggers=stat_loggers()
         )
@@ -189,6 +193,7 @@ class Sampler:
             max_tokens=sampling.max_tokens,
             min_tokens=sampling.min_tokens,
             seed=request["seed"],
+            stop_token_ids=list(self._turn_tokens.added),
             logprobs=0,
         )
         output = await self._run(request["prompt_token_ids"], parameters)
@@ -205,6 +210,7 @@ class Sampler:
             "logprob": final.cumulative_logprob,
             "prompt_tokens": len(request["prompt_token_ids"]),
             "cached_tokens": output.num_cached_tokens or 0,
+            "control_tokens": self._turn_tokens.inside(final.token_ids),
         }
 
     async def _score(self, request: dict[str, Any]) -> dict[str, Any]:

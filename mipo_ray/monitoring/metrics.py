@@ -179,6 +179,7 @@ PAIRS = (
         ("generated_tokens_per_pair", "tokens_per_kept_row", "tokens_per_kept_row", "tokens sampled per kept pair"),
         ("engine_prompt_tokens", "engine_prompt_tokens", "tokens", "prompt tokens that the engines were sent"),
         ("cached_prompt_tokens", "cached_prompt_tokens", "tokens", "of these, found in the prefix cache"),
+        ("pairs_with_control_tokens", "control_token_pairs", "pairs", "with a control token inside a response"),
         ("prefix_cache_hit_rate", "prefix_cache_hit_ratio", "ratio", "share found in the prefix cache"),
         *(
             row

@@ -16,7 +16,7 @@ from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.pairs.filters import drop_reason
 from mipo_ray.pairs.schema import PAIR_SCHEMA, write_form
 
-_EMPTY_RESPONSE = {
+_EMPTY_RESPONSE: dict[str, Any] = {
     "token_ids": [],
     "text": "",
     "answer_tokens": 0,
@@ -24,6 +24,7 @@ _EMPTY_RESPONSE = {
     "logprob": float("nan"),
     "prompt_tokens": 0,
     "cached_tokens": 0,
+    "control_tokens": 0,
 }
 
 
@@ -140,6 +141,7 @@ def _pair(rows: list[dict[str, Any]], row: dict[str, Any], sample: int, generati
         "generated_tokens": sum(len(response["token_ids"]) for response in first),
         "engine_prompt_tokens": sum(response["prompt_tokens"] for response in first),
         "cached_prompt_tokens": sum(response["cached_tokens"] for response in first),
+        "control_tokens": sum(response["control_tokens"] or 0 for response in (chosen, *rejected)),
     }
 
 

@@ -27,6 +27,8 @@ def drop_reason(pair: dict[str, Any], filters: FiltersConfig, *, with_pmi: bool)
     responses = [pair["chosen"].strip(), *(text.strip() for text in pair["rejected"])]
     if not all(responses):
         return "empty"
+    if filters.control_tokens and pair["control_tokens"]:
+        return "control_tokens"
     chosen, *rejected = (split_thoughts(text) for text in [pair["chosen"], *pair["rejected"]])
     if not all(part.answer.strip() for part in (chosen, *rejected)):
         return "no_answer"

@@ -32,6 +32,7 @@ RESPONSES = pa.list_(
             ("logprob", pa.float32()),
             ("prompt_tokens", pa.int32()),
             ("cached_tokens", pa.int32()),
+            ("control_tokens", pa.int32()),
         ]
     )
 )
@@ -79,6 +80,8 @@ PAIR_SCHEMA = pa.schema(
         ("generated_tokens", pa.int32()),
         ("engine_prompt_tokens", pa.int32()),
         ("cached_prompt_tokens", pa.int32()),
+        # Control tokens inside the pair's responses, not counting those that end them.
+        ("control_tokens", pa.int32()),
         ("extra", pa.string()),
     ],
     metadata={"mipo_ray.pair_schema": "1"},

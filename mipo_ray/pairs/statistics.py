@@ -68,6 +68,7 @@ def pair_statistics(block: pa.Table) -> dict[str, Any]:
         "generated_tokens": _sum(block, "generated_tokens"),
         "engine_prompt_tokens": _sum(block, "engine_prompt_tokens"),
         "cached_prompt_tokens": _sum(block, "cached_prompt_tokens"),
+        "pairs_with_control_tokens": int(pc.sum(pc.greater(block["control_tokens"], 0)).as_py() or 0),
         "by_strategy": _by_strategy(block, kept),
         "difference": _difference(responses, kept),
     }
@@ -112,6 +113,7 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> PairStatistics:
         generated_tokens_per_pair=ratio(sums["generated_tokens"], kept),
         engine_prompt_tokens=sums["engine_prompt_tokens"],
         cached_prompt_tokens=sums["cached_prompt_tokens"],
+        pairs_with_control_tokens=sums["pairs_with_control_tokens"],
         prefix_cache_hit_rate=ratio(sums["cached_prompt_tokens"], sums["engine_prompt_tokens"]),
         histograms=Histograms(
             TokenHistogram(token_edges, *token_bars),

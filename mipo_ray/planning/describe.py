@@ -10,6 +10,7 @@ from mipo_ray.config.label_selectors import shown
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import CHECKPOINT_MINUTES, TrainConfig
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, task_window
+from mipo_ray.models.chat_template import end_of_turn, read_chat_template
 from mipo_ray.models.shape import model_shape
 from mipo_ray.planning.estimates import describe_estimates, describe_task_estimate
 from mipo_ray.planning.plan import Plan
@@ -62,6 +63,7 @@ def describe(plan: Plan) -> str:
         )
         lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
     lines += [_request(request, plan) for request in requests(config, plan.resources)]
+    lines += _end_of_turn(config)
     lines += _autoscaling_notes(plan)
     lines += describe_estimates(
         config, plan.resources, model_shape(config.model.path), plan.prompts.rows, plan.prompts.characters, responses
@@ -116,6 +118,16 @@ def _request(request: Request, plan: Plan) -> str:
         return line
     line += f"; the nodes have room for {request.room(plan.nodes)}"
     return f"{line} now" if plan.config.ray.autoscaling else line
+
+
+def _end_of_turn(config: Config) -> list[str]:
+    """A note where the chat template ends a turn by a token that the model's files do not call an end token."""
+    template = read_chat_template(config.model.path)
+    end = None if template is None else end_of_turn(template, config.prompts.template_arguments)
+    if template is None or end is None or end in template.end_tokens:
+        return []
+    named = ", ".join(template.end_tokens) or "none"
+    return [f"end of turn     {end}, by which the chat template ends a turn, ends answers too; the model names {named}"]
 
 
 def _autoscaling_notes(plan: Plan) -> list[str]:

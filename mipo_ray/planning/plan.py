@@ -11,6 +11,7 @@ from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.models.source import check_model, embedding_model
 from mipo_ray.monitoring.trackers import check_trackers
+from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.token_counts import TokenCounts
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
@@ -87,6 +88,7 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
     check_judge(config, run)
     if held_out is not None:
         refuse_other_references(config, run, held_out)
+    check_chats(config, tasks)
     check_finished_tasks(tasks, run, range(config.rounds))
     inputs = Inputs(config, run, prompts, held_out, tasks, finished_stages(config, run, tasks))
     return inputs if inputs.is_finished else replace(inputs, token_notes=counts.notes())

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mipo_ray.config.generation import SamplingConfig
+from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.tasks.task import Item, Task
@@ -153,7 +154,7 @@ class TokenCounts:
             return f"the tokenizer cannot be loaded: {type(error).__name__}"
         texts.counted += len(texts.waiting)
         for row in rows:
-            tokens, answer = _tokens(tokenizer, row, texts.answer)
+            tokens, answer = _tokens(tokenizer, row, texts.answer, self._config.prompts.chat)
             texts.longest = max(texts.longest, tokens + answer - texts.answer)
             try:
                 check_length(
@@ -187,10 +188,10 @@ def _not_surely_short(texts: _TextSet, directory: str) -> list[_LongText]:
     return [row for row in texts.waiting if row.options or most(row) > texts.window - texts.answer]
 
 
-def _tokens(tokenizer: Any, row: _LongText, answer: int) -> tuple[int, int]:
+def _tokens(tokenizer: Any, row: _LongText, answer: int, chat: ChatSettings) -> tuple[int, int]:
     """Tokens of a row's prompt, and of the longest response or option behind it."""
     if not row.options:
-        return len(render_prompts(tokenizer, [row.messages])[0]), answer
+        return len(render_prompts(tokenizer, [row.messages], chat)[0]), answer
     from mipo_ray.evaluation.tasks.task_requests import option_token_ids
 
     context = row.messages[-1]["content"]

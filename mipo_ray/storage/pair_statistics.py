@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mipo_ray.storage.records import optional
+
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyStatistics:
@@ -126,6 +128,8 @@ class PairStatistics:
     """Of the prompts that the engines were sent, of all rows."""
     cached_prompt_tokens: int | None = None
     """Of these, found in the engines' prefix caches."""
+    pairs_with_control_tokens: int | None = optional()
+    """Of all rows, those with a control token inside a response."""
     prefix_cache_hit_rate: float | None = None
     """The share of them."""
     histograms: Histograms | None = None

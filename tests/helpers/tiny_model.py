@@ -45,7 +45,7 @@ def make_tiny_model(directory: Path, *, seed: int = 0, chat_template: bool = Tru
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = _make_tokenizer(chat_template)
+    tokenizer = make_tokenizer(CHAT_TEMPLATE if chat_template else None)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -78,7 +78,8 @@ def make_tiny_model(directory: Path, *, seed: int = 0, chat_template: bool = Tru
     return directory
 
 
-def _make_tokenizer(chat_template: bool) -> Any:
+def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Any:
+    """The tiny model's tokenizer, with a chat template or without."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -101,5 +102,5 @@ def _make_tokenizer(chat_template: bool) -> Any:
         clean_up_tokenization_spaces=False,
     )
     if chat_template:
-        fast.chat_template = CHAT_TEMPLATE
+        fast.chat_template = chat_template
     return fast

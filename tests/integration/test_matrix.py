@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.config.prompts import ChatSettings, PromptsConfig
 from mipo_ray.evaluation.held_out.matrix import matrix_conditionings, matrix_of, render_matrix
 from mipo_ray.evaluation.held_out.scorer import Scorer, ScorerSettings
 from mipo_ray.evaluation.held_out.stage import _one_row_per_response, _pairs_only
@@ -56,8 +56,8 @@ def test_the_matrix_is_what_transformers_says(tiny_model: Path, tmp_path: Path) 
         )
         for i, user in enumerate(USERS)
     ]
-    parts = render_matrix(matrix_conditionings(rows, PROMPTS, 8), tokenizer)
-    own = render_prompts(tokenizer, [row["messages"] for row in rows])
+    parts = render_matrix(matrix_conditionings(rows, PROMPTS, 8), tokenizer, ChatSettings({}))
+    own = render_prompts(tokenizer, [row["messages"] for row in rows], ChatSettings({}))
     answers = [tokenizer(text)["input_ids"] for text in ANSWERS]
     block = pa.Table.from_pylist(
         [
@@ -99,5 +99,7 @@ def test_the_matrix_is_what_transformers_says(tiny_model: Path, tmp_path: Path) 
             for j, user in enumerate(USERS):
                 asked_by = row["messages"][-1]["content"].replace(USERS[i], user)
                 assert question in asked_by
-                (prompt,) = render_prompts(tokenizer, [[*row["messages"][:-1], {"role": "user", "content": asked_by}]])
+                (prompt,) = render_prompts(
+                    tokenizer, [[*row["messages"][:-1], {"role": "user", "content": asked_by}]], ChatSettings({})
+                )
                 assert in_contexts[i][j] == pytest.approx(logprob(model, prompt, answers[i]), abs=1e-3)

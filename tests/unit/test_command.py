@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.run import DEMO_RECIPE, main
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from tests.helpers.chat_templates import ALTERNATING, LOSING, NO_SYSTEM, ONE_TURN, THINKING
 from tests.helpers.stages import commit
 
 CPU_ONLY = {"CPU": 6.0, "GPU": 0.0}
@@ -541,7 +543,90 @@ def key_in_the_configuration(directory: Path) -> tuple[list[str], str]:
     ], r"evaluate\.judge\.endpoint: expected a URL without credentials or parameters; keys come from the environment"
 
 
+def system_that_the_template_drops(directory: Path) -> tuple[list[str], str]:
+    (directory / "model" / "chat_template.jinja").write_text(LOSING["system"])
+    return ["prompts.context_role=system"], (
+        r"train\.jsonl, line 1: .*chat_template\.jinja: the chat template leaves out the system message.*"
+        r"prompts\.context_role=system"
+    )
+
+
+def exemplars_that_the_template_drops(directory: Path) -> tuple[list[str], str]:
+    (directory / "model" / "chat_template.jinja").write_text(LOSING["answers"])
+    overrides = ["prompts.exemplars=[{question: 'One?', answer: 'Two.'}]"]
+    return overrides, r"leaves out the assistant message or a part of it, message 2 of 3.*prompts\.exemplars"
+
+
+def last_turn_that_the_template_drops(directory: Path) -> tuple[list[str], str]:
+    (directory / "model" / "chat_template.jinja").write_text(LOSING["the last"])
+    return ["prompts.system='Be kind.'"], r"leaves out the user message or a part of it, message 2 of 2"
+
+
+def held_out_system_that_the_template_drops(directory: Path) -> tuple[list[str], str]:
+    (directory / "model" / "chat_template.jinja").write_text(LOSING["system"])
+    return [
+        "evaluate.prompts.system='Be kind.'"
+    ], r"held_out\.jsonl, line 1: .*system message.*evaluate\.prompts\.system"
+
+
+def role_that_the_template_refuses(directory: Path) -> tuple[list[str], str]:
+    (directory / "model" / "chat_template.jinja").write_text(NO_SYSTEM)
+    return ["prompts.context_role=system"], (
+        r"train\.jsonl, line 1: .*refuses a conversation of system, user: TemplateError: System role not supported\. .*"
+        r"prompts\.context_role=system"
+    )
+
+
+def order_that_the_template_refuses(directory: Path) -> tuple[list[str], str]:
+    (directory / "model" / "chat_template.jinja").write_text(ALTERNATING)
+    turns = [{"role": role, "content": "Hm."} for role in ("user", "user")]
+    write_rows(directory / "train.jsonl", [*map(prompt_row, range(60)), {"prompt_id": "late", "prompt": turns}])
+    return ["conditioning.fallback=drop"], r"train\.jsonl, line 61: .*refuses .* user, user: .*must alternate"
+
+
+def task_that_the_template_refuses(directory: Path) -> tuple[list[str], str]:
+    (directory / "model" / "chat_template.jinja").write_text(ONE_TURN)
+    write_rows(directory / "gsm8k.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}])
+    overrides = [f"evaluate.tasks={{gsm8k: {{path: {directory}/gsm8k.jsonl}}}}", "evaluate.task_max_model_len=2048"]
+    return overrides, r"gsm8k\.jsonl, item .*refuses .*Only one message\. .*evaluate\.tasks\.gsm8k\.exemplars"
+
+
+def judge_whose_template_drops_the_prompt(directory: Path) -> tuple[list[str], str]:
+    shutil.copytree(directory / "model", directory / "judge")
+    (directory / "judge" / "chat_template.jinja").write_text("Judge!")
+    return [
+        f"evaluate.judge.model={directory}/judge"
+    ], r"evaluate\.judge\.model: .*judge/chat_template\.jinja: .*leaves out"
+
+
+def control_token_in_a_context(directory: Path) -> tuple[list[str], str]:
+    (directory / "model" / "tokenizer.json").write_text('{"added_tokens": [{"content": "<|end|>", "special": true}]}')
+    rows = [prompt_row(index) for index in range(40)]
+    rows[38]["context"] = "I say <|end|> and go on."
+    write_rows(directory / "train.jsonl", rows)
+    return [
+        "prompts.control_tokens=refuse"
+    ], r"train\.jsonl, line 39: the user message holds the control token '<\|end\|>'"
+
+
+def template_argument_that_nobody_reads(directory: Path) -> tuple[list[str], str]:
+    (directory / "model" / "chat_template.jinja").write_text(THINKING)
+    return ["prompts.template_arguments.enable_thinkin=false"], (
+        r"prompts\.template_arguments\.enable_thinkin: .*no such variable.*did you mean 'enable_thinking'"
+    )
+
+
 BAD_INPUT = [
+    system_that_the_template_drops,
+    exemplars_that_the_template_drops,
+    last_turn_that_the_template_drops,
+    held_out_system_that_the_template_drops,
+    role_that_the_template_refuses,
+    order_that_the_template_refuses,
+    task_that_the_template_refuses,
+    judge_whose_template_drops_the_prompt,
+    control_token_in_a_context,
+    template_argument_that_nobody_reads,
     empty_prompts,
     missing_prompts,
     row_without_the_column,

@@ -412,6 +412,7 @@ def test_held_out_prompts_have_the_style_of_the_training_prompts(task: str) -> N
     places = {"path", "limit"}
     if task == "instructions":  # measured on bundled prompts, which are whole questions already
         places |= {"question_template"}
+    places |= {"template_arguments", "control_tokens"}  # the training prompts' hold for all
     assert config.prompts.model_dump(exclude=places) == config.evaluate.prompts.model_dump(exclude=places)
     assert config.prompts.path != config.evaluate.prompts.path
     assert config.evaluate.prompts.limit in (200, None)

@@ -92,6 +92,20 @@ def other_conditionings(
     return chosen
 
 
+def refuse_equal_prompts(prompt_id: str, own: list[int], others: Mapping[str, list[int]]) -> None:
+    """Raises UserError where one of the other conditionings (id -> token ids) is the row's own prompt to the model."""
+    for name, token_ids in others.items():
+        if token_ids == own:
+            other = (
+                "its question without the context" if name == WITHOUT_CONTEXT else f"what prompt {name!r} makes of it"
+            )
+            raise UserError(
+                f"held-out prompt {prompt_id!r}: it has the same token ids as {other}: expected different ones, or "
+                "what is measured says nothing. A template or the tokenizer leaves out what tells them apart: look at "
+                "context_template, context_role and system of evaluate.prompts, and at prompts.template_arguments"
+            )
+
+
 def as_key(context: str) -> str:
     """Contexts that differ in white space only are the same, as are prompts (`PromptRow.text`)."""
     return " ".join(context.split())

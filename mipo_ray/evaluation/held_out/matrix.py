@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.config.prompts import ChatSettings, PromptsConfig
 from mipo_ray.evaluation.held_out.conditionings import as_key, matrix_id
 from mipo_ray.evaluation.held_out.rows import read_scores
 from mipo_ray.generation.rendering import render_prompts
@@ -86,11 +86,11 @@ def matrix_conditionings(rows: Sequence[PromptRow], prompts: PromptsConfig, size
     return parts
 
 
-def render_matrix(parts: dict[str, MatrixMessages], tokenizer: Any) -> dict[str, MatrixRows]:
+def render_matrix(parts: dict[str, MatrixMessages], tokenizer: Any, chat: ChatSettings) -> dict[str, MatrixRows]:
     """The parts with token ids in the place of their messages."""
     return {
         name: MatrixRows(
-            part.prompt_ids, part.labels, [render_prompts(tokenizer, of_answer) for of_answer in part.messages]
+            part.prompt_ids, part.labels, [render_prompts(tokenizer, of_answer, chat) for of_answer in part.messages]
         )
         for name, part in parts.items()
     }

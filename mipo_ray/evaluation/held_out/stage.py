@@ -6,6 +6,7 @@ held-out prompt is compared with, and the held-out pairs (the base's matched and
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -24,6 +25,7 @@ from mipo_ray.evaluation.held_out.conditionings import (
     by_conditioning,
     matrix_id,
     other_conditionings,
+    refuse_equal_prompts,
 )
 from mipo_ray.evaluation.held_out.matrix import (
     LOOKED_AT,
@@ -156,8 +158,8 @@ def prepare_held_out(stage: Stage, held_out: PromptSummary) -> None:
         rows = named(map_blocks(rows, _add_conditionings, config=config, initial=initial), "held_out_prompts")
         rows.write_parquet(stage.path("prompts"), filesystem=stage.run.arrow_filesystem(), min_rows_per_file=4096)
     matrix = matrix_conditionings(read.take(LOOKED_AT), prompts, config.evaluate.matrix)
-    tokenizer = load_tokenizer(initial, config.model.trust_remote_code)
-    stage.run.write_text(f"{stage.directory}/{MATRIX_FILE}", json.dumps(to_json(render_matrix(matrix, tokenizer))))
+    rendered = render_matrix(matrix, load_tokenizer(initial, config.model.trust_remote_code), config.prompts.chat)
+    stage.run.write_text(f"{stage.directory}/{MATRIX_FILE}", json.dumps(to_json(rendered)))
 
 
 def held_out_conditioning(conditioning: ConditioningConfig) -> ConditioningConfig:
@@ -174,9 +176,10 @@ def held_out_conditioning(conditioning: ConditioningConfig) -> ConditioningConfi
 def _add_conditionings(block: pa.Table, *, config: Config, initial: str) -> pa.Table:
     """Token ids of what each row's answers are sampled and scored under."""
     tokenizer = load_tokenizer(initial, config.model.trust_remote_code)
+    render = functools.partial(render_prompts, tokenizer, chat=config.prompts.chat)
     rows = block.to_pylist()
     others = other_conditionings(rows, config.evaluate.prompts, config.evaluate.other_prompts, seed=config.seed)
-    own = render_prompts(tokenizer, [row["messages"] for row in rows])
+    own = render([row["messages"] for row in rows])
     window: dict[str, Any] = {
         "max_tokens": config.generation.sampling.max_tokens,
         "max_model_len": config.model.max_model_len,
@@ -184,23 +187,24 @@ def _add_conditionings(block: pa.Table, *, config: Config, initial: str) -> pa.T
     for row, token_ids in zip(rows, own, strict=True):
         check_length(row["prompt_id"], token_ids, **window, hint="; held-out prompts are never dropped")
     # Another user's context may be longer than the row's own.
-    mismatched = [[] if row["dropped"] else render_prompts(tokenizer, row["mismatched_messages"])[0] for row in rows]
-    mismatched = [token_ids if fits(token_ids, **window) else [] for token_ids in mismatched]
-    without_context = [
-        render_prompts(tokenizer, [row["question_messages"]])[0] if row["context"] else [] for row in rows
-    ]
+    mismatched = [[] if row["dropped"] else render(row["mismatched_messages"])[0] for row in rows]
+    fitting = [fits(ids, **window) and ids != of_row for ids, of_row in zip(mismatched, own, strict=True)]
+    without_context = [render([row["question_messages"]])[0] if row["context"] else [] for row in rows]
+    compared = [dict(zip(each, render(list(each.values())), strict=True)) for each in others]
+    for row, token_ids, by_id, without in zip(rows, own, compared, without_context, strict=True):
+        refuse_equal_prompts(row["prompt_id"], token_ids, {**by_id, WITHOUT_CONTEXT: without})
     columns = {
         "prompt_id": block["prompt_id"],
         "context": block["context"],
         "source": pa.array([prompt_text(row["messages"], row["context"]) for row in rows], pa.string()),
         "prompt_token_ids": pa.array(own, TOKEN_IDS),
         "other_prompt_ids": pa.array([list(each) for each in others], pa.list_(pa.string())),
-        "other_token_ids": pa.array(
-            [render_prompts(tokenizer, list(each.values())) for each in others], pa.list_(TOKEN_IDS)
-        ),
+        "other_token_ids": pa.array([list(by_id.values()) for by_id in compared], pa.list_(TOKEN_IDS)),
         "without_context_token_ids": pa.array(without_context, TOKEN_IDS),
         # Empty where a row has no mismatched prompt: such a row is measured, but gives no held-out pair.
-        "mismatched_token_ids": pa.array(mismatched, TOKEN_IDS),
+        "mismatched_token_ids": pa.array(
+            [ids if fit else [] for ids, fit in zip(mismatched, fitting, strict=True)], TOKEN_IDS
+        ),
     }
     return pa.table(columns)
 

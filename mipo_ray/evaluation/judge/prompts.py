@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mipo_ray.config.judge import JudgeConfig, Protocol
+from mipo_ray.config.prompts import ChatSettings
+from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.prompts.files import nearest
 from mipo_ray.prompts.rows import PromptRow
@@ -62,6 +64,12 @@ def judge_prompt(judge: JudgeConfig, protocol: Protocol) -> JudgePrompt:
     if missing := [name for name in NEEDED[protocol] if name not in names]:
         raise UserError(f"{key}: {path}: expected the template to use {', '.join(missing)}, which it leaves out")
     return JudgePrompt(protocol, text)
+
+
+def judge_chat(config: Config) -> ChatSettings:
+    """How what a judge is asked becomes token ids. It holds answers, so that its control tokens are always text: a run
+    that has sampled everything must not stop at what a policy said."""
+    return ChatSettings(config.prompts.template_arguments)
 
 
 def pairwise_prompt(prompt: JudgePrompt, row: PromptRow, answers: Sequence[str]) -> str:

@@ -9,8 +9,9 @@ import pyarrow as pa
 import ray.data
 
 from mipo_ray.config.judge import JudgeConfig, Protocol
+from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.judge.prompts import judge_prompt
+from mipo_ray.evaluation.judge.prompts import judge_chat, judge_prompt
 from mipo_ray.evaluation.judge.rows import definition, judgement_rows
 from mipo_ray.generation.rendering import fits, load_tokenizer, render_prompts
 from mipo_ray.generation.sampler import REQUESTS
@@ -72,7 +73,7 @@ def write_requests(judged: Judged) -> int:
     with ordered_context():
         rows: ray.data.Dataset = ray.data.from_arrow(table)
         if judge.has_own_engines:
-            rows = map_blocks(rows, _add_requests, judge=judge, seed=config.seed)
+            rows = map_blocks(rows, _add_requests, judge=judge, chat=judge_chat(config), seed=config.seed)
         named(rows, f"{stage.directory.replace('/', '_')}_requests").write_parquet(
             stage.path("requests"), filesystem=run.arrow_filesystem()
         )
@@ -105,14 +106,13 @@ def note_requests(run: RunDirectory, stage: str, noted: Noted) -> None:
     run.write_text(f"{stage}/{NOTED}", json.dumps(to_json(noted)))
 
 
-def _add_requests(block: pa.Table, *, judge: JudgeConfig, seed: int) -> pa.Table:
+def _add_requests(block: pa.Table, *, judge: JudgeConfig, chat: ChatSettings, seed: int) -> pa.Table:
     """Adds `requests` (sampler.REQUESTS). Raises UserError for a prompt that leaves no room for the judgement."""
     tokenizer = load_tokenizer(str(judge.model), judge.trust_remote_code)
     conversations = [[{"role": "user", "content": text}] for text in block["prompt"].to_pylist()]
     requests = []
-    for row, ids in zip(
-        block.select(["judgement_id", "prompt_id"]).to_pylist(), render_prompts(tokenizer, conversations), strict=True
-    ):
+    rows = block.select(["judgement_id", "prompt_id"]).to_pylist()
+    for row, ids in zip(rows, render_prompts(tokenizer, conversations, chat), strict=True):
         if not fits(ids, max_tokens=judge.max_tokens, max_model_len=judge.max_model_len):
             raise UserError(
                 f"prompt {row['prompt_id']!r}: {len(ids)} tokens of the judge's prompt and a judgement of up to "

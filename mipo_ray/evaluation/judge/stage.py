@@ -21,6 +21,7 @@ from mipo_ray.config.judge import JudgeConfig, Protocol
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
+from mipo_ray.evaluation.judge.prompts import judge_chat
 from mipo_ray.evaluation.judge.requests import Judged, write_requests
 from mipo_ray.evaluation.judge.rows import (
     JUDGEMENT_SCHEMA,
@@ -178,6 +179,7 @@ def judge_engines(config: Config, resources: Resources) -> Engines:
         tensor_parallel_size=judge.tensor_parallel_size or pool.tensor_parallel_size,
         on_gpu=own.on_gpu,
         engine_args=judge.engine_args,
+        chat=judge_chat(config),
     )
     return Engines(settings, engine_request(config, own), pool, config.ray.wait_timeout_minutes)
 

@@ -8,6 +8,7 @@ is judged stands in the task files; here is how it runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -139,6 +140,8 @@ def _metric_columns(task: Task, examples: pa.Table) -> dict[str, list[Any]]:
     columns = {"accuracy": [row["verdict"] == "correct" for row in rows]}
     if task.kind == "likelihood":
         columns["accuracy_normalized"] = [row["extracted_normalized"] == row["answer"] for row in rows]
+        answer = "extracted_normalized" if task.metric == "accuracy_normalized" else "extracted"
+        columns["no_answer"] = [row[answer] is None for row in rows]
         return columns
     columns["no_answer"] = [row["verdict"] == "no_answer" for row in rows]
     columns["truncated"] = [row["finish_reason"] == "length" for row in rows]
@@ -215,19 +218,32 @@ def _judged_option(task: Task, row: dict[str, Any]) -> dict[str, Any]:
     logprobs = [score["logprob"] for score in sorted(row["scores"], key=lambda score: score["negative"])]
     texts = row["option_labels"] if task.continuation == "label" else row["option_texts"]
     tokens = [len(option["response_token_ids"]) for option in row["scored"]]
-    best = max(range(len(texts)), key=lambda option: logprobs[option])
-    normalized = max(range(len(texts)), key=lambda option: logprobs[option] / len(texts[option]))
-    extracted = row["option_labels"][best]
+    best = likeliest(logprobs, texts)
+    normalized = likeliest([value / len(text) for value, text in zip(logprobs, texts, strict=True)], texts)
+    extracted = None if best is None else row["option_labels"][best]
     return {
-        "response": texts[best],
+        "response": "" if best is None else texts[best],
         "extracted": extracted,
         "verdict": verdict(extracted, row["answer"]),
         "finish_reason": None,
-        "tokens": tokens[best],
+        "tokens": None if best is None else tokens[best],
         "option_logprobs": logprobs,
         "option_tokens": tokens,
-        "extracted_normalized": row["option_labels"][normalized],
+        "extracted_normalized": None if normalized is None else row["option_labels"][normalized],
     }
+
+
+def likeliest(scores: Sequence[float], texts: Sequence[str]) -> int | None:
+    """The number of the option with the highest score; None where the scores choose none.
+
+    Different options that share the highest score are no choice, nor are scores of which one is no number: the first
+    option must not win by its place. Options of the same text are one; the first of them stands for it.
+    """
+    if any(math.isnan(score) for score in scores):
+        return None
+    highest = max(scores)
+    tied = [number for number, score in enumerate(scores) if score == highest]
+    return tied[0] if len({texts[number] for number in tied}) == 1 else None
 
 
 def _write_examples(task: CheckedTask, run: RunDirectory, sampled: str, name: str) -> pa.Table:

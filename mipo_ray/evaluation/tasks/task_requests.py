@@ -16,8 +16,9 @@ import pyarrow.parquet
 import ray.data
 
 from mipo_ray.config.schema import Config
+from mipo_ray.errors import UserError
 from mipo_ray.evaluation.tasks.task_check import TASK_WINDOW, CheckedTask, task_window
-from mipo_ray.generation.rendering import check_length, load_tokenizer, render_prompts
+from mipo_ray.generation.rendering import check_length, load_tokenizer, render_prompts, render_text, text_token_ids
 from mipo_ray.generation.sampler import REQUESTS
 from mipo_ray.pairs.schema import MESSAGES, TOKEN_IDS
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
@@ -76,7 +77,7 @@ def request_files(run: RunDirectory, name: str) -> list[str]:
 
 
 def option_token_ids(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Token ids of a context and of its continuation.
+    """Token ids of a context and of its continuation: their own, without an end token that a tokenizer would add.
 
     Both are tokenised together and cut where the context alone would end, and spaces at the context's end belong to the
     continuation, as in lm-evaluation-harness: a tokenizer that merges the space into a word finds the word as it was
@@ -84,8 +85,21 @@ def option_token_ids(tokenizer: Any, context: str, continuation: str) -> tuple[l
     """
     kept = context.rstrip()
     continuation = context[len(kept) :] + continuation
-    context_ids = tokenizer(kept)["input_ids"]
-    return context_ids, tokenizer(kept + continuation)["input_ids"][len(context_ids) :]
+    context_ids = text_token_ids(tokenizer, kept)
+    return context_ids, text_token_ids(tokenizer, kept + continuation)[len(context_ids) :]
+
+
+def check_options(where: str, texts: Sequence[str], token_ids: Sequence[Sequence[int]]) -> None:
+    """Raises UserError where different options of an item, `where` it stands, are the same tokens, or one has none."""
+    seen: dict[tuple[int, ...], str] = {}
+    for text, ids in zip(texts, token_ids, strict=True):
+        if not ids:
+            raise UserError(f"{where}: the option {text!r} has no tokens of its own behind its question")
+        if (other := seen.setdefault(tuple(ids), text)) != text:
+            raise UserError(
+                f"{where}: the options {other!r} and {text!r} are the same tokens {list(ids)}: expected different "
+                "ones, or both always score the same. The model's tokenizer does not know what tells them apart"
+            )
 
 
 def item_rows(task: CheckedTask) -> Iterator[dict[str, Any]]:
@@ -146,18 +160,21 @@ def requests_of(block: pa.Table, *, task: CheckedTask, config: Config) -> pa.Tab
 def _sampled(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: Any) -> tuple[str, list, list]:
     assert task.sampling is not None
     messages = [dict(message) for message in row["messages"]]
-    (token_ids,) = render_prompts(tokenizer, [messages])
+    (token_ids,) = render_prompts(tokenizer, [messages], config.prompts.chat)
     seed = stable_seed(config.seed, "task", task.name, row["item_id"]) % 2**31
     request = {"prompt_token_ids": token_ids, "seed": seed, "sampling": task.name}
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False), [request], []
+    return render_text(tokenizer, messages, config.prompts.chat), [request], []
 
 
 def _scored(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: Any) -> tuple[str, list, list]:
     context = row["messages"][-1]["content"]
+    texts = row["option_labels"] if task.task.continuation == "label" else row["option_texts"]
     options = []
-    for text in row["option_labels"] if task.task.continuation == "label" else row["option_texts"]:
+    for text in texts:
         context_ids, option_ids = option_token_ids(tokenizer, context, f" {text}")
         options.append({"prompt_token_ids": context_ids, "response_token_ids": option_ids})
+    where = f"{task.path}, item {row['item_id']!r} of task {task.name}"
+    check_options(where, texts, [option["response_token_ids"] for option in options])
     return context, [], options
 
 

@@ -93,6 +93,7 @@ PROMPTS_VALUES: dict[str, Any] = {
 OTHER_VALUES: dict[str, Any] = {
     **{f"prompts.{key}": value for key, value in PROMPTS_VALUES.items()},
     **{f"evaluate.prompts.{key}": value for key, value in PROMPTS_VALUES.items()},
+    "prompts.control_tokens": "refuse",
     "model.dtype": "bfloat16",
     "model.thought_marks": [["<cot>", "</cot>"]],
     "filters.thoughts": "drop",

@@ -11,13 +11,13 @@ import pytest
 
 from mipo_ray.generation.thinking import template_marks, thought_reader
 from mipo_ray.text.thoughts import split_thoughts
-from tests.helpers.tiny_model import CHAT_TEMPLATE, END, START, _make_tokenizer
+from tests.helpers.tiny_model import CHAT_TEMPLATE, END, START, make_tokenizer
 
 HARMONY = ("<|channel|>", "<|message|>", "<|end|>", "<|start|>")
 
 
 def tokenizer_of(*, special: tuple[str, ...] = (), added: tuple[str, ...] = (), template: str = CHAT_TEMPLATE) -> Any:
-    tokenizer = _make_tokenizer(chat_template=True)
+    tokenizer = make_tokenizer(chat_template=True)
     tokenizer.add_tokens(list(special), special_tokens=True)
     tokenizer.add_tokens(list(added))
     tokenizer.chat_template = template

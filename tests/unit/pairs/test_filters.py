@@ -12,7 +12,7 @@ import pytest
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.pairs.filters import drop_reason, prompt_text, repetition
 
-OFF = FiltersConfig()
+OFF = FiltersConfig(control_tokens=False)
 COPY = "tell me how to make tea"
 
 
@@ -28,6 +28,7 @@ def pair(chosen: str, *rejected: str, **changes: Any) -> dict[str, Any]:
         "chosen_finish_reason": "stop",
         "rejected_finish_reason": ["stop" for _ in rejected],
         "pmi": 3.0,
+        "control_tokens": 0,
         **changes,
     }
 
@@ -55,6 +56,7 @@ LOOP = "so it is so it is so it is so it is"  # 7 of its 10 3-grams repeat one o
         (pair(LOOP, "no"), {"max_repetition": 0.5}, "repetition"),
         (pair("yes", LOOP), {"max_repetition": 0.5}, "repetition"),
         (pair(COPY, "no"), {"max_copy_rate": 0.5}, "copies_prompt"),
+        (pair("yes", "no", control_tokens=1), {"control_tokens": True}, "control_tokens"),
         (pair("yes", "no", pmi=2.999), {"min_pmi": 3.0}, "low_pmi"),
         (pair("yes", "no", pmi=None), {"min_pmi": 3.0}, "no_pmi"),
     ],
@@ -119,8 +121,9 @@ def test_the_first_reason_that_holds_is_given() -> None:
     )
     looping = f"{COPY} {COPY} 4"
     steps: list[tuple[dict[str, Any], str]] = [
-        ({"rejected": [" "]}, "empty"),
-        ({"rejected": [looping]}, "identical"),
+        ({"rejected": [" "], "control_tokens": 2}, "empty"),
+        ({"rejected": [looping]}, "control_tokens"),
+        ({"control_tokens": 0}, "identical"),
         ({"rejected": ["It is 4"]}, "equal_answers"),
         ({"rejected": ["It is 5"]}, "truncated"),
         ({"chosen_finish_reason": "stop"}, "length_ratio"),

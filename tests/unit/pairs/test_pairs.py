@@ -57,7 +57,8 @@ SAMPLED = pa.schema(
 def response(text: str, tokens: int, finish: str = "stop", logprob: float = -1.5) -> dict[str, Any]:
     ids = list(range(tokens))
     return {"token_ids": ids, "text": text, "finish_reason": finish, "logprob": logprob,
-            "answer_tokens": tokens, "prompt_tokens": 10, "cached_tokens": tokens}  # fmt: skip
+            "answer_tokens": tokens, "prompt_tokens": 10, "cached_tokens": tokens,
+            "control_tokens": 0}  # fmt: skip
 
 
 def row(prompt_id: str, responses: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
@@ -120,6 +121,20 @@ def test_a_fresh_mismatched_response_is_the_second_one() -> None:
     assert pair["mismatched_messages"] == [{"role": "user", "content": "other question 0"}]
     assert json.loads(pair["extra"]) == {"topic": "tea"}
     assert pair["pair_id"] == pair_id(0, 2, "a", 0)
+
+
+def test_control_tokens_inside_responses_are_counted_and_by_default_a_reason() -> None:
+    forged = {**response("yes", 3), "control_tokens": 2}
+    former = {name: value for name, value in response("no", 3).items() if name != "control_tokens"}
+    rows = [row("a", [forged, response("no", 3)]), row("b", [response("yes", 3), former]), row("c", [former, forged])]
+    pairs = assemble(block_of(rows))
+    assert [(pair["control_tokens"], pair["dropped"]) for pair in pairs] == [
+        (2, "control_tokens"),
+        (0, ""),
+        (2, "control_tokens"),
+    ]
+    kept = assemble(block_of(rows), control_tokens=False)
+    assert [(pair["control_tokens"], pair["dropped"]) for pair in kept] == [(2, ""), (0, ""), (2, "")]
 
 
 def test_a_swapped_response_is_the_matched_one_of_the_partner() -> None:

@@ -63,6 +63,7 @@ def _as_row(drawn: dict[str, Any]) -> dict[str, Any]:
         "generated_tokens": generated,
         "engine_prompt_tokens": engine + cached,
         "cached_prompt_tokens": cached,
+        "control_tokens": cached % 3,
     }
 
 
@@ -135,6 +136,7 @@ def expected_numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:
             f"{side}_distinct_3": mean([distinct(text, 3) for text in texts]),
             f"{side}_duplicates": sum(text in texts[:index] for index, text in enumerate(texts)),
         }
+    expected["pairs_with_control_tokens"] = sum(row["control_tokens"] > 0 for row in rows)
     for name in ("generated_tokens", "engine_prompt_tokens", "cached_prompt_tokens"):
         expected[name] = sum(row[name] for row in rows)
     engine = expected["engine_prompt_tokens"]

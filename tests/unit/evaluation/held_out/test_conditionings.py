@@ -6,17 +6,23 @@ python -m pytest tests/unit/evaluation/held_out/test_conditionings.py
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.config.recipe import load_config
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.held_out.conditionings import other_conditionings
+from mipo_ray.evaluation.held_out import stage
+from mipo_ray.evaluation.held_out.conditionings import WITHOUT_CONTEXT, other_conditionings, refuse_equal_prompts
 from mipo_ray.prompts.files import SourceRow
 from mipo_ray.prompts.rows import normalize_row
+from tests.helpers.tiny_model import make_tokenizer
 
 PROMPTS = PromptsConfig(path="held_out.jsonl")
 
@@ -156,3 +162,39 @@ def test_no_row_is_compared_with_itself_or_its_group(parts: list[tuple[str, str,
         else:
             allowed = {other["messages"][-1]["content"] for other in foreign}
         assert set(texts) <= {" ".join(text.split()) for text in allowed}
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [({"p1": [1, 2]}, "what prompt 'p1' makes of it"), ({"p1": [3], WITHOUT_CONTEXT: [1, 2]}, "without the context")],
+)
+def test_a_conditioning_that_is_the_own_prompt_to_the_model_is_refused(others: Any, named: str) -> None:
+    refuse_equal_prompts("p0", [1, 2], {"p1": [1], "p2": [1, 2, 3], WITHOUT_CONTEXT: []})
+    with pytest.raises(UserError, match=rf"held-out prompt 'p0': it has the same token ids as .*{named}"):
+        refuse_equal_prompts("p0", [1, 2], others)
+
+
+@pytest.mark.parametrize(
+    ("template", "named"),
+    [
+        (
+            "{{ messages[-1].content.split('\n')[-1] }}",
+            r"what prompt 'p\d' makes of it",
+        ),  # no context reaches the model
+        ("{{ messages[-1].content | replace('I am user ', '') }}", None),
+    ],
+)
+def test_held_out_prompts_are_compared_as_the_model_reads_them(
+    tmp_path: Path, template: str, named: str | None
+) -> None:
+    make_tokenizer(template).save_pretrained(tmp_path)
+    config = load_config(None, ["evaluate.other_prompts=2"])
+    conditioned = [{**row, "dropped": "", "mismatched_messages": [row["question_messages"]]} for row in context_rows(4)]
+    block = pa.Table.from_pylist(conditioned)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "load_tokenizer", lambda *_: AutoTokenizer.from_pretrained(tmp_path))
+        if named is None:
+            assert stage._add_conditionings(block, config=config, initial="m").num_rows == 4
+        else:
+            with pytest.raises(UserError, match=named):
+                stage._add_conditionings(block, config=config, initial="m")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.config.prompts import ChatSettings, PromptsConfig
 from mipo_ray.evaluation.held_out.matrix import MatrixRows, matrix_conditionings, render_matrix
 from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA, _one_row_per_response
 from mipo_ray.prompts.files import SourceRow
@@ -79,7 +79,7 @@ class CountingTokenizer:
 
 
 def test_rendered_parts_have_token_ids_in_place_of_messages() -> None:
-    rendered = render_matrix(matrix_conditionings(ROWS, PROMPTS, 2), CountingTokenizer())
+    rendered = render_matrix(matrix_conditionings(ROWS, PROMPTS, 2), CountingTokenizer(), ChatSettings({}))
     assert set(rendered) == {"prompts", "contexts"}
     assert (rendered["contexts"].prompt_ids, len(rendered["contexts"].labels)) == (["a", "d"], 2)
     first, second = rendered["contexts"].conditionings[0]

@@ -12,15 +12,23 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
+from mipo_ray.errors import UserError
 from mipo_ray.evaluation.significance import wilson
-from mipo_ray.evaluation.tasks.stage import EXAMPLE_SCHEMA, examples_of, measure_examples, options_to_score
+from mipo_ray.evaluation.tasks.stage import (
+    EXAMPLE_SCHEMA,
+    examples_of,
+    likeliest,
+    measure_examples,
+    options_to_score,
+)
 from mipo_ray.evaluation.tasks.task import load_task
-from mipo_ray.evaluation.tasks.task_requests import SCORED, option_token_ids
+from mipo_ray.evaluation.tasks.task_requests import SCORED, check_options, option_token_ids
 from mipo_ray.generation.rendering import load_tokenizer
 from mipo_ray.pairs.schema import RESPONSES, SCORES
 from mipo_ray.storage.entries import Entries
-from tests.helpers.tiny_model import make_tiny_model
+from tests.helpers.tiny_model import END, PAD, START, make_tiny_model, make_tokenizer
 
 TASKS = {name: load_task(name) for name in ("gsm8k", "arc_easy_likelihood", "mmlu_likelihood")}
 
@@ -87,6 +95,54 @@ def test_the_likeliest_option_is_chosen_and_beside_it_the_likeliest_per_characte
     by_label = answered("mmlu_likelihood", "3", logprobs=(-2.0, -4.0, -1.0))
     (found,) = examples_of(block(by_label), tasks=TASKS).to_pylist()
     assert (found["extracted"], found["extracted_normalized"], found["response"]) == ("3", "3", "3")
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "chosen", "normalized"),
+    [
+        ((-3.0, -3.0, -3.0), None, "2"),  # as a tokenizer gives that scores its own end token
+        ((-1.0, -4.0, -2.0), "1", None),
+        ((-2.0, -2.0, -5.0), None, "2"),
+        ((-9.0, -2.0, -2.0), None, "2"),
+        ((float("nan"), -2.0, -5.0), None, None),
+        ((float("-inf"),) * 3, None, None),
+        ((float("-inf"), -8.0, float("-inf")), "2", "2"),
+    ],
+)
+def test_scores_that_choose_no_option_are_no_answer(
+    logprobs: tuple[float, ...], chosen: str | None, normalized: str | None
+) -> None:
+    row = answered("arc_easy_likelihood", "1", logprobs=logprobs)
+    (found,) = examples_of(block(row), tasks=TASKS).to_pylist()
+    assert (found["extracted"], found["extracted_normalized"]) == (chosen, normalized)
+    assert found["verdict"] == {None: "no_answer", "1": "correct"}.get(chosen, "wrong")
+    assert found["response"] == {None: "", "1": "a", "2": "bbbb"}[chosen]
+
+
+def test_no_answers_of_a_likelihood_are_counted_by_the_score_that_its_figure_is_made_of() -> None:
+    rows = [answered("arc_easy_likelihood", "1", logprobs=(-1.0, -4.0, -2.0)) for _ in range(3)]
+    rows.append(answered("arc_easy_likelihood", "1", logprobs=(-3.0, -3.0, -3.0)))
+    found = examples_of(block(*rows), tasks=TASKS).select(EXAMPLE_SCHEMA.names).cast(EXAMPLE_SCHEMA)
+    by_sum = TASKS["mmlu_likelihood"]
+    by_character = by_sum.model_copy(update={"metric": "accuracy_normalized"})
+    values = [measure_examples(task, found, None, samples=100, seed=0) for task in (by_sum, by_character)]
+    assert [metrics["no_answer"].value for metrics in values] == [0.25, 0.75]
+    assert values[0]["accuracy"].value == 0.75
+
+
+@given(
+    scores=st.lists(st.sampled_from([-3.0, -2.0, -1.0]), min_size=2, max_size=5),
+    texts=st.lists(st.sampled_from("ab"), min_size=5, max_size=5),
+    order=st.randoms(use_true_random=False),
+)
+def test_the_place_of_an_option_never_decides(scores: list[float], texts: list[str], order: Any) -> None:
+    texts = texts[: len(scores)]
+    shuffled = order.sample(range(len(scores)), len(scores))
+    one = likeliest(scores, texts)
+    other = likeliest([scores[number] for number in shuffled], [texts[number] for number in shuffled])
+    assert (one is None) == (other is None)
+    if one is not None and other is not None:
+        assert texts[one] == texts[shuffled[other]]
 
 
 def test_every_option_is_scored_under_its_number() -> None:
@@ -167,3 +223,46 @@ def test_the_space_before_an_option_is_the_options(tokenizer: Any, tmp_path: Pat
     context_ids, option_ids = option_token_ids(tokenizer, "Answer: ", "the")
     assert tokenizer.decode(context_ids) == "Answer:"
     assert tokenizer.decode(option_ids) == " the"
+
+
+def adding(before: str, behind: str) -> Any:
+    """The tiny tokenizer as those are that put tokens of their own around every text."""
+    tokenizer = make_tokenizer()
+    around = " ".join(part for part in (before, "$A", behind) if part)
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (START, END, PAD)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=ids)
+    return tokenizer
+
+
+@pytest.mark.parametrize("before", ["", START, f"{START} {PAD}"])
+@pytest.mark.parametrize("behind", ["", END, f"{PAD} {END}"])
+@given(context=WORDS, option=WORDS.filter(str.strip))
+def test_an_end_token_that_the_tokenizer_adds_is_no_option(before: str, behind: str, context: str, option: str) -> None:
+    plain, around = adding("", ""), adding(before, behind)
+    context_ids, option_ids = option_token_ids(plain, context, f" {option}")
+    first = plain.convert_tokens_to_ids(before.split())
+    assert option_token_ids(around, context, f" {option}") == (first + context_ids, option_ids)
+
+
+@pytest.mark.parametrize("text", [f"a{END}", START, f"{PAD}{PAD} b"])
+def test_a_control_token_in_an_option_or_its_question_is_text(tokenizer: Any, text: str) -> None:
+    context_ids, option_ids = option_token_ids(tokenizer, f"Why {text}?", f" {text}")
+    assert not {*context_ids, *option_ids} & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(option_ids) == f" {text}"
+
+
+@pytest.mark.parametrize(
+    ("texts", "token_ids", "message"),
+    [
+        (["A", "B"], [[2], [2]], r"the options 'A' and 'B' are the same tokens \[2\]"),
+        (["tea", "茶", "酒"], [[4, 5], [0], [0]], "the options '茶' and '酒' are the same tokens"),
+        (["A", ""], [[2], []], "the option '' has no tokens of its own"),
+    ],
+)
+def test_options_that_the_model_cannot_tell_apart_are_refused(texts: Any, token_ids: Any, message: str) -> None:
+    with pytest.raises(UserError, match=f"data, item 'x': {message}"):
+        check_options("data, item 'x'", texts, token_ids)
+
+
+def test_options_of_the_same_text_are_the_datas_own_affair() -> None:
+    check_options("here", ["tea", "milk", "tea"], [[4], [5, 6], [4]])

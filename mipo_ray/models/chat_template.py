@@ -1,0 +1,209 @@
+"""A model's chat template, read from its files and rendered with Jinja2 alone: no torch, no transformers.
+
+What a run tokenises is rendered by the tokenizer itself (`generation.rendering`); this is for the checks before
+anything starts, and renders the same text. Nothing that is rendered depends on the clock: `strftime_now`, which
+templates call for today's date, tells the day of the argument `date_string`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.meta
+import jinja2.nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from mipo_ray.errors import UserError
+from mipo_ray.models.directory import ModelDirectory, is_remote, local_path, open_directory
+from mipo_ray.models.embedded import embedded_directory
+from mipo_ray.models.source import EMBEDDED
+from mipo_ray.text.dates import DATE_STRING, date_of
+
+_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class ChatTemplateError(UserError):
+    """A chat template refuses a conversation; the message is the template's own."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template as text.
+
+    shown: where it was read. special_tokens: the variables that tokenizers give their template (`bos_token`, ...).
+    control_tokens: the tokenizer's special tokens, and its other added ones that the template writes. end_tokens: those
+    that the model's files call end tokens.
+    """
+
+    shown: str
+    text: str
+    special_tokens: Mapping[str, str]
+    control_tokens: tuple[str, ...]
+    end_tokens: tuple[str, ...] = ()
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables that the template reads; raises UserError where it does not compile."""
+        try:
+            return frozenset(jinja2.meta.find_undeclared_variables(_environment(DATE_STRING).parse(self.text)))
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"{self.shown}, line {error.lineno}: not a valid chat template: {error.message}") from None
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        arguments: Mapping[str, Any],
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The text of a conversation; raises ChatTemplateError, with the template's own message, where it refuses it.
+
+        arguments: variables beside the messages (`prompts.template_arguments`).
+        """
+        try:
+            template = _compiled(self.text, str(arguments.get("date_string", DATE_STRING)))
+            return template.render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **{**self.special_tokens, **arguments},
+            )
+        except Exception as error:  # a template is somebody's program and may raise anything
+            raise ChatTemplateError(f"{type(error).__name__}: {error}") from None
+
+
+def end_of_turn(template: ChatTemplate, arguments: Mapping[str, Any]) -> str | None:
+    """The control token that the template writes at the end of an assistant's turn; None where it writes none there.
+
+    Templates that leave the last turn open are asked for one in the middle; what begins the next turn ends none.
+    """
+    asked, answer, next_question = (f"word{number}ofaturn" for number in range(3))
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    for messages in (turns, [*turns, {"role": "user", "content": next_question}]):
+        try:
+            text = template.render(messages, arguments, add_generation_prompt=False)
+        except ChatTemplateError:
+            continue
+        opening, after = text.partition(asked)[0], text.partition(answer)[2].partition(next_question)[0].strip()
+        if found := [token for token in template.control_tokens if after.startswith(token)]:
+            return None if opening.strip().endswith(after) and len(messages) > 2 else max(found, key=len)
+    return None
+
+
+def declared_end_ids(directory: ModelDirectory) -> tuple[int, ...]:
+    """The ids of the end tokens that a model's generation_config.json names, or config.json where there is none."""
+    name = "generation_config.json" if "generation_config.json" in directory.details else "config.json"
+    ids = _read_json(directory, name).get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [ids]
+    return tuple(number for number in ids if isinstance(number, int))
+
+
+def read_chat_template(path: str) -> ChatTemplate | None:
+    """The chat template of a model that `source.check_model` accepts; None where its files are not here yet."""
+    directory = _directory(path)
+    if directory is None:
+        return None
+    config = _read_json(directory, "tokenizer_config.json")
+    text = _template_text(directory, config)
+    if not text:
+        return None
+    names = {**_read_json(directory, "special_tokens_map.json"), **config}
+    special_tokens = {name: _content(names[name]) for name in _TOKEN_NAMES if names.get(name)}
+    added = _added_tokens(directory, config)
+    control = {token for token, (_, special) in added.items() if special or (token.strip() and token in text)} | set(
+        special_tokens.values()
+    )
+    ids = declared_end_ids(directory)
+    ends = {token for token, (number, _) in added.items() if number in ids}
+    file = "chat_template.jinja" if "chat_template.jinja" in directory.details else "tokenizer_config.json"
+    return ChatTemplate(
+        shown=f"{directory.shown}/{file}",
+        text=text,
+        special_tokens=special_tokens,
+        control_tokens=tuple(sorted(control)),
+        end_tokens=tuple(sorted(ends | {special_tokens[name] for name in special_tokens if name == "eos_token"})),
+    )
+
+
+def _directory(path: str) -> ModelDirectory | None:
+    if path == EMBEDDED:
+        return open_directory(str(embedded_directory())) if embedded_directory().is_dir() else None
+    if is_remote(path) or local_path(path).is_dir():
+        return open_directory(path)
+    from huggingface_hub import try_to_load_from_cache
+
+    config_file = try_to_load_from_cache(path, "tokenizer_config.json")
+    return open_directory(str(Path(config_file).parent)) if isinstance(config_file, str) else None
+
+
+def _read_json(directory: ModelDirectory, name: str) -> dict[str, Any]:
+    return directory.read_json(name) if name in directory.details else {}
+
+
+def _template_text(directory: ModelDirectory, config: dict[str, Any]) -> str:
+    if "chat_template.jinja" in directory.details:
+        return directory.read("chat_template.jinja").decode("utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several named ones
+        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+    return template or ""
+
+
+def _content(token: Any) -> str:
+    """A token's text, which files give alone or among what else is known of it."""
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def _added_tokens(directory: ModelDirectory, config: dict[str, Any]) -> dict[str, tuple[int, bool]]:
+    """The tokens that were added to the vocabulary: text -> its id, and whether it is a special one."""
+    listed = [{**token, "id": int(number)} for number, token in (config.get("added_tokens_decoder") or {}).items()]
+    if not is_remote(directory.shown):  # of a remote model this large file is not worth its download before the run
+        listed += _read_json(directory, "tokenizer.json").get("added_tokens") or []
+    return {_content(token): (int(token.get("id", -1)), bool(token.get("special"))) for token in listed}
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: marks the assistant's own text for trainers; here it is a block like any other."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Jinja2 declares it)
+
+    def parse(self, parser: Any) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
+
+
+@functools.lru_cache(maxsize=4)
+def _environment(date_string: str) -> ImmutableSandboxedEnvironment:
+    """What chat templates expect to find: the settings and functions that transformers gives them."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _as_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = functools.partial(_format_date, date_string)
+    return environment
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(text: str, date_string: str) -> jinja2.Template:
+    return _environment(date_string).from_string(text)
+
+
+def _format_date(date_string: str, form: str) -> str:
+    return date_of(date_string).strftime(form)
+
+
+def _as_json(value: Any, indent: int | None = None, **options: Any) -> str:
+    return json.dumps(value, **{"ensure_ascii": False, "indent": indent, **options})
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
