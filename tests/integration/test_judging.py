@@ -24,6 +24,7 @@ from mipo_ray.evaluation.judge.stage import judge_policy, reach_judge
 from mipo_ray.monitoring import events as monitoring
 from mipo_ray.ray_cluster.resources import resolve
 from mipo_ray.session import Session
+from mipo_ray.storage.records import to_json
 from mipo_ray.storage.results import gather_evaluation
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
@@ -69,7 +70,7 @@ def judge(config: Config) -> dict[str, Any]:
 def judge_results(directory: RunDirectory) -> dict[str, Any]:
     """Round 0's entries of evaluation.json, from its manifests: what there is."""
     entries = gather_evaluation(directory).get("0", {})
-    return {name: entry for name, entry in entries.items() if name.startswith("judge_")}
+    return {name: to_json(entry) for name, entry in entries.items() if name.startswith("judge_")}
 
 
 def values(entry: dict[str, Any]) -> dict[str, float]:
