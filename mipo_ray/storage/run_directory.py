@@ -214,7 +214,10 @@ class RunDirectory:
         self.write_text("config.yaml", to_yaml(config))
 
     def check_config(self, config: Config) -> None:
-        """Raises StorageError, with the difference, when the directory belongs to a run with other results."""
+        """Raises StorageError, with the difference, when the directory belongs to a run with other results.
+
+        A field that the version which began the run did not have counts as its default.
+        """
         import yaml
 
         text = self.read_text("config.yaml")
@@ -227,7 +230,8 @@ class RunDirectory:
                 )
             return
         try:
-            before = result_fields(yaml.safe_load(text))
+            defaults = result_fields(Config().model_dump(mode="json"))
+            before = defaults | result_fields(yaml.safe_load(text))
         except (yaml.YAMLError, AttributeError) as error:
             raise StorageError(
                 f"{self.path('config.yaml')}: expected the configuration of a run, found something else: {error}"

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import fsspec
 import pytest
+import yaml
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -268,6 +269,17 @@ def test_another_configuration_over_finished_work_is_refused_with_the_difference
         assert message.startswith(f"{run.url}: this run directory holds work of another configuration")
         assert changes == ["  prompts.limit: None there, 8 now", "  train.beta: 0.1 there, 0.2 now"]
     assert "beta: 0.1" in (run.read_text("config.yaml") or "")
+
+
+def test_a_field_that_an_earlier_version_did_not_have_counts_as_its_default(run: RunDirectory) -> None:
+    run.record_config(CONFIG)
+    run.write_text(f"{STAGE}/pairs.parquet", "content")
+    earlier = yaml.safe_load(run.read_text("config.yaml") or "")
+    del earlier["prompts"]["template_arguments"], earlier["filters"]["control_tokens"]
+    run.write_text("config.yaml", yaml.safe_dump(earlier))
+    run.check_config(CONFIG)
+    with pytest.raises(StorageError, match=r"filters\.control_tokens: True there, False now"):
+        run.check_config(load_config(overrides=["filters.control_tokens=false"]))
 
 
 def test_rounds_may_grow_and_the_cluster_may_change(run: RunDirectory) -> None:
