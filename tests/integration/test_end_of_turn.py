@@ -58,7 +58,7 @@ def sampled(model: str, directory: Path) -> list[dict[str, Any]]:
     """Answers of up to 24 tokens to one prompt, each with its own seed."""
     sampling = ["generation.sampling.max_tokens=24", "generation.sampling.temperature=1.0"]
     config = load_config(None, [f"model.path={model}", "model.max_model_len=128", *sampling])
-    messages = [{"role": "user", "content": "What should I cook?"}]
+    messages = [{"role": "user", "content": "4 + 4 = ?"}]  # none of the words that are special tokens
     (token_ids,) = render_prompts(load_tokenizer(model), [messages], config.prompts.chat)
     requests = [{"prompt_token_ids": token_ids, "seed": seed} for seed in range(SAMPLES)]
     rows = ray.data.from_arrow(pa.table({"requests": pa.array([requests], REQUESTS)}))

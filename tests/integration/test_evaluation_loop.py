@@ -37,7 +37,7 @@ def test_the_loop_measures_the_base_and_the_rounds(golden_run: GoldenRun) -> Non
         assert (arc["kind"], arc["metrics"]["accuracy"]["n"]) == ("likelihood", CHOICES)
         assert svamp["data"].endswith("/sums.json")
         assert len(svamp["prompt_hash"]) == 12
-        assert set(arc["metrics"]) == {"accuracy", "accuracy_normalized"}
+        assert set(arc["metrics"]) == {"accuracy", "accuracy_normalized", "no_answer"}
         entry = arc["metrics"]["accuracy"]
         assert entry["low"] <= entry["value"] <= entry["high"]
         assert ("verdict" in entry) == ("p_value" in entry) == ("change" in entry) == (policy != "base")
