@@ -9,6 +9,7 @@ two rows may still be too long; it is told when the round's requests are written
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
@@ -179,9 +180,13 @@ def _not_surely_short(texts: _TextSet, directory: str) -> list[_LongText]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
+    # In a text from data these are the text that they are, and so more than one token each.
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
 
-    def most(row: _LongText) -> int:
+    def most(row: _LongText) -> float:
         contents = [message["content"] for message in row.messages]
+        if any(token in content for token in added for content in contents):
+            return math.inf
         tokens = [len(encoded.ids) for encoded in tokenizer.encode_batch(contents, add_special_tokens=False)]
         return sum(tokens) + _PER_MESSAGE * len(tokens) + _PER_CONVERSATION
 

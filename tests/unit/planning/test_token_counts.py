@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.evaluate import main as evaluate
+from mipo_ray.generation.rendering import load_tokenizer, render_prompts
 from mipo_ray.planning import token_counts
 from mipo_ray.run import main
-from tests.helpers.tiny_model import make_tiny_model
+from tests.helpers.tiny_model import END, make_tiny_model
 
 WINDOW, ANSWER = 256, 32
 FITS = "water the plants " * 40  # 680 bytes; about 150 tokens
@@ -82,6 +84,20 @@ def test_a_prompt_that_is_too_long_is_named(
     assert code == 0, said
     assert f"the longest {tokens} tokens of at most {tokens}" in said
     assert outcome([*arguments, f"model.max_model_len={tokens + ANSWER - 1}"], capsys)[0] == 2
+
+
+def test_control_tokens_in_a_prompt_are_counted_as_the_text_that_they_are(
+    arguments: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quoted = f"{END} " * 40  # as control tokens they would fit
+    assert tokens_of(model, quoted, "I am user 0.") < WINDOW - ANSWER
+    messages = [{"role": "user", "content": f"I am user 0.\n\n{quoted}"}]
+    (token_ids,) = render_prompts(load_tokenizer(str(model)), [messages], ChatSettings({}))
+    write(tmp_path / "train.jsonl", [quoted, "b", "c", "d", "e", "f"])
+    code, said = outcome(arguments, capsys)
+    assert code == 2
+    assert "train.jsonl, line 1" in said
+    assert f"{len(token_ids)} tokens and a response of up to {ANSWER} do not fit" in said
 
 
 def test_training_prompts_may_be_dropped_and_held_out_ones_not(
