@@ -89,12 +89,13 @@ def test_a_prompt_that_is_too_long_is_named(
 def test_control_tokens_in_a_prompt_are_counted_as_the_text_that_they_are(
     arguments: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quoted = f"{END} " * 40  # as control tokens they would fit
-    assert tokens_of(model, quoted, "I am user 0.") < WINDOW - ANSWER
+    window = 4 * WINDOW
+    quoted = f"{END} " * 150  # as control tokens they would fit
+    assert tokens_of(model, quoted, "I am user 0.") < window / 2
     messages = [{"role": "user", "content": f"I am user 0.\n\n{quoted}"}]
     (token_ids,) = render_prompts(load_tokenizer(str(model)), [messages], ChatSettings({}))
     write(tmp_path / "train.jsonl", [quoted, "b", "c", "d", "e", "f"])
-    code, said = outcome(arguments, capsys)
+    code, said = outcome([*arguments, f"model.max_model_len={window}"], capsys)
     assert code == 2
     assert "train.jsonl, line 1" in said
     assert f"{len(token_ids)} tokens and a response of up to {ANSWER} do not fit" in said
