@@ -126,11 +126,10 @@ class Sampler:
         started = time.monotonic()
         tokenizer = load_tokenizer(settings.model_path, settings.trust_remote_code)
         self._turn_tokens = turn_tokens(tokenizer, model, settings.chat)
+        self._thoughts = thought_reader(tokenizer, settings.thought_marks)
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**{**arguments, **settings.engine_args}), stat_loggers=stat_loggers()
         )
-        tokenizer = load_tokenizer(settings.model_path, settings.trust_remote_code)
-        self._thoughts = thought_reader(tokenizer, settings.thought_marks)
         self._sampling = sampling
         self._max_model_len = settings.max_model_len
         self._events = events
