@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Literal
 
 from mipo_ray.conditioning.blocks import rows_per_block
@@ -11,29 +11,26 @@ from mipo_ray.config.conditioning import ConditioningConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.prompts.chat_check import chat_check
-from mipo_ray.prompts.check import PromptNeeds, PromptSummary, check_prompts
-from mipo_ray.prompts.rows import PromptRow
-
-Watch = Callable[[str, PromptRow], None]  # see `check_prompts`
+from mipo_ray.prompts.check import PromptNeeds, PromptSummary, Watch, check_prompts
 
 
-def check_training_prompts(config: Config, watch: Watch | None = None) -> PromptSummary:
+def check_training_prompts(config: Config, watches: Sequence[Watch] = ()) -> PromptSummary:
     """`check_prompts` of the training prompts with the needs of every strategy that a row may get, and with the model's
     chat template.
 
     Raises UserError also when generation.negatives_per_prompt asks for more mismatched prompts than there can be.
     """
     chat = chat_check(config.model.path, config.prompts.chat, config.prompts)
-    summary = check_prompts(config.prompts, training_needs(config.conditioning), watch=watch, chat=chat)
+    summary = check_prompts(config.prompts, training_needs(config.conditioning), watches=[chat.watch, *watches])
     check_negatives(config, summary.rows, summary.distinct_texts, summary.distinct_contexts)
     return summary
 
 
-def check_held_out(config: Config, watch: Watch | None = None) -> PromptSummary:
+def check_held_out(config: Config, watches: Sequence[Watch] = ()) -> PromptSummary:
     """`check_prompts` of the held-out prompts: answers are compared across them, so there must be several."""
     prompts, section = config.evaluate.prompts, "evaluate.prompts"
     chat = chat_check(config.model.path, config.prompts.chat, prompts, section)
-    summary = check_prompts(prompts, held_out_needs(config), section, watch, chat)
+    summary = check_prompts(prompts, held_out_needs(config), section, [chat.watch, *watches])
     if summary.rows_with_context and config.evaluate.other_prompts >= summary.distinct_contexts:
         raise UserError(
             f"evaluate.other_prompts: expected at most {summary.distinct_contexts - 1}, one less than the different "

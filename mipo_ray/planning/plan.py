@@ -78,10 +78,10 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
     if "similar_prompt" in config.conditioning.strategies and config.conditioning.similar.model is not None:
         embedding_model(config.conditioning.similar.model)
     counts = TokenCounts(config, count_all=count_all)
-    prompts = check_training_prompts(config, counts.of_prompts("prompts"))
+    prompts = check_training_prompts(config, [counts.of_prompts("prompts")])
     held_out = None
     if config.evaluate.enabled:
-        held_out = check_held_out(config, counts.of_prompts("evaluate.prompts"))
+        held_out = check_held_out(config, [counts.of_prompts("evaluate.prompts")])
     tasks = check_tasks(config, counts.of_item) if config.evaluate.enabled else ()
     run.check_writable()
     run.check_config(config)

@@ -14,7 +14,7 @@ from mipo_ray.config.prompts import ChatSettings, PromptsConfig
 from mipo_ray.errors import UserError
 from mipo_ray.models.chat_template import ChatTemplate, ChatTemplateError, read_chat_template
 from mipo_ray.prompts.files import nearest
-from mipo_ray.prompts.rows import Message
+from mipo_ray.prompts.rows import Message, PromptRow
 
 ROWS_RENDERED = 32  # whose own text is looked for, not made-up words alone
 MOST_SHAPES = 256  # orders of roles that are tried; data with more of them differ in the number of turns alone
@@ -58,6 +58,10 @@ class ChatCheck:
             if self._chat.control_tokens == "refuse":
                 self._refuse_control_tokens(where, messages)
         self._rendered += 1
+
+    def watch(self, where: str, row: PromptRow) -> None:
+        """Looks at both conversations of a prompt row: with its context and without."""
+        self.look(where, row["messages"], row["question_messages"])
 
     def _look_at(self, where: str, messages: Sequence[Message]) -> None:
         assert self._template is not None

@@ -12,11 +12,12 @@ import numpy as np
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
-from mipo_ray.prompts.chat_check import ChatCheck
 from mipo_ray.prompts.files import PromptFile, SourceRow, find_files, nearest
 from mipo_ray.prompts.public_sets import RowReader, row_reader
 from mipo_ray.prompts.rows import CheckedFile, ContentHash, PromptRow, normalize_row
 from mipo_ray.prompts.templates import check_question_columns, check_templates
+
+Watch = Callable[[str, PromptRow], None]  # looks at a row, with its file and number, while the rows are read
 
 ROWS_NAMED = 3  # rows that a message names before it only counts
 
@@ -58,13 +59,12 @@ def check_prompts(
     prompts: PromptsConfig,
     needs: PromptNeeds,
     section: str = "prompts",
-    watch: Callable[[str, PromptRow], None] | None = None,
-    chat: ChatCheck | None = None,
+    watches: Sequence[Watch] = (),
 ) -> PromptSummary:
     """Reads every row that the run would use and returns what there is.
 
-    section: where `prompts` stands in the configuration, for messages. watch: called with file and number of each row,
-    and the row. chat: looks at the conversations of every row.
+    section: where `prompts` stands in the configuration, for messages. watches: each is called with file and number of
+    every row, and the row.
 
     Memory: 24 bytes a row, and two to four times that for a moment at the end, while they are sorted. Ids, texts and
     contexts are kept as 8-byte hashes; a suspected duplicate id is confirmed by a second reading, so a hash collision
@@ -86,10 +86,8 @@ def check_prompts(
         row = normalize_row(source, prompts)
         hashes[index].add(row)
         tally.add(source, row)
-        if watch is not None:
+        for watch in watches:
             watch(source.where, row)
-        if chat is not None:
-            chat.look(source.where, row["messages"], row["question_messages"])
     summary = PromptSummary(
         sources=files,
         file_rows=tuple(file_rows),
