@@ -21,6 +21,7 @@ from mipo_ray.generation.requests import condition_prompts
 from mipo_ray.generation.stage import generate
 from mipo_ray.loop import measure_round, session_of
 from mipo_ray.planning.plan import Plan, measured_stages
+from mipo_ray.ray_cluster.tables import open_table
 from mipo_ray.storage import rounds
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
@@ -121,7 +122,7 @@ def kept_pairs(run: RunDirectory, round: Round) -> frozenset[str]:
     manifest = run.read_manifest(stage)
     assert manifest is not None
     files = [run.path(stage, name) for name in manifest["pairs"]]
-    pairs = pyarrow.dataset.dataset(files, filesystem=run.arrow_filesystem(), format="parquet")
+    pairs = open_table(files, run.arrow_filesystem(), ["pair_id", "dropped"])
     kept = pairs.to_table(columns=["pair_id"], filter=pyarrow.dataset.field("dropped") == "")
     return frozenset(kept["pair_id"].to_pylist())
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset
 
 from mipo_ray.comparison.definition import BASE, Comparison, common_pairs_file, describe_arm
 from mipo_ray.comparison.findings import COMPARED, COMPARED_TASK_METRICS, control_sentences, findings
@@ -26,6 +25,7 @@ from mipo_ray.evaluation.intervals import bootstrap_change, describe_change, gro
 from mipo_ray.evaluation.significance import item_changes, over_seeds
 from mipo_ray.measures import HELD_OUT, measure_of
 from mipo_ray.pairs.label_control import has_swapped_labels
+from mipo_ray.ray_cluster.tables import open_table
 from mipo_ray.storage import rounds
 from mipo_ray.storage.results import gather_evaluation
 from mipo_ray.storage.rounds import Round
@@ -175,11 +175,8 @@ def _items(comparison: Comparison, arm: str, seed: int, round: Round) -> dict[st
 
 
 def _task_items(run: RunDirectory, round: Round, task: str) -> Items:
-    examples = pyarrow.dataset.dataset(
-        run.path(run.stage(round, "tasks"), task, "examples"),
-        filesystem=run.arrow_filesystem(),
-        format="parquet",
-    ).to_table(columns=["item_id", "verdict"])
+    path, columns = run.path(run.stage(round, "tasks"), task, "examples"), ["item_id", "verdict"]
+    examples = open_table(path, run.arrow_filesystem(), columns).to_table(columns=columns)
     correct = [float(word == "correct") for word in examples["verdict"].to_pylist()]
     return correct, examples["item_id"].to_pylist()
 

@@ -7,10 +7,6 @@ import json
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
-import ray.data
-from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.generation.pipeline import policy_engines, sample_responses
 from mipo_ray.generation.requests import check_dropped, condition_prompts
@@ -22,6 +18,7 @@ from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import most_gpus
+from mipo_ray.ray_cluster.tables import read_rows, resumable
 from mipo_ray.session import Manifest, Session, Stage
 from mipo_ray.storage.rounds import Round
 
@@ -55,13 +52,8 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> dict[str, Any]:
     score = functools.partial(to_score, generation=config.generation, filters=config.filters)
 
     with ordered_context() as context:
-        context.checkpoint_config = CheckpointConfig(
-            id_column="prompt_id",
-            checkpoint_path=stage.path("checkpoint"),
-            delete_checkpoint_on_success=False,
-            override_filesystem=filesystem,
-        )
-        rows = ray.data.read_parquet(stage.path("conditioned"), filesystem=filesystem)
+        context.checkpoint_config = resumable("prompt_id", stage.path("checkpoint"), filesystem)
+        rows = read_rows(stage.path("conditioned"), filesystem)
         rows = rows.repartition(target_num_rows_per_block=conditioned["rows_per_block"], strict=True)
         sampled = sample_responses(
             rows,
@@ -103,7 +95,7 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> dict[str, Any]:
 
 
 def _statistics(stage: Stage, files: list[str]) -> dict[str, Any]:
-    pairs = ray.data.read_parquet([stage.path(name) for name in files], filesystem=stage.run.arrow_filesystem())
+    pairs = read_rows([stage.path(name) for name in files], stage.run.arrow_filesystem())
     parts = pairs.map_batches(_statistics_row, batch_format="pyarrow", batch_size=1024)
     named(parts, f"{stage.directory.replace('/', '_')}_statistics")
     return merge_statistics(json.loads(row["statistics"]) for row in parts.iter_rows())

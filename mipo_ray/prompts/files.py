@@ -17,11 +17,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-import fsspec
-from fsspec.core import url_to_fs
-
 from mipo_ray.errors import UserError
 from mipo_ray.examples import bundled_path
+from mipo_ray.paths import open_path
 
 BUNDLED = "bundled:"
 FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".parquet": "Parquet", ".csv": "CSV"}
@@ -79,7 +77,8 @@ def read_rows(file: PromptFile) -> Iterator[SourceRow]:
     path = str(bundled_path(file.path.removeprefix(BUNDLED))) if file.path.startswith(BUNDLED) else file.path
     try:
         compression = "infer" if file.format != "Parquet" else None
-        with fsspec.open(path, "rb", compression=compression) as stream:
+        filesystem, name = open_path(path)
+        with filesystem.open(name, "rb", compression=compression) as stream:
             yield from readers[file.format](file, cast(IO[bytes], stream))
     except FileNotFoundError:
         raise UserError(
@@ -106,7 +105,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def _matching_files(path: str, key: str) -> list[str]:
-    filesystem, root = url_to_fs(path)
+    filesystem, root = open_path(path)
     is_local = "file" in _protocols(filesystem)
     if filesystem.isdir(root):
         raise UserError(f"{key}: {path} is a directory; expected a file or a glob such as {path.rstrip('/')}/*.jsonl")

@@ -16,6 +16,7 @@ from mipo_ray.evaluation.held_out.rows import measured_rows
 from mipo_ray.monitoring.events import read_events
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import as_version_2
+from mipo_ray.ray_cluster.tables import open_table
 from mipo_ray.report.page import ReportData, render_report
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results, write_evaluation, write_results
 from mipo_ray.storage.rounds import Round, base_and_rounds
@@ -109,12 +110,9 @@ def _example_pairs(run: RunDirectory, generated: dict[Round, dict[str, Any]]) ->
     if not generated:
         return []
     manifest = list(generated.values())[-1]
-    dataset = pyarrow.dataset.dataset(
-        [run.path(manifest["stage"], name) for name in manifest["pairs"]],
-        filesystem=run.arrow_filesystem(),
-        format="parquet",
-    )
     columns = ["context", "messages", "mismatched_messages", "chosen", "rejected"]
+    files = [run.path(manifest["stage"], name) for name in manifest["pairs"]]
+    dataset = open_table(files, run.arrow_filesystem(), [*columns, "dropped"])
     kept = dataset.scanner(columns=columns, filter=pyarrow.dataset.field("dropped") == "").head(EXAMPLES)
     return [
         {

@@ -38,6 +38,7 @@ from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_actors, map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import scorer_request
+from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Stage
 from mipo_ray.storage.rounds import BASE
@@ -75,7 +76,7 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
 
     policy = session.policy(round)
     models = {"initial": config.model.path} | ({} if round.is_base else {"policy": policy})
-    rows = ray.data.read_parquet(base.path("prompts"), filesystem=filesystem)
+    rows = read_rows(base.path("prompts"), filesystem)
     prompts = named(rows, f"{round.name}_prompt_count").count()
     matrix = json.loads(stage.run.read_text(f"{base.directory}/{MATRIX_FILE}") or "{}")
     with ordered_context():
@@ -94,10 +95,10 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
             named(answers, f"{round.name}_answers").write_parquet(stage.path("responses"), filesystem=filesystem)
 
     with ordered_context():
-        answers = ray.data.read_parquet(stage.path("responses"), filesystem=filesystem)
+        answers = read_rows(stage.path("responses"), filesystem)
         if not round.is_base:
             # The fixed held-out pairs: the initial model's log-probs of them are known from the base's stage.
-            pairs = ray.data.read_parquet(base.path("responses"), filesystem=filesystem)
+            pairs = read_rows(base.path("responses"), filesystem)
             pairs = map_blocks(pairs, _pairs_only)
             answers = answers.union(pairs)
         # An answer each, and the held-out pairs: rejected ones for the base, both sides for a round's policy.

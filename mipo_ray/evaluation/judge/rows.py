@@ -28,6 +28,7 @@ from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.prompts.files import find_files
 from mipo_ray.prompts.public_sets import row_reader
 from mipo_ray.prompts.rows import PromptRow, normalize_row
+from mipo_ray.ray_cluster.tables import open_table
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 
@@ -166,11 +167,9 @@ def _row_of(rows: dict[str, PromptRow], prompt_id: str, source: str, prompts: Pr
 
 def _answers(run: RunDirectory, round: Round) -> dict[tuple[str, int], tuple[str, str]]:
     """(prompt, sample) -> (prompt text, answer) of a policy, in the order of prompts and samples."""
-    responses = pyarrow.dataset.dataset(
-        run.path(run.stage(round, "evaluate"), "responses"), filesystem=run.arrow_filesystem(), format="parquet"
-    )
-    table = responses.to_table(
-        columns=["prompt_id", "sample", "source", "response"], filter=pyarrow.dataset.field("kind") == "answer"
-    )
+    columns = ["prompt_id", "sample", "source", "response"]
+    path = run.path(run.stage(round, "evaluate"), "responses")
+    responses = open_table(path, run.arrow_filesystem(), [*columns, "kind"])
+    table = responses.to_table(columns=columns, filter=pyarrow.dataset.field("kind") == "answer")
     rows = table.sort_by([("prompt_id", "ascending"), ("sample", "ascending")]).to_pylist()
     return {(row["prompt_id"], row["sample"]): (row["source"], row["response"]) for row in rows}

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
-from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.judge import JudgeConfig, Protocol
@@ -49,6 +47,7 @@ from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_resources
+from mipo_ray.ray_cluster.tables import open_table, read_rows, resumable
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.results import write_evaluation
@@ -200,13 +199,8 @@ def _ask(judged: Judged) -> None:
     stage, judge = judged.stage, judged.judge
     filesystem = stage.run.arrow_filesystem()
     with ordered_context() as context:
-        context.checkpoint_config = CheckpointConfig(
-            id_column="judgement_id",
-            checkpoint_path=stage.path("checkpoint"),
-            delete_checkpoint_on_success=False,
-            override_filesystem=filesystem,
-        )
-        rows = ray.data.read_parquet(stage.path("requests"), filesystem=filesystem)
+        context.checkpoint_config = resumable("judgement_id", stage.path("checkpoint"), filesystem)
+        rows = read_rows(stage.path("requests"), filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
         if judge.has_own_engines:
             sampling = SamplingConfig(temperature=judge.temperature, max_tokens=judge.max_tokens)
@@ -297,7 +291,6 @@ def _judgements(run: RunDirectory, stage: str) -> list[dict[str, Any]]:
     files = [run.path(stage, name) for name in run.list_parquet(stage)]
     if not files:
         return []
-    table = pyarrow.dataset.dataset(files, filesystem=run.arrow_filesystem(), format="parquet").to_table(
-        columns=["judgement_id", "prompt_id", "sample", "order", "judgement", "parsed"]
-    )
+    columns = ["judgement_id", "prompt_id", "sample", "order", "judgement", "parsed"]
+    table = open_table(files, run.arrow_filesystem(), columns).to_table(columns=columns)
     return table.sort_by("judgement_id").to_pylist()

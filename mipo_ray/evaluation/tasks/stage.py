@@ -16,8 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
-import ray.data
-from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.significance import Measured, accuracy_entry, mean_entry
@@ -28,6 +26,7 @@ from mipo_ray.generation.pipeline import Engines, policy_engines, sample_respons
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.ray_cluster.tables import open_table, read_rows, resumable
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
@@ -108,7 +107,7 @@ def _measured(stage: Stage, task: CheckedTask, sampled: str) -> dict[str, Any]:
 def read_examples(run: RunDirectory, round: Round, name: str) -> pa.Table:
     """The examples of a finished task (EXAMPLE_SCHEMA), in the order of its data. Test sets are small and fit."""
     path = run.path(run.stage(round, f"tasks/{name}"), "examples")
-    return pyarrow.dataset.dataset(path, filesystem=run.arrow_filesystem(), format="parquet").to_table()
+    return open_table(path, run.arrow_filesystem()).to_table()
 
 
 def measure_examples(
@@ -160,14 +159,9 @@ def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
     total = sum(task.items for task in tasks)
     sampling = {task.name: task.sampling for task in tasks if task.sampling is not None}
     with ordered_context() as context:
-        context.checkpoint_config = CheckpointConfig(
-            id_column="key",
-            checkpoint_path=run.path(directory, "checkpoint"),
-            delete_checkpoint_on_success=False,
-            override_filesystem=filesystem,
-        )
+        context.checkpoint_config = resumable("key", run.path(directory, "checkpoint"), filesystem)
         files = [file for task in tasks for file in request_files(run, task.name)]
-        rows = ray.data.read_parquet(files, filesystem=filesystem)
+        rows = read_rows(files, filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
         engines = task_engines(session.config, session.policy(round), session.resources)
         answered = sample_responses(rows, engines, sampling, stage.events, options_to_score)
@@ -236,7 +230,7 @@ def _judged_option(task: Task, row: dict[str, Any]) -> dict[str, Any]:
 def _write_examples(task: CheckedTask, run: RunDirectory, sampled: str, name: str) -> pa.Table:
     """The rows of one task as one Parquet file, in the order of its data; raises RuntimeError unless all are there."""
     filesystem = run.arrow_filesystem()
-    rows = pyarrow.dataset.dataset(run.path(sampled, "rows"), filesystem=filesystem, format="parquet")
+    rows = open_table(run.path(sampled, "rows"), filesystem, _SAMPLED_SCHEMA.names)
     table = rows.to_table(filter=pyarrow.dataset.field("task") == task.name).sort_by("position")
     if table["position"].to_pylist() != list(range(task.items)):
         raise RuntimeError(

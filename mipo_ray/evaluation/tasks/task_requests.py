@@ -12,9 +12,7 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet
-import ray.data
 
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.tasks.task_check import TASK_WINDOW, CheckedTask, task_window
@@ -22,6 +20,7 @@ from mipo_ray.generation.rendering import check_length, load_tokenizer, render_p
 from mipo_ray.generation.sampler import REQUESTS
 from mipo_ray.pairs.schema import MESSAGES, TOKEN_IDS
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.tables import open_table, read_rows
 from mipo_ray.seeds import stable_seed
 from mipo_ray.storage.run_directory import RunDirectory
 
@@ -58,7 +57,7 @@ def prepare_tasks(config: Config, run: RunDirectory, tasks: Sequence[CheckedTask
         filesystem = run.arrow_filesystem()
         _write_items(task, run, f"{directory}/items.parquet")
         with ordered_context():
-            items = ray.data.read_parquet(run.path(directory, "items.parquet"), filesystem=filesystem)
+            items = read_rows(run.path(directory, "items.parquet"), filesystem)
             requests = map_blocks(items, requests_of, task=task, config=config)
             named(requests, f"{task.name}_requests").write_parquet(
                 run.path(directory, "requests"), filesystem=filesystem
@@ -161,8 +160,8 @@ def _scored(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: A
 def _check_lengths(task: CheckedTask, config: Config, run: RunDirectory) -> None:
     """Raises UserError when the longest item of a prepared task does not fit the window."""
     path = run.path(ITEMS, task.name, "requests")
-    rows = pyarrow.dataset.dataset(path, filesystem=run.arrow_filesystem(), format="parquet")
-    lengths = rows.to_table(columns=["item_id", "context_tokens", "answer_tokens"]).to_pylist()
+    columns = ["item_id", "context_tokens", "answer_tokens"]
+    lengths = open_table(path, run.arrow_filesystem(), columns).to_table(columns=columns).to_pylist()
     longest = max(lengths, key=lambda row: row["context_tokens"] + row["answer_tokens"])
     hint = ", or lower the task's max_tokens; items of a task are never dropped" if task.sampling is not None else ""
     check_length(

@@ -47,6 +47,21 @@ def test_a_name_with_glob_characters_is_a_file_if_it_exists(tmp_path: Path) -> N
     assert rows_of(tmp_path / "data[1].jsonl") == [{"prompt": "x"}]
 
 
+@pytest.mark.parametrize("folder", ["context=none", "prompt=9/group=2", "a::b", "übung 100% #1", 'it\'s "so"'])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv", ".json"])
+def test_columns_are_what_the_file_holds_whatever_its_folder_is_called(
+    tmp_path: Path, folder: str, suffix: str
+) -> None:
+    path = tmp_path / folder / f"part{suffix}"
+    path.parent.mkdir(parents=True)
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"prompt": ["x"], "context": ["Bo"]}), path)
+    else:
+        path.write_text("prompt,context\nx,Bo\n" if suffix == ".csv" else '{"prompt": "x", "context": "Bo"}\n')
+    for pattern in (path, f"{path.parent}/*{suffix}"):
+        assert rows_of(pattern) == [{"prompt": "x", "context": "Bo"}]
+
+
 def test_any_filesystem_that_fsspec_opens() -> None:
     with fsspec.open("memory://prompts/some.jsonl", "wb") as stream:
         stream.write(b'{"prompt": "x"}\n')

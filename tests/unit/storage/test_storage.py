@@ -586,3 +586,44 @@ def test_an_event_that_a_kill_cut_off_is_left_out(run: RunDirectory) -> None:
     assert read_events(run) == []
     run.write_text("metrics.jsonl", '{"event": "stage", "step": 1}\n{"event": "sta')
     assert read_events(run) == [{"event": "stage", "step": 1}]
+
+
+@pytest.mark.parametrize("name", ["what?", "a\tb", "a\nb", "a\x00b", "a\udce9b"])
+def test_a_name_that_ray_data_would_not_read_back_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StorageError, match="expected a name without question mark and control characters, found '"):
+        open_run(str(tmp_path / name / "run"))
+
+
+NAMES = st.text("ab=:%#[]*'\"~ü中é&+;$!@\\ .-_", min_size=1, max_size=30).filter(lambda name: name.strip("."))
+
+
+@settings(max_examples=60)
+@given(name=NAMES)
+def test_a_run_lies_where_its_name_says(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    """A commit is read back there, and nothing else comes into being beside it."""
+    place = tmp_path_factory.mktemp("runs")
+    run = open_run(f"{place}/{name}")
+    run.check_writable()
+    with hold_lock(run):
+        run.record_config(CONFIG)
+    run.write_text(f"{STAGE}/part.txt", "x")
+    run.write_text("base/part.txt", "x")
+    run.commit(STAGE, CONFIG, {})
+    again = open_run(f"{place}/{name}")
+    assert again.read_manifest(STAGE)["files"] == {"part.txt": 1}
+    again.check_config(CONFIG)
+    again.remove("base")
+    assert sorted(again.list_files("")) == ["config.yaml", f"{STAGE}/manifest.json", f"{STAGE}/part.txt"]
+    assert os.listdir(place) == [name]
+
+
+@pytest.mark.parametrize("name", ["exp [1]", "all*", "100% #1", "übung", "context=none"])
+def test_a_stage_of_an_object_store_is_removed_alone(name: str) -> None:
+    """Object stores' clients take a path to remove for a pattern."""
+    run, other = open_run(f"memory://names/{name}"), open_run("memory://names/exp 1")
+    for each in (run, other, open_run("memory://names/allies")):
+        each.write_text("base/part.txt", "x")
+        each.write_text("rounds/part.txt", "x")
+    run.remove("base")
+    assert list(run.list_files("")) == ["rounds/part.txt"]
+    assert [len(open_run(f"memory://names/{one}").list_files("")) for one in ("exp 1", "allies")] == [2, 2]

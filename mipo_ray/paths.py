@@ -1,0 +1,20 @@
+"""A path or URL as the user wrote it -> a filesystem and the path on it, whatever characters its names have."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+
+def open_path(url: str) -> tuple[Any, str]:
+    """fsspec's filesystem for a local path or a URL, and the path on it; a local one is made absolute.
+
+    Raises what the filesystem's client raises for a URL that it cannot open.
+    """
+    if "://" in url:
+        return url_to_fs(url)
+    # Asked for a path, fsspec would read "a::b" as two filesystems of which one wraps the other, and open "a".
+    return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
