@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from mipo_ray.command import run_command
 from mipo_ray.comparison.definition import BASE, Comparison, describe_arm, load_comparison
+from mipo_ray.config.recipe import split_arguments
 from mipo_ray.errors import UserError
 from mipo_ray.planning.describe import describe
 from mipo_ray.planning.plan import Inputs, Plan, check_inputs, make_plan
@@ -163,11 +164,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("arguments", nargs="+", metavar="RECIPE.yaml [key=value ...]", help="recipe and overrides")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     options = parser.parse_intermixed_args(arguments)
-    recipes = [argument for argument in options.arguments if "=" not in argument]
+    recipes, options.overrides = split_arguments(options.arguments, ("arms", "seeds"))
     if len(recipes) != 1:
         parser.error(f"expected one recipe, found {', '.join(recipes) or 'none'}")
     options.recipe = recipes[0]
-    options.overrides = [argument for argument in options.arguments if "=" in argument]
     return options
 
 

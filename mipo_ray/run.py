@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mipo_ray.command import run_command
-from mipo_ray.config.recipe import fields, load_config
+from mipo_ray.config.recipe import fields, load_config, split_arguments
 from mipo_ray.config.schema import Config
 from mipo_ray.planning.describe import describe
 from mipo_ray.planning.plan import Inputs, check_inputs, make_plan
@@ -92,11 +92,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("arguments", nargs="*", metavar="[RECIPE.yaml] [key=value ...]", help="recipe and overrides")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     options = parser.parse_intermixed_args(arguments)
-    recipes = [argument for argument in options.arguments if "=" not in argument]
+    recipes, options.overrides = split_arguments(options.arguments)
     if len(recipes) > 1:
         parser.error(f"expected one recipe, found {', '.join(recipes)}")
     options.recipe = recipes[0] if recipes else DEMO_RECIPE
-    options.overrides = [argument for argument in options.arguments if "=" in argument]
     return options
 
 

@@ -21,10 +21,10 @@ from mipo_ray.generation.requests import condition_prompts
 from mipo_ray.generation.stage import generate
 from mipo_ray.loop import measure_round, session_of
 from mipo_ray.planning.plan import Plan, measured_stages
-from mipo_ray.ray_cluster.tables import open_table
 from mipo_ray.storage import rounds
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 from mipo_ray.training.stage import pair_set_hash, train
 from mipo_ray.training.trainer import check_model_is_trainable
 

@@ -25,11 +25,11 @@ from mipo_ray.evaluation.intervals import bootstrap_change, describe_change, gro
 from mipo_ray.evaluation.significance import item_changes, over_seeds
 from mipo_ray.measures import HELD_OUT, measure_of
 from mipo_ray.pairs.label_control import has_swapped_labels
-from mipo_ray.ray_cluster.tables import open_table
 from mipo_ray.storage import rounds
 from mipo_ray.storage.results import gather_evaluation
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 
 Items = tuple[Any, Any]  # values [responses], and the item of each
 

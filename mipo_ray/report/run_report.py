@@ -16,11 +16,11 @@ from mipo_ray.evaluation.held_out.rows import measured_rows
 from mipo_ray.monitoring.events import read_events
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import as_version_2
-from mipo_ray.ray_cluster.tables import open_table
 from mipo_ray.report.page import ReportData, render_report
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results, write_evaluation, write_results
 from mipo_ray.storage.rounds import Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 
 EXAMPLES = 12
 _STAGES = ("generate", "train", "evaluate")

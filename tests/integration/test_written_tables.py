@@ -18,7 +18,8 @@ import ray.data
 
 from mipo_ray.errors import UserError
 from mipo_ray.ray_cluster.blocks import map_blocks, ordered_context
-from mipo_ray.ray_cluster.tables import open_table, read_rows, resumable
+from mipo_ray.ray_cluster.tables import read_rows, resumable
+from mipo_ray.tables import open_table
 
 LOCAL = pyarrow.fs.LocalFileSystem()
 NAME = "context=none/prompt_id=9/sample=7/übung 100% #1 [a] 'b' a::b"

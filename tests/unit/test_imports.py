@@ -21,7 +21,7 @@ FLOORS = """
     conditioning pairs monitoring
     prompts storage ray_cluster
     config
-    models examples
+    models examples tables
     text measures errors paths seeds stop_signals
 """
 FLOOR = {room: -number for number, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()}

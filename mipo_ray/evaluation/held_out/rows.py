@@ -10,9 +10,9 @@ import pyarrow.dataset
 
 from mipo_ray.evaluation.held_out.conditionings import OTHER, OWN, WITHOUT_CONTEXT, by_conditioning
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows
-from mipo_ray.ray_cluster.tables import open_table
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 
 JUDGES = ("initial", "policy")
 

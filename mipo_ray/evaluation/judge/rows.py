@@ -28,9 +28,9 @@ from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.prompts.files import find_files
 from mipo_ray.prompts.public_sets import row_reader
 from mipo_ray.prompts.rows import PromptRow, normalize_row
-from mipo_ray.ray_cluster.tables import open_table
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
+from mipo_ray.tables import open_table
 
 JUDGEMENT_SCHEMA = pa.schema(
     [

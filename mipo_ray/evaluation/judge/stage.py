@@ -47,12 +47,13 @@ from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_resources
-from mipo_ray.ray_cluster.tables import open_table, read_rows, resumable
+from mipo_ray.ray_cluster.tables import read_rows, resumable
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 
 # The grain of resume, and what keeps an engine or a server busy: several blocks are under way at the same time.
 ROWS_PER_BLOCK = 16

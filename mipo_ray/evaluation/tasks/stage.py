@@ -26,11 +26,12 @@ from mipo_ray.generation.pipeline import Engines, policy_engines, sample_respons
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import Resources
-from mipo_ray.ray_cluster.tables import open_table, read_rows, resumable
+from mipo_ray.ray_cluster.tables import read_rows, resumable
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 
 # Rows that are written, and so safe from a kill, together.
 ROWS_PER_BLOCK = 16

@@ -20,9 +20,10 @@ from mipo_ray.generation.rendering import check_length, load_tokenizer, render_p
 from mipo_ray.generation.sampler import REQUESTS
 from mipo_ray.pairs.schema import MESSAGES, TOKEN_IDS
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
-from mipo_ray.ray_cluster.tables import open_table, read_rows
+from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.seeds import stable_seed
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 
 ITEMS = "base/task_items"
 ROWS_PER_TABLE = 256

@@ -1,6 +1,6 @@
 """What a run wrote is read back as it was written, whatever the folders above it are called.
 
-python -m pytest tests/unit/ray_cluster/test_tables.py
+python -m pytest tests/unit/test_tables.py
 
 Ray Data's side is in tests/integration/test_written_tables.py.
 """
@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import mipo_ray
 from mipo_ray.errors import UserError
-from mipo_ray.ray_cluster.tables import open_table
 from mipo_ray.storage.run_directory import open_run
+from mipo_ray.tables import open_table
 from mipo_ray.training.worker import _read_pairs
 
 REPOSITORY = Path(mipo_ray.__file__).parents[1]
