@@ -70,7 +70,8 @@ def find_files(path: str, key: str = "prompts.path") -> tuple[PromptFile, ...]:
 def read_rows(file: PromptFile) -> Iterator[SourceRow]:
     """Yields the rows of one file in order; blank lines are no rows.
 
-    A .json file holds one array of objects, which is read whole, or lines as JSONL does. Raises UserError naming file
+    A .json file holds one array of objects, which is read whole, or lines as JSONL does. A value that is missing (null,
+    NaN, a time that is none) is None, at any depth, in every format. Raises UserError naming file
     and line (JSONL) or row (counted from 1, without the header) for content that cannot be decoded.
     """
     readers = {"JSONL": _read_jsonl, "JSON": _read_json, "Parquet": _read_parquet, "CSV": _read_csv}
@@ -79,7 +80,8 @@ def read_rows(file: PromptFile) -> Iterator[SourceRow]:
         compression = "infer" if file.format != "Parquet" else None
         filesystem, name = open_path(path)
         with filesystem.open(name, "rb", compression=compression) as stream:
-            yield from readers[file.format](file, cast(IO[bytes], stream))
+            for row in readers[file.format](file, cast(IO[bytes], stream)):
+                yield SourceRow(row.where, row.numbered_id, _with_nulls(row.values))
     except FileNotFoundError:
         raise UserError(
             f"{file.path}: no such file on this machine; a cluster needs its prompts on storage that every node reads"
@@ -120,6 +122,15 @@ def _matching_files(path: str, key: str) -> list[str]:
     else:
         matches = []
     return sorted(matches) if is_local else sorted(filesystem.unstrip_protocol(name) for name in matches)
+
+
+def _with_nulls(value: Any) -> Any:
+    """The value with None wherever it holds what is not equal to itself: NaN, NaT, which would print as words."""
+    if isinstance(value, dict):
+        return {key: _with_nulls(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(part) for part in value]
+    return None if value != value else value
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mipo_ray.errors import UserError
 from mipo_ray.prompts.files import find_files, read_rows
@@ -60,6 +63,49 @@ def test_columns_are_what_the_file_holds_whatever_its_folder_is_called(
         path.write_text("prompt,context\nx,Bo\n" if suffix == ".csv" else '{"prompt": "x", "context": "Bo"}\n')
     for pattern in (path, f"{path.parent}/*{suffix}"):
         assert rows_of(pattern) == [{"prompt": "x", "context": "Bo"}]
+
+
+NAN = float("nan")
+MISSING = {
+    "float": pa.array([NAN, 1.5]),
+    "half": pa.array([np.float16("nan"), np.float16(1.5)], pa.float16()),
+    "null": pa.array([None, 1.5], pa.float64()),
+    "list": pa.array([[NAN, 2.0], [1.0]]),
+    "messages": pa.array([[{"role": "user", "content": NAN}], [{"role": "user", "content": 1.0}]]),
+    "time": pa.array([None, 0], pa.timestamp("ns")),
+    "text": pa.array(["nan", "NaN"]),
+}
+
+
+def test_what_is_missing_in_a_parquet_file_is_none(tmp_path: Path) -> None:
+    """Text that spells a word is that word."""
+    pq.write_table(pa.table(MISSING), tmp_path / "rows.parquet")
+    first, second = rows_of(tmp_path / "rows.parquet")
+    assert {name: first[name] for name in ("float", "half", "null", "time")} == dict.fromkeys(
+        ("float", "half", "null", "time")
+    )
+    assert first["list"] == [None, 2.0]
+    assert first["messages"] == [{"role": "user", "content": None}]
+    assert (first["text"], second["text"]) == ("nan", "NaN")
+    assert (second["float"], second["null"], second["list"]) == (1.5, 1.5, [1.0])
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+@given(
+    value=st.recursive(
+        st.none() | st.just(NAN) | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_what_is_missing_in_json_is_none_at_any_depth(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, value: Any
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / f"rows.{suffix}"
+    text = json.dumps({"value": value})
+    path.write_text(f"[{text}]" if suffix == "json" else text)
+    expected = json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
+    assert rows_of(path) == [expected]
 
 
 def test_any_filesystem_that_fsspec_opens() -> None:
