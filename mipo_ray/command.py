@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
 
     `resumes`: whether the same command goes on where it was stopped, which its last line then says.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     with stop_signals() as signals:
         try:
             return work()

@@ -91,13 +91,16 @@ def read_recipe(
     return values, layers
 
 
-def split_arguments(arguments: typing.Sequence[str], more_keys: typing.Collection[str] = ()) -> tuple[list, list]:
+def split_arguments(
+    arguments: typing.Sequence[str], more_keys: typing.Collection[str] = ()
+) -> tuple[list[str], list[str]]:
     """The words of a command line as (recipes or run directories, overrides `dotted.key=value`), each in their order.
 
     A path may hold an equals sign itself: what stands before the first one is then no key of the configuration (nor of
     `more_keys`), and it holds a slash or the path is there.
     """
-    places, overrides = [], []
+    places: list[str] = []
+    overrides: list[str] = []
     for argument in arguments:
         key, separator, _ = argument.partition("=")
         is_key = key.split(".")[0] in {*Config.model_fields, *more_keys}
@@ -214,11 +217,12 @@ def _override_value(text: str) -> Any:
         return text if text.strip() else None
     if text[node.start_mark.index : node.end_mark.index] != text.strip() or text.strip()[0] in "&!":
         return text  # a part alone, or YAML's anchors and tags
-    if not isinstance(node, yaml.ScalarNode):
+    if isinstance(node, yaml.CollectionNode):
         return value if node.flow_style else text
-    if node.style is None:  # a time of day is a number to YAML
-        return text if isinstance(value, str) or ":" in text else value
-    return value if node.style in ("'", '"') else text
+    if text.strip()[0] in "'\"":
+        return value
+    # A time of day is a number to YAML.
+    return text if isinstance(value, str) or ":" in text else value
 
 
 def _load_yaml(text: str) -> Any:

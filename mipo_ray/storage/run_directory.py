@@ -272,14 +272,16 @@ def open_run(url: str) -> RunDirectory:
     Raises StorageError when no filesystem serves the URL, and for a name that cannot be read back.
     """
     if "://" not in url:
-        run = RunDirectory(os.path.abspath(os.path.expanduser(url)))
-        _check_name(run.url)
-        return run
+        url = os.path.abspath(os.path.expanduser(url))
+        _check_name(url)
+        return RunDirectory(url)
     try:
         open_path(url)
     except Exception as error:  # an unknown scheme, a client that is not installed, or one that cannot connect
         raise StorageError(f"{url}: no filesystem for this URL: {type(error).__name__}: {error}") from None
-    return RunDirectory(url)
+    run = RunDirectory(url)
+    _check_name(run.root)
+    return run
 
 
 def _check_name(path: str) -> None:

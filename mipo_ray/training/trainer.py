@@ -20,6 +20,7 @@ from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.models.source import local_model_directory
 from mipo_ray.monitoring.idle import IdleClock
+from mipo_ray.paths import plain_path
 from mipo_ray.ray_cluster.resources import Request, worker_request
 from mipo_ray.ray_cluster.watch import watch_workers
 from mipo_ray.session import Stage
@@ -235,7 +236,7 @@ def _latest() -> Iterator[Path | None]:
         yield None
         return
     with checkpoint.as_directory() as directory:
-        yield Path(directory)
+        yield Path(plain_path(directory))
 
 
 def _worker_error(error: ray.train.TrainingFailedError) -> RuntimeError | UserError:
