@@ -15,11 +15,12 @@ import posixpath
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from glob import has_magic
 from typing import IO, Any, cast
 
 from mipo_ray.errors import UserError
 from mipo_ray.examples import bundled_path
-from mipo_ray.paths import open_path
+from mipo_ray.paths import local_matches, open_path
 
 BUNDLED = "bundled:"
 FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".parquet": "Parquet", ".csv": "CSV"}
@@ -113,14 +114,17 @@ def _matching_files(path: str, key: str) -> list[str]:
         raise UserError(f"{key}: {path} is a directory; expected a file or a glob such as {path.rstrip('/')}/*.jsonl")
     if filesystem.isfile(root):
         matches = [root]
-    elif any(character in root for character in "*?["):
+    elif is_local:
+        matches, broken = local_matches(root)
+        if not matches and broken:
+            raise UserError(f"{key}: no file matches {path}; {broken[0]} is a link to a file that is not there")
+    elif has_magic(root):
         found = cast(dict[str, dict[str, Any]], filesystem.glob(root, detail=True))
-        # Names that start with _ or . are markers of the writers (_SUCCESS, .crc), not data.
-        matches = [
-            name for name, info in found.items() if info["type"] == "file" and name.split("/")[-1][0] not in "_."
-        ]
+        matches = [name for name, info in found.items() if info["type"] == "file"]
     else:
         matches = []
+    # Names that start with _ or . are markers of the writers (_SUCCESS, .crc), not data.
+    matches = [name for name in matches if name == root or name.split("/")[-1][0] not in "_."]
     return sorted(matches) if is_local else sorted(filesystem.unstrip_protocol(name) for name in matches)
 
 

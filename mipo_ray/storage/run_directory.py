@@ -26,7 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from mipo_ray.config.recipe import config_hash, result_fields, to_yaml
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.paths import open_path
+from mipo_ray.paths import files_below, open_path
 from mipo_ray.storage.rounds import Round
 
 MINIMUM_FREE_BYTES = 64 * 1024**2
@@ -107,6 +107,8 @@ class RunDirectory:
     def list_files(self, name: str) -> dict[str, int]:
         """Files below a directory of the run: path relative to that directory -> bytes."""
         base = self.path(name)
+        if self.is_local:
+            return files_below(base)
         self.filesystem.invalidate_cache()
         found = self.filesystem.find(base, detail=True)
         return {posixpath.relpath(path, base): int(info["size"]) for path, info in sorted(found.items())}

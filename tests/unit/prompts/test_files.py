@@ -37,6 +37,62 @@ def test_a_glob_is_expanded_in_the_order_of_names(tmp_path: Path) -> None:
     assert [file.format for file in find_files(f"{tmp_path}/*")] == ["JSONL", "JSONL", "CSV"]
 
 
+def config_map(place: Path) -> None:
+    """A folder as Kubernetes mounts a ConfigMap: links through a link, so that all files change at once."""
+    (place / "..2026_01_31").mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl"):
+        (place / "..2026_01_31" / name).write_text(json.dumps({"prompt": name}) + "\n")
+        (place / name).symlink_to(f"..data/{name}")
+    (place / "..data").symlink_to("..2026_01_31")
+
+
+@pytest.mark.parametrize("pattern", ["*.jsonl", "**/*.jsonl", "[ab].jsonl", "?.jsonl", "../*/*.jsonl"])
+def test_a_mounted_config_map_is_read_once(tmp_path: Path, pattern: str) -> None:
+    config_map(tmp_path / "mount")
+    assert rows_of(f"{tmp_path}/mount/{pattern}") == [{"prompt": "a.jsonl"}, {"prompt": "b.jsonl"}]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["snapshots/*/*.jsonl", "snapshots/*/data/*.jsonl", "**/train*.jsonl", "snap*/**/*.jsonl"]
+)
+def test_a_cache_of_the_hub_is_read_through_its_links(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/0a1b").write_text('{"prompt": "x"}\n')
+    snapshot = tmp_path / "snapshots/main"
+    (snapshot / "data").mkdir(parents=True)
+    place = snapshot / "data/train.jsonl" if "data" in pattern or "**" in pattern else snapshot / "train.jsonl"
+    place.symlink_to(tmp_path / "blobs/0a1b")
+    assert rows_of(f"{tmp_path}/{pattern}") == [{"prompt": "x"}]
+
+
+def test_links_to_directories_are_followed_and_a_ring_of_them_ends(tmp_path: Path) -> None:
+    (tmp_path / "disk/deep").mkdir(parents=True)
+    (tmp_path / "disk/deep/x.jsonl").write_text('{"prompt": "x"}\n')
+    (tmp_path / "disk/deep/up").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk/deep/self").symlink_to(".")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/part").symlink_to(tmp_path / "disk")
+    for pattern in ("data/*/deep/*.jsonl", "data/**/*.jsonl", "d*/**/*.jsonl", "**/*.jsonl", "**/**/x.jsonl"):
+        assert rows_of(f"{tmp_path}/{pattern}") == [{"prompt": "x"}], pattern
+    (file,) = find_files(f"{tmp_path}/data/*/*/*.jsonl")
+    assert file.path == f"{tmp_path}/data/part/deep/x.jsonl"
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to("gone/a.jsonl")
+    message = refused(f"{tmp_path}/*.jsonl")
+    assert message.endswith(
+        f"no file matches {tmp_path}/*.jsonl; {tmp_path}/a.jsonl is a link to a file that is not there"
+    )
+
+
+@pytest.mark.parametrize("folder", ["exp [1]", "what?", "[ab]"])
+def test_a_folder_with_the_characters_of_a_pattern_is_found_by_its_name(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "x.jsonl").write_text('{"prompt": "x"}\n')
+    assert rows_of(f"{tmp_path}/{folder}/*.jsonl") == [{"prompt": "x"}]
+
+
 def test_files_of_one_name_in_two_folders_keep_different_ids(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

@@ -627,3 +627,25 @@ def test_a_stage_of_an_object_store_is_removed_alone(name: str) -> None:
     run.remove("base")
     assert list(run.list_files("")) == ["rounds/part.txt"]
     assert [len(open_run(f"memory://names/{one}").list_files("")) for one in ("exp 1", "allies")] == [2, 2]
+
+
+def test_work_that_lies_behind_links_is_there(tmp_path: Path) -> None:
+    """A run directory, a round and a file of it that were moved to another disk."""
+    run = open_run(str(tmp_path / "run"))
+    run.write_text(f"{STAGE}/part.txt", "abc")
+    run.commit(STAGE, CONFIG, {})
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run/rounds").rename(tmp_path / "disk/rounds")
+    (tmp_path / "run/rounds").symlink_to(tmp_path / "disk/rounds")
+    part = tmp_path / "disk" / STAGE / "part.txt"
+    part.rename(tmp_path / "disk/elsewhere.txt")
+    part.symlink_to(tmp_path / "disk/elsewhere.txt")
+    (tmp_path / "disk/rounds/up").symlink_to("..")  # a ring
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for name in ("run", "link"):
+        found = open_run(str(tmp_path / name))
+        assert found.read_manifest(STAGE)["files"] == {"part.txt": 3}
+        assert found.list_files(STAGE).keys() == {"manifest.json", "part.txt"}
+    (tmp_path / "disk/elsewhere.txt").unlink()
+    with pytest.raises(StorageError, match="expected 3 bytes, found nothing"):
+        run.read_manifest(STAGE)
