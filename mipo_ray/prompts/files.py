@@ -21,6 +21,7 @@ from typing import IO, Any, cast
 from mipo_ray.errors import UserError
 from mipo_ray.examples import bundled_path
 from mipo_ray.paths import local_matches, open_path
+from mipo_ray.prompts.hints import boxed_rows, line_hint, looks_like, separator_of, whole_object
 
 BUNDLED = "bundled:"
 FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".parquet": "Parquet", ".csv": "CSV"}
@@ -151,6 +152,7 @@ def _format_of(name: str, key: str) -> str:
 
 
 def _read_jsonl(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
+    is_first = True
     for number, line in enumerate(stream, start=1):
         where = f"{file.path}, line {number}"
         if number == 1:
@@ -160,17 +162,26 @@ def _read_jsonl(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
         try:
             values = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise UserError(f"{where}: expected UTF-8 text, found byte {line[error.start]:#04x}") from None
+            hint = looks_like(line) if is_first else ""
+            raise UserError(f"{where}: expected UTF-8 text, found byte {line[error.start]:#04x}{hint}") from None
         except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{where}: broken JSON: {error}") from None
+            hint = (looks_like(line) if is_first else "") or line_hint(line.decode("utf-8"), is_first)
+            raise UserError(f"{where}: broken JSON: {error}{hint}") from None
         if not isinstance(values, dict):
-            raise UserError(f"{where}: expected one JSON object per line, found {type(values).__name__}")
+            hint = line_hint(line.decode("utf-8"), is_first)
+            raise UserError(f"{where}: expected one JSON object per line, found {type(values).__name__}{hint}")
+        is_first = False
         yield SourceRow(where, f"{file.label}:{number}", values)
 
 
 def _read_json(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
     content = stream.read()
     if not content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        if (only := whole_object(content)) is not None:
+            if (found := boxed_rows(only)) is not None:
+                raise UserError(f"{file.path}: expected an array of objects, or one object per line; found {found}")
+            yield SourceRow(f"{file.path}, row 1", f"{file.label}:1", only)
+            return
         yield from _read_jsonl(file, io.BytesIO(content))
         return
     try:
@@ -198,7 +209,11 @@ def _read_parquet(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
                 number += 1
                 yield SourceRow(f"{file.path}, row {number}", f"{file.label}:{number}", values)
     except pyarrow.ArrowException as error:
-        raise UserError(f"{file.path}: not a readable Parquet file after row {number}: {error}") from None
+        stream.seek(0)
+        hint = (
+            "" if number else looks_like(stream.read(64)).replace("a Parquet file; call it .parquet", "one cut short")
+        )
+        raise UserError(f"{file.path}: not a readable Parquet file after row {number}: {error}{hint}") from None
 
 
 def _read_csv(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
@@ -208,6 +223,11 @@ def _read_csv(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
     try:
         records = csv.reader(text, strict=True)
         header = next(records, [])
+        if (separator := separator_of(header)) is not None:
+            raise UserError(
+                f"{file.path}, header: expected commas between the columns, found {separator}: {header[0]}; write the "
+                "file with commas, and quotes around what holds one"
+            )
         if len(set(header)) < len(header):
             raise UserError(f"{file.path}, header: expected every column name once, found {', '.join(header)}")
         for record in records:
@@ -221,4 +241,5 @@ def _read_csv(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
     except csv.Error as error:
         raise UserError(f"{file.path}, row {number + 1}: broken CSV: {error}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{file.path}, near row {number + 1}: expected UTF-8 text: {error.reason}") from None
+        hint = "" if number else looks_like(error.object[:64])
+        raise UserError(f"{file.path}, near row {number + 1}: expected UTF-8 text: {error.reason}{hint}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -309,3 +310,78 @@ def test_a_file_that_is_gone_says_so(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match="no such file on this machine"):
         list(read_rows(file))
+
+
+PRETTY = json.dumps({"version": 1, "data": [{"prompt": "a"}, {"prompt": "b"}]}, indent=2).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "a.csv",
+            b"prompt;context\na;b\n",
+            "header: expected commas between the columns, found semicolons: prompt;context;",
+        ),
+        ("a.csv", b"prompt\tcontext\na, too\tb\n", "header: expected commas between the columns, found tabs"),
+        ("a.csv", b"prompt|context\n", "found bars"),
+        (
+            "a.csv",
+            "prompt,context\n".encode("utf-16"),
+            "expected UTF-8 text: .*; the file looks like UTF-16 text; write",
+        ),
+        ("a.json", PRETTY, r"found one object whose key 'data' holds 2 rows: write that list alone \(jq '\.data'\)"),
+        ("a.json", b'{"data": [{"prompt": "a"}]}', "found one object whose key 'data' holds 1 rows"),
+        ("a.json", b'{"rows": [{"input": "a", "role": "x"}]}', "whose key 'rows' holds 1 rows"),
+        ("a.json", b'{"prompt": {"0": "a", "1": "b"}}', "found one object of columns, as pandas writes it"),
+        ("a.json", b'{"prompt": ["a", "b"], "context": ["c", "d"]}', "found one object with a list for each column"),
+        (
+            "a.json",
+            b'{\n"prompt": "a"\n}\n{\n"prompt": "b"\n}\n',
+            "line 1: broken JSON: .*; a row must stand whole on one",
+        ),
+        ("a.jsonl", PRETTY, "line 1: broken JSON: .*; a row must stand whole on one line"),
+        (
+            "a.jsonl",
+            b'[\n{"prompt": "a"}\n]',
+            "line 1: broken JSON: .*; the file looks like a JSON array: call it .json",
+        ),
+        ("a.jsonl", b'[{"prompt": "a"}]', "line 1: expected one JSON object per line, found list; .*call it .json"),
+        (
+            "a.jsonl",
+            gzip.compress(b'{"prompt": "a"}'),
+            "found byte 0x.*; the file looks like a gzip archive; call it .gz",
+        ),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid x\n", "broken JSON: .*; .*git lfs pull"),
+        ("a.jsonl", b"<!DOCTYPE html>\n<html>", "broken JSON: .*; the file looks like a page of HTML"),
+        ("a.parquet", b'{"prompt": "a"}\n', "not a readable Parquet file after row 0: .*"),
+        (
+            "a.parquet",
+            b"PAR1" + b"x" * 99,
+            "not a readable Parquet file after row 0: .*; the file looks like one cut short",
+        ),
+        ("a.parquet", b"version https://git-lfs" + b"x" * 99, "after row 0: .*; .*git lfs pull"),
+    ],
+)
+def test_what_a_file_probably_is_stands_in_the_message(
+    tmp_path: Path, name: str, content: bytes, expected: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert re.search(expected, refused(tmp_path / name), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "row"),
+    [
+        ("a.csv", b"prompt\na;b\n", {"prompt": "a;b"}),
+        ("a.json", b'{"prompt": [{"role": "user", "content": "a"}]}', {"prompt": [{"role": "user", "content": "a"}]}),
+        ("a.json", b'{\n"prompt": "a",\n"tags": ["x"]\n}\n', {"prompt": "a", "tags": ["x"]}),
+        ("a.json", b'{"prompt": "a", "data": {"0": "b"}}', {"prompt": "a", "data": {"0": "b"}}),
+        ("a.jsonl", b'{"data": [{"x": 1}]}\n', {"data": [{"x": 1}]}),
+    ],
+)
+def test_a_row_that_looks_like_a_box_of_rows_is_a_row(
+    tmp_path: Path, name: str, content: bytes, row: dict[str, Any]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert rows_of(tmp_path / name) == [row]
