@@ -91,7 +91,7 @@ def check_evaluation_inputs(config: Config, run: RunDirectory, trained: Sequence
     trained: the numbers of the rounds whose policies are there.
     """
     check_trackers(config.trackers)
-    check_model(config.model.path)
+    check_model(config.model.source)
     tasks = check_tasks(config)
     judge = config.evaluate.judge
     if not tasks and not judge.is_on:
@@ -128,13 +128,13 @@ def make_evaluation_plan(inputs: EvaluationInputs, nodes: Sequence[Node], *, are
 
 def describe(plan: EvaluationPlan) -> str:
     """The plan as text."""
-    config, pool = plan.config, plan.config.generation.pool
+    config, model, pool = plan.config, plan.config.model, plan.config.generation.pool
     policies = ", ".join(round.key for round in plan.policies)
     device = "GPU" if plan.resources.on_gpu else "CPU"
     return "\n".join(
         [
             f"run directory   {plan.run.url}",
-            f"model           {config.model.path}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
+            f"model           {model.source}, {plan.resources.dtype}, window {model.max_model_len} tokens",
             f"policies        {policies}",
             *describe_tasks(config, plan.resources, plan.tasks),
             *([] if plan.held_out is None or not plan.judged else describe_judge(config.evaluate, plan.held_out.rows)),

@@ -49,7 +49,7 @@ class Embedder:
         model = (
             local_model_directory(settings.model_path, trust_remote_code=settings.trust_remote_code)
             if is_policy
-            else embedding_model(settings.model_path)
+            else embedding_model(settings.model_path, settings.trust_remote_code)
         )
         self._settings = settings
         self._is_policy = is_policy

@@ -18,6 +18,7 @@ from mipo_ray.models.directory import (
     open_directory,
     read_header,
 )
+from mipo_ray.models.hub import hub_model
 from mipo_ray.models.source import EMBEDDED
 
 
@@ -48,7 +49,8 @@ def model_shape(path: str) -> ModelShape | str:
     if not is_remote(path) and not local_path(path).is_dir():
         from huggingface_hub import try_to_load_from_cache
 
-        config_file = try_to_load_from_cache(path, "config.json")
+        identifier, revision = hub_model(path) or (path, None)
+        config_file = try_to_load_from_cache(identifier, "config.json", revision=revision)
         if not isinstance(config_file, str):
             return f"{path} was not downloaded yet"
         path = str(Path(config_file).parent)

@@ -74,7 +74,7 @@ def boxed_rows(content: dict[str, Any]) -> str | None:
 
 def _are_equally_long(columns: list[Any], kind: type) -> bool:
     """Whether there are columns, all of one kind and of one length above 1."""
-    lengths = {len(column) if isinstance(column, kind) else 0 for column in columns}
+    lengths = {len(column) if isinstance(column, list | dict) and type(column) is kind else 0 for column in columns}
     return len(lengths) == 1 and min(lengths) > 1
 
 

@@ -44,7 +44,7 @@ def write_report(config: Config, run: RunDirectory) -> None:
     generated = {round: manifest for (round, name), manifest in finished.items() if name == "generate"}
     measured = [round for round, name in finished if name == "evaluate"]
     data = ReportData(
-        title=f"mipo-ray: {config.model.path}, {config.conditioning.strategy}",
+        title=f"mipo-ray: {config.model.source}, {config.conditioning.strategy}",
         config_yaml=to_yaml(config),
         results=read_results(run),
         train_steps=_train_steps(run),

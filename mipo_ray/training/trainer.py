@@ -50,7 +50,7 @@ def check_model_is_trainable(config: Config) -> None:
     Raises what `deepspeed_engine.check_trainable` raises, as the cause of a RayTaskError.
     """
     task = ray.remote(num_cpus=1)(_check_model).options(name="check_model_is_trainable")
-    ray.get(task.remote(config.model.path, config.train, config.model.trust_remote_code))
+    ray.get(task.remote(config.model.source, config.train, config.model.trust_remote_code))
 
 
 def _check_model(path: str, train: TrainConfig, trust_remote_code: bool) -> None:

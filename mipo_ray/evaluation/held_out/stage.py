@@ -75,7 +75,7 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> dict[str, Any]:
         prepare_held_out(stage, held_out)
 
     policy = session.policy(round)
-    models = {"initial": config.model.path} | ({} if round.is_base else {"policy": policy})
+    models = {"initial": config.model.source} | ({} if round.is_base else {"policy": policy})
     rows = read_rows(base.path("prompts"), filesystem)
     prompts = named(rows, f"{round.name}_prompt_count").count()
     matrix = json.loads(stage.run.read_text(f"{base.directory}/{MATRIX_FILE}") or "{}")
@@ -140,7 +140,7 @@ def prepare_held_out(stage: Stage, held_out: PromptSummary) -> None:
     prompt. And matrix.json: what the answers to the first M of them are scored under, too.
     """
     config = stage.config
-    prompts, initial = config.evaluate.prompts, config.model.path
+    prompts, initial = config.evaluate.prompts, config.model.source
     with ordered_context():
         read = blocks_of(read_prompts(prompts, held_out), rows_per_block(held_out.rows, HELD_OUT_BLOCK))
         # Kept in Ray's object store, so that the matrix below is made of these very rows and no file is read twice.

@@ -115,7 +115,7 @@ def requests_of(block: pa.Table, *, task: CheckedTask, config: Config) -> pa.Tab
     A generative item has one request, a likelihood item none, but something to score for each of its options.
     `context_tokens` and `answer_tokens` are those of its longest request or option, the answer at its limit.
     """
-    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(config.model.source, config.model.trust_remote_code)
     rows = block.to_pylist()
     render = _scored if task.sampling is None else _sampled
     prompts, requests, scored, longest = [], [], [], []

@@ -99,6 +99,7 @@ OTHER_VALUES: dict[str, Any] = {
     **{f"prompts.{key}": value for key, value in PROMPTS_VALUES.items()},
     **{f"evaluate.prompts.{key}": value for key, value in PROMPTS_VALUES.items()},
     "model.dtype": "bfloat16",
+    "model.revision": "v1",
     "conditioning.strategy": "random_prompt",
     "conditioning.mixture": {"random_prompt": 2.0},
     "conditioning.fallback": "drop",
@@ -140,6 +141,7 @@ OTHER_VALUES: dict[str, Any] = {
 
 # Values of other fields without which a field could not be changed.
 NEEDED_BESIDE: dict[str, dict[str, Any]] = {
+    "model.revision": {"model": {"path": "org/name"}},
     "conditioning.mixture": {"conditioning": {"strategy": "mixture", "mixture": {"random_prompt": 1.0}}},
     "generation.samples_per_prompt": {"generation": {"pairing": "all"}},
     "generation.pool.min_size": {"generation": {"pool": {"max_size": 2}}},
@@ -660,3 +662,22 @@ def test_importing_the_configuration_imports_no_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_revision_belongs_to_an_id_of_the_hub() -> None:
+    assert load_config(overrides=["model.path=a/b", "model.revision=v1"]).model.source == "a/b@v1"
+    assert load_config(overrides=["model.path=a/b"]).model.source == "a/b"
+    for path, revision in [
+        ("embedded", "v1"),
+        ("/models/x", "v1"),
+        ("s3://a/b", "v1"),
+        ("a/b@v1", "v2"),
+        ("a/b", "../x"),
+    ]:
+        with pytest.raises(ConfigError, match=r"^model: revision is a branch, tag or commit of a Hugging Face id"):
+            load_config(overrides=[f"model.path={path}", f"model.revision={revision}"])
+
+
+def test_another_revision_is_another_configuration() -> None:
+    one, other = (load_config(overrides=["model.path=a/b", f"model.revision={name}"]) for name in ("v1", "v2"))
+    assert config_hash(one) != config_hash(other)
