@@ -17,7 +17,7 @@ from tests.helpers.runs import TOPICS, arguments, events, start
 HELD_OUT = 6
 SAMPLES = 3
 # What names did wrong, one by one: a column of the path, a pattern, what a URL or a shell would read, other scripts.
-NAME = """übung 中 100% #1 [ab] *it's* "so" context=none"""
+NAME = 'context=none/übung 中 100% #1 [ab] *it\'s* "so"'
 PROMPTS = 40
 SUMS = 24
 CHOICES = 18

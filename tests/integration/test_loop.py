@@ -11,7 +11,6 @@ import re
 import signal
 from pathlib import Path
 
-import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,6 +21,7 @@ from tests.helpers.runs import (
     events,
     finish,
     kill_when,
+    read_directory,
     read_pairs,
     snapshot,
     start,
@@ -82,7 +82,7 @@ def test_two_rounds_end_to_end(golden_run, ray_address, capsys):
     for name in ("base/evaluate", "rounds/001/evaluate"):
         matrices = manifests[name]["matrix"]
         assert set(matrices) == {"prompts", "contexts"}
-        scores = pyarrow.parquet.read_table(run_dir / name / "scores").to_pylist()
+        scores = read_directory(run_dir / name / "scores")
         own = {row["prompt_id"]: row for row in scores if row["kind"] == "answer" and row["sample"] == 0}
         for part in matrices.values():
             assert part["prompt_ids"] == [f"held-out-{row}" for row in range(6)]

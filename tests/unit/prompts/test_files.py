@@ -349,7 +349,7 @@ PRETTY = json.dumps({"version": 1, "data": [{"prompt": "a"}, {"prompt": "b"}]}, 
         ("a.jsonl", b'[{"prompt": "a"}]', "line 1: expected one JSON object per line, found list; .*call it .json"),
         (
             "a.jsonl",
-            gzip.compress(b'{"prompt": "a"}'),
+            gzip.compress(b'{"prompt": "a"}', mtime=0),
             "found byte 0x.*; the file looks like a gzip archive; call it .gz",
         ),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid x\n", "broken JSON: .*; .*git lfs pull"),
