@@ -84,7 +84,7 @@ def measure(rows: int, strategy: str, block_size: int, tokenise: str | None) -> 
             dataset.write_parquet(f"{scratch}/conditioned")
         finished = time.perf_counter()
 
-        written = ray.data.read_parquet(f"{scratch}/conditioned", columns=["prompt_id"]).count()
+        written = ray.data.read_parquet(f"{scratch}/conditioned", columns=["prompt_id"], partitioning=None).count()
         if written != rows:
             raise RuntimeError(f"expected {rows} conditioned rows, found {written}")
         return {

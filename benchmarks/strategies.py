@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pyarrow.parquet
 
 from benchmarks.machine import describe_machine
 from mipo_ray.config.conditioning import SingleStrategy
@@ -23,6 +22,7 @@ from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.intervals import bootstrap_mean
 from mipo_ray.storage.run_directory import open_run
+from mipo_ray.tables import open_table
 
 BOOTSTRAP_SAMPLES = 10_000
 QUANTILES = (5, 25, 50, 75, 95)
@@ -76,7 +76,7 @@ def measure(config: Config) -> dict[str, Any]:
     session = Session(config, run, resolve(config, {"CPU": 6, "GPU": 0}), start(run))
     facts = generate_pairs(session.stage(Round(0), "generate"), check_training_prompts(config))
     files = [run.path("rounds/000/generate", name) for name in facts.pairs]
-    pairs = [row for row in pyarrow.parquet.ParquetDataset(files).read().to_pylist() if not row["dropped"]]
+    pairs = [row for row in open_table(files, run.arrow_filesystem()).to_table().to_pylist() if not row["dropped"]]
     prompt_ids = [pair["prompt_id"] for pair in pairs]
     pmi = np.asarray([pair["pmi"] for pair in pairs])
     chosen = np.asarray([len(pair["chosen_token_ids"]) for pair in pairs])

@@ -4,10 +4,12 @@ line and an exit code."""
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from mipo_ray.config.recipe import split_arguments
 from mipo_ray.errors import UserError
 from mipo_ray.stop_signals import stop_signals
 
@@ -17,6 +19,9 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
 
     `resumes`: whether the same command goes on where it was stopped, which its last line then says.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show must not end a run
+            stream.reconfigure(errors="backslashreplace")
     with stop_signals() as signals:
         try:
             return work()
@@ -34,19 +39,24 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
 
 
 def parse_recipe(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, default: str | None = None
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    default: str | None = None,
+    more_keys: Collection[str] = (),
 ) -> argparse.Namespace:
     """Reads `[--dry-run] [RECIPE.yaml] [key=value ...]` in any order: the namespace has dry_run, recipe and overrides.
 
-    default: the recipe where none is named; None: one must be. Ends the process with code 2 for another number of them.
+    default: the recipe where none is named; None: one must be. more_keys: keys of the recipe beside those of the
+    configuration. Ends the process with code 2 for another number of recipes.
     """
     recipe, number = ("RECIPE.yaml", "+") if default is None else ("[RECIPE.yaml]", "*")
     parser.add_argument("arguments", nargs=number, metavar=f"{recipe} [key=value ...]", help="recipe and overrides")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     options = parser.parse_intermixed_args(arguments)
-    recipes = [argument for argument in options.arguments if "=" not in argument] or [default] * (default is not None)
+    recipes, options.overrides = split_arguments(options.arguments, more_keys)
+    if not recipes and default is not None:
+        recipes = [default]
     if len(recipes) != 1:
         parser.error(f"expected one recipe, found {', '.join(recipes) or 'none'}")
     options.recipe = recipes[0]
-    options.overrides = [argument for argument in options.arguments if "=" in argument]
     return options

@@ -162,7 +162,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Train and measure several ways of improving a model at equal data and steps.",
         epilog="The recipe's keys are those of mipo_ray.run, and arms (name: overrides) and seeds (a list).",
     )
-    return parse_recipe(parser, arguments)
+    return parse_recipe(parser, arguments, more_keys=("arms", "seeds"))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from mipo_ray.command import run_command
 from mipo_ray.conditioning.needs import check_held_out
-from mipo_ray.config.recipe import load_config, load_run_config
+from mipo_ray.config.recipe import load_config, load_run_config, split_arguments
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.figures import task_table
@@ -44,6 +44,9 @@ from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.results import is_report_current, read_evaluation, write_evaluation
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+
+# Keys of the section evaluate that this command takes without its name.
+SHORT_KEYS = ("tasks", "task_max_model_len", "judge")
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def check_evaluation_inputs(
     trained: the numbers of the rounds whose policies are there. count_all: see `planning.plan.check_inputs`.
     """
     check_trackers(config.trackers)
-    check_model(config.model.path)
+    check_model(config.model.source)
     counts = TokenCounts(config, count_all=count_all)
     tasks = check_tasks(config, counts.of_item)
     judge = config.evaluate.judge
@@ -138,13 +141,13 @@ def make_evaluation_plan(inputs: EvaluationInputs, nodes: Sequence[Node], *, are
 
 def describe(plan: EvaluationPlan) -> str:
     """The plan as text."""
-    config, pool = plan.config, plan.config.generation.pool
+    config, model, pool = plan.config, plan.config.model, plan.config.generation.pool
     policies = ", ".join(round.key for round in plan.policies)
     device = "GPU" if plan.resources.on_gpu else "CPU"
     return "\n".join(
         [
             f"run directory   {plan.run.url}",
-            f"model           {config.model.path}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
+            f"model           {model.source}, {plan.resources.dtype}, window {model.max_model_len} tokens",
             f"policies        {policies}",
             *describe_tasks(config, plan.resources, plan.tasks),
             *([] if plan.held_out is None or not plan.judged else describe_judge(config.evaluate, plan.held_out.rows)),
@@ -234,9 +237,9 @@ def measure_policies(plan: EvaluationPlan) -> None:
 
 def _load(target: str, overrides: Sequence[str]) -> tuple[Config, RunDirectory, list[int]]:
     """The configuration, the run directory, and the rounds that a run has trained; a recipe's model has none."""
-    short = ("tasks", "task_max_model_len=", "judge.")
+    short = tuple(f"{key}{mark}" for key in SHORT_KEYS for mark in "=.")
     overrides = [f"evaluate.{override}" if override.startswith(short) else override for override in overrides]
-    if target.endswith((".yaml", ".yml")):
+    if target.endswith((".yaml", ".yml")) and not os.path.isdir(target):
         config = load_config(target, overrides)
         return config, open_run(config.run_dir), []
     run = open_run(target)
@@ -254,13 +257,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Measure the model of a recipe, or every policy of a run, on accuracy tasks.",
         epilog=f"Tasks: {', '.join(task_names())}, or the path of a task file.",
     )
-    parser.add_argument("target", metavar="RECIPE_OR_RUN", help="a recipe (.yaml) or a run directory")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="tasks=[...], or any field of a recipe")
+    parser.add_argument(
+        "arguments",
+        nargs="+",
+        metavar="RECIPE_OR_RUN [key=value ...]",
+        help="a recipe (.yaml) or a run directory; tasks=[...], or any field of a recipe",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     parser.add_argument("--tokens", action="store_true", help=TOKENS_HELP)
     options = parser.parse_intermixed_args(arguments)
-    if "=" in os.path.basename(options.target):
-        parser.error(f"expected a recipe or a run directory first, found {options.target}")
+    targets, options.overrides = split_arguments(options.arguments, SHORT_KEYS)
+    if len(targets) != 1:
+        parser.error(f"expected one recipe or run directory, found {', '.join(targets) or 'none'}")
+    options.target = targets[0]
     return options
 
 

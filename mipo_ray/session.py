@@ -36,7 +36,7 @@ class Session:
     def policy(self, round: Round) -> str:
         """The model that stands after a round, as `models.source.local_model_directory` takes it; the base's is the
         initial one."""
-        return self.config.model.path if round.is_base else self.run.model_path(f"{round.directory}/train/policy")
+        return self.config.model.source if round.is_base else self.run.model_path(f"{round.directory}/train/policy")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from mipo_ray.storage.manifests import GenerateFacts, TrainFacts
 from mipo_ray.storage.records import read_record
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 from mipo_ray.training.stage import pair_set_hash, train
 from mipo_ray.training.trainer import check_model_is_trainable
 
@@ -140,7 +141,7 @@ def kept_pairs(run: RunDirectory, round: Round) -> frozenset[str]:
     manifest = run.read_manifest(stage, GenerateFacts)
     assert manifest is not None
     files = [run.path(stage, name) for name in manifest.facts.pairs]
-    pairs = pyarrow.dataset.dataset(files, filesystem=run.arrow_filesystem(), format="parquet")
+    pairs = open_table(files, run.arrow_filesystem(), ["pair_id", "dropped"])
     kept = pairs.to_table(columns=["pair_id"], filter=pyarrow.dataset.field("dropped") == "")
     return frozenset(kept["pair_id"].to_pylist())
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset
 
 from mipo_ray.comparison.definition import BASE, Comparison, common_pairs_file, describe_arm
 from mipo_ray.comparison.findings import COMPARED, COMPARED_TASK_METRICS, control_sentences, findings
@@ -36,6 +35,7 @@ from mipo_ray.storage.records import read_record
 from mipo_ray.storage.results import gather_evaluation
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 
 Items = tuple[Any, Any]  # values [responses], and the item of each
 
@@ -183,11 +183,8 @@ def _items(comparison: Comparison, arm: str, seed: int, round: Round) -> dict[st
 
 
 def _task_items(run: RunDirectory, round: Round, task: str) -> Items:
-    examples = pyarrow.dataset.dataset(
-        run.path(run.stage(round, "tasks"), task, "examples"),
-        filesystem=run.arrow_filesystem(),
-        format="parquet",
-    ).to_table(columns=["item_id", "verdict"])
+    path, columns = run.path(run.stage(round, "tasks"), task, "examples"), ["item_id", "verdict"]
+    examples = open_table(path, run.arrow_filesystem(), columns).to_table(columns=columns)
     correct = [float(word == "correct") for word in examples["verdict"].to_pylist()]
     return correct, examples["item_id"].to_pylist()
 

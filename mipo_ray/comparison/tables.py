@@ -144,7 +144,7 @@ def render(found: Outcome, comparison: Comparison) -> str:
     )
     recipes = {"shared by all arms": to_yaml(comparison.shared), "what each arm sets": _overrides(comparison)}
     html = environment.from_string(template).render(
-        title=f"mipo-ray comparison: {comparison.shared.model.path}, {len(comparison.arms)} arms",
+        title=f"mipo-ray comparison: {comparison.shared.model.source}, {len(comparison.arms)} arms",
         found=found,
         columns=columns,
         cell=cell,

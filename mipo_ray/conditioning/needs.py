@@ -20,7 +20,7 @@ def check_training_prompts(config: Config, watches: Sequence[Watch] = ()) -> Pro
 
     Raises UserError also when generation.negatives_per_prompt asks for more mismatched prompts than there can be.
     """
-    chat = chat_check(config.model.path, config.prompts.chat, config.prompts)
+    chat = chat_check(config.model.source, config.prompts.chat, config.prompts)
     summary = check_prompts(config.prompts, training_needs(config.conditioning), watches=[chat.watch, *watches])
     check_negatives(config, summary.rows, summary.distinct_texts, summary.distinct_contexts)
     return summary
@@ -29,7 +29,7 @@ def check_training_prompts(config: Config, watches: Sequence[Watch] = ()) -> Pro
 def check_held_out(config: Config, watches: Sequence[Watch] = ()) -> PromptSummary:
     """`check_prompts` of the held-out prompts: answers are compared across them, so there must be several."""
     prompts, section = config.evaluate.prompts, "evaluate.prompts"
-    chat = chat_check(config.model.path, config.prompts.chat, prompts, section)
+    chat = chat_check(config.model.source, config.prompts.chat, prompts, section)
     summary = check_prompts(prompts, held_out_needs(config), section, [chat.watch, *watches])
     if summary.rows_with_context and config.evaluate.other_prompts >= summary.distinct_contexts:
         raise UserError(

@@ -53,6 +53,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC_FLOAT, list("-+.0123456789"))
+# No field is a date: a run called 2026-01-31 is called so.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC_FLOAT, list("-+.0123456789"))
 
 
@@ -87,7 +92,7 @@ def _explained(layers: dict[Path, dict[str, Any]], overrides: typing.Sequence[st
         yield
     except ValidationError as error:
         raise ConfigError(
-            "\n".join(explain(item) + _origin(item, layers, overrides) for item in error.errors())
+            "\n".join(_explain_override(item, overrides) + _origin(item, layers, overrides) for item in error.errors())
         ) from None
 
 
@@ -105,6 +110,24 @@ def read_recipe(
     for override in overrides:
         _apply_override(values, override)
     return values, layers
+
+
+def split_arguments(
+    arguments: typing.Sequence[str], more_keys: typing.Collection[str] = ()
+) -> tuple[list[str], list[str]]:
+    """The words of a command line as (recipes or run directories, overrides `dotted.key=value`), each in their order.
+
+    A path may hold an equals sign itself: what stands before the first one is then no key of the configuration (nor of
+    `more_keys`), and it holds a slash or the path is there.
+    """
+    places: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        key, separator, _ = argument.partition("=")
+        is_key = key.split(".")[0] in {*Config.model_fields, *more_keys}
+        is_place = not separator or (not is_key and ("/" in key or os.path.exists(argument)))
+        (places if is_place else overrides).append(argument)
+    return places, overrides
 
 
 def fields(section: type[BaseModel] = Config, prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
@@ -173,7 +196,7 @@ def _read_recipe(path: Path, shown: str) -> dict[str, Any]:
 def _read_mapping(text: str, shown: str) -> dict[str, Any]:
     try:
         values = _load_yaml(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{shown}: not valid YAML: {error}") from None
     if values is None:
         return {}
@@ -198,16 +221,35 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"{override!r}: expected key=value, for example train.beta=0.2")
-    try:
-        value = _load_yaml(text)
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"{key}: {text!r} is not a valid YAML value; put text in quotes: {key}='\"...\"'") from None
+    value = _override_value(text)
     *parents, leaf = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"{key}: {parent} is a value, not a section")
     values[leaf] = value
+
+
+def _override_value(text: str) -> Any:
+    """What was typed, letter for letter, unless all of it is YAML of another type, or text in YAML's quotes.
+
+    A number, true, false, null, and [...] and {...} are plainly YAML, and so is nothing at all (null). What YAML would
+    cut off or rewrite is text: "exp #1", "Note: be brief", "- first", lines that it would join.
+    """
+    try:
+        node, value = yaml.compose(text, Loader=_Loader), _load_yaml(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+    if node is None:  # nothing, or a comment alone
+        return text if text.strip() else None
+    if text[node.start_mark.index : node.end_mark.index] != text.strip() or text.strip()[0] in "&!":
+        return text  # a part alone, or YAML's anchors and tags
+    if isinstance(node, yaml.CollectionNode):
+        return value if node.flow_style else text
+    if text.strip()[0] in "'\"":
+        return value
+    # A time of day is a number to YAML.
+    return text if isinstance(value, str) or ":" in text else value
 
 
 def _load_yaml(text: str) -> Any:
@@ -230,6 +272,14 @@ def explain(item: Any) -> str:
     if item["type"] == "value_error":
         return f"{path}: {message}" if path else message
     return f"{path}: {message}; found {item['input']!r}"
+
+
+def _explain_override(item: Any, overrides: typing.Sequence[str]) -> str:
+    """`explain`, and for an override that YAML reads as no text how to make it text."""
+    path = ".".join(map(str, item["loc"]))
+    typed = [override.partition("=")[2] for override in overrides if override.partition("=")[0] == path]
+    hint = f"; for text, put it in quotes: {path}='\"{typed[-1]}\"'" if typed and item["type"] == "string_type" else ""
+    return explain(item) + hint
 
 
 def _origin(item: Any, layers: dict[Path, dict[str, Any]], overrides: typing.Sequence[str]) -> str:

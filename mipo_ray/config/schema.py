@@ -18,6 +18,7 @@ from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.config.prompts import TrainingPromptsConfig
 from mipo_ray.config.train import TrainConfig
+from mipo_ray.models.hub import HUB_ID, REVISION
 
 ThoughtMarks = Annotated[tuple[str, str], Field(strict=False)]
 
@@ -28,7 +29,12 @@ class ModelConfig(Section):
     path: str = Field(
         "embedded",
         description="'embedded' (SmolLM2-135M-Instruct), a local directory, a remote URL (s3://, gs://) of a model "
-        "directory, or a Hugging Face id",
+        "directory, or a Hugging Face id, with @REVISION behind it where wanted",
+    )
+    revision: str | None = Field(
+        None,
+        description="branch, tag or commit of a Hugging Face id; null: what path names, else the main branch. A commit "
+        "alone is the same model tomorrow",
     )
     dtype: Dtype = Field("auto", description="dtype of the policy; auto: bfloat16 on GPUs, float32 on CPUs")
     max_model_len: Window = Field(1024, description="context window in tokens, prompt and response together")
@@ -46,6 +52,20 @@ class ModelConfig(Section):
             if not opening.strip() or not closing.strip() or opening == closing:
                 raise ValueError(f"expected two different marks, found {opening!r} and {closing!r}")
         return marks
+
+    @property
+    def source(self) -> str:
+        """The model in one word, as `models.source` takes it: its path, and its revision behind an @."""
+        return self.path if self.revision is None else f"{self.path}@{self.revision}"
+
+    @model_validator(mode="after")
+    def _has_one_revision(self) -> ModelConfig:
+        if self.revision is not None and (not REVISION.fullmatch(self.revision) or not HUB_ID.fullmatch(self.path)):
+            raise ValueError(
+                "revision is a branch, tag or commit of a Hugging Face id (organisation/name) in path, found "
+                f"{self.revision!r} of {self.path!r}"
+            )
+        return self
 
 
 class RayConfig(Section):

@@ -22,6 +22,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.generation.rendering import load_tokenizer, plain_token_ids, render_prompts
 from mipo_ray.generation.vllm_arguments import EngineSettings, engine_arguments, engine_settings, set_environment
 from mipo_ray.models.source import embedding_model, local_model_directory
+from mipo_ray.paths import plain_path
 from mipo_ray.ray_cluster.blocks import engine_pool, map_actors
 from mipo_ray.ray_cluster.resources import Resources, engine_request
 
@@ -48,7 +49,7 @@ class Embedder:
         model = (
             local_model_directory(settings.model_path, trust_remote_code=settings.trust_remote_code)
             if is_policy
-            else embedding_model(settings.model_path)
+            else embedding_model(settings.model_path, settings.trust_remote_code)
         )
         self._settings = settings
         self._is_policy = is_policy
@@ -164,7 +165,7 @@ def _own_window(model: str, settings: EngineSettings) -> int:
     from vllm.engine.arg_utils import EngineArgs
 
     arguments: dict[str, Any] = {
-        "model": model,
+        "model": plain_path(model),
         "dtype": settings.dtype,
         "trust_remote_code": settings.trust_remote_code,
     }

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 
 from mipo_ray.conditioning.blocks import condition_block, rows_per_block
 from mipo_ray.config.schema import Config
@@ -28,6 +27,7 @@ from mipo_ray.prompts.chat_check import ROWS_RENDERED, ChatCheck
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Session
 from mipo_ray.storage.pair_statistics import PairStatistics
@@ -82,7 +82,7 @@ def condition_prompts(session: Session, round: Round, prompts: PromptSummary) ->
         )
         rows = map_blocks(rows, add_requests, config=config, policy=policy, round_index=round.number)
         named(rows, f"{round.name}_conditioned").write_parquet(stage.path("conditioned"), filesystem=filesystem)
-    written = ray.data.read_parquet(stage.path("conditioned"), filesystem=filesystem, columns=["prompt_id", "dropped"])
+    written = read_rows(stage.path("conditioned"), filesystem, ["prompt_id", "dropped"])
     named(written, f"{round.name}_conditioned_check")
     fingerprint = 0
     dropped: Counter[str] = Counter()

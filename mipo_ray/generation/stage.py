@@ -6,9 +6,6 @@ import functools
 import json
 
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
-import ray.data
 
 from mipo_ray.generation.requests import check_dropped, condition_prompts
 from mipo_ray.generation.sampler import DEFAULT_SAMPLING, policy_engines, sample_responses
@@ -19,6 +16,7 @@ from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import most_gpus
+from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.manifests import GenerateFacts, Manifest
 from mipo_ray.storage.pair_statistics import PairStatistics
@@ -54,7 +52,7 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
     score = functools.partial(to_score, generation=config.generation, filters=config.filters)
 
     with resumed_context(stage.path(), filesystem, id_column="prompt_id"):
-        rows = ray.data.read_parquet(stage.path("conditioned"), filesystem=filesystem)
+        rows = read_rows(stage.path("conditioned"), filesystem)
         rows = rows.repartition(target_num_rows_per_block=conditioned.rows_per_block, strict=True)
         sampled = sample_responses(
             rows,
@@ -96,7 +94,7 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
 
 
 def _statistics(stage: Stage, files: list[str]) -> PairStatistics:
-    pairs = ray.data.read_parquet([stage.path(name) for name in files], filesystem=stage.run.arrow_filesystem())
+    pairs = read_rows([stage.path(name) for name in files], stage.run.arrow_filesystem())
     parts = pairs.map_batches(_statistics_row, batch_format="pyarrow", batch_size=1024)
     named(parts, f"{stage.directory.replace('/', '_')}_statistics")
     return merge_statistics(json.loads(row["statistics"]) for row in parts.iter_rows())

@@ -8,6 +8,8 @@ from typing import Any
 
 from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.config.schema import Config
+from mipo_ray.monitoring.metrics import ascii_label
+from mipo_ray.paths import plain_path
 from mipo_ray.ray_cluster.resources import Resources
 
 
@@ -61,8 +63,9 @@ def engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
 
     `model` is what vLLM loads: a directory on this machine or a Hugging Face id.
     """
+    path, label = plain_path(model), ascii_label(model)
     arguments: dict[str, Any] = {
-        "model": model,
+        "model": path,
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
         "trust_remote_code": settings.trust_remote_code,
@@ -70,6 +73,8 @@ def engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
+    if label != path:
+        arguments["served_model_name"] = label  # the label of its metrics, which Ray takes in ASCII alone
     if settings.tensor_parallel_size > 1:
         # With the ray executor Ray Data would leak the engine's placement groups until the driver exits.
         arguments["distributed_executor_backend"] = "mp"

@@ -11,7 +11,6 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -23,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mipo_ray.errors import UserError
 from mipo_ray.models.directory import ModelDirectory, is_remote, local_path, open_directory
 from mipo_ray.models.embedded import embedded_directory
+from mipo_ray.models.hub import downloaded
 from mipo_ray.models.source import EMBEDDED
 from mipo_ray.text.dates import DATE_STRING, date_of
 
@@ -138,10 +138,8 @@ def _directory(path: str) -> ModelDirectory | None:
         return open_directory(str(embedded_directory())) if embedded_directory().is_dir() else None
     if is_remote(path) or local_path(path).is_dir():
         return open_directory(path)
-    from huggingface_hub import try_to_load_from_cache
-
-    config_file = try_to_load_from_cache(path, "tokenizer_config.json")
-    return open_directory(str(Path(config_file).parent)) if isinstance(config_file, str) else None
+    config_file = downloaded(path, "tokenizer_config.json")
+    return None if config_file is None else open_directory(str(config_file.parent))
 
 
 def _read_json(directory: ModelDirectory, name: str) -> dict[str, Any]:

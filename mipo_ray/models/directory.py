@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from mipo_ray.errors import UserError
+from mipo_ray.paths import open_path
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -61,7 +60,7 @@ def open_directory(path: str) -> ModelDirectory:
     """List a model directory, local or remote."""
     shown = path.rstrip("/")
     try:
-        filesystem, root = fsspec.url_to_fs(path if is_remote(path) else str(local_path(path)))
+        filesystem, root = open_path(path if is_remote(path) else str(local_path(path)))
         filesystem.invalidate_cache()  # a long-lived worker must see what other machines wrote since its last call
         root = root.rstrip("/")
         found = filesystem.find(root, maxdepth=1, detail=True)

@@ -6,7 +6,6 @@ Nothing here imports torch, transformers, ray or vllm.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mipo_ray.errors import UserError
@@ -18,6 +17,7 @@ from mipo_ray.models.directory import (
     open_directory,
     read_header,
 )
+from mipo_ray.models.hub import downloaded
 from mipo_ray.models.source import EMBEDDED
 
 
@@ -46,12 +46,9 @@ def model_shape(path: str) -> ModelShape | str:
     if path == EMBEDDED:
         return EMBEDDED_SHAPE
     if not is_remote(path) and not local_path(path).is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        config_file = try_to_load_from_cache(path, "config.json")
-        if not isinstance(config_file, str):
+        if (config_file := downloaded(path, "config.json")) is None:
             return f"{path} was not downloaded yet"
-        path = str(Path(config_file).parent)
+        path = str(config_file.parent)
     try:
         directory = open_directory(path)
         weights = check_directory(directory)

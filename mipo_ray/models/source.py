@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from mipo_ray.errors import UserError
 from mipo_ray.models.cache import cache_dir, make_once
 from mipo_ray.models.directory import check_directory, check_model_directory, is_remote, local_path, open_directory
+from mipo_ray.models.hub import downloaded, hub_model
 
 EMBEDDED = "embedded"
+EMBEDDING_KEY = "conditioning.similar.model"
 
-# "organisation/name", the characters that the Hub allows; nothing like ../name or ./name.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Files beside the weights that a model needs. Python code comes along only where the user trusts it.
 _COMPANIONS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 # What filesystems call the things that change with a file's content.
@@ -42,15 +41,21 @@ def check_model(path: str) -> None:
         check_model_directory(path)
     elif path and local_path(path).exists():
         raise UserError(f"model.path {path!r}: expected a directory with a model, found a file")
-    elif not _HUB_ID.fullmatch(path):
+    elif (named := hub_model(path)) is None:
         raise UserError(
             f"model.path {path!r}: expected {EMBEDDED!r}, a directory that exists, a remote URL (s3://, gs://) or a "
-            f"Hugging Face id (organisation/name)"
+            f"Hugging Face id (organisation/name or organisation/name@revision)"
         )
     else:
-        from huggingface_hub import constants, try_to_load_from_cache
+        from huggingface_hub import constants
 
-        if constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(path, "config.json"), str):
+        identifier, revision = named
+        if revision is not None and local_path(identifier).is_dir():
+            raise UserError(
+                f"model.path {identifier!r}: found a directory, which has no revision {revision!r}; only a Hugging "
+                "Face id has: remove model.revision"
+            )
+        if constants.HF_HUB_OFFLINE and downloaded(path, "config.json") is None:
             raise UserError(
                 f"model.path {path!r}: no such directory; as a Hugging Face id it was not downloaded before, and "
                 f"HF_HUB_OFFLINE is set"
@@ -88,19 +93,29 @@ def _download(path: str, trust_remote_code: bool) -> Path:
 
 
 def _download_from_hub(path: str, trust_remote_code: bool) -> str:
+    """The model of a Hub's name as a directory of its cache, checked: the commit that the revision stands for now."""
+    directory = _snapshot(path, trust_remote_code)
+    check_model_directory(directory)
+    return directory
+
+
+def _snapshot(path: str, trust_remote_code: bool, key: str = "model.path") -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    named = hub_model(path)
+    assert named is not None
     patterns = ["*.safetensors", *(f"*{suffix}" for suffix in _COMPANIONS)] + (["*.py"] if trust_remote_code else [])
     try:
         # Weights in folders, and "consolidated" ones, are the same model once more in another format.
-        directory = snapshot_download(
-            path, allow_patterns=patterns, ignore_patterns=["*/*.safetensors", "consolidated*.safetensors"]
+        return snapshot_download(
+            named[0],
+            revision=named[1],
+            allow_patterns=patterns,
+            ignore_patterns=["*/*.safetensors", "consolidated*.safetensors"],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise UserError(f"model.path {path!r}: cannot be downloaded: {error}") from error
-    check_model_directory(directory)
-    return directory
+        raise UserError(f"{key} {path!r}: cannot be downloaded: {error}") from error
 
 
 def local_model_directory(path: str, trust_remote_code: bool = False) -> str:
@@ -109,7 +124,7 @@ def local_model_directory(path: str, trust_remote_code: bool = False) -> str:
     Processes of one machine may call it at the same time: the first one downloads, the others wait for it.
 
     Args:
-        path: `embedded`, a local directory, a remote URL or a Hugging Face id.
+        path: `embedded`, a local directory, a remote URL or a Hugging Face id, also `organisation/name@revision`.
         trust_remote_code: bring the Python files of a remote model along.
 
     Returns:
@@ -140,28 +155,41 @@ def local_tokenizer(path: str) -> str | None:
         return None
     if local_path(path).is_dir():
         return str(local_path(path))
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(path, "tokenizer_config.json")
-    return str(Path(found).parent) if isinstance(found, str) else None
+    found = downloaded(path, "tokenizer_config.json")
+    return None if found is None else str(found.parent)
 
 
-def embedding_model(path: str) -> str:
-    """What an engine loads for `conditioning.similar.model`: `embedded`'s directory, a local one, or a Hugging Face id.
+def embedding_model(path: str, trust_remote_code: bool = False) -> str:
+    """What an engine loads for `conditioning.similar.model`: `embedded`'s directory, a local one, or a Hugging Face id;
+    of an id with a revision the directory of that revision, which is downloaded.
+
+    Raises what `check_embedding_model` raises.
+    """
+    check_embedding_model(path)
+    if path == EMBEDDED:
+        return local_model_directory(path)
+    if not is_remote(path) and local_path(path).is_dir():
+        return str(local_path(path))
+    named = hub_model(path)
+    return path if named is None or named[1] is None else _snapshot(path, trust_remote_code, EMBEDDING_KEY)
+
+
+def check_embedding_model(path: str) -> None:
+    """Checks, without starting or downloading anything, what `conditioning.similar.model` names.
 
     An embedding model needs no chat template, so that `check_model` would refuse most. Raises UserError, within
     seconds, when `path` cannot be one.
     """
     if path == EMBEDDED:
-        return local_model_directory(path)
+        check_model(path)
+        return
     local = local_path(path)
     if not is_remote(path) and local.is_dir():
         if not any(local.glob("*.safetensors")):
-            raise UserError(f"conditioning.similar.model {path!r}: expected weights as *.safetensors, found none")
-        return str(local)
-    if not _HUB_ID.fullmatch(path):
+            raise UserError(f"{EMBEDDING_KEY} {path!r}: expected weights as *.safetensors, found none")
+        return
+    if hub_model(path) is None:
         raise UserError(
-            f"conditioning.similar.model {path!r}: expected {EMBEDDED!r}, a directory that exists on every node, or a "
-            f"Hugging Face id (organisation/name)"
+            f"{EMBEDDING_KEY} {path!r}: expected {EMBEDDED!r}, a directory that exists on every node, or a "
+            f"Hugging Face id (organisation/name or organisation/name@revision)"
         )
-    return path

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import quote
 
 from mipo_ray import measures
 from mipo_ray.measures import Measure
@@ -280,6 +281,11 @@ def run_label(url: str) -> str:
     if len(url) > MOST_LABEL_CHARACTERS:
         url = "..." + url[3 - MOST_LABEL_CHARACTERS :]
     return url
+
+
+def ascii_label(value: str) -> str:
+    """A text as the value of a Ray metric's label: characters beyond ASCII percent-encoded, for Ray takes no others."""
+    return "".join(character if character.isascii() else quote(character, errors="replace") for character in value)
 
 
 def round_label(round_index: int | None) -> str:

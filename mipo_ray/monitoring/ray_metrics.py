@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from mipo_ray.monitoring.metrics import BUCKETS_SECONDS, LABELS, METRICS, Metric, round_label, run_label
+from mipo_ray.monitoring.metrics import BUCKETS_SECONDS, LABELS, METRICS, Metric, ascii_label, round_label, run_label
 
 # Ray forgets a gauge that was not set again within two of its exports (one second each at the fastest).
 REPEAT_SECONDS = 1.0
@@ -23,7 +23,7 @@ class RayMetrics:
     """Records events of one run. Ray exports them every 10 seconds (RAY_metrics_report_interval_ms)."""
 
     def __init__(self, run_url: str):
-        self._run = run_label(run_url)
+        self._run = ascii_label(run_label(run_url))
         # What every gauge shows: (name, labels) -> value.
         self._shown: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
         self._lock = threading.Lock()
@@ -43,7 +43,8 @@ class RayMetrics:
         if kind == "stage":
             self._end_stage(labels)
         for metric in self._by_event.get(str(kind), ()):
-            self._record(metric, event.get(metric.key), labels | {name: str(event.get(name)) for name in metric.labels})
+            own = {name: ascii_label(str(event.get(name))) for name in metric.labels}
+            self._record(metric, event.get(metric.key), labels | own)
 
     def restore(self, event: dict[str, Any]) -> None:
         """Shows again what an earlier process of the run measured, so that the next rounds can be compared with it."""
@@ -80,7 +81,11 @@ class RayMetrics:
                     del self._shown[name, shown]
 
     def _labels(self, event: dict[str, Any]) -> dict[str, str]:
-        return {"run": self._run, "round": round_label(event.get("round")), "stage": str(event.get("stage"))}
+        return {
+            "run": self._run,
+            "round": round_label(event.get("round")),
+            "stage": ascii_label(str(event.get("stage"))),
+        }
 
     def _record(self, metric: Metric, value: Any, labels: dict[str, str]) -> None:
         if not number(value):

@@ -27,7 +27,7 @@ from mipo_ray.prompts.chat_check import (
 def check_chats(config: Config, tasks: Sequence[CheckedTask]) -> None:
     """Raises UserError for a template argument that no template reads, and for a task or a judge whose conversations
     the model's chat template refuses or does not show whole. Templates whose files are not here yet are left out."""
-    chat, policy = config.prompts.chat, read_chat_template(config.model.path)
+    chat, policy = config.prompts.chat, read_chat_template(config.model.source)
     judge = config.evaluate.judge
     of_judge = read_chat_template(str(judge.model)) if judge.has_own_engines else None
     if policy is not None and (of_judge is not None or not judge.has_own_engines):

@@ -32,7 +32,7 @@ def describe(plan: Plan) -> str:
     device = "GPU" if plan.resources.on_gpu else "CPU"
     lines = [
         f"run directory   {plan.run.url}",
-        f"model           {config.model.path}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
+        f"model           {config.model.source}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
         f"rounds          {config.rounds}, seed {config.seed}",
         f"prompts         {plan.prompts.rows:,} rows of {config.prompts.path} "
         f"({plan.prompts.rows_with_context:,} with a context)",
@@ -66,7 +66,7 @@ def describe(plan: Plan) -> str:
     lines += _end_of_turn(config)
     lines += _autoscaling_notes(plan)
     lines += describe_estimates(
-        config, plan.resources, model_shape(config.model.path), plan.prompts.rows, plan.prompts.characters, responses
+        config, plan.resources, model_shape(config.model.source), plan.prompts.rows, plan.prompts.characters, responses
     )
     lines += [f"tokens          {note}" for note in plan.token_notes]
     lines.append("stages")
@@ -103,7 +103,7 @@ def describe_tasks(config: Config, resources: Resources, tasks: Sequence[Checked
         lines.append(f"task window     {task_window(config)} tokens")
     generated = sum(task.items * task.sampling.max_tokens for task in tasks if task.sampling is not None)
     characters = sum(task.characters for task in tasks)
-    return lines + describe_task_estimate(resources, model_shape(config.model.path), characters, generated)
+    return lines + describe_task_estimate(resources, model_shape(config.model.source), characters, generated)
 
 
 def _request(request: Request, plan: Plan) -> str:
@@ -122,7 +122,7 @@ def _request(request: Request, plan: Plan) -> str:
 
 def _end_of_turn(config: Config) -> list[str]:
     """A note where the chat template ends a turn by a token that the model's files do not call an end token."""
-    template = read_chat_template(config.model.path)
+    template = read_chat_template(config.model.source)
     end = None if template is None else end_of_turn(template, config.prompts.template_arguments)
     if template is None or end is None or end in template.end_tokens:
         return []

@@ -143,9 +143,9 @@ class TokenCounts:
 
     def _count_rows(self, texts: _TextSet) -> str:
         model = self._config.model
-        directory = local_tokenizer(model.path) or (model.path if self._count_all else None)
+        directory = local_tokenizer(model.source) or (model.source if self._count_all else None)
         if directory is None:
-            return f"the tokenizer of {model.path} is not on this machine"
+            return f"the tokenizer of {model.source} is not on this machine"
         try:
             rows = _not_surely_short(texts, directory)
             tokenizer = load_tokenizer(directory, model.trust_remote_code) if rows else None

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import csv
 import difflib
+import functools
 import io
 import json
 import os
 import posixpath
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from glob import has_magic
 from typing import IO, Any, cast
-
-import fsspec
-from fsspec.core import url_to_fs
 
 from mipo_ray.errors import UserError
 from mipo_ray.examples import bundled_path
+from mipo_ray.paths import local_matches, open_path
+from mipo_ray.prompts.hints import boxed_rows, line_hint, looks_like, separator_of, whole_object
 
 BUNDLED = "bundled:"
 FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".json": "JSON", ".parquet": "Parquet", ".csv": "CSV"}
@@ -74,15 +75,18 @@ def find_files(path: str, key: str = "prompts.path") -> tuple[PromptFile, ...]:
 def read_rows(file: PromptFile) -> Iterator[SourceRow]:
     """Yields the rows of one file in order; blank lines are no rows.
 
-    A .json file holds one array of objects, which is read whole, or lines as JSONL does. Raises UserError naming file
+    A .json file holds one array of objects, which is read whole, or lines as JSONL does. A value that is missing (null,
+    NaN, a time that is none) is None, at any depth, in every format. Raises UserError naming file
     and line (JSONL) or row (counted from 1, without the header) for content that cannot be decoded.
     """
     readers = {"JSONL": _read_jsonl, "JSON": _read_json, "Parquet": _read_parquet, "CSV": _read_csv}
     path = str(bundled_path(file.path.removeprefix(BUNDLED))) if file.path.startswith(BUNDLED) else file.path
     try:
         compression = "infer" if file.format != "Parquet" else None
-        with fsspec.open(path, "rb", compression=compression) as stream:
-            yield from readers[file.format](file, cast(IO[bytes], stream))
+        filesystem, name = open_path(path)
+        with filesystem.open(name, "rb", compression=compression) as stream:
+            for row in readers[file.format](file, cast(IO[bytes], stream)):
+                yield SourceRow(row.where, row.numbered_id, _with_nulls(row.values))
     except FileNotFoundError:
         raise UserError(
             f"{file.path}: no such file on this machine; a cluster needs its prompts on storage that every node reads"
@@ -108,21 +112,33 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def _matching_files(path: str, key: str) -> list[str]:
-    filesystem, root = url_to_fs(path)
+    filesystem, root = open_path(path)
     is_local = "file" in _protocols(filesystem)
     if filesystem.isdir(root):
         raise UserError(f"{key}: {path} is a directory; expected a file or a glob such as {path.rstrip('/')}/*.jsonl")
     if filesystem.isfile(root):
         matches = [root]
-    elif any(character in root for character in "*?["):
+    elif is_local:
+        matches, broken = local_matches(root)
+        if not matches and broken:
+            raise UserError(f"{key}: no file matches {path}; {broken[0]} is a link to a file that is not there")
+    elif has_magic(root):
         found = cast(dict[str, dict[str, Any]], filesystem.glob(root, detail=True))
-        # Names that start with _ or . are markers of the writers (_SUCCESS, .crc), not data.
-        matches = [
-            name for name, info in found.items() if info["type"] == "file" and name.split("/")[-1][0] not in "_."
-        ]
+        matches = [name for name, info in found.items() if info["type"] == "file"]
     else:
         matches = []
+    # Names that start with _ or . are markers of the writers (_SUCCESS, .crc), not data.
+    matches = [name for name in matches if name == root or name.split("/")[-1][0] not in "_."]
     return sorted(matches) if is_local else sorted(filesystem.unstrip_protocol(name) for name in matches)
+
+
+def _with_nulls(value: Any) -> Any:
+    """The value with None wherever it holds what is not equal to itself: NaN, NaT, which would print as words."""
+    if isinstance(value, dict):
+        return {key: _with_nulls(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(part) for part in value]
+    return None if value != value else value
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:
@@ -138,32 +154,43 @@ def _format_of(name: str, key: str) -> str:
     return FORMATS[suffix]
 
 
-def _parsed_json(where: str, content: bytes) -> Any:
-    """The value in the text of a file, or of one of its lines, which `where` names; raises UserError for none."""
+def _parsed_json(where: str, content: bytes, hint: Callable[[bytes], str] = looks_like) -> Any:
+    """The value in the text of a file, or of one of its lines, which `where` names; raises UserError, with what `hint`
+    says of the text at its end, for none."""
     try:
         return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: expected UTF-8 text, found byte {content[error.start]:#04x}") from None
+        raise UserError(
+            f"{where}: expected UTF-8 text, found byte {content[error.start]:#04x}{hint(content)}"
+        ) from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: broken JSON: {error}") from None
+        raise UserError(f"{where}: broken JSON: {error}{hint(content)}") from None
 
 
 def _read_jsonl(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
+    is_first = True
     for number, line in enumerate(stream, start=1):
         where = f"{file.path}, line {number}"
         if number == 1:
             line = line.removeprefix(_BYTE_ORDER_MARK)
         if not line.strip():
             continue
-        values = _parsed_json(where, line)
+        values = _parsed_json(where, line, functools.partial(line_hint, is_first=is_first))
         if not isinstance(values, dict):
-            raise UserError(f"{where}: expected one JSON object per line, found {type(values).__name__}")
+            hint = line_hint(line, is_first)
+            raise UserError(f"{where}: expected one JSON object per line, found {type(values).__name__}{hint}")
+        is_first = False
         yield SourceRow(where, f"{file.label}:{number}", values)
 
 
 def _read_json(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
     content = stream.read().removeprefix(_BYTE_ORDER_MARK)
     if not content.lstrip().startswith(b"["):
+        if (only := whole_object(content)) is not None:
+            if (found := boxed_rows(only)) is not None:
+                raise UserError(f"{file.path}: expected an array of objects, or one object per line; found {found}")
+            yield SourceRow(f"{file.path}, row 1", f"{file.label}:1", only)
+            return
         yield from _read_jsonl(file, io.BytesIO(content))
         return
     rows = _parsed_json(file.path, content)
@@ -186,7 +213,9 @@ def _read_parquet(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
                 number += 1
                 yield SourceRow(f"{file.path}, row {number}", f"{file.label}:{number}", values)
     except pyarrow.ArrowException as error:
-        raise UserError(f"{file.path}: not a readable Parquet file after row {number}: {error}") from None
+        stream.seek(0)
+        hint = "" if number else looks_like(stream.read(64), cut_short="a Parquet file")
+        raise UserError(f"{file.path}: not a readable Parquet file after row {number}: {error}{hint}") from None
 
 
 def _read_csv(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
@@ -196,6 +225,11 @@ def _read_csv(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
     try:
         records = csv.reader(text, strict=True)
         header = next(records, [])
+        if (separator := separator_of(header)) is not None:
+            raise UserError(
+                f"{file.path}, header: expected commas between the columns, found {separator}: {header[0]}; write the "
+                "file with commas, and quotes around what holds one"
+            )
         if len(set(header)) < len(header):
             raise UserError(f"{file.path}, header: expected every column name once, found {', '.join(header)}")
         for record in records:
@@ -209,4 +243,5 @@ def _read_csv(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
     except csv.Error as error:
         raise UserError(f"{file.path}, row {number + 1}: broken CSV: {error}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{file.path}, near row {number + 1}: expected UTF-8 text: {error.reason}") from None
+        hint = "" if number else looks_like(error.object[:64])
+        raise UserError(f"{file.path}, near row {number + 1}: expected UTF-8 text: {error.reason}{hint}") from None

@@ -8,7 +8,7 @@ or vllm.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
@@ -20,6 +20,11 @@ from mipo_ray.errors import UserError
 from mipo_ray.prompts.files import SourceRow, missing_column, nearest
 
 DEFAULT_TEMPLATES = {"user": "{{ context }}\n\n{{ question }}", "system": "{{ context }}"}
+# Filters that make text of whatever they are given.
+TEXT_FILTERS = (
+    *("capitalize", "center", "e", "escape", "format", "indent", "join", "lower", "replace", "string", "striptags"),
+    *("title", "trim", "truncate", "upper", "urlize", "wordwrap"),
+)
 WHOLE_ROW = "row"  # the variable with all columns, for names that are no identifiers
 
 
@@ -108,6 +113,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_refuse_null
     )
     environment.globals["zip"] = _zip
+    for name in TEXT_FILTERS:
+        environment.filters[name] = _without_nulls(environment.filters[name])
     del environment.globals["lipsum"], environment.filters["random"]
     return environment
 
@@ -123,7 +130,21 @@ def _zip(*columns: Iterable[Any]) -> list[tuple[Any, ...]]:
 
 
 def _refuse_null(value: Any) -> Any:
-    # Jinja2 would print the word None into the prompt.
-    if value is None:
-        raise UserError("expected text where the template prints a value, found null")
+    # Jinja2 would print the words None and nan into the prompt.
+    if value is None or value != value or (isinstance(value, list | tuple) and any(part is None for part in value)):
+        where = "a list with null" if isinstance(value, list | tuple) else "null"
+        raise UserError(f"expected text where the template prints a value, found {where}")
     return value
+
+
+def _without_nulls(text_filter: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of Jinja2 that refuses null, of which it would make text."""
+    place = int(hasattr(text_filter, "jinja_pass_arg"))  # some are given the environment first
+
+    @functools.wraps(text_filter)
+    def refusing(*arguments: Any, **options: Any) -> Any:
+        before, value, rest = arguments[:place], arguments[place], arguments[place + 1 :]
+        value = list(value) if isinstance(value, Iterator) else value  # what other filters hand on
+        return text_filter(*before, _refuse_null(value), *rest, **options)
+
+    return refusing

@@ -14,6 +14,7 @@ from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.generation import EnginePoolConfig
 from mipo_ray.ray_cluster.resources import Request
+from mipo_ray.ray_cluster.tables import WrittenIds
 from mipo_ray.ray_cluster.watch import watch_actors
 
 
@@ -74,6 +75,7 @@ def resumed_context(directory: str, filesystem: pyarrow.fs.FileSystem, id_column
             checkpoint_path=f"{directory}/checkpoint",
             delete_checkpoint_on_success=False,
             override_filesystem=filesystem,
+            checkpoint_manager_cls=WrittenIds,
         )
         yield context
 

@@ -23,6 +23,7 @@ from mipo_ray.storage.manifests import AnyFacts, EvaluateFacts, GenerateFacts, M
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results, write_evaluation, write_results
 from mipo_ray.storage.rounds import Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 
 EXAMPLES = 12
 _TRAINED = ("steps", "pairs", "tokens", "first_loss", "last_loss")
@@ -55,7 +56,7 @@ def write_report(config: Config, run: RunDirectory) -> None:
         if round in measured:
             stages.append(_stage(measured[round], "evaluate", _some(measured[round].facts, *_MEASURED)))
     data = ReportData(
-        title=f"mipo-ray: {config.model.path}, {config.conditioning.strategy}",
+        title=f"mipo-ray: {config.model.source}, {config.conditioning.strategy}",
         config_yaml=to_yaml(config),
         results=read_results(run),
         train_steps=_train_steps(run),
@@ -123,12 +124,9 @@ def _example_pairs(run: RunDirectory, generated: Sequence[Manifest[GenerateFacts
     if not generated:
         return []
     newest = generated[-1]
-    dataset = pyarrow.dataset.dataset(
-        [run.path(newest.stage, name) for name in newest.facts.pairs],
-        filesystem=run.arrow_filesystem(),
-        format="parquet",
-    )
     columns = ["context", "messages", "mismatched_messages", "chosen", "rejected"]
+    files = [run.path(newest.stage, name) for name in newest.facts.pairs]
+    dataset = open_table(files, run.arrow_filesystem(), [*columns, "dropped"])
     kept = dataset.scanner(columns=columns, filter=pyarrow.dataset.field("dropped") == "").head(EXAMPLES)
     return [
         {

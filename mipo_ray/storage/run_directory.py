@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import has_magic
 
 import fsspec
 import pyarrow.fs
@@ -24,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from mipo_ray.config.recipe import config_hash, result_fields, to_yaml
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
+from mipo_ray.paths import files_below, open_path
 from mipo_ray.storage.manifests import MANIFEST, AnyFacts, Manifest, Work, kind_of, read_manifest
 from mipo_ray.storage.rounds import Round
 
@@ -44,11 +46,11 @@ class RunDirectory:
 
     @property
     def filesystem(self) -> fsspec.AbstractFileSystem:
-        return fsspec.core.url_to_fs(self.url)[0]
+        return open_path(self.url)[0]
 
     @property
     def root(self) -> str:
-        return fsspec.core.url_to_fs(self.url)[1].rstrip("/")
+        return open_path(self.url)[1].rstrip("/")
 
     @property
     def is_local(self) -> bool:
@@ -110,6 +112,8 @@ class RunDirectory:
     def list_files(self, name: str) -> dict[str, int]:
         """Files below a directory of the run: path relative to that directory -> bytes."""
         base = self.path(name)
+        if self.is_local:
+            return files_below(base)
         self.filesystem.invalidate_cache()
         found = self.filesystem.find(base, detail=True)
         return {posixpath.relpath(path, base): int(info["size"]) for path, info in sorted(found.items())}
@@ -121,7 +125,12 @@ class RunDirectory:
     def remove(self, name: str) -> None:
         """Removes a directory below the run directory, if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self.filesystem.rm(self.path(name), recursive=True)
+            if self.is_local or not has_magic(self.path(name)):
+                self.filesystem.rm(self.path(name), recursive=True)
+                return
+            # The clients of object stores would take the path for a pattern, and remove what else it fits.
+            for file in self.list_files(name):
+                self.filesystem.rm_file(self.path(name, file))
 
     def upload(self, local_directory: str, name: str) -> None:
         """Copies a local directory to `name` below the run directory."""
@@ -271,11 +280,28 @@ class RunDirectory:
 
 
 def open_run(url: str) -> RunDirectory:
-    """The run directory at a local path or a URL; raises StorageError when no filesystem serves the URL."""
+    """The run directory at a local path or a URL.
+
+    Raises StorageError when no filesystem serves the URL, and for a name that cannot be read back.
+    """
     if "://" not in url:
-        return RunDirectory(os.path.abspath(os.path.expanduser(url)))
+        url = os.path.abspath(os.path.expanduser(url))
+        _check_name(url)
+        return RunDirectory(url)
     try:
-        fsspec.core.url_to_fs(url)
+        open_path(url)
     except Exception as error:  # an unknown scheme, a client that is not installed, or one that cannot connect
         raise StorageError(f"{url}: no filesystem for this URL: {type(error).__name__}: {error}") from None
-    return RunDirectory(url)
+    run = RunDirectory(url)
+    _check_name(run.root)
+    return run
+
+
+def _check_name(path: str) -> None:
+    """Raises StorageError for a character that Ray Data, which takes every path for a URL, would lose."""
+    for character in path:
+        if character == "?" or not character.isprintable():
+            raise StorageError(
+                f"run_dir {path!r}: expected a name without question mark and control characters, found "
+                f"{character!r}; Ray Data would not find what the run writes there"
+            )

@@ -8,16 +8,18 @@ adapter     the policy's own base weights, with its LoRA adapters off
 from __future__ import annotations
 
 import gc
+import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import torch
 from torch import Tensor, distributed
 
+from mipo_ray.paths import open_path
 from mipo_ray.training.adapters import adapters_off
 from mipo_ray.training.layout import Pair, TokenBatch
 
@@ -78,7 +80,7 @@ def compute_logprobs(
 
 def write_logprobs(directory: str, logprobs: Mapping[str, np.ndarray]) -> None:
     """Writes this worker's part of the cache to `directory` (a path or any URL that fsspec opens), one Parquet file."""
-    filesystem, root = fsspec.url_to_fs(directory)
+    filesystem, root = open_path(directory)
     filesystem.makedirs(root, exist_ok=True)
     table = pa.table(
         {"pair_id": list(logprobs), "logprobs": [values.tolist() for values in logprobs.values()]}, LOGPROBS_SCHEMA
@@ -89,15 +91,17 @@ def write_logprobs(directory: str, logprobs: Mapping[str, np.ndarray]) -> None:
 
 def read_logprobs(directory: str, pair_count: int) -> dict[str, np.ndarray] | None:
     """The whole cache, of all workers; None where it does not hold all `pair_count` pairs."""
-    filesystem, root = fsspec.url_to_fs(directory)
+    filesystem, root = open_path(directory)
     filesystem.invalidate_cache()
     if not filesystem.isdir(root):
         return None
     found: dict[str, np.ndarray] = {}
-    for path in sorted(filesystem.glob(f"{root}/worker-*.parquet")):
+    # Listed and not matched: a name above may hold the characters of a pattern.
+    files = filesystem.ls(root, detail=False)
+    for path in sorted(file for file in files if fnmatch(posixpath.basename(file), "worker-*.parquet")):
         try:
             with filesystem.open(path, "rb") as file:
-                table = pyarrow.parquet.read_table(file, schema=LOGPROBS_SCHEMA)
+                table = pyarrow.parquet.read_table(file, schema=LOGPROBS_SCHEMA, partitioning=None)
         except pa.ArrowInvalid:  # a worker was killed while it wrote
             return None
         if not table.num_rows:  # of a worker without a pair

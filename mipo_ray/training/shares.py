@@ -22,6 +22,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.pairs.label_control import shuffle_labels
 from mipo_ray.pairs.schema import kept_pairs, missing_columns, pair_columns
 from mipo_ray.ray_cluster.blocks import map_blocks, ordered_context
+from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.training.layout import Pair, laid_out_tokens, read_lengths, read_pairs
 
 
@@ -44,7 +45,7 @@ def stream_kept_pairs(
     if missing := missing_columns(columns, found):
         raise UserError(f"{files[0]}: train.objective {objective}: {missing}; generate these pairs again")
     with ordered_context():
-        dataset = ray.data.read_parquet(list(files), filesystem=filesystem, columns=columns)
+        dataset = read_rows(files, filesystem, columns)
         return map_blocks(dataset, _kept_only, only=only, shuffle_seed=shuffle_seed).sort("pair_id")
 
 

@@ -32,7 +32,7 @@ def train(session: Session, round: Round, only: frozenset[str] | None = None) ->
         pairs = session.stage(round, "generate").finished_manifest(GenerateFacts)
         _keep_work_on(stage, pairs.finished if only is None else f"{pairs.finished} {pair_set_hash(only)}")
         policy = session.policy(round.before)
-        models = Models(policy, reference=policy if config.train.reference == "round_start" else config.model.path)
+        models = Models(policy, reference=policy if config.train.reference == "round_start" else config.model.source)
         with progress(stage.events, "train_step", "step", f"{round.label}  train"):
             count = pairs.facts.statistics.kept if only is None else len(only)
             summary = train_policy(stage, models, _training_pairs(config, run, pairs, only), count)

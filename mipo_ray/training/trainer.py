@@ -20,6 +20,7 @@ from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.models.source import local_model_directory
 from mipo_ray.monitoring.idle import IdleClock
+from mipo_ray.paths import plain_path
 from mipo_ray.ray_cluster.resources import Request, worker_request
 from mipo_ray.ray_cluster.watch import watch_workers
 from mipo_ray.session import Stage
@@ -50,7 +51,7 @@ def check_model_is_trainable(config: Config) -> None:
     Raises what `deepspeed_engine.check_trainable` raises, as the cause of a RayTaskError.
     """
     task = ray.remote(num_cpus=1)(_check_model).options(name="check_model_is_trainable")
-    ray.get(task.remote(config.model.path, config.train, config.model.trust_remote_code))
+    ray.get(task.remote(config.model.source, config.train, config.model.trust_remote_code))
 
 
 def _check_model(path: str, train: TrainConfig, trust_remote_code: bool) -> None:
@@ -236,7 +237,7 @@ def _latest() -> Iterator[Path | None]:
         yield None
         return
     with checkpoint.as_directory() as directory:
-        yield Path(directory)
+        yield Path(plain_path(directory))
 
 
 def _worker_error(error: ray.train.TrainingFailedError) -> RuntimeError | UserError:

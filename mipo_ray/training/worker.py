@@ -237,7 +237,7 @@ def _read_pairs(path: str, train: TrainConfig) -> list[Pair]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path, partitioning=None)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"--pairs {path}: expected a Parquet file of pairs: {error}") from error
     if missing := missing_columns(pair_columns(train.objective), table.column_names):

@@ -19,11 +19,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mipo_ray.monitoring.metrics import ascii_label, run_label
 from tests.helpers.fake_judge_endpoint import MODEL, FakeJudgeEndpoint
 from tests.helpers.runs import TOPICS, arguments, events, kill_when, snapshot, start, stop_when
 
 HELD_OUT = 6
 SAMPLES = 3
+# What names did wrong, one by one: a column of the path, a pattern, what a URL or a shell would read, other scripts.
+NAME = 'context=none/übung 中 100% #1 [ab] *it\'s* "so"'
 PROMPTS = 64
 RESPONSES = 2  # matched ones of each prompt, and mismatched ones
 SUMS = 24
@@ -84,7 +87,7 @@ def make_golden_run(directory: Path, place: Place) -> GoldenRun:
     write_prompts_with_references(data / "train.jsonl", "train", PROMPTS)
     write_prompts_with_references(data / "held_out.jsonl", "held-out", HELD_OUT)
     write_task_rows(data)
-    run_dir = directory / "run"
+    run_dir = directory / NAME
     recipe, _, *options = arguments(
         run_dir,
         place.model,
@@ -161,6 +164,11 @@ def stage_of_the_end(run_dir: Path) -> str:
     return open_stages[-1] if open_stages else "no stage: before the first or between two"
 
 
+def prometheus_label(run_dir: Path) -> str:
+    """The label `run` as Prometheus's text format writes it."""
+    return ascii_label(run_label(str(run_dir))).replace("\\", "\\\\").replace('"', '\\"')
+
+
 def metrics_of(url: str, run_dir: Path) -> str:
     """What Ray's endpoint shows once the last numbers of the run have reached it: at most a minute after."""
     deadline = time.monotonic() + 60
@@ -168,7 +176,8 @@ def metrics_of(url: str, run_dir: Path) -> str:
         with urllib.request.urlopen(url, timeout=60) as answer:
             text: str = answer.read().decode()
         lines = [line for line in text.splitlines() if line.startswith("ray_mipo_held_out_reward_margin_nats{")]
-        if any(f'run="{run_dir}"' in line and 'round="1"' in line for line in lines) or time.monotonic() > deadline:
+        own = f'run="{prometheus_label(run_dir)}"'
+        if any(own in line and 'round="1"' in line for line in lines) or time.monotonic() > deadline:
             return text
         time.sleep(1)
 

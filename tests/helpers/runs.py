@@ -116,7 +116,7 @@ def events(run_dir: Path) -> list[dict]:
 def read_pairs(run_dir: Path, round_index: int) -> list[dict]:
     stage = run_dir / f"rounds/{round_index:03d}/generate"
     files = json.loads((stage / "manifest.json").read_text())["files"]
-    return pyarrow.parquet.ParquetDataset([stage / name for name in files]).read().to_pylist()
+    return pyarrow.parquet.ParquetDataset([stage / name for name in files], partitioning=None).read().to_pylist()
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
@@ -135,7 +135,7 @@ def start_evaluation(address: str, *options: str) -> subprocess.Popen[str]:
 
 
 def examples(run_dir: Path, policy: str, task: str) -> list[dict[str, Any]]:
-    return pyarrow.parquet.read_table(run_dir / policy / "tasks" / task / "examples").to_pylist()
+    return pyarrow.parquet.read_table(run_dir / policy / "tasks" / task / "examples", partitioning=None).to_pylist()
 
 
 def run_command(address: str, *options: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
@@ -153,4 +153,5 @@ def run_command(address: str, *options: str, environment: dict[str, str] | None 
 
 def read_directory(directory: Path) -> list[dict[str, Any]]:
     """The rows of the Parquet files of one directory."""
-    return [row for path in sorted(directory.glob("*.parquet")) for row in pyarrow.parquet.read_table(path).to_pylist()]
+    tables = [pyarrow.parquet.read_table(path, partitioning=None) for path in sorted(directory.glob("*.parquet"))]
+    return [row for table in tables for row in table.to_pylist()]

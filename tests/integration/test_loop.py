@@ -10,14 +10,21 @@ import math
 import re
 from pathlib import Path
 
-import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mipo_ray import run
 from tests.helpers.golden_run import PROMPTS, RESPONSES
-from tests.helpers.runs import arguments, events, joined_cluster, read_pairs, snapshot, write_prompts
+from tests.helpers.runs import (
+    arguments,
+    events,
+    joined_cluster,
+    read_directory,
+    read_pairs,
+    snapshot,
+    write_prompts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +78,7 @@ def test_two_rounds_end_to_end(golden_run, ray_address, capsys):
     for name in ("base/evaluate", "rounds/001/evaluate"):
         matrices = manifests[name]["matrix"]
         assert set(matrices) == {"prompts", "contexts"}
-        scores = pyarrow.parquet.read_table(run_dir / name / "scores").to_pylist()
+        scores = read_directory(run_dir / name / "scores")
         own = {row["prompt_id"]: row for row in scores if row["kind"] == "answer" and row["sample"] == 0}
         for part in matrices.values():
             assert part["prompt_ids"] == [f"held-out-{row}" for row in range(6)]

@@ -12,14 +12,14 @@ import re
 import pytest
 
 from mipo_ray.monitoring.metrics import METRICS
-from tests.helpers.golden_run import GoldenRun
+from tests.helpers.golden_run import GoldenRun, prometheus_label
 from tests.helpers.runs import events
 
 
 def shown(golden_run: GoldenRun, name: str, round_label: str) -> list[float]:
     """The values of the run's series of one name and round."""
     lines = [line for line in golden_run.metrics.splitlines() if line.startswith(f"{name}{{")]
-    own = [f'run="{golden_run.directory}"', f'round="{round_label}"']
+    own = [f'run="{prometheus_label(golden_run.directory)}"', f'round="{round_label}"']
     return [float(line.rsplit(" ", 1)[1]) for line in lines if all(label in line for label in own)]
 
 

@@ -311,6 +311,18 @@ def test_without_a_recipe_it_is_the_demo(options: list[str], capsys: pytest.Capt
     assert demo.model.path == "embedded"
 
 
+@pytest.mark.parametrize("folder", ["context=none", "a b/rounds=7"])
+def test_a_recipe_may_lie_below_a_folder_with_an_equals_sign(
+    folder: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / folder / "recipe.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("rounds: 4\n")
+    monkeypatch.chdir(tmp_path)
+    for name in (str(recipe), f"{folder}/recipe.yaml"):
+        assert "rounds          4, seed 0" in dry_run([name, *options[1:]], capsys)
+
+
 def test_two_recipes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["one.yaml", "two.yaml"])

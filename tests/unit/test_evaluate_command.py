@@ -101,6 +101,18 @@ def test_tasks_is_short_for_evaluate_tasks(recipe: str, tmp_path: Path, capsys: 
     assert "gsm8k: 2 items" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["context=none", "exp #1", "rounds=1: [x]", "run.yaml", "tasks = all"])
+def test_a_run_of_any_name_is_evaluated(
+    recipe: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(f"{tmp_path}/{name}")
+    run.record_config(load_config(recipe))
+    # Without a slash before it, what stands before an equals sign is a key where it is one.
+    for target in (run.url, f"./{name}", *([] if name.startswith(("rounds", "tasks")) else [name])):
+        assert main(["--dry-run", "tasks.gsm8k.limit=2", target]) == 0
+        assert run.url in capsys.readouterr().out
+
+
 def test_tasks_of_a_finished_run_may_have_a_larger_window(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

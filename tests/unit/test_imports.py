@@ -21,8 +21,8 @@ FLOORS = """
     conditioning pairs monitoring
     prompts storage ray_cluster
     config
-    models examples
-    text measures errors seeds stop_signals
+    models examples tables
+    text measures errors paths seeds stop_signals
 """
 FLOOR = {room: -number for number, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()}
 LIGHT = ("config", "text", "measures")

@@ -12,6 +12,7 @@ from mipo_ray.evaluation.held_out.conditionings import OTHER, OWN, WITHOUT_CONTE
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 from mipo_ray.text.thoughts import answer_of
 
 JUDGES = ("initial", "policy")
@@ -70,8 +71,8 @@ def measured_rows(run: RunDirectory, round: Round) -> MeasuredRows:
 
 def sampled_tokens(run: RunDirectory, round: Round) -> int:
     """Response tokens that the evaluate stage sampled: answers and, for the base, rejected responses of the pairs."""
-    responses = pyarrow.dataset.dataset(
-        run.path(run.stage(round, "evaluate"), "responses"), filesystem=run.arrow_filesystem(), format="parquet"
+    responses = open_table(
+        run.path(run.stage(round, "evaluate"), "responses"), run.arrow_filesystem(), ["kind", "tokens"]
     )
     sampled = pyarrow.dataset.field("kind").isin(["answer", "rejected"])
     return sum(responses.to_table(columns=["tokens"], filter=sampled)["tokens"].to_pylist())
@@ -82,9 +83,8 @@ def read_scores(run: RunDirectory, round: Round) -> dict[str, ScoredResponses]:
 
     What the first answers were scored under for the matrix stands with them. Held-out sets are small: they fit here.
     """
-    table = pyarrow.dataset.dataset(
-        run.path(run.stage(round, "evaluate"), "scores"), filesystem=run.arrow_filesystem(), format="parquet"
-    ).to_table()
+    path = run.path(run.stage(round, "evaluate"), "scores")
+    table = open_table(path, run.arrow_filesystem(), ["prompt_id", "sample", "kind"]).to_table()
     scores: dict[str, ScoredResponses] = {"answer": {}, "rejected": {}, "pair_chosen": {}, "pair_rejected": {}}
     for row in table.sort_by([("prompt_id", "ascending"), ("sample", "ascending")]).to_pylist():
         is_matrix = row["kind"].startswith("matrix_")

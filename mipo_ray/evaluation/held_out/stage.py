@@ -45,6 +45,7 @@ from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_actors, map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.resources import scorer_request
+from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Stage
 from mipo_ray.storage.records import to_json
@@ -83,8 +84,8 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
         prepare_held_out(stage, held_out)
 
     policy = session.policy(round)
-    models = {"initial": config.model.path} | ({} if round.is_base else {"policy": policy})
-    rows = ray.data.read_parquet(base.path("prompts"), filesystem=filesystem)
+    models = {"initial": config.model.source} | ({} if round.is_base else {"policy": policy})
+    rows = read_rows(base.path("prompts"), filesystem)
     prompts = named(rows, f"{round.name}_prompt_count").count()
     matrix = read_matrix_rows(stage.run, base.directory)
     with ordered_context():
@@ -103,10 +104,10 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
             named(answers, f"{round.name}_answers").write_parquet(stage.path("responses"), filesystem=filesystem)
 
     with ordered_context():
-        answers = ray.data.read_parquet(stage.path("responses"), filesystem=filesystem)
+        answers = read_rows(stage.path("responses"), filesystem)
         if not round.is_base:
             # The fixed held-out pairs: the initial model's log-probs of them are known from the base's stage.
-            pairs = ray.data.read_parquet(base.path("responses"), filesystem=filesystem)
+            pairs = read_rows(base.path("responses"), filesystem)
             pairs = map_blocks(pairs, _pairs_only)
             answers = answers.union(pairs)
         # An answer each, and the held-out pairs: rejected ones for the base, both sides for a round's policy.
@@ -142,7 +143,7 @@ def prepare_held_out(stage: Stage, held_out: PromptSummary) -> None:
     prompt. And matrix.json: what the answers to the first M of them are scored under, too.
     """
     config = stage.config
-    prompts, initial = config.evaluate.prompts, config.model.path
+    prompts, initial = config.evaluate.prompts, config.model.source
     with ordered_context():
         read = blocks_of(read_prompts(prompts, held_out), rows_per_block(held_out.rows, HELD_OUT_BLOCK))
         # Kept in Ray's object store, so that the matrix below is made of these very rows and no file is read twice.

@@ -30,6 +30,7 @@ from mipo_ray.prompts.rows import PromptRow, checked_rows
 from mipo_ray.storage.manifests import EvaluateFacts, JudgeDefinition, JudgeFacts
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
+from mipo_ray.tables import open_table
 from mipo_ray.text.thoughts import answer_of
 
 JUDGEMENT_SCHEMA = pa.schema(
@@ -124,8 +125,9 @@ def refuse_other_references(config: Config, run: RunDirectory, held_out: PromptS
     rows = held_out_rows(prompts, held_out)
     for stage in rated:
         files = [run.path(stage, name) for name in run.list_parquet(stage)]
-        judgements = pyarrow.dataset.dataset(files, filesystem=run.arrow_filesystem(), format="parquet")
-        for judgement in judgements.to_table(columns=["prompt_id", "reference"]).to_pylist():
+        columns = ["prompt_id", "reference"]
+        judgements = open_table(files, run.arrow_filesystem(), columns)
+        for judgement in judgements.to_table(columns=columns).to_pylist():
             prompt_id, before = judgement["prompt_id"], judgement["reference"]
             now = rows[prompt_id]["reference"] if prompt_id in rows else None
             if now != before:
@@ -192,11 +194,9 @@ def _row_of(rows: dict[str, PromptRow], prompt_id: str, source: str, prompts: Pr
 
 def _answers(run: RunDirectory, round: Round) -> dict[tuple[str, int], tuple[str, str]]:
     """(prompt, sample) -> (prompt text, answer without thoughts) of a policy, in the order of prompts and samples."""
-    responses = pyarrow.dataset.dataset(
-        run.path(run.stage(round, "evaluate"), "responses"), filesystem=run.arrow_filesystem(), format="parquet"
-    )
-    table = responses.to_table(
-        columns=["prompt_id", "sample", "source", "response"], filter=pyarrow.dataset.field("kind") == "answer"
-    )
+    columns = ["prompt_id", "sample", "source", "response"]
+    path = run.path(run.stage(round, "evaluate"), "responses")
+    responses = open_table(path, run.arrow_filesystem(), [*columns, "kind"])
+    table = responses.to_table(columns=columns, filter=pyarrow.dataset.field("kind") == "answer")
     rows = table.sort_by([("prompt_id", "ascending"), ("sample", "ascending")]).to_pylist()
     return {(row["prompt_id"], row["sample"]): (row["source"], answer_of(row["response"])) for row in rows}

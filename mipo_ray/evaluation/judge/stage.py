@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
@@ -43,12 +42,14 @@ from mipo_ray.monitoring.progress import progress
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_resources
+from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.session import Session
 from mipo_ray.storage.entries import Entries, Evaluated
 from mipo_ray.storage.manifests import JudgeFacts
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 
 # The grain of resume, and what keeps an engine or a server busy: several blocks are under way at the same time.
 ROWS_PER_BLOCK = 16
@@ -136,7 +137,7 @@ def _ask(judged: Judged) -> None:
     stage, judge = judged.stage, judged.judge
     filesystem = stage.run.arrow_filesystem()
     with resumed_context(stage.path(), filesystem, id_column="judgement_id"):
-        rows = ray.data.read_parquet(stage.path("requests"), filesystem=filesystem)
+        rows = read_rows(stage.path("requests"), filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
         if judge.has_own_engines:
             sampling = SamplingConfig(temperature=judge.temperature, max_tokens=judge.max_tokens)
@@ -207,7 +208,6 @@ def _judgements(run: RunDirectory, stage: str) -> list[dict[str, Any]]:
     files = [run.path(stage, name) for name in run.list_parquet(stage)]
     if not files:
         return []
-    table = pyarrow.dataset.dataset(files, filesystem=run.arrow_filesystem(), format="parquet").to_table(
-        columns=["judgement_id", "prompt_id", "sample", "order", "judgement", "parsed"]
-    )
+    columns = ["judgement_id", "prompt_id", "sample", "order", "judgement", "parsed"]
+    table = open_table(files, run.arrow_filesystem(), columns).to_table(columns=columns)
     return table.sort_by("judgement_id").to_pylist()

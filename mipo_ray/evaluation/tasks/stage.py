@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
-import ray.data
 
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
@@ -29,6 +28,7 @@ from mipo_ray.measures import TASKS
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.entries import Entries, Evaluated
 from mipo_ray.storage.manifests import TaskDefinition, TaskFacts
@@ -36,6 +36,7 @@ from mipo_ray.storage.records import read_record, to_text
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 
 # Rows that are written, and so safe from a kill, together.
 ROWS_PER_BLOCK = 16
@@ -117,7 +118,7 @@ def _measured(stage: Stage, task: CheckedTask, sampled: str) -> TaskFacts:
 def read_examples(run: RunDirectory, round: Round, name: str) -> pa.Table:
     """The examples of a finished task (EXAMPLE_SCHEMA), in the order of its data. Test sets are small and fit."""
     path = run.path(run.stage(round, f"tasks/{name}"), "examples")
-    return pyarrow.dataset.dataset(path, filesystem=run.arrow_filesystem(), format="parquet").to_table()
+    return open_table(path, run.arrow_filesystem()).to_table()
 
 
 def measure_examples(task: Task, examples: pa.Table, base: pa.Table | None, *, samples: int, seed: int) -> Entries:
@@ -166,7 +167,7 @@ def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
     sampling = {task.name: task.sampling for task in tasks if task.sampling is not None}
     with resumed_context(run.path(directory), filesystem, id_column="key"):
         files = [file for task in tasks for file in request_files(run, task.name)]
-        rows = ray.data.read_parquet(files, filesystem=filesystem)
+        rows = read_rows(files, filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
         engines = task_engines(session.config, session.policy(round), session.resources)
         answered = sample_responses(rows, engines, sampling, stage.events, options_to_score)
@@ -249,7 +250,7 @@ def likeliest(scores: Sequence[float], texts: Sequence[str]) -> int | None:
 def _write_examples(task: CheckedTask, run: RunDirectory, sampled: str, name: str) -> pa.Table:
     """The rows of one task as one Parquet file, in the order of its data; raises RuntimeError unless all are there."""
     filesystem = run.arrow_filesystem()
-    rows = pyarrow.dataset.dataset(run.path(sampled, "rows"), filesystem=filesystem, format="parquet")
+    rows = open_table(run.path(sampled, "rows"), filesystem, _SAMPLED_SCHEMA.names)
     table = rows.to_table(filter=pyarrow.dataset.field("task") == task.name).sort_by("position")
     if table["position"].to_pylist() != list(range(task.items)):
         raise RuntimeError(

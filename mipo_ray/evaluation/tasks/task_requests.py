@@ -11,9 +11,7 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet
-import ray.data
 
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
@@ -22,10 +20,12 @@ from mipo_ray.generation.rendering import check_length, load_tokenizer, render_p
 from mipo_ray.generation.sampler import REQUESTS
 from mipo_ray.pairs.schema import MESSAGES, TOKEN_IDS
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.seeds import stable_seed
 from mipo_ray.storage.manifests import TaskDefinition
 from mipo_ray.storage.records import read_record, to_text
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.tables import open_table
 
 ITEMS = "base/task_items"
 ROWS_PER_TABLE = 256
@@ -62,7 +62,7 @@ def prepare_tasks(config: Config, run: RunDirectory, tasks: Sequence[CheckedTask
         filesystem = run.arrow_filesystem()
         _write_items(task, run, f"{directory}/items.parquet")
         with ordered_context():
-            items = ray.data.read_parquet(run.path(directory, "items.parquet"), filesystem=filesystem)
+            items = read_rows(run.path(directory, "items.parquet"), filesystem)
             requests = map_blocks(items, requests_of, task=task, config=config)
             named(requests, f"{task.name}_requests").write_parquet(
                 run.path(directory, "requests"), filesystem=filesystem
@@ -132,7 +132,7 @@ def requests_of(block: pa.Table, *, task: CheckedTask, config: Config) -> pa.Tab
     A generative item has one request, a likelihood item none, but something to score for each of its options.
     `context_tokens` and `answer_tokens` are those of its longest request or option, the answer at its limit.
     """
-    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(config.model.source, config.model.trust_remote_code)
     rows = block.to_pylist()
     render = _scored if task.sampling is None else _sampled
     prompts, requests, scored, longest = [], [], [], []
@@ -181,8 +181,8 @@ def _scored(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: A
 def _check_lengths(task: CheckedTask, config: Config, run: RunDirectory) -> None:
     """Raises UserError when the longest item of a prepared task does not fit the window."""
     path = run.path(ITEMS, task.name, "requests")
-    rows = pyarrow.dataset.dataset(path, filesystem=run.arrow_filesystem(), format="parquet")
-    lengths = rows.to_table(columns=["item_id", "context_tokens", "answer_tokens"]).to_pylist()
+    columns = ["item_id", "context_tokens", "answer_tokens"]
+    lengths = open_table(path, run.arrow_filesystem(), columns).to_table(columns=columns).to_pylist()
     longest = max(lengths, key=lambda row: row["context_tokens"] + row["answer_tokens"])
     hint = ", or lower the task's max_tokens; items of a task are never dropped" if task.sampling is not None else ""
     check_length(

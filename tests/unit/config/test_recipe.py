@@ -6,6 +6,8 @@ python -m pytest tests/unit/config/test_recipe.py
 from __future__ import annotations
 
 import functools
+import json
+import re
 import subprocess
 import sys
 import typing
@@ -13,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.config.recipe import ConfigError, config_hash, fields, load_config, to_yaml
+from mipo_ray.config.recipe import ConfigError, config_hash, fields, load_config, split_arguments, to_yaml
 from mipo_ray.config.schema import Config
 
 # What may change between two calls over one run directory, written out by hand.
@@ -97,6 +100,7 @@ OTHER_VALUES: dict[str, Any] = {
     "model.dtype": "bfloat16",
     "model.thought_marks": [["<cot>", "</cot>"]],
     "filters.thoughts": "drop",
+    "model.revision": "v1",
     "conditioning.strategy": "random_prompt",
     "conditioning.mixture": {"random_prompt": 2.0},
     "conditioning.fallback": "drop",
@@ -138,6 +142,7 @@ OTHER_VALUES: dict[str, Any] = {
 
 # Values of other fields without which a field could not be changed.
 NEEDED_BESIDE: dict[str, dict[str, Any]] = {
+    "model.revision": {"model": {"path": "org/name"}},
     "conditioning.mixture": {"conditioning": {"strategy": "mixture", "mixture": {"random_prompt": 1.0}}},
     "generation.samples_per_prompt": {"generation": {"pairing": "all"}},
     "generation.pool.min_size": {"generation": {"pool": {"max_size": 2}}},
@@ -290,10 +295,129 @@ def test_quotes_keep_text_what_it_is(text: str) -> None:
     assert config.prompts.column == text
 
 
-@pytest.mark.parametrize("text", ["{{ question }}", "[1", "2020-13-45"])
-def test_an_override_that_is_no_yaml_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^prompts\.column: .* is not a valid YAML value"):
-        load_config(overrides=[f"prompts.column={text}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "exp #1",
+        "#be brief",
+        "#",
+        "exp [1]",
+        "[draft] #2",
+        "Note: be brief",
+        "- be brief",
+        "? why",
+        "one\ntwo",
+        "one\n\ntwo\n",
+        " led and trailed ",
+        "'half quoted",
+        '"quoted" and not',
+        "it''s",
+        "{{ question }}",
+        "[1",
+        "2020-01-01",
+        "2020-13-45",
+        "12:30",
+        "&name",
+        "*name",
+        "!tag text",
+        "!!str 5",
+        "| text",
+        "> text",
+        "%50",
+        "@home",
+        "`x`",
+        "--- text",
+        "a=b",
+        "7 # lucky",
+        "null # nothing",
+        "back\\slash",
+        "übung 中文",
+        "bell \x07",
+        "a\tb",
+    ],
+)
+def test_an_override_is_what_was_typed(text: str) -> None:
+    for key in ("run_dir", "prompts.system", "prompts.question_template", "model.path"):
+        config: Any = load_config(overrides=[f"{key}={text}"])
+        for part in key.split("."):
+            config = getattr(config, part)
+        assert config == text
+
+
+@given(text=st.text(max_size=30))
+def test_an_override_is_what_was_typed_whatever_it_is(text: str) -> None:
+    """No number, null or list of YAML begins with an x; text in quotes is what a quoted string of JSON is."""
+    assert load_config(overrides=[f"prompts.system=x{text}"]).prompts.system == f"x{text}"
+    quoted = json.dumps(text, ensure_ascii=False)
+    if yaml.reader.Reader.NON_PRINTABLE.search(quoted) is None and not set(quoted) & set("\x85\u2028\u2029\ufeff"):
+        assert load_config(overrides=[f"prompts.system={quoted}"]).prompts.system == text
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("prompts.system=", None),
+        ("prompts.system=null", None),
+        ("prompts.system= ~ ", None),
+        ("prompts.limit=1_000", 1000),
+        ("evaluate.enabled=no", False),
+        ("trackers=[tensorboard]", ("tensorboard",)),
+        ("train.deepspeed={a: '#1', b: [2, x y]}", {"a": "#1", "b": [2, "x y"]}),
+        ("train.deepspeed={a: 1, # one\n b: 2}", {"a": 1, "b": 2}),
+        ("prompts.system='it''s'", "it's"),
+        ('prompts.system="a\\nb"', "a\nb"),
+    ],
+)
+def test_an_override_that_is_plainly_yaml_is_its_value(override: str, value: Any) -> None:
+    config: Any = load_config(overrides=[override])
+    for part in override.partition("=")[0].split("."):
+        config = getattr(config, part)
+    assert config == value
+
+
+@pytest.mark.parametrize("text", ["7", "no", "[x]", "1e5"])
+def test_what_yaml_takes_for_another_type_is_refused_with_the_way_to_mean_text(text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"; for text, put it in quotes: run_dir='\"{text}\"'")):
+        load_config(overrides=[f"run_dir={text}"])
+    assert load_config(overrides=[f'run_dir="{text}"']).run_dir == text
+
+
+def test_a_comment_in_the_place_of_a_number_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^rounds: .*; found '7 # lucky'$"):
+        load_config(overrides=["rounds=7 # lucky"])
+
+
+def test_a_run_may_be_called_by_a_date_in_a_recipe_too(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("run_dir: 2026-01-31\n")
+    assert load_config(recipe).run_dir == "2026-01-31"
+
+
+def test_words_of_the_command_line_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path with an equals sign is a path, also one without a slash before it, where it is there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b").mkdir()
+    (tmp_path / "a=b/recipe.yaml").write_text("")
+    places = [
+        "recipe.yaml",
+        "x/beta=1/recipe.yaml",
+        "/context=none/r.yaml",
+        "./rounds=2",
+        "a=b/recipe.yaml",
+        "s3://b/c=d",
+    ]
+    overrides = [
+        "rounds=2",
+        "train.beta=1",
+        "prompts.path=a/b=c.jsonl",
+        "bata=1",
+        "a=c/recipe.yaml",
+        "run_dir=x/y",
+        "arms.x=1",
+    ]
+    for arguments in (places + overrides, overrides + places):
+        assert split_arguments(arguments) == (places, overrides)
+    assert split_arguments(["seeds=a/b", "rounds/x=1"], ("seeds",)) == (["rounds/x=1"], ["seeds=a/b"])
 
 
 @pytest.mark.parametrize("override", ["train.beta", "=3", ""])
@@ -323,7 +447,6 @@ def test_an_override_below_a_value_is_refused(tmp_path: Path) -> None:
         (b"- rounds: 2\n", "expected a mapping of configuration keys, found list"),
         (b"two rounds\n", "expected a mapping of configuration keys, found str"),
         (b"run_dir: \xff\xfe\n", "expected UTF-8 text"),
-        (b"run_dir: 2020-13-45\n", "not valid YAML"),
         (b"run_dir: !!python/object:os.system x\n", "not valid YAML"),
     ],
 )
@@ -550,3 +673,22 @@ def test_marks_of_thoughts_are_pairs() -> None:
     for wrong in ("[[a, a]]", '[["", a]]', '[[a, " "]]', "[[a]]", "[a, b]"):
         with pytest.raises(ConfigError, match=r"model\.thought_marks"):
             load_config(None, [f"model.thought_marks={wrong}"])
+
+
+def test_a_revision_belongs_to_an_id_of_the_hub() -> None:
+    assert load_config(overrides=["model.path=a/b", "model.revision=v1"]).model.source == "a/b@v1"
+    assert load_config(overrides=["model.path=a/b"]).model.source == "a/b"
+    for path, revision in [
+        ("embedded", "v1"),
+        ("/models/x", "v1"),
+        ("s3://a/b", "v1"),
+        ("a/b@v1", "v2"),
+        ("a/b", "../x"),
+    ]:
+        with pytest.raises(ConfigError, match=r"^model: revision is a branch, tag or commit of a Hugging Face id"):
+            load_config(overrides=[f"model.path={path}", f"model.revision={revision}"])
+
+
+def test_another_revision_is_another_configuration() -> None:
+    one, other = (load_config(overrides=["model.path=a/b", f"model.revision={name}"]) for name in ("v1", "v2"))
+    assert config_hash(one) != config_hash(other)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy
@@ -246,17 +247,17 @@ from mipo_ray.errors import UserError
 from mipo_ray.models.source import check_model, local_model_directory
 for call in (check_model, local_model_directory):
     try:
-        print("accepted", call("organisation/name"))
+        print("accepted", call(sys.argv[1]))
     except UserError as error:
         print("refused", error)
 """
 
 
-def run_offline(tmp_path: Path, offline: str) -> list[str]:
+def run_offline(tmp_path: Path, offline: str, name: str = "organisation/name") -> list[str]:
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": offline}
     # Nothing listens there: what tries the network fails at once.
     environment.update(HF_ENDPOINT="http://127.0.0.1:9", PYTHONPATH=os.pathsep.join(sys.path))
-    result = subprocess.run([sys.executable, "-c", HUB_CODE], env=environment, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", HUB_CODE, name], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return [line for line in result.stdout.splitlines() if line.startswith(("accepted", "refused"))]
 
@@ -277,6 +278,70 @@ def test_hub_id_in_the_local_cache_needs_no_network(tmp_path: Path) -> None:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
     assert run_offline(tmp_path, offline="1") == ["accepted None", f"accepted {snapshot}"]
+
+
+def hub_cache(tmp_path: Path) -> dict[str, Path]:
+    """A cache of the Hub as it lies on a disk: two commits of one model, of which main, a tag and a branch name one."""
+    repository = tmp_path / "hub" / "hub" / "models--organisation--name"
+    commits = {name: name * 40 for name in "ab"}
+    snapshots = {name: write_model(repository / "snapshots" / commit) for name, commit in commits.items()}
+    for name, commit in {"main": "a", "v1.0": "b", "refs/pr/7": "b"}.items():
+        (repository / "refs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / name).write_text(commits[commit])
+    return snapshots
+
+
+@pytest.mark.parametrize(("revision", "commit"), [("v1.0", "b"), ("main", "a"), ("b" * 40, "b"), ("refs/pr/7", "b")])
+def test_a_revision_is_the_model_of_that_commit(tmp_path: Path, revision: str, commit: str) -> None:
+    snapshots = hub_cache(tmp_path)
+    found = run_offline(tmp_path, offline="1", name=f"organisation/name@{revision}")
+    assert found == ["accepted None", f"accepted {snapshots[commit]}"]
+
+
+@pytest.mark.parametrize("revision", ["v2.0", "c" * 40])
+def test_a_revision_that_cannot_be_had_is_refused_with_it(tmp_path: Path, revision: str) -> None:
+    hub_cache(tmp_path)
+    check, download = run_offline(tmp_path, offline="1", name=f"organisation/name@{revision}")
+    assert check.startswith(
+        f"refused model.path 'organisation/name@{revision}': no such directory; as a Hugging Face id"
+    )
+    assert download == check
+
+
+def test_the_hub_is_asked_for_the_revision(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot_download(identifier: str, **options: Any) -> str:
+        asked.append((identifier, options["revision"]))
+        return str(model)
+
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for name in ("organisation/name", "organisation/name@v1.0", "organisation/name@feature/x"):
+        assert local_model_directory(name) == str(model)
+    assert embedding_model("organisation/name@v1.0") == str(model)
+    assert asked == [("organisation/name", rev) for rev in (None, "v1.0", "feature/x", "v1.0")]
+
+
+@pytest.mark.parametrize("name", ["organisation/name@", "organisation/name@../up", "organisation/name@a b", "name@v1"])
+def test_what_is_no_revision_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"expected 'embedded', .*organisation/name@revision"):
+        check_model(name)
+    with pytest.raises(UserError, match=r"conditioning.similar.model .*organisation/name@revision"):
+        embedding_model(name)
+
+
+def test_a_directory_has_no_revision_but_may_have_the_sign_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = write_model(tmp_path / "models/mine@v1")
+    write_model(tmp_path / "models/mine")
+    assert local_model_directory("models/mine@v1") == str(directory)
+    with pytest.raises(UserError, match=r"model.path 'models/mine': found a directory, which has no revision 'v2'"):
+        check_model("models/mine@v2")
 
 
 def test_missing_packages_of_the_embedded_model_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

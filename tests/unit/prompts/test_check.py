@@ -18,6 +18,8 @@ from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.prompts import check as prompt_check
 from mipo_ray.prompts.check import PromptNeeds, PromptSummary, check_prompts
+from mipo_ray.prompts.files import find_files, read_rows
+from mipo_ray.prompts.rows import normalize_row
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -310,3 +312,30 @@ def test_the_pointwise_judge_needs_a_reference_in_every_row(tmp_path: Path) -> N
     assert check_held_out(held_out(path, reference_column="answer")).rows == 10
     with pytest.raises(UserError, match=r"no row has the column 'answr'.*did you mean 'answer'"):
         check_held_out(held_out(path, reference_column="answr"))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_missing_value_is_missing_from_the_prompt_and_beside_it(tmp_path: Path, suffix: str) -> None:
+    """Alpaca's optional input, contexts, groups, ids and references that pandas wrote as NaN."""
+    nan = float("nan")
+    rows = [
+        {"prompt": "One?", "input": nan, "context": nan, "group": nan, "prompt_id": nan, "reference": nan},
+        {"prompt": "Two?", "input": nan, "context": nan, "group": nan, "prompt_id": nan, "reference": nan},
+    ]
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        write(path, rows)
+    prompts = PromptsConfig(
+        path=str(path), question_template="{{ prompt }}{% if input %} {{ input }}{% endif %}", id_column="prompt_id"
+    )
+    found = [normalize_row(source, prompts) for file in find_files(str(path)) for source in read_rows(file)]
+    assert [row["messages"][-1]["content"] for row in found] == ["One?", "Two?"]
+    assert {(row["context"], row["group"], row["reference"]) for row in found} == {("", "", "")}
+    assert all("nan" not in json.dumps(row).lower() for row in found)
+    assert check_prompts(prompts, PromptNeeds(mismatch=True)).rows_with_context == 0
+    with pytest.raises(
+        UserError, match=rf"rows\.{suffix}, .* 1, field 'input': expected a string or a list .* found null"
+    ):
+        check_prompts(PromptsConfig(path=str(path), column="input"), PromptNeeds())

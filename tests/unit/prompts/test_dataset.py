@@ -16,6 +16,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
@@ -56,13 +57,13 @@ def replaced(row: int, **values: Any) -> list[dict[str, Any]]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each file was opened, by name."""
     counts: Counter[str] = Counter()
-    real = fsspec.open
+    real = LocalFileSystem.open
 
-    def counting(path: str, *arguments: Any, **options: Any) -> Any:
+    def counting(filesystem: LocalFileSystem, path: str, *arguments: Any, **options: Any) -> Any:
         counts[Path(path).name] += 1
-        return real(path, *arguments, **options)
+        return real(filesystem, path, *arguments, **options)
 
-    monkeypatch.setattr(fsspec, "open", counting)
+    monkeypatch.setattr(LocalFileSystem, "open", counting)
     return counts
 
 

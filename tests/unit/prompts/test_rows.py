@@ -242,3 +242,31 @@ def test_a_template_that_fails_on_a_row_names_it(template: str, expected: str) -
     message = refused({"prompt": "x", "context": "I ski."}, context_template=template)
     assert message.startswith("a.jsonl, line 3: context_template: ")
     assert expected in message
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ value }}",
+        "{{ value | upper }}",
+        "{{ value | trim }}",
+        "{{ value | string }}",
+        "{{ values | join(', ') }}",
+        "{{ values | map('string') | join }}",
+        "{{ values | select('none') | join }}",
+        "{{ values }}",
+        "{{ row.value | replace('a', 'b') }}",
+        "{{ text | float }}",
+    ],
+)
+def test_what_is_missing_never_becomes_a_word_of_the_prompt(template: str) -> None:
+    message = refused({"value": None, "values": ["a", None], "text": "nan"}, question_template=template)
+    assert "expected text where the template prints a value, found" in message
+
+
+def test_a_template_may_ask_whether_a_value_is_missing() -> None:
+    template = "{% if value %}{{ value }}{% else %}nothing{% endif %}, {{ values | select | join('+') }}"
+    row = normalized({"value": None, "values": ["a", None]}, question_template=template)
+    assert row["messages"] == [user("nothing, a")]
+    row = normalized({"value": 1.5, "values": ["a", 2]}, question_template=template)
+    assert row["messages"] == [user("1.5, a+2")]

@@ -606,3 +606,70 @@ def test_an_event_that_a_kill_cut_off_is_left_out(run: RunDirectory) -> None:
     assert read_events(run) == []
     run.write_text("metrics.jsonl", '{"event": "stage", "step": 1}\n{"event": "sta')
     assert read_events(run) == [{"event": "stage", "step": 1}]
+
+
+@pytest.mark.parametrize("name", ["what?", "a\tb", "a\nb", "a\x00b", "a\udce9b"])
+def test_a_name_that_ray_data_would_not_read_back_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StorageError, match="expected a name without question mark and control characters, found '"):
+        open_run(str(tmp_path / name / "run"))
+
+
+NAMES = st.text("ab=:%#[]*'\"~ü中é&+;$!@\\ .-_", min_size=1, max_size=30).filter(lambda name: name.strip("."))
+
+
+@settings(max_examples=60)
+@given(name=NAMES)
+def test_a_run_lies_where_its_name_says(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    """A commit is read back there, and nothing else comes into being beside it."""
+    place = tmp_path_factory.mktemp("runs")
+    run = open_run(f"{place}/{name}")
+    run.check_writable()
+    with hold_lock(run):
+        run.record_config(CONFIG)
+    run.write_text(f"{STAGE}/part.txt", "x")
+    run.write_text("base/part.txt", "x")
+    commit(run, STAGE, CONFIG)
+    again = open_run(f"{place}/{name}")
+    manifest = again.read_manifest(STAGE, GenerateFacts)
+    assert manifest is not None
+    assert manifest.files == {"part.txt": 1}
+    again.check_config(CONFIG)
+    again.remove("base")
+    assert sorted(again.list_files("")) == ["config.yaml", f"{STAGE}/manifest.json", f"{STAGE}/part.txt"]
+    assert os.listdir(place) == [name]
+
+
+@pytest.mark.parametrize("name", ["exp [1]", "all*", "100% #1", "übung", "context=none"])
+def test_a_stage_of_an_object_store_is_removed_alone(name: str) -> None:
+    """Object stores' clients take a path to remove for a pattern."""
+    run, other = open_run(f"memory://names/{name}"), open_run("memory://names/exp 1")
+    for each in (run, other, open_run("memory://names/allies")):
+        each.write_text("base/part.txt", "x")
+        each.write_text("rounds/part.txt", "x")
+    run.remove("base")
+    assert list(run.list_files("")) == ["rounds/part.txt"]
+    assert [len(open_run(f"memory://names/{one}").list_files("")) for one in ("exp 1", "allies")] == [2, 2]
+
+
+def test_work_that_lies_behind_links_is_there(tmp_path: Path) -> None:
+    """A run directory, a round and a file of it that were moved to another disk."""
+    run = open_run(str(tmp_path / "run"))
+    run.write_text(f"{STAGE}/part.txt", "abc")
+    commit(run, STAGE, CONFIG)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run/rounds").rename(tmp_path / "disk/rounds")
+    (tmp_path / "run/rounds").symlink_to(tmp_path / "disk/rounds")
+    part = tmp_path / "disk" / STAGE / "part.txt"
+    part.rename(tmp_path / "disk/elsewhere.txt")
+    part.symlink_to(tmp_path / "disk/elsewhere.txt")
+    (tmp_path / "disk/rounds/up").symlink_to("..")  # a ring
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for name in ("run", "link"):
+        found = open_run(str(tmp_path / name))
+        manifest = found.read_manifest(STAGE, GenerateFacts)
+        assert manifest is not None
+        assert manifest.files == {"part.txt": 3}
+        assert found.list_files(STAGE).keys() == {"manifest.json", "part.txt"}
+    (tmp_path / "disk/elsewhere.txt").unlink()
+    with pytest.raises(StorageError, match="expected 3 bytes, found nothing"):
+        run.read_manifest(STAGE, GenerateFacts)

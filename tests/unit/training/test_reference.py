@@ -57,6 +57,14 @@ def test_what_workers_wrote_is_read_back_to_the_bit(tmp_path_factory, shares, sc
     assert_equal(read_logprobs(directory, len(expected)), expected)
 
 
+@pytest.mark.parametrize("name", ["pair_id=9", "exp [1]", "100% #1", "a::b", "übung", "what?", "all*"])
+def test_the_cache_is_found_wherever_the_run_lies(tmp_path, monkeypatch, name):
+    directory = str(tmp_path / name / "cache")
+    write_as(0, directory, {"a": np.array([-1.5], np.float32)}, monkeypatch)
+    assert_equal(read_logprobs(directory, 1), {"a": np.array([-1.5], np.float32)})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_cache_that_is_not_there_is_none(tmp_path):
     assert read_logprobs(str(tmp_path / "cache"), 0) is None
 

@@ -1,0 +1,62 @@
+"""Ray Data reads what it wrote, and leaves out what it had written, in folders of any name.
+
+python -m pytest tests/integration/test_written_tables.py
+
+One folder holds what single names did wrong: a column of the rows and one of the ids, each alone enough for other rows
+or for all of them once more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet
+import pytest
+import ray.data
+
+from mipo_ray.errors import UserError
+from mipo_ray.ray_cluster.blocks import map_blocks, resumed_context
+from mipo_ray.ray_cluster.tables import read_rows
+from mipo_ray.tables import open_table
+
+LOCAL = pyarrow.fs.LocalFileSystem()
+NAME = "context=none/prompt_id=9/sample=7/übung 100% #1 [a] 'b' a::b"
+ROWS = pa.table(
+    {
+        "prompt_id": [f"p{number}" for number in range(6)],
+        "context": [""] * 6,
+        "number": pa.array(range(6), pa.int64()),
+    }
+)
+
+
+def test_rows_come_back_as_they_were_written_and_only_once(tmp_path: Path) -> None:
+    place = tmp_path / NAME
+    ray.data.from_arrow(ROWS).write_parquet(str(place / "rows"), filesystem=LOCAL)
+    (file,) = (place / "rows").iterdir()
+    found = read_rows(str(place / "rows"), LOCAL)
+    assert found.schema().names == ROWS.column_names
+    assert found.take_all() == ROWS.to_pylist()
+    ids = read_rows([str(file)], LOCAL, ["prompt_id"])
+    assert ids.take_all() == ROWS.select(["prompt_id"]).to_pylist()
+    with pytest.raises(UserError, match=r"found prompt_id, context, number without sample"):
+        read_rows([str(file)], LOCAL, ["prompt_id", "sample"])
+
+
+def marked(block: pa.Table, *, call: int) -> pa.Table:
+    return block.append_column("call", pa.array([call] * block.num_rows, pa.int64()))
+
+
+def test_what_an_earlier_call_wrote_is_left_out(tmp_path: Path) -> None:
+    place = tmp_path / NAME
+    (place / "rows").mkdir(parents=True)
+    for call, rows in enumerate([ROWS.slice(0, 2), ROWS.slice(2)]):
+        pyarrow.parquet.write_table(rows, place / f"rows/part-{call}.parquet")
+        with resumed_context(str(place), LOCAL, id_column="prompt_id"):
+            found = map_blocks(read_rows(str(place / "rows"), LOCAL), marked, call=call)
+            found.write_parquet(str(place / "written"), filesystem=LOCAL)
+    written = open_table(str(place / "written"), LOCAL).to_table().sort_by("number")
+    assert written.select(ROWS.column_names).to_pylist() == ROWS.to_pylist()
+    assert written["call"].to_pylist() == [0, 0, 1, 1, 1, 1]
