@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from mipo_ray.ray_cluster.connection import address_known_beforehand
 from tests.helpers.fake_judge_endpoint import FakeJudgeEndpoint, longer
 from tests.helpers.golden_run import JUDGE_KEY, GoldenRun, Place, make_golden_run
 from tests.helpers.tiny_model import make_tiny_model
@@ -58,15 +59,16 @@ def ray_cluster(test_environment: None) -> Iterator[Any]:
     """
     import ray
 
-    context = ray.init(
-        address="local",
-        num_cpus=6,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        dashboard_port=_free_port(),
-        object_store_memory=1024**3,  # bytes
-        log_to_driver=True,
-    )
+    with address_known_beforehand():
+        context = ray.init(
+            address="local",
+            num_cpus=6,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=_free_port(),
+            object_store_memory=1024**3,  # bytes
+            log_to_driver=True,
+        )
     yield context
     ray.shutdown()
 

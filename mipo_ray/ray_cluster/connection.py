@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
@@ -45,14 +48,15 @@ def connect(config: Config) -> list[Node]:
     quiet = ray.LoggingConfig(log_level="WARNING")
     with kept_handlers():
         if address is None:
-            ray.init(
-                address="local",
-                num_cpus=local_cpus(config),
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                logging_level=logging.WARNING,
-                logging_config=quiet,
-            )
+            with address_known_beforehand():
+                ray.init(
+                    address="local",
+                    num_cpus=local_cpus(config),
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    logging_level=logging.WARNING,
+                    logging_config=quiet,
+                )
         else:
             try:
                 ray.init(address=address, logging_level=logging.WARNING, logging_config=quiet)
@@ -64,10 +68,34 @@ def connect(config: Config) -> list[Node]:
     # A UserError in a task must reach `_user_error` as what it is, and not wrapped as a failed transformation.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    threading.excepthook = _without_interrupted_threads(threading.excepthook)
     # At every pass over Parquet files Ray Data makes actors that read footers, by default 32. Each is a process to
     # start and asks for a CPU, for which an autoscaler would start nodes; one reads 128 footers at a time.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     return present_nodes()
+
+
+@contextlib.contextmanager
+def address_known_beforehand() -> Iterator[None]:
+    """A local cluster that starts inside tells its processes its own address.
+
+    Otherwise Ray Train's monitors look for any cluster on the machine, and beside a second one they fail: "Found
+    multiple active Ray instances". Ray takes the port from the environment, and its processes inherit RAY_ADDRESS.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    variables = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -83,6 +111,20 @@ def connected_work() -> Iterator[None]:
         raise
     finally:
         ray.shutdown()
+
+
+def _without_interrupted_threads(shown: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Shows what ends a thread, but not that Ray Data interrupted one of its own.
+
+    A pass that has all its rows stops the threads that list files; one that was just about to end by itself then prints
+    a traceback of InterruptedError, though nothing went wrong.
+    """
+
+    def shown_but_for_interrupted_threads(error: Any) -> None:
+        if not (error.exc_type is InterruptedError and "completion-signaler" in getattr(error.thread, "name", "")):
+            shown(error)
+
+    return shown_but_for_interrupted_threads
 
 
 def _local_gpus() -> float:

@@ -24,7 +24,7 @@ from tests.helpers.runs import (
     start_evaluation,
 )
 
-LONG = 200  # items of the task that is killed
+LONG = 96  # items of the task that is killed
 
 
 def test_the_loop_measures_the_base_and_the_rounds(golden_run: GoldenRun) -> None:

@@ -152,9 +152,6 @@ def _ask(judged: Judged) -> None:
 def _ask_endpoint(rows: ray.data.Dataset, judge: JudgeConfig, events: Events) -> ray.data.Dataset:
     """One actor beside the driver, where localhost and the environment are what the user meant."""
     blocks = -(-judge.max_concurrent_requests // ROWS_PER_BLOCK) + 1
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
     return rows.map_batches(
         EndpointJudge,
         fn_constructor_args=(judge, endpoint_key(judge), events),
@@ -164,7 +161,7 @@ def _ask_endpoint(rows: ray.data.Dataset, judge: JudgeConfig, events: Events) ->
             size=1, max_tasks_in_flight_per_actor=2 * blocks, max_concurrent_calls_per_actor=blocks
         ),
         num_cpus=0,
-        scheduling_strategy=here,
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
 
 
