@@ -33,7 +33,7 @@ from mipo_ray.evaluation.figures import task_table
 from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols
 from mipo_ray.evaluation.tasks.task import task_names
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks
-from mipo_ray.models.source import check_model
+from mipo_ray.models.source import check_model, check_sampled_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.describe import describe_judge, describe_tasks
 from mipo_ray.prompts.check import PromptSummary
@@ -89,6 +89,7 @@ def check_evaluation_inputs(config: Config, run: RunDirectory, trained: Sequence
     """
     check_trackers(config.trackers)
     check_model(config.model.path)
+    check_sampled_model(config.model.path, config.windows)
     tasks = check_tasks(config)
     judge = config.evaluate.judge
     if not tasks and not judge.is_on:

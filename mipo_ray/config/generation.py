@@ -67,6 +67,9 @@ class EnginePoolConfig(Section):
             raise ValueError(f"min_size ({self.min_size}) is larger than max_size ({self.max_size})")
         reserved = {"model", "tokenizer", "dtype", "max_model_len", "tensor_parallel_size", "trust_remote_code"}
         reserved |= {"generation_config", "logprobs_mode"}
+        # With these an engine would sample from another model than the one that is trained and scored.
+        reserved |= {"hf_overrides", "hf_config_path", "config_format", "load_format", "quantization"}
+        reserved |= {"quantization_config", "revision", "code_revision", "tokenizer_revision"}
         for key in sorted(reserved & self.engine_args.keys()):
             raise ValueError(f"engine_args.{key} is set by the configuration itself; remove it")
         return self

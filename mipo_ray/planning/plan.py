@@ -10,7 +10,7 @@ from mipo_ray.conditioning.needs import check_held_out, check_training_prompts
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tasks, check_tasks
-from mipo_ray.models.source import check_model, embedding_model
+from mipo_ray.models.source import check_model, check_policy_model, embedding_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
@@ -70,6 +70,7 @@ def check_inputs(config: Config, run: RunDirectory) -> Inputs:
     """Checks everything that can be checked without a cluster; raises UserError for what a user must mend."""
     check_trackers(config.trackers)
     check_model(config.model.path)
+    check_policy_model(config.model.path, config.windows)
     if "similar_prompt" in config.conditioning.strategies and config.conditioning.similar.model is not None:
         embedding_model(config.conditioning.similar.model)
     prompts = check_training_prompts(config)

@@ -18,7 +18,7 @@ from torch import distributed
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
-from mipo_ray.models.source import local_model_directory
+from mipo_ray.models.source import check_policy_model, local_model_directory
 from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.ray_cluster.resources import Request, worker_request
 from mipo_ray.ray_cluster.watch import watch_workers
@@ -44,16 +44,19 @@ _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 def check_model_is_trainable(config: Config) -> None:
-    """Finds out, on a node of the cluster and from config.json alone, whether the initial model can be trained so.
+    """Finds out, on a node of the cluster and without weights, whether the initial model can be trained so, and whether
+    engines and trainer read the same model: of one that had to be downloaded this is told here first.
 
-    Raises what `deepspeed_engine.check_trainable` raises, as the cause of a RayTaskError.
+    Raises what `source.check_policy_model` and `deepspeed_engine.check_trainable` raise, as a RayTaskError's cause.
     """
     task = ray.remote(num_cpus=1)(_check_model).options(name="check_model_is_trainable")
-    ray.get(task.remote(config.model.path, config.train, config.model.trust_remote_code))
+    ray.get(task.remote(config.model.path, config.windows, config.train, config.model.trust_remote_code))
 
 
-def _check_model(path: str, train: TrainConfig, trust_remote_code: bool) -> None:
-    check_trainable(local_model_directory(path, trust_remote_code), train, trust_remote_code=trust_remote_code)
+def _check_model(path: str, windows: dict[str, int], train: TrainConfig, trust_remote_code: bool) -> None:
+    directory = local_model_directory(path, trust_remote_code)
+    check_policy_model(directory, windows)
+    check_trainable(directory, train, trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True)
