@@ -24,6 +24,7 @@ from mipo_ray.ray_cluster.resources import Request, worker_request
 from mipo_ray.ray_cluster.watch import watch_workers
 from mipo_ray.session import Stage
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.training.agreement import SamplerDisagrees
 from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints
 from mipo_ray.training.deepspeed_engine import check_trainable, deepspeed_config
 from mipo_ray.training.shares import StepShares, own_steps
@@ -34,7 +35,7 @@ from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
 CHECKPOINTS = "ray_train"
 REFERENCE_CACHE = "reference_logprobs"
 
-Outcome = TrainSummary | TrainingDiverged | CheckpointRefused
+Outcome = TrainSummary | TrainingDiverged | CheckpointRefused | SamplerDisagrees
 
 # The newest, and the one before it for the time in which the newest is not complete.
 _CHECKPOINTS_KEPT = 2
@@ -81,8 +82,9 @@ def train_policy(stage: Stage, models: Models, pairs: ray.data.Dataset, pair_cou
 
     Raises UserError for no pairs, a dtype that cannot be trained, and checkpoints that cannot be gone on from;
     WaitTimeoutError when the workers get no nodes within ray.wait_timeout_minutes;
-    TrainingDiverged when training diverges (which is not tried again); and for any other failure RuntimeError, or
-    UserError where the worker raised one, with the worker's message first.
+    TrainingDiverged when training diverges and SamplerDisagrees when another model than the one that is trained sampled
+    the pairs (neither is tried again); and for any other failure RuntimeError, or UserError where the worker raised one,
+    with the worker's message first.
     """
     config, resources = stage.config, stage.session.resources
     if not pair_count:
@@ -211,7 +213,7 @@ def _worker_loop(loop_config: dict[str, Any]) -> Outcome:
                 threads=threads,
             )
             return train_round(settings, steps_in_epoch, report, Checkpoints(publish, _latest))
-    except (TrainingDiverged, CheckpointRefused) as error:
+    except (TrainingDiverged, CheckpointRefused, SamplerDisagrees) as error:
         # All workers meet it together. Returned and not raised: a worker that fails is started again.
         return error
 

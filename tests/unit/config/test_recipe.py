@@ -244,7 +244,7 @@ def test_wrong_values_name_key_and_value(override: str, key: str, found: str) ->
         (["generation.sampling.min_tokens=49"], "generation.sampling.min_tokens is larger"),
         (["generation.pool.engine_args={dtype: half}"], "generation.pool: engine_args.dtype is set by"),
         (
-            ["generation.pool.engine_args={hf_overrides: {rope_theta: 1}}"],
+            ["generation.pool.engine_args={hf_overrides: {}}"],
             "generation.pool: engine_args.hf_overrides is set by",
         ),
         (["generation.pool.engine_args={quantization: fp8}"], "generation.pool: engine_args.quantization is set by"),
