@@ -1,7 +1,7 @@
 """Whether the sampler and the trainer are the same model: their log-probs of the same response under the same prompt.
 
-vLLM and transformers implement every model anew. Where they read one model directory differently, a round would train on
-noise and call it an improvement. Both numbers exist for nothing: the sampler's beside each response, the trainer's in
+vLLM and transformers implement every model anew. Where they read one model directory differently, a round would train
+on noise and call it an improvement. Both numbers exist for nothing: the sampler's beside each response, the trainer's in
 each forward pass.
 """
 
@@ -18,8 +18,8 @@ from mipo_ray.errors import UserError
 USUAL_CAUSES = (
     "These are two models, and nothing that is trained or measured with both means anything. Usual causes: rotary "
     "positions in config.json that they read differently (rope_scaling, rope_parameters, a window that is too long), "
-    "weights or adapters that one of them leaves out, an engine argument (generation.pool.engine_args) that changes the "
-    "model, pairs that another policy sampled, or a family that one of them implements differently "
+    "weights or adapters that one of them leaves out, an engine argument (generation.pool.engine_args) that changes "
+    "the model, pairs that another policy sampled, or a family that one of them implements differently "
     "(tests/nightly/test_model_zoo.py names those that were compared)"
 )
 

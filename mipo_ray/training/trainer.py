@@ -83,8 +83,8 @@ def train_policy(stage: Stage, models: Models, pairs: ray.data.Dataset, pair_cou
     Raises UserError for no pairs, a dtype that cannot be trained, and checkpoints that cannot be gone on from;
     WaitTimeoutError when the workers get no nodes within ray.wait_timeout_minutes;
     TrainingDiverged when training diverges and SamplerDisagrees when another model than the one that is trained sampled
-    the pairs (neither is tried again); and for any other failure RuntimeError, or UserError where the worker raised one,
-    with the worker's message first.
+    the pairs (neither is tried again); and for any other failure RuntimeError, or UserError where the worker raised
+    one, with the worker's message first.
     """
     config, resources = stage.config, stage.session.resources
     if not pair_count:

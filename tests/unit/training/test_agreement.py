@@ -147,18 +147,15 @@ def test_pairs_without_the_samplers_word_are_trained_on() -> None:
     policy = tiny_model()
     pairs = read_all(ragged_pairs(3))
     assert {pair.sampler_logprob for pair in pairs} == {None}
-    optimizer_step(
-        PlainEngine(policy), colocated_reference(ResponseLogprobs(tiny_model())), pairs, TrainConfig(), 1e-3, 0
-    )
+    frozen = colocated_reference(ResponseLogprobs(tiny_model()))
+    optimizer_step(PlainEngine(policy), frozen, pairs, TrainConfig(layout="padded"), 1e-3, 0)
 
 
 def test_the_column_is_read_and_null_for_swapped_labels() -> None:
     rows = [{**row, "chosen_logprob": -float(number)} for number, row in enumerate(ragged_pairs(8))]
     ids = pa.list_(pa.int32())
-    schema = pa.schema(
-        [("pair_id", pa.string()), ("prompt_token_ids", ids), ("chosen_token_ids", ids)]
-        + [("rejected_token_ids", pa.list_(ids)), ("chosen_logprob", pa.float32())]
-    )
+    types = {"pair_id": pa.string(), "chosen_logprob": pa.float32(), "rejected_token_ids": pa.list_(ids)}
+    schema = pa.schema(list((types | {"prompt_token_ids": ids, "chosen_token_ids": ids}).items()))
     table = pa.Table.from_pylist(rows, schema=schema)
     assert [pair.sampler_logprob for pair in read_pairs(table, "dpo")] == [-float(number) for number in range(8)]
     shuffled = read_pairs(shuffle_labels(table, seed=3), "dpo")
