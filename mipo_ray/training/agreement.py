@@ -1,8 +1,8 @@
 """Whether the sampler and the trainer are the same model: their log-probs of the same response under the same prompt.
 
 vLLM and transformers implement every model anew. Where they read one model directory differently, a round would train
-on noise and call it an improvement. Both numbers exist for nothing: the sampler's beside each response, the trainer's in
-each forward pass.
+on noise and call it an improvement. Both numbers exist for nothing: the sampler's beside each response, the trainer's
+in each forward pass.
 """
 
 from __future__ import annotations

@@ -26,9 +26,10 @@ from mipo_ray.session import Stage
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.training.agreement import SamplerDisagrees
 from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints
-from mipo_ray.training.deepspeed_engine import check_trainable, deepspeed_config
+from mipo_ray.training.deepspeed_engine import deepspeed_config
 from mipo_ray.training.shares import StepShares, own_steps
 from mipo_ray.training.step import TrainingDiverged
+from mipo_ray.training.trainable import check_trainable
 from mipo_ray.training.worker import TrainSummary, WorkerSettings, train_round
 
 # Below a stage: Ray Train's own books and the checkpoints, and the log-probs of reference_mode cached.
@@ -48,7 +49,7 @@ def check_model_is_trainable(config: Config) -> None:
     """Finds out, on a node of the cluster and without weights, whether the initial model can be trained so, and whether
     engines and trainer read the same model: of one that had to be downloaded this is told here first.
 
-    Raises what `source.check_policy_model` and `deepspeed_engine.check_trainable` raise, as a RayTaskError's cause.
+    Raises what `source.check_policy_model` and `trainable.check_trainable` raise, as a RayTaskError's cause.
     """
     task = ray.remote(num_cpus=1)(_check_model).options(name="check_model_is_trainable")
     ray.get(task.remote(config.model.path, config.windows, config.train, config.model.trust_remote_code))
