@@ -87,6 +87,7 @@ def check_policy(directory: ModelDirectory, weights: list[str], windows: Mapping
     shown = f"{directory.shown}/config.json"
     _check_is_language_model(config, shown)
     _check_is_not_quantized(directory, config, weights)
+    _check_sliding_window(text_config(config), shown)
     check_window(directory, windows)
     for field, tokens in windows.items():
         if difference := rope_difference(config, tokens):
@@ -114,6 +115,17 @@ def _check_is_language_model(config: dict[str, Any], shown: str) -> None:
         raise UserError(
             f"{shown}: field architectures: expected a causal language model (...{' or ...'.join(_CAUSAL_ENDINGS)}), "
             f"found {', '.join(names)}"
+        )
+
+
+def _check_sliding_window(text: dict[str, Any], shown: str) -> None:
+    """Qwen2's way to say that the upper layers alone have a sliding window, which vLLM does not do."""
+    layers, first = text.get("num_hidden_layers"), text.get("max_window_layers")
+    is_qwen2 = str(text.get("model_type")).startswith("qwen2")
+    if is_qwen2 and text.get("use_sliding_window") and first is not None and first != layers:
+        raise UserError(
+            f"{shown}: field max_window_layers: expected {layers}, the number of layers, where use_sliding_window is "
+            f"true, found {first}: vLLM has no sliding window in some layers of this family"
         )
 
 

@@ -55,6 +55,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "fp8": ({"quantization_config": {"quant_method": "fp8"}}, "found fp8"),
     "mxfp4": ({"quantization_config": {"quant_method": "mxfp4"}}, "found mxfp4"),
     "compressed tensors": ({"compression_config": {"quant_method": "compressed-tensors"}}, "found compressed-tensors"),
+    "slides above": (
+        {
+            "model_type": "qwen2",
+            "num_hidden_layers": 4,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 2,
+        },
+        r"field max_window_layers: expected 4, the number of layers, .*found 2",
+    ),
     "quantized inside": ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "found fp8"),
 }
 
