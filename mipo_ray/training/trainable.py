@@ -36,7 +36,7 @@ def _without_weights(model_dir: str, trust_remote_code: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, facts = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,
             use_safetensors=True,
             device_map="meta",
@@ -46,6 +46,7 @@ def _without_weights(model_dir: str, trust_remote_code: bool) -> Any:
         )
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UserError(f"{model_dir}: transformers cannot make a language model of it: {error}") from error
+    model, facts = loaded
     for kind, meaning in (("missing_keys", "are not in its weights"), ("mismatched_keys", "have other shapes in them")):
         if names := sorted(str(key[0] if isinstance(key, tuple) else key) for key in facts[kind]):
             raise UserError(
