@@ -22,6 +22,14 @@ from mipo_ray.training.logprobs import response_logprobs
 WHOLE_BYTES = 4 * 1024**3
 # What a configuration says about how it was loaded, not about the model.
 _NOT_THE_MODEL = ("dtype", "torch_dtype", "_name_or_path", "transformers_version", "_attn_implementation")
+_OLDER = (
+    "rope_theta",
+    "rope_scaling",
+    "partial_rotary_factor",
+    "rotary_pct",
+    "rotary_emb_base",
+    "rope_local_base_freq",
+)
 
 
 class ExportDiffers(RuntimeError):
@@ -58,8 +66,20 @@ def check_export(model: Any, weights: Mapping[str, Tensor], source: Path, output
 
 def is_same_configuration(config_class: Any, source: Path, output: Path) -> bool:
     """Whether transformers reads the same model out of the config.json of both directories."""
-    first, second = (config_class.from_pretrained(directory).to_dict() for directory in (source, output))
-    return all(first.get(name) == second.get(name) for name in (first.keys() | second.keys()) - set(_NOT_THE_MODEL))
+    first, second = (_model_facts(config_class.from_pretrained(directory)) for directory in (source, output))
+    # An older field that one of them lacks is repeated in `rope_parameters`, which both have.
+    in_both = first.keys() & second.keys()
+    names = in_both | {name for name in first.keys() ^ second.keys() if name not in _OLDER}
+    return all(first.get(name) == second.get(name) for name in names)
+
+
+def _model_facts(config: Any) -> dict[str, Any]:
+    """What a configuration says about the model, every fact under one name."""
+    found = {name: value for name, value in config.to_dict().items() if value is not None}
+    facts = {name: value for name, value in found.items() if name not in _NOT_THE_MODEL}
+    if isinstance(rope := facts.get("rope_parameters"), dict) and "rope_type" in rope:
+        facts["rope_parameters"] = {name: value for name, value in rope.items() if name != "type"}
+    return facts
 
 
 def _check_names(model_class: Any, output: Path) -> None:
