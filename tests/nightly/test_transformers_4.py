@@ -52,7 +52,8 @@ import json, sys, torch, transformers
 assert transformers.__version__.startswith("4.57"), transformers.__version__
 from transformers import AutoModelForCausalLM
 for directory in json.loads(sys.argv[1]):
-    model = AutoModelForCausalLM.from_pretrained(directory, torch_dtype=torch.float32, attn_implementation="eager").eval()
+    options = {"torch_dtype": torch.float32, "attn_implementation": "eager"}
+    model = AutoModelForCausalLM.from_pretrained(directory, **options).eval()
     sums = []
     for prompt, response in json.loads(sys.argv[2]):
         with torch.no_grad():
