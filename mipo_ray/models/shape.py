@@ -6,19 +6,11 @@ Nothing here imports torch, transformers, ray or vllm.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mipo_ray.errors import UserError
-from mipo_ray.models.directory import (
-    ModelDirectory,
-    check_directory,
-    is_remote,
-    local_path,
-    open_directory,
-    read_header,
-)
-from mipo_ray.models.source import EMBEDDED
+from mipo_ray.models.directory import ModelDirectory, check_directory, read_header
+from mipo_ray.models.source import EMBEDDED, known_directory
 
 
 @dataclass(frozen=True)
@@ -45,15 +37,10 @@ def model_shape(path: str) -> ModelShape | str:
     """The shape of a model that `source.check_model` accepts, or, as a string, why it is not known."""
     if path == EMBEDDED:
         return EMBEDDED_SHAPE
-    if not is_remote(path) and not local_path(path).is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        config_file = try_to_load_from_cache(path, "config.json")
-        if not isinstance(config_file, str):
-            return f"{path} was not downloaded yet"
-        path = str(Path(config_file).parent)
     try:
-        directory = open_directory(path)
+        directory = known_directory(path)
+        if isinstance(directory, str):
+            return directory
         weights = check_directory(directory)
     except UserError as error:  # of a model from the Hub, whose weights may not be there yet
         return str(error)
