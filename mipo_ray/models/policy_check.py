@@ -87,8 +87,9 @@ def check_policy(directory: ModelDirectory, weights: list[str], windows: Mapping
     shown = f"{directory.shown}/config.json"
     _check_is_language_model(config, shown)
     _check_is_not_quantized(directory, config, weights)
-    _check_sliding_window(text_config(config), shown)
+    _check_upper_layers(text_config(config), shown)
     check_window(directory, windows)
+    _check_cohere2_window(text_config(config), windows, shown)
     for field, tokens in windows.items():
         if difference := rope_difference(config, tokens):
             raise UserError(
@@ -118,7 +119,23 @@ def _check_is_language_model(config: dict[str, Any], shown: str) -> None:
         )
 
 
-def _check_sliding_window(text: dict[str, Any], shown: str) -> None:
+def _check_cohere2_window(text: dict[str, Any], windows: Mapping[str, int], shown: str) -> None:
+    """In this family vLLM lets a token see the `sliding_window` tokens before it and itself, transformers one fewer."""
+    sliding = text.get("sliding_window")
+    if not str(text.get("model_type")).startswith("cohere2") or sliding is None:
+        return
+    if "sliding_attention" not in (text.get("layer_types") or ["sliding_attention"]):
+        return
+    for field, tokens in windows.items():
+        if tokens > sliding:
+            raise UserError(
+                f"{shown}: field sliding_window: with {field} {tokens}, vLLM and transformers read different models: "
+                f"in this family the one sees {sliding + 1} tokens in its sliding layers, the other {sliding}, so that "
+                f"log-probs would differ; both are the same up to a window of {sliding} tokens"
+            )
+
+
+def _check_upper_layers(text: dict[str, Any], shown: str) -> None:
     """Qwen2's way to say that the upper layers alone have a sliding window, which vLLM does not do."""
     layers, first = text.get("num_hidden_layers"), text.get("max_window_layers")
     is_qwen2 = str(text.get("model_type")).startswith("qwen2")

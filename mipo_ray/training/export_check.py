@@ -13,7 +13,7 @@ from torch import Tensor
 from mipo_ray.errors import UserError
 from mipo_ray.models.directory import open_directory, weight_files
 from mipo_ray.models.one_model import check_one_model
-from mipo_ray.training.agreement import Comparison
+from mipo_ray.training.agreement import Comparison, bound_for
 from mipo_ray.training.layout import Tree, lay_out
 from mipo_ray.training.logprobs import response_logprobs
 
@@ -114,7 +114,7 @@ def _check_probe(model: Any, loaded: Any, output: Path) -> None:
         trained = response_logprobs(model, lay_out([tree], "packed" if is_packed else "padded").to(model.device))
         read_back = response_logprobs(loaded, lay_out([tree], "padded"))
     probe = Comparison("a probe", len(tree.responses[0]), float(trained), float(read_back))
-    if probe.excess(model.dtype) > 1:
+    if bound_for(model.dtype, model.device).excess(probe) > 1:
         raise ExportDiffers(
             f"{output}: a probe of {probe.tokens} tokens has a log-prob of {probe.sampler:.4f} in the trained policy, "
             f"of {probe.trainer:.4f} in the export"

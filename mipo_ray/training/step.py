@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from mipo_ray.config.train import Layout, TrainConfig
-from mipo_ray.training.agreement import Comparison, check_agreement_of_workers
+from mipo_ray.training.agreement import Comparison, bound_for, check_agreement_of_workers
 from mipo_ray.training.layout import Pair, TokenBatch, Tree, TreeLengths, laid_out_tokens, lay_out, token_count
 from mipo_ray.training.loss import PairLogprobs, pair_losses, ranked_correctly, rewards
 from mipo_ray.training.reference import Reference
@@ -119,7 +119,8 @@ def optimizer_step(
         engine.backward(losses.sum() * (workers / pair_count), scale_wrt_gas=False)
         found = _describe(micro_batch, logprobs, losses.detach(), train)
         sums += torch.stack([found[name] for name in _metric_names(train)])
-    check_agreement_of_workers(comparisons, engine.module.model.dtype, engine.device)
+    bound = bound_for(engine.module.model.dtype, engine.device)
+    check_agreement_of_workers(comparisons, bound, engine.device)
     distributed.all_reduce(sums)
     metrics = dict(zip(_metric_names(train), sums.tolist(), strict=True))
     counts = {name: int(metrics.pop(name)) for name in COUNTS}

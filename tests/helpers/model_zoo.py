@@ -44,6 +44,7 @@ def _long_rope(original: int) -> dict[str, Any]:
     return _rope("longrope", **factors) | sizes
 
 
+_FULL_ABOVE = ["sliding_attention", "full_attention"]
 _EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2}
 
 ZOO: dict[str, Member] = {
@@ -81,7 +82,8 @@ ZOO: dict[str, Member] = {
     "Phi3, half rotary": Member("Phi3", {"partial_rotary_factor": 0.5}),
     "Phi3, LongRoPE": Member("Phi3", _long_rope(original=64)),
     "Phi3, LongRoPE beyond": Member("Phi3", _long_rope(original=32), refused="rope_type longrope"),
-    "Phi": Member("Phi", {"partial_rotary_factor": 0.5}),
+    # vLLM knows of this family one width of its inner layers only: four times the hidden size.
+    "Phi": Member("Phi", {"partial_rotary_factor": 0.5, "intermediate_size": 512}),
     "StableLm": Member("StableLm", {"partial_rotary_factor": 0.25}),
     "Persimmon": Member("Persimmon", {"num_key_value_heads": 4}),
     "Granite": Member(
@@ -89,7 +91,8 @@ ZOO: dict[str, Member] = {
         {"logits_scaling": 7.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.1},
     ),
     "Cohere": Member("Cohere", {"logit_scale": 0.3}),
-    "Cohere2": Member("Cohere2", {"logit_scale": 0.3, "sliding_window": 16}),
+    "Cohere2": Member("Cohere2", {"logit_scale": 0.3, "sliding_window": WINDOW, "layer_types": _FULL_ABOVE}),
+    "Cohere2 beyond": Member("Cohere2", {"logit_scale": 0.3, "sliding_window": 16}, refused="field sliding_window"),
     "Gemma": Member("Gemma"),
     "Gemma2": Member("Gemma2", {"sliding_window": 16, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 32}),
     "Gemma3": Member("Gemma3Text", {"sliding_window": 16, "query_pre_attn_scalar": 32, "num_hidden_layers": 6}),

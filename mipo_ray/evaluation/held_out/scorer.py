@@ -85,7 +85,7 @@ class Scorer:
 
     def _compare_with_sampler(self, block: pa.Table, rows: list[dict[str, Any]]) -> None:
         """Raises SamplerDisagrees where an answer was sampled by another model than the one that scored it."""
-        from mipo_ray.training.agreement import Comparison, check_agreement
+        from mipo_ray.training.agreement import Comparison, bound_for, check_agreement
 
         sampled = block[SAMPLER_LOGPROB[0]].to_pylist()
         for name, model in self._models.items():
@@ -97,7 +97,7 @@ class Scorer:
                 )
                 if logprob is not None and name == row["models"][-1]
             ]
-            check_agreement(compared, model.dtype)
+            check_agreement(compared, bound_for(model.dtype, model.device))
 
     def _score(self, name: str, rows: list[dict[str, Any]]) -> list[list[float]]:
         import torch

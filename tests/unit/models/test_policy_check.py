@@ -271,3 +271,25 @@ def test_positions_that_both_read_alike_pass(config: dict[str, Any], window: int
 def test_longrope_is_refused_exactly_beyond_its_short_factors(window: int, original: int, name: str) -> None:
     config = long_rope(rope_type=name, original_max_position_embeddings=original)
     assert (rope_difference(config, window) is not None) == (window > original)
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ({"sliding_window": 63}, True),
+        ({"sliding_window": 63, "layer_types": ["sliding_attention", "full_attention"]}, True),
+        ({"sliding_window": 64}, False),
+        ({"sliding_window": None}, False),
+        ({"sliding_window": 63, "layer_types": ["full_attention"]}, False),
+        ({"sliding_window": 63, "model_type": "mistral"}, False),
+    ],
+)
+def test_the_sliding_window_of_cohere2_is_refused_where_it_matters(
+    config: dict[str, Any], refused: bool, tmp_path: Path
+) -> None:
+    path = model_of(tmp_path / "model", **{"model_type": "cohere2", **config})
+    if not refused:
+        check_policy_model(path, {"model.max_model_len": 64})
+        return
+    with pytest.raises(UserError, match="field sliding_window: .*the one sees 64 tokens .*, the other 63"):
+        check_policy_model(path, {"model.max_model_len": 64})

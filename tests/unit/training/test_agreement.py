@@ -21,7 +21,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out.scorer import Scorer, ScorerSettings
 from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA
 from mipo_ray.pairs.label_control import has_swapped_labels, shuffle_labels
-from mipo_ray.training.agreement import Comparison, SamplerDisagrees, allowed_difference, check_agreement
+from mipo_ray.training.agreement import Bound, Comparison, SamplerDisagrees, bound_for, check_agreement
 from mipo_ray.training.deepspeed_engine import join_process_group
 from mipo_ray.training.layout import Pair, read_pairs
 from mipo_ray.training.logprobs import ResponseLogprobs
@@ -30,47 +30,74 @@ from mipo_ray.training.step import optimizer_step
 from tests.helpers.tiny_families import plain_logprobs, tiny_model
 from tests.helpers.tiny_training import ragged_pairs, read_all, save_tied_llama
 
-DTYPES = (torch.float32, torch.bfloat16)
+EXACT = bound_for(torch.float32, "cpu")
+ROUNDED = {
+    "float32 on a GPU": bound_for(torch.float32, "cuda"),
+    "bfloat16": bound_for(torch.bfloat16, "cpu"),
+    "bfloat16 on a GPU": bound_for(torch.bfloat16, "cuda"),
+}
 
 
-@given(tokens=st.integers(1, 4000), logprob=st.floats(-5000, 0), dtype=st.sampled_from(DTYPES), share=st.floats(0, 3))
-def test_the_bound_decides_and_nothing_else(tokens: int, logprob: float, dtype: torch.dtype, share: float) -> None:
-    one = Comparison("pair 'a'", tokens, logprob, logprob)
-    bound = allowed_difference(one, dtype)
-    other = replace(one, sampler=logprob + share * bound)
+def far(bound: Bound, share: float, tokens: int = 24, logprob: float = -50.0) -> Comparison:
+    """A comparison of which the two values are `share` of what the bound allows apart."""
+    one = Comparison("far", tokens, logprob, logprob)
+    return replace(one, sampler=logprob + share * bound.allows(one))
+
+
+@given(
+    tokens=st.integers(1, 4000),
+    logprob=st.floats(-5000, 0),
+    bound=st.sampled_from([EXACT, *ROUNDED.values()]),
+    share=st.floats(0, 3),
+)
+def test_the_bound_decides_and_nothing_else(tokens: int, logprob: float, bound: Bound, share: float) -> None:
+    compared = [far(bound, share, tokens, logprob)] * 2
     if share < 0.99:
-        check_agreement([one, other], dtype)
+        check_agreement(compared, bound)
     elif share > 1.01:
-        with pytest.raises(SamplerDisagrees, match="pair 'a': the engine that sampled it"):
-            check_agreement([one, other], dtype)
+        with pytest.raises(SamplerDisagrees, match="far: the engine that sampled it"):
+            check_agreement(compared, bound)
 
 
-def test_the_faults_that_were_found_are_beyond_the_bound_of_float32() -> None:
+@given(near=st.integers(0, 20), beyond=st.integers(0, 20))
+def test_one_answer_is_enough_where_nothing_is_rounded_and_more_than_half_elsewhere(near: int, beyond: int) -> None:
+    for bound, are_too_many in ((EXACT, beyond > 0), *((bound, beyond > near) for bound in ROUNDED.values())):
+        compared = [far(bound, 0.5)] * near + [far(bound, 5.0)] * beyond
+        if not are_too_many:
+            check_agreement(compared, bound)
+            continue
+        with pytest.raises(SamplerDisagrees, match=f"; {beyond} of {near + beyond} answers"):
+            check_agreement(compared, bound)
+
+
+def test_the_faults_that_were_found_are_beyond_the_bounds() -> None:
     # nats of an answer of 24 tokens: LongRoPE's factors, and micro-batches that change a sequence's own positions
     for difference in (26.9, 0.24, 0.09):
         with pytest.raises(SamplerDisagrees):
-            check_agreement([Comparison("x", 24, -50.0, -50.0 + difference)], torch.float32)
-    check_agreement([Comparison("x", 24, -50.0, -50.0 + 1e-3)], torch.float32)
-    with pytest.raises(SamplerDisagrees):
-        check_agreement([Comparison("x", 24, -50.0, -50.0 + 26.9)], torch.bfloat16)
+            check_agreement([Comparison("x", 24, -50.0, -50.0 + difference)], EXACT)
+    check_agreement([Comparison("x", 24, -50.0, -50.0 + 1e-3)], EXACT)
+    for bound in ROUNDED.values():
+        with pytest.raises(SamplerDisagrees):
+            check_agreement([Comparison("x", 24, -50.0, -50.0 + 26.9)], bound)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_no_number_disagrees(value: float) -> None:
+@pytest.mark.parametrize("bound", [EXACT, *ROUNDED.values()], ids=["float32", *ROUNDED])
+def test_what_is_no_number_disagrees(value: float, bound: Bound) -> None:
     with pytest.raises(SamplerDisagrees):
-        check_agreement([Comparison("x", 3, -1.0, value)], torch.float32)
+        check_agreement([Comparison("x", 3, -1.0, value)], bound)
 
 
 def test_the_message_names_the_worst_pair_both_values_and_causes() -> None:
     near, far = Comparison("pair 'near'", 10, -20.0, -20.5), Comparison("pair 'far'", 10, -20.0, -29.0)
     with pytest.raises(UserError) as caught:
-        check_agreement([near, far, near], torch.float32)
+        check_agreement([near, far, near], EXACT)
     message = str(caught.value)
     assert message.startswith("pair 'far': the engine that sampled it gave it a log-prob of -20.0000, the model")
     for part in ("gives -29.0000 (nats, 10 tokens; expected at most 0.03 ", "float32", "rope_scaling", "engine_args"):
         assert part in message
     assert str(pickle.loads(pickle.dumps(caught.value))) == message  # it travels from a worker to the driver
-    check_agreement([], torch.float32)
+    check_agreement([], EXACT)
 
 
 class PlainEngine:
