@@ -32,7 +32,7 @@ from mipo_ray.evaluation.figures import task_table
 from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse_other_references
 from mipo_ray.evaluation.tasks.task import task_names
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks
-from mipo_ray.models.source import check_model
+from mipo_ray.models.source import check_model, check_sampled_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.describe import describe_judge, describe_tasks
@@ -97,6 +97,7 @@ def check_evaluation_inputs(
     """
     check_trackers(config.trackers)
     check_model(config.model.source)
+    check_sampled_model(config.model.source, config.windows)
     counts = TokenCounts(config, count_all=count_all)
     tasks = check_tasks(config, counts.of_item)
     judge = config.evaluate.judge

@@ -17,6 +17,18 @@ _SET_ENGINE_ARGUMENTS = {
     "generation_config",
     "logprobs_mode",
 }
+# With these an engine would sample from another model than the one that is trained and scored.
+_ANOTHER_MODEL = {
+    "hf_overrides",
+    "hf_config_path",
+    "config_format",
+    "load_format",
+    "quantization",
+    "quantization_config",
+    "revision",
+    "code_revision",
+    "tokenizer_revision",
+}
 
 
 class Section(BaseModel):
@@ -50,10 +62,16 @@ def node_labels(actors: str, role: str) -> Any:
     )
 
 
-def check_engine_arguments(arguments: dict[str, Any]) -> None:
-    """Raises ValueError for a raw vLLM engine argument that the configuration sets itself."""
+def check_engine_arguments(arguments: dict[str, Any], *, of_policy: bool) -> None:
+    """Raises ValueError for a raw vLLM engine argument that the configuration sets itself, and for engines of the
+    policy also for one that makes another model of it."""
     for key in sorted(_SET_ENGINE_ARGUMENTS & arguments.keys()):
         raise ValueError(f"engine_args.{key} is set by the configuration itself; remove it")
+    for key in sorted(_ANOTHER_MODEL & arguments.keys()) if of_policy else ():
+        raise ValueError(
+            f"engine_args.{key} would make the engines sample from another model than the one that is trained; "
+            "remove it"
+        )
 
 
 def check_at_most(fewest: tuple[str, int], most: tuple[str, int]) -> None:

@@ -49,7 +49,7 @@ class EnginePoolConfig(Section):
     @model_validator(mode="after")
     def _sizes_agree(self) -> EnginePoolConfig:
         check_at_most(("min_size", self.min_size), ("max_size", self.max_size))
-        check_engine_arguments(self.engine_args)
+        check_engine_arguments(self.engine_args, of_policy=True)
         return self
 
 

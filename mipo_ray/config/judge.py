@@ -118,5 +118,5 @@ class JudgeConfig(Section):
             raise ValueError(f"protocols: expected each one once, found {', '.join(self.protocols)}")
         if self.has_own_engines:
             check_room(("max_tokens", self.max_tokens), ("max_model_len", self.max_model_len))
-        check_engine_arguments(self.engine_args)
+        check_engine_arguments(self.engine_args, of_policy=False)
         return self

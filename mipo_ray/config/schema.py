@@ -117,6 +117,14 @@ class Config(Section):
         strict=False,
     )
 
+    @property
+    def windows(self) -> dict[str, int]:
+        """The context windows that engines with a policy of the run are started with: field -> tokens."""
+        found = {"model.max_model_len": self.model.max_model_len}
+        if self.evaluate.task_max_model_len is not None:
+            found["evaluate.task_max_model_len"] = self.evaluate.task_max_model_len
+        return found
+
     @model_validator(mode="after")
     def _fits_the_window(self) -> Config:
         check_room(

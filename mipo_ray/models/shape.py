@@ -9,16 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mipo_ray.errors import UserError
-from mipo_ray.models.directory import (
-    ModelDirectory,
-    check_directory,
-    is_remote,
-    local_path,
-    open_directory,
-    read_header,
-)
-from mipo_ray.models.hub import downloaded
-from mipo_ray.models.source import EMBEDDED
+from mipo_ray.models.directory import ModelDirectory, check_directory, read_header
+from mipo_ray.models.source import EMBEDDED, known_directory
 
 
 @dataclass(frozen=True)
@@ -45,12 +37,10 @@ def model_shape(path: str) -> ModelShape | str:
     """The shape of a model that `source.check_model` accepts, or, as a string, why it is not known."""
     if path == EMBEDDED:
         return EMBEDDED_SHAPE
-    if not is_remote(path) and not local_path(path).is_dir():
-        if (config_file := downloaded(path, "config.json")) is None:
-            return f"{path} was not downloaded yet"
-        path = str(config_file.parent)
     try:
-        directory = open_directory(path)
+        directory = known_directory(path)
+        if isinstance(directory, str):
+            return directory
         weights = check_directory(directory)
     except UserError as error:  # of a model from the Hub, whose weights may not be there yet
         return str(error)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mipo_ray.errors import UserError
 from mipo_ray.models.cache import cache_dir, make_once
-from mipo_ray.models.directory import check_directory, check_model_directory, is_remote, local_path, open_directory
+from mipo_ray.models.directory import ModelDirectory, check_directory, is_remote, local_path, open_directory
 from mipo_ray.models.hub import downloaded, hub_model
+from mipo_ray.models.one_model import check_one_model
+from mipo_ray.models.policy_check import check_policy, check_window
+from mipo_ray.models.vocabulary import check_vocabulary
 
 EMBEDDED = "embedded"
 EMBEDDING_KEY = "conditioning.similar.model"
@@ -62,6 +65,66 @@ def check_model(path: str) -> None:
             )
 
 
+def check_model_directory(path: str) -> list[str]:
+    """Check a model directory, local or remote, without reading its weights; return the files that hold them.
+
+    It must hold config.json with a model_type, complete safetensors of one model, a tokenizer whose tokens all have
+    embeddings, and a chat template.
+
+    Raises:
+        UserError: naming the file, what was expected and what was found.
+    """
+    directory = open_directory(path)
+    weights = check_directory(directory)
+    check_one_model(directory, weights, are_all_read=not is_remote(path))
+    check_vocabulary(directory, weights)
+    return weights
+
+
+def known_directory(path: str) -> ModelDirectory | str:
+    """The directory of a model that `check_model` accepts, or, as a string, why it is not known: `embedded` and models
+    of the Hub may not have been brought to this machine yet."""
+    if path == EMBEDDED:
+        from mipo_ray.models.embedded import embedded_directory
+
+        if not embedded_directory().is_dir():
+            return f"{path} was not converted yet"
+        return open_directory(str(embedded_directory()))
+    if is_remote(path) or local_path(path).is_dir():
+        return open_directory(path)
+    if (config_file := downloaded(path, "config.json")) is None:
+        return f"{path} was not downloaded yet"
+    return open_directory(str(config_file.parent))
+
+
+def check_policy_model(path: str, windows: Mapping[str, int]) -> None:
+    """Check a model that `check_model` accepts further: that it can be trained here, and that vLLM and transformers
+    read the same model out of its directory. A model that is not on this machine yet is let pass.
+
+    windows: of a field of the configuration that sets a context window, its name -> tokens.
+
+    Raises:
+        UserError: naming the file, the field, what was expected and what was found.
+    """
+    directory = known_directory(path)
+    if not isinstance(directory, ModelDirectory):
+        return
+    try:
+        weights = check_directory(directory)
+    except UserError:
+        if is_remote(path) or local_path(path).is_dir():
+            raise
+        weights = []  # of the Hub, whose weights may not be there yet
+    check_policy(directory, weights, windows)
+
+
+def check_sampled_model(path: str, windows: Mapping[str, int]) -> None:
+    """As `check_policy_model`, of a model that is sampled only: its window has to be long enough."""
+    directory = known_directory(path)
+    if isinstance(directory, ModelDirectory):
+        check_window(directory, windows)
+
+
 def _is_wanted(name: str, weights: Iterable[str], trust_remote_code: bool) -> bool:
     return name in weights or name.endswith(_COMPANIONS) or (trust_remote_code and name.endswith(".py"))
 
@@ -69,7 +132,7 @@ def _is_wanted(name: str, weights: Iterable[str], trust_remote_code: bool) -> bo
 def _download(path: str, trust_remote_code: bool) -> Path:
     """Copy a remote model directory into the cache, once for each content it has had."""
     remote = open_directory(path)
-    weights = check_directory(remote)
+    weights = check_model_directory(path)
     sizes = {name: remote.size(name) for name in remote.details if _is_wanted(name, weights, trust_remote_code)}
     versions = {name: [str(remote.details[name].get(field)) for field in _VERSION_FIELDS] for name in sizes}
     # A changed remote gets a directory of its own: another process may be reading the former one.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from mipo_ray.pairs.schema import SAMPLER_LOGPROB
 from mipo_ray.seeds import stable_seed
 
 
@@ -15,6 +17,8 @@ def has_swapped_labels(seed: int, pair_id: str) -> bool:
 
 def shuffle_labels(table: pa.Table, seed: int) -> pa.Table:
     """Pairs (version 2, one rejected response each) with the token ids of chosen and rejected swapped in a seeded half.
+
+    The sampler's log-prob of a chosen response that was swapped is null: it sampled the other one under this prompt.
 
     Raises ValueError where a pair has several rejected responses.
     """
@@ -32,4 +36,8 @@ def shuffle_labels(table: pa.Table, seed: int) -> pa.Table:
         ("rejected_token_ids", new_rejected),
     ):
         table = table.set_column(table.schema.get_field_index(name), name, column)
+    if (index := table.schema.get_field_index(SAMPLER_LOGPROB)) >= 0:
+        logprobs = table.column(index)
+        known = pc.if_else(pa.array(swapped), pa.scalar(None, logprobs.type), logprobs)
+        table = table.set_column(index, SAMPLER_LOGPROB, known)
     return table

@@ -112,6 +112,10 @@ def pair_columns(objective: Objective) -> list[str]:
     return columns
 
 
+# The sampler's log-prob of the chosen response: read where it is there, to compare it with the trainer's.
+SAMPLER_LOGPROB = "chosen_logprob"
+
+
 def missing_columns(wanted: Sequence[str], found: Sequence[str]) -> str:
     """What to say of a file of pairs that lacks a wanted column; "" for one that has them all."""
     missing = sorted(set(wanted) - set(found))

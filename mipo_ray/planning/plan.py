@@ -9,7 +9,7 @@ from mipo_ray.conditioning.needs import check_held_out, check_training_prompts
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse_other_references
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tasks, check_tasks
-from mipo_ray.models.source import check_embedding_model, check_model
+from mipo_ray.models.source import check_embedding_model, check_model, check_policy_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.token_counts import TokenCounts
@@ -75,6 +75,7 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
     """
     check_trackers(config.trackers)
     check_model(config.model.source)
+    check_policy_model(config.model.source, config.windows)
     if "similar_prompt" in config.conditioning.strategies and config.conditioning.similar.model is not None:
         check_embedding_model(config.conditioning.similar.model)
     counts = TokenCounts(config, count_all=count_all)

@@ -19,7 +19,7 @@ from torch import distributed, nn
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.ray_cluster.resources import TRAINS_ON_GPUS_ONLY
-from mipo_ray.training.adapters import targeted_layers, with_adapters
+from mipo_ray.training.adapters import with_adapters
 from mipo_ray.training.attention import use_attention
 from mipo_ray.training.layout import Pair
 from mipo_ray.training.logprobs import ResponseLogprobs, check_logprobs
@@ -106,23 +106,6 @@ def deepspeed_config(train: TrainConfig, dtype: str) -> dict[str, Any]:
         generated["data_types"] = {"grad_accum_dtype": "fp32"}
         zero["stage"] = max(train.zero_stage, 1)
     return _merged(generated, train.deepspeed)
-
-
-def check_trainable(model_dir: str, train: TrainConfig, *, trust_remote_code: bool) -> None:
-    """Finds out without weights, before anything is sampled, what of `train` the model in `model_dir` cannot honour.
-
-    Reads config.json only. Whether flash-attn is installed, and what shows only when tokens go through the model, is
-    for `policy_engine` to find. Raises UserError as that does, for the layout, the attention and LoRA's target layers.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    if train.attention != "flash_attention_2":
-        use_attention(model, train.attention, train.layout)
-    if train.lora.rank:
-        targeted_layers(model, train.lora.target_modules)
 
 
 def policy_engine(model_dir: str, train: TrainConfig, dtype: str, device: str, *, trust_remote_code: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mipo_ray.models.rope import with_older_rope_fields
 from mipo_ray.training.adapters import PlainWeight, merged_weight, plain_weights
+from mipo_ray.training.export_check import check_export, is_same_configuration
 
 # Weights, in any format a model directory may hold them: replaced by the export, never copied.
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".onnx"}
@@ -22,16 +25,42 @@ def export_policy(engine: Any, source_dir: str | Path, output_dir: str | Path) -
     worker must call this together, since ZeRO stage 3 gathers the parameters one by one; rank 0 alone keeps them (on
     its CPU) and writes. Adapters are merged into what is written, which is a plain model; the engine's own weights stay
     as they are. Tokenizer, chat template and every other file that is not weights come from `source_dir`, the directory
-    the policy was loaded from; config.json is written anew, with the dtype of the weights.
+    the policy was loaded from, byte for byte; config.json too, but for the dtype of the weights and, where it has none,
+    the rotary fields that transformers 4 reads.
+
+    The export is loaded back before this returns. Raises ExportDiffers, on every worker, where it is not the policy.
     """
     model = _transformers_model(engine)
     weights = _gathered_weights(model)
+    failure: list[Exception | None] = [None]
     if _rank() == 0:
-        output = Path(output_dir)
-        model.save_pretrained(output, state_dict=weights, max_shard_size="5GB")
-        _copy_other_files(Path(source_dir), output)
+        try:
+            _write(model, weights, Path(source_dir), Path(output_dir))
+            check_export(model, weights, Path(source_dir), Path(output_dir))
+        except Exception as error:  # the others would wait for ever
+            failure = [error]
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+        torch.distributed.broadcast_object_list(failure, src=0)
+    if failure[0] is not None:
+        raise failure[0]
+
+
+def _write(model: Any, weights: dict[str, Tensor], source: Path, output: Path) -> None:
+    # It empties the dictionary that it is given.
+    model.save_pretrained(output, state_dict=dict(weights), max_shard_size="5GB")
+    if not (source / "generation_config.json").exists():
+        (output / "generation_config.json").unlink(missing_ok=True)  # transformers made one up
+    _copy_other_files(source, output)
+    text = _with_dtype((source / "config.json").read_text(encoding="utf-8"), str(model.dtype).removeprefix("torch."))
+    config_file = output / "config.json"
+    config_file.write_text(with_older_rope_fields(text), encoding="utf-8")
+    if not is_same_configuration(type(model.config), source, output):
+        config_file.write_text(text, encoding="utf-8")  # rather unread by transformers 4 than misread by 5
+
+
+def _with_dtype(text: str, dtype: str) -> str:
+    """A config.json that says of which dtype the weights are, where it said so before, and is else kept to the byte."""
+    return re.sub(r'("(?:torch_)?dtype"\s*:\s*)(?:"[^"]*"|null)', rf'\g<1>"{dtype}"', text)
 
 
 def _transformers_model(engine: Any) -> Any:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mipo_ray.config.train import Layout, Objective
-from mipo_ray.pairs.schema import REJECTED_SIDE, innermost_lists, lists_as_arrays, pair_columns
+from mipo_ray.pairs.schema import REJECTED_SIDE, SAMPLER_LOGPROB, innermost_lists, lists_as_arrays, pair_columns
 
 
 class TreeLengths(NamedTuple):
@@ -63,6 +63,7 @@ class Pair:
 
     pair_id: str
     trees: tuple[Tree, ...]
+    sampler_logprob: float | None = None  # of the chosen response, in nats; None where it is not known
 
     @property
     def lengths(self) -> list[TreeLengths]:
@@ -116,7 +117,7 @@ class TokenBatch:
 
 
 def read_pair(row: Mapping[str, Any], objective: Objective) -> Pair:
-    """The pair of a row of version 2, of which the columns `pair_columns(objective)` are read.
+    """The pair of a row of version 2: the columns `pair_columns(objective)`, and SAMPLER_LOGPROB where it is there.
 
     Raises ValueError, naming the pair, for an empty prompt (its first response token would have nothing to be predicted
     from), an empty response, or no rejected response where the objective compares.
@@ -125,16 +126,14 @@ def read_pair(row: Mapping[str, Any], objective: Objective) -> Pair:
     if "rejected_token_ids" in ids and not ids["rejected_token_ids"]:
         raise ValueError(f"pair {row['pair_id']!r}: expected at least one rejected response, found none")
     trees = [Tree(prompt, responses) for prompt, responses in _scored(ids, objective)]
-    return Pair(row["pair_id"], tuple(trees))
+    return Pair(row["pair_id"], tuple(trees), row.get(SAMPLER_LOGPROB))
 
 
 def read_pairs(rows: pa.Table, objective: Objective) -> list[Pair]:
     """The pairs of a table of rows; see `read_pair`."""
     ids = innermost_lists(rows, _id_columns(objective), lists_as_arrays)
-    return [
-        read_pair({"pair_id": pair_id, **row}, objective)
-        for pair_id, row in zip(rows["pair_id"].to_pylist(), ids, strict=True)
-    ]
+    plain = rows.select([name for name in ("pair_id", SAMPLER_LOGPROB) if name in rows.column_names]).to_pylist()
+    return [read_pair({**row, **of_row}, objective) for row, of_row in zip(plain, ids, strict=True)]
 
 
 def read_lengths(rows: pa.Table, objective: Objective) -> list[list[TreeLengths]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ import torch
 
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import Objective
+from mipo_ray.errors import UserError
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.layout import Pair, read_pair
 from mipo_ray.training.step import optimizer_step
@@ -26,10 +28,10 @@ from mipo_ray.training.step import optimizer_step
 OPERATORS = 15  # lines of the table of operators
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a warm-up step, whose FLOPs are counted, and a profiled one, and prints what they took."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a warm-up step, whose FLOPs are counted, and a profiled one, and prints what they took; returns the exit
+    code."""
     from mipo_ray.config.recipe import load_config
-    from mipo_ray.models.source import local_model_directory
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help="embedded, or a model directory: policy and reference")
@@ -38,16 +40,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=4, help="pairs of the step")
     parser.add_argument("overrides", nargs="*", help="dotted configuration overrides, for example train.layout=packed")
     options = parser.parse_args(arguments)
-    config = load_config(None, options.overrides)
+    try:
+        print(_profile(options, load_config(None, options.overrides)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _profile(options: argparse.Namespace, config: Config) -> str:
+    from mipo_ray.models.source import check_policy_model, local_model_directory
+
+    model = local_model_directory(options.model, config.model.trust_remote_code)
+    check_policy_model(model, {})
     on_gpu = torch.cuda.is_available()
-    print(
-        profile_step(
-            local_model_directory(options.model, config.model.trust_remote_code),
-            config,
-            random_pairs(options.pairs, options.prompt, options.response, config.train.objective),
-            dtype=config.model.dtype if config.model.dtype != "auto" else ("bfloat16" if on_gpu else "float32"),
-            device="cuda" if on_gpu else "cpu",
-        )
+    return profile_step(
+        model,
+        config,
+        random_pairs(options.pairs, options.prompt, options.response, config.train.objective),
+        dtype=config.model.dtype if config.model.dtype != "auto" else ("bfloat16" if on_gpu else "float32"),
+        device="cuda" if on_gpu else "cpu",
     )
 
 
@@ -181,4 +193,4 @@ class _TimedEngine:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,7 +20,7 @@ import ray.train
 from mipo_ray.config.train import Objective, TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.pairs.label_control import shuffle_labels
-from mipo_ray.pairs.schema import kept_pairs, missing_columns, pair_columns
+from mipo_ray.pairs.schema import SAMPLER_LOGPROB, kept_pairs, missing_columns, pair_columns
 from mipo_ray.ray_cluster.blocks import map_blocks, ordered_context
 from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.training.layout import Pair, laid_out_tokens, read_lengths, read_pairs
@@ -42,6 +42,7 @@ def stream_kept_pairs(
     columns = [*pair_columns(objective), "dropped"]
     # Ray Data leaves out what a file does not have, without a word.
     found = pyarrow.parquet.read_schema(files[0], filesystem=filesystem).names
+    columns += [SAMPLER_LOGPROB] if SAMPLER_LOGPROB in found else []
     if missing := missing_columns(columns, found):
         raise UserError(f"{files[0]}: train.objective {objective}: {missing}; generate these pairs again")
     with ordered_context():
@@ -82,8 +83,10 @@ def share_out(step: pa.Table, *, train: TrainConfig, workers: int) -> pa.Table:
     them up has an empty `pair_id`.
     """
     rows = _share_rows(train, workers)
+    wanted = (*pair_columns(train.objective), SAMPLER_LOGPROB)
+    step = step.select([name for name in wanted if name in step.column_names])
     sizes = [laid_out_tokens(lengths, train.layout) for lengths in read_lengths(step, train.objective)]
-    empty: dict[str, Any] = {name: [] for name in step.column_names} | {"pair_id": ""}
+    empty: dict[str, Any] = {name: [] for name in step.column_names} | {"pair_id": "", SAMPLER_LOGPROB: None}
     filler = pa.Table.from_pylist([empty] * rows, step.schema)
     parts = []
     for indices in deal(sizes, workers):
@@ -111,8 +114,7 @@ def _in_shares(pairs: ray.data.Dataset, train: TrainConfig, workers: int) -> ray
     With the order preserved, the split deals blocks to the workers in turn, and since they all have equally many rows
     it neither cuts one nor leaves any out.
     """
-    columns = pairs.select_columns(pair_columns(train.objective))
-    steps = columns.repartition(target_num_rows_per_block=train.batch_size, strict=True)
+    steps = pairs.repartition(target_num_rows_per_block=train.batch_size, strict=True)
     shares = map_blocks(steps, share_out, train=train, workers=workers)
     return shares.repartition(target_num_rows_per_block=_share_rows(train, workers), strict=True)
 

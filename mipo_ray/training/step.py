@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from mipo_ray.config.train import Layout, TrainConfig
+from mipo_ray.training.agreement import Comparison, bound_for, check_agreement_of_workers
 from mipo_ray.training.layout import Pair, TokenBatch, Tree, TreeLengths, laid_out_tokens, lay_out, token_count
 from mipo_ray.training.loss import PairLogprobs, pair_losses, ranked_correctly, rewards
 from mipo_ray.training.reference import Reference
@@ -91,7 +92,8 @@ def optimizer_step(
     without padding), forward_tokens (that went through the policy, prompts shared or not), padding_share, loss, and
     those of `_describe`.
 
-    Raises TrainingDiverged, on every worker alike, naming `step`.
+    Raises, on every worker alike, TrainingDiverged, naming `step`, and, before the update, SamplerDisagrees, naming a
+    pair.
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
@@ -100,6 +102,7 @@ def optimizer_step(
     distributed.all_reduce(pair_count)
     planned = plan_micro_batches(pairs, train, engine.device)
     sums = torch.zeros(len(_metric_names(train)), dtype=torch.float64, device=engine.device)
+    comparisons: list[Comparison] = []
     for index, micro_batch in enumerate(planned):
         # The window is closed here and not by DeepSpeed's counter, so that steps may have any number of micro-batches.
         engine.set_gradient_accumulation_boundary(index == len(planned) - 1)
@@ -110,11 +113,14 @@ def optimizer_step(
             engine.backward(0.0 * policy.sum(), scale_wrt_gas=False)
             continue
         logprobs = _pair_logprobs(policy, frozen, micro_batch)
+        comparisons += _beside_the_sampler(micro_batch.pairs, logprobs, train, step)
         losses = pair_losses(logprobs, train)
         # DeepSpeed averages the gradients of the workers.
         engine.backward(losses.sum() * (workers / pair_count), scale_wrt_gas=False)
         found = _describe(micro_batch, logprobs, losses.detach(), train)
         sums += torch.stack([found[name] for name in _metric_names(train)])
+    bound = bound_for(engine.module.model.dtype, engine.device)
+    check_agreement_of_workers(comparisons, bound, engine.device)
     distributed.all_reduce(sums)
     metrics = dict(zip(_metric_names(train), sums.tolist(), strict=True))
     counts = {name: int(metrics.pop(name)) for name in COUNTS}
@@ -146,6 +152,26 @@ def _pair_logprobs(policy: Tensor, reference: Tensor | None, micro_batch: MicroB
         reference=None if reference is None else reference.view(shape),
         tokens=torch.tensor(lengths, device=policy.device),
     )
+
+
+def _beside_the_sampler(
+    pairs: Sequence[Pair], logprobs: PairLogprobs, train: TrainConfig, step: int
+) -> list[Comparison]:
+    """The chosen responses' log-probs by what sampled them and by the same model here.
+
+    At step 0 that is the policy, which was not updated yet. Later it is the reference, where that is the round's start.
+    Rejected responses were sampled under other prompts than the ones they are scored under.
+    """
+    is_first = step == 0
+    if not is_first and (logprobs.reference is None or train.reference != "round_start"):
+        return []
+    same = logprobs.policy if is_first else logprobs.reference
+    assert same is not None
+    return [
+        Comparison(f"pair {pair.pair_id!r}", len(pair.trees[0].responses[0]), pair.sampler_logprob, found)
+        for pair, found in zip(pairs, same[:, 0, 0].tolist(), strict=True)
+        if pair.sampler_logprob is not None
+    ]
 
 
 def _metric_names(train: TrainConfig) -> list[str]:

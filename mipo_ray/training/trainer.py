@@ -18,7 +18,7 @@ from torch import distributed
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
-from mipo_ray.models.source import local_model_directory
+from mipo_ray.models.source import check_policy_model, local_model_directory
 from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.paths import plain_path
 from mipo_ray.ray_cluster.resources import Request, worker_request
@@ -26,17 +26,19 @@ from mipo_ray.ray_cluster.watch import watch_workers
 from mipo_ray.session import Stage
 from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.training.agreement import SamplerDisagrees
 from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints
-from mipo_ray.training.deepspeed_engine import check_trainable, deepspeed_config
+from mipo_ray.training.deepspeed_engine import deepspeed_config
 from mipo_ray.training.shares import StepShares, own_steps
 from mipo_ray.training.step import TrainingDiverged
+from mipo_ray.training.trainable import check_trainable
 from mipo_ray.training.worker import WorkerSettings, train_round
 
 # Below a stage: Ray Train's own books and the checkpoints, and the log-probs of reference_mode cached.
 CHECKPOINTS = "ray_train"
 REFERENCE_CACHE = "reference_logprobs"
 
-Outcome = TrainSummary | TrainingDiverged | CheckpointRefused
+Outcome = TrainSummary | TrainingDiverged | CheckpointRefused | SamplerDisagrees
 
 # The newest, and the one before it for the time in which the newest is not complete.
 _CHECKPOINTS_KEPT = 2
@@ -46,16 +48,19 @@ _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 def check_model_is_trainable(config: Config) -> None:
-    """Finds out, on a node of the cluster and from config.json alone, whether the initial model can be trained so.
+    """Finds out, on a node of the cluster and without weights, whether the initial model can be trained so, and whether
+    engines and trainer read the same model: of one that had to be downloaded this is told here first.
 
-    Raises what `deepspeed_engine.check_trainable` raises, as the cause of a RayTaskError.
+    Raises what `source.check_policy_model` and `trainable.check_trainable` raise, as a RayTaskError's cause.
     """
     task = ray.remote(num_cpus=1)(_check_model).options(name="check_model_is_trainable")
-    ray.get(task.remote(config.model.source, config.train, config.model.trust_remote_code))
+    ray.get(task.remote(config.model.source, config.windows, config.train, config.model.trust_remote_code))
 
 
-def _check_model(path: str, train: TrainConfig, trust_remote_code: bool) -> None:
-    check_trainable(local_model_directory(path, trust_remote_code), train, trust_remote_code=trust_remote_code)
+def _check_model(path: str, windows: dict[str, int], train: TrainConfig, trust_remote_code: bool) -> None:
+    directory = local_model_directory(path, trust_remote_code)
+    check_policy_model(directory, windows)
+    check_trainable(directory, train, trust_remote_code=trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,9 @@ def train_policy(stage: Stage, models: Models, pairs: ray.data.Dataset, pair_cou
 
     Raises UserError for no pairs, a dtype that cannot be trained, and checkpoints that cannot be gone on from;
     WaitTimeoutError when the workers get no nodes within ray.wait_timeout_minutes;
-    TrainingDiverged when training diverges (which is not tried again); and for any other failure RuntimeError, or
-    UserError where the worker raised one, with the worker's message first.
+    TrainingDiverged when training diverges and SamplerDisagrees when another model than the one that is trained sampled
+    the pairs (neither is tried again); and for any other failure RuntimeError, or UserError where the worker raised
+    one, with the worker's message first.
     """
     config, resources = stage.config, stage.session.resources
     if not pair_count:
@@ -210,7 +216,7 @@ def _worker_loop(loop_config: dict[str, Any]) -> Outcome:
                 threads=threads,
             )
             return train_round(settings, steps_in_epoch, report, Checkpoints(publish, _latest))
-    except (TrainingDiverged, CheckpointRefused) as error:
+    except (TrainingDiverged, CheckpointRefused, SamplerDisagrees) as error:
         # All workers meet it together. Returned and not raised: a worker that fails is started again.
         return error
 

@@ -210,10 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train_on_file(options: argparse.Namespace, config: Config) -> None:
-    from mipo_ray.models.source import local_model_directory
+    from mipo_ray.models.source import check_policy_model, local_model_directory
 
     pairs = _read_pairs(options.pairs, config.train)
     model = local_model_directory(options.model, config.model.trust_remote_code)
+    check_policy_model(model, {})
     on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as scratch:
         settings = WorkerSettings(

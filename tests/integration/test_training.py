@@ -10,6 +10,7 @@ import gc
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -609,9 +610,18 @@ def test_the_command_refuses_files_that_it_cannot_train_on(
 )
 def test_a_step_is_profiled(model_dir, capsys, overrides):
     sizes = ["--prompt", "12", "--response", "5", "--pairs", "2"]
-    profile.main(["--model", str(model_dir), *sizes, *overrides])
+    assert profile.main(["--model", str(model_dir), *sizes, *overrides]) == 0
     shown = capsys.readouterr().out
     for name in ("policy", "backward", "optimizer", "FLOPs", "peak memory", "aten::"):
         assert name in shown
     trained_tokens = {"sami": 2 * 2 * 2 * 17}.get(overrides[0].rpartition("=")[2] if overrides else "", 2 * 2 * 17)
     assert f"tokens {trained_tokens} of all sequences" in shown
+
+
+def test_a_model_that_cannot_be_trained_is_not_profiled(model_dir, capsys, tmp_path):
+    shutil.copytree(model_dir, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    assert profile.main(["--model", str(tmp_path / "model")]) == 2
+    assert "field quantization_config: expected none, found fp8" in capsys.readouterr().err

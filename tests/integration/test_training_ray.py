@@ -23,7 +23,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.monitoring import events as monitoring
 from mipo_ray.pairs.label_control import has_swapped_labels
-from mipo_ray.pairs.schema import TOKEN_IDS, pair_columns, write_form
+from mipo_ray.pairs.schema import SAMPLER_LOGPROB, TOKEN_IDS, pair_columns, write_form
 from mipo_ray.ray_cluster.blocks import ordered_context
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.session import Session, Stage
@@ -32,6 +32,7 @@ from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.training import stage as stage_module
+from mipo_ray.training.agreement import SamplerDisagrees
 from mipo_ray.training.layout import read_pairs
 from mipo_ray.training.shares import StepShares, own_steps, stream_kept_pairs
 from mipo_ray.training.trainer import Models, train_policy
@@ -67,6 +68,7 @@ SCHEMA = pa.schema(
         ("chosen_token_ids", TOKEN_IDS),
         ("rejected_token_ids", pa.list_(TOKEN_IDS)),
         ("mismatched_prompt_token_ids", pa.list_(TOKEN_IDS)),  # read by objective sami alone
+        (SAMPLER_LOGPROB, pa.float32()),
     ]
 )
 
@@ -231,6 +233,20 @@ def test_a_failed_worker_is_reported_with_its_own_message_first(ray_cluster, mod
     run = open_run(str(tmp_path))
     with pytest.raises(RuntimeError, match=r"^training worker 0: epoch 0, step 2: expected 4 pairs .*, found 3"):
         on_ray(model_dir, run, monitoring.start(run), pair_count=12, num_workers=1)
+
+
+def test_pairs_of_another_sampler_end_the_training_on_all_workers_and_are_not_tried_again(
+    ray_cluster, model_dir, tmp_path
+):
+    sampled = [{**pair, SAMPLER_LOGPROB: -1.0} for pair in PAIRS]
+    run = open_run(str(tmp_path))
+    events = monitoring.start(run)
+    message = "pair '[0-9a-f]{16}': the engine that sampled it gave it a log-prob of -1.0000, the model that is trained"
+    with pytest.raises(SamplerDisagrees, match=message) as caught:
+        on_ray(model_dir, run, events, pairs=sampled, max_failures=3)
+    assert "4 of 4 answers" in str(caught.value)  # those of both workers
+    assert not steps_done(run, events)
+    assert not (tmp_path / STAGE / "policy").exists()
 
 
 def test_no_pairs_are_refused(ray_cluster, model_dir, tmp_path):

@@ -24,6 +24,9 @@ SCORING_COLUMNS = (
     ("response_token_ids", TOKEN_IDS),
     ("models", pa.list_(pa.string())),
 )
+# What the engine said of its own answer, nats: compared with the log-prob under the first conditioning by the last of
+# the row's models, which are what the answer was sampled under, and by. Null where it was sampled otherwise.
+SAMPLER_LOGPROB = ("sampler_logprob", pa.float64())
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,27 @@ class Scorer:
             scored = [row if name in row["models"] else {**row, "conditionings": []} for row in rows]
             values = self._score(name, scored)
             block = block.append_column(f"logprobs_{name}", pa.array(values, pa.list_(pa.float64())))
+        if SAMPLER_LOGPROB[0] in block.column_names:
+            self._compare_with_sampler(block, rows)
         self._idle.work_ends()
         self._events.emit({"event": "scored", "scored_responses": len(rows), **self._idle.take()})
         return block.drop_columns([name for name, _ in SCORING_COLUMNS])
+
+    def _compare_with_sampler(self, block: pa.Table, rows: list[dict[str, Any]]) -> None:
+        """Raises SamplerDisagrees where an answer was sampled by another model than the one that scored it."""
+        from mipo_ray.training.agreement import Comparison, bound_for, check_agreement
+
+        sampled = block[SAMPLER_LOGPROB[0]].to_pylist()
+        for name, model in self._models.items():
+            scores = block[f"logprobs_{name}"].to_pylist()
+            compared = [
+                Comparison(f"held-out answer to {prompt_id!r}", len(row["response_token_ids"]), logprob, own[0])
+                for prompt_id, row, logprob, own in zip(
+                    block["prompt_id"].to_pylist(), rows, sampled, scores, strict=True
+                )
+                if logprob is not None and name == row["models"][-1]
+            ]
+            check_agreement(compared, bound_for(model.dtype, model.device))
 
     def _score(self, name: str, rows: list[dict[str, Any]]) -> list[list[float]]:
         import torch

@@ -35,7 +35,7 @@ from mipo_ray.evaluation.held_out.matrix import (
     read_matrix_rows,
     render_matrix,
 )
-from mipo_ray.evaluation.held_out.scorer import SCORING_COLUMNS, Scorer, ScorerSettings
+from mipo_ray.evaluation.held_out.scorer import SAMPLER_LOGPROB, SCORING_COLUMNS, Scorer, ScorerSettings
 from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
 from mipo_ray.generation.sampler import DEFAULT_SAMPLING, REQUESTS, policy_engines, sample_responses
 from mipo_ray.monitoring.progress import progress
@@ -67,6 +67,7 @@ RESPONSE_SCHEMA = pa.schema(
         ("answer_tokens", pa.int32()),  # of these behind the thoughts
         ("conditioning_ids", pa.list_(pa.string())),
         *SCORING_COLUMNS,
+        SAMPLER_LOGPROB,
     ]
 )
 
@@ -262,7 +263,8 @@ def _one_row_per_response(
                     "tokens": len(response["token_ids"]),
                     "answer_tokens": response.get("answer_tokens"),
                     "response_token_ids": response["token_ids"],
-                    **_scored_under(compared if is_answer else own),
+                    # The rejected one was sampled under another prompt than the one that it is scored under.
+                    **(_scored_under(compared, response.get("logprob")) if is_answer else _scored_under(own)),
                     "models": models,
                 }
             )
@@ -282,9 +284,10 @@ def _others(row: dict[str, Any]) -> dict[str, list[int]]:
     return {f"{OTHER}{name}": ids for name, ids in zip(names, token_ids, strict=True)}
 
 
-def _scored_under(conditionings: dict[str, list[int]]) -> dict[str, list[Any]]:
+def _scored_under(conditionings: dict[str, list[int]], sampler_logprob: float | None = None) -> dict[str, Any]:
     """The columns of a row that is to be scored under these conditionings: id -> token ids."""
-    return {"conditioning_ids": list(conditionings), "conditionings": list(conditionings.values())}
+    ids, prompts = list(conditionings), list(conditionings.values())
+    return {"conditioning_ids": ids, "conditionings": prompts, SAMPLER_LOGPROB[0]: sampler_logprob}
 
 
 def _pairs_only(block: pa.Table) -> pa.Table:

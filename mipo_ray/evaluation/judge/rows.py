@@ -22,7 +22,7 @@ from mipo_ray.evaluation.judge.prompts import (
     pairwise_prompt,
     pointwise_prompt,
 )
-from mipo_ray.models.source import check_model
+from mipo_ray.models.source import check_model, check_sampled_model
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.public_sets import row_reader
@@ -69,6 +69,7 @@ def check_judge(config: Config, run: RunDirectory) -> None:
     if judge.has_own_engines:
         try:
             check_model(str(judge.model))
+            check_sampled_model(str(judge.model), {"evaluate.judge.max_model_len": judge.max_model_len})
         except UserError as error:
             raise UserError(str(error).replace("model.path", "evaluate.judge.model", 1)) from None
     for round in base_and_rounds(range(config.rounds)):

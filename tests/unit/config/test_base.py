@@ -28,6 +28,13 @@ def test_no_engine_is_told_by_raw_arguments_what_fields_say(section: str, name: 
     assert functools.reduce(getattr, section.split("."), found).engine_args == {"max_num_seqs": 4}
 
 
+@pytest.mark.parametrize("name", ["hf_overrides", "load_format", "quantization", "revision"])
+def test_a_judge_may_be_loaded_in_other_ways_than_its_files_say_and_the_policy_not(name: str) -> None:
+    load_config(overrides=[f"evaluate.judge.engine_args.{name}=x"])
+    with pytest.raises(ConfigError, match=f"generation.pool: engine_args.{name} would make .* another model"):
+        load_config(overrides=[f"generation.pool.engine_args.{name}=x"])
+
+
 @pytest.mark.parametrize(
     ("fewest", "most"), [("generation.pool.min_size", "max_size"), ("train.min_workers", "num_workers")]
 )

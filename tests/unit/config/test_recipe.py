@@ -249,6 +249,9 @@ def test_wrong_values_name_key_and_value(override: str, key: str, found: str) ->
         (["filters.min_length_ratio=2", "filters.max_length_ratio=1"], "filters: min_length_ratio (2.0) is above"),
         (["generation.sampling.min_tokens=49"], "generation.sampling.min_tokens is larger"),
         (["generation.pool.engine_args={dtype: half}"], "generation.pool: engine_args.dtype is set by"),
+        (["generation.pool.engine_args={hf_overrides: {}}"], "generation.pool: engine_args.hf_overrides would make"),
+        (["generation.pool.engine_args={quantization: fp8}"], "generation.pool: engine_args.quantization would make"),
+        (["generation.pool.engine_args={load_format: dummy}"], "generation.pool: engine_args.load_format would make"),
     ],
 )
 def test_contradictions_are_refused(overrides: list[str], expected: str) -> None:
