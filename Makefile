@@ -45,7 +45,7 @@ unit: setup-test ## the tests without engine and cluster
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 integration: setup-test ## the tests with real vLLM, Ray and DeepSpeed
-	$(BIN)/python -m pytest tests/integration --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/integration --numprocesses 2 --no-loadscope-reorder $(PYTEST_ARGS)
 
 nightly: setup-test ## the tests that make test leaves out: the real model, clusters and programs of their own
 	FULL_PRODUCTS=1 $(BIN)/python -m pytest tests/nightly $(PRODUCT_TESTS) $(PYTEST_ARGS)
