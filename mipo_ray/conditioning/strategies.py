@@ -1,7 +1,7 @@
 """What the mismatched response y- is sampled under: one pure function per strategy, over one block of prompt rows.
 
 A strategy reads a block as a table of columns (column name -> one list per column, all of the same length) with at
-least `prompt_id`, `messages`, `question_messages`, `context`, `group` and `text` (see `dataset.PROMPT_SCHEMA`);
+least `prompt_id`, `messages`, `question_messages`, `context`, `group` and `text` (see `rows.PROMPT_SCHEMA`);
 `similar_prompt` also needs `embedding`, a float32 array [rows, dimensions]. DPO
 against the sampling policy as reference fits beta * log(pi_theta / pi_ref) to the log-ratio of the density that chosen
 responses come from to the density that rejected responses come from. The strategy decides the second density, and with

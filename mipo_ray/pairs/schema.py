@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mipo_ray.config.train import Objective
+from mipo_ray.prompts.rows import MESSAGES
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 TOKEN_IDS = pa.list_(pa.int32())
 
 # What a conditioning block carries through the engine, beside the columns of `blocks.condition_block`.

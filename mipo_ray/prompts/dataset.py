@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,24 +14,8 @@ from ray.data.datasource import Datasource, ReadTask
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.public_sets import row_reader
-from mipo_ray.prompts.rows import CheckedFile, checked_rows
+from mipo_ray.prompts.rows import PROMPT_SCHEMA, CheckedFile, prompt_tables
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
-# The columns of `rows.PromptRow` but for the reference, whatever the file looked like.
-PROMPT_SCHEMA = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("messages", MESSAGES),
-        ("question_messages", MESSAGES),
-        ("context", pa.string()),
-        ("group", pa.string()),
-        ("text", pa.string()),
-        ("extra", pa.string()),
-    ]
-)
-
-ROWS_PER_TABLE = 256
 MOST_READ_TASKS = 128
 
 
@@ -107,8 +90,6 @@ def _reader(files: list[CheckedFile], prompts: PromptsConfig) -> Callable[[], It
     def read() -> Iterator[pa.Table]:
         read_rows = row_reader(prompts)
         for file in files:
-            rows = checked_rows(file, read_rows(file.source), prompts)
-            while batch := list(islice(rows, ROWS_PER_TABLE)):
-                yield pa.Table.from_pylist(batch, schema=PROMPT_SCHEMA)
+            yield from prompt_tables(file, read_rows(file.source), prompts)
 
     return read

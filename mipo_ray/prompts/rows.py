@@ -11,12 +11,30 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple, TypedDict
 
+import pyarrow as pa
+
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
 from mipo_ray.prompts.files import PromptFile, SourceRow, missing_column
 from mipo_ray.prompts.templates import check_question_columns, render_context, render_question
 
 ROLES = ("system", "user", "assistant")
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+# The columns of `PromptRow` but for the reference, whatever the file looked like.
+PROMPT_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("messages", MESSAGES),
+        ("question_messages", MESSAGES),
+        ("context", pa.string()),
+        ("group", pa.string()),
+        ("text", pa.string()),
+        ("extra", pa.string()),
+    ]
+)
+
+ROWS_PER_TABLE = 256
 
 Message = dict[str, str]
 
@@ -95,6 +113,13 @@ def checked_rows(file: CheckedFile, sources: Iterable[SourceRow], prompts: Promp
             f"{path}: the {found} rows had content hash {file.content_hash} when they were checked, found {content} "
             f"now: the file{profiles} was edited while the run was under way; start the run again"
         )
+
+
+def prompt_tables(file: CheckedFile, sources: Iterable[SourceRow], prompts: PromptsConfig) -> Iterator[pa.Table]:
+    """The rows of `checked_rows` with PROMPT_SCHEMA, ROWS_PER_TABLE at a time."""
+    rows = checked_rows(file, sources, prompts)
+    while batch := list(islice(rows, ROWS_PER_TABLE)):
+        yield pa.Table.from_pylist(batch, schema=PROMPT_SCHEMA)
 
 
 def normalize_row(row: SourceRow, prompts: PromptsConfig) -> PromptRow:

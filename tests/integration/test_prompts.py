@@ -16,7 +16,8 @@ from mipo_ray.conditioning.blocks import condition_block, rows_per_block
 from mipo_ray.config.conditioning import ConditioningConfig
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.prompts.check import PromptNeeds, PromptSummary, check_prompts
-from mipo_ray.prompts.dataset import PROMPT_SCHEMA, blocks_of, read_prompts
+from mipo_ray.prompts.dataset import blocks_of, read_prompts
+from mipo_ray.prompts.rows import PROMPT_SCHEMA
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

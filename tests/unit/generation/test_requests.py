@@ -22,7 +22,7 @@ from mipo_ray.generation.requests import (
     check_dropped,
     refuse_equal_prompts,
 )
-from mipo_ray.pairs.schema import MESSAGES
+from mipo_ray.prompts.rows import MESSAGES
 from mipo_ray.storage.pair_statistics import PairStatistics
 from tests.helpers.chat_templates import LOSING
 from tests.helpers.tiny_model import make_tiny_model
