@@ -291,5 +291,5 @@ def test_the_sliding_window_of_cohere2_is_refused_where_it_matters(
     if not refused:
         check_policy_model(path, {"model.max_model_len": 64})
         return
-    with pytest.raises(UserError, match="field sliding_window: .*the one sees 64 tokens .*, the other 63"):
+    with pytest.raises(UserError, match=r"field sliding_window: .*the one sees 64 tokens .*, the other 63"):
         check_policy_model(path, {"model.max_model_len": 64})
