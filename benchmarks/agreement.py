@@ -5,8 +5,8 @@
 The embedded model answers prompts, in float32 and in bfloat16, and members of the model zoo score random ids; both
 through vLLM as a run configures it, and then through transformers in the trainer's layouts. "tf32" is float32 by vLLM
 beside transformers with the factors of its linear layers rounded to TF32's 10 bits, as a GPU may do. No GPU is used and
-none was measured. Writes benchmarks/results/agreement.json, by which the bound in `mipo_ray/training/agreement.py` is
-chosen.
+none was measured. Writes benchmarks/results/agreement.json, where other models keep what was measured before; by it the
+bounds in `mipo_ray/training/agreement.py` are chosen.
 """
 
 from __future__ import annotations
@@ -49,15 +49,17 @@ def main() -> None:
         directory, dtype, asked, said = options.engine
         Path(said).write_text(json.dumps(_by_engine(directory, dtype, json.loads(Path(asked).read_text()))))
         return
-    results = []
+    measured = json.loads(RESULT.read_text())["results"] if RESULT.exists() else []
     with tempfile.TemporaryDirectory() as scratch:
         for name, directory, asked in _models(Path(scratch), options):
+            results = []
             for dtype in ("float32", "bfloat16"):
                 answers = _in_process(directory, dtype, asked)
                 for trained in ("float32", "tf32") if dtype == "float32" else ("bfloat16",):
                     results += [{"model": name, **found} for found in _compared(directory, trained, answers)]
-                    print(*results[-2:], sep="\n", flush=True)
-                RESULT.write_text(json.dumps({"machine": describe_machine(), "results": results}, indent=2) + "\n")
+            print(*results, sep="\n", flush=True)
+            measured = [one for one in measured if one["model"] != name] + results
+            RESULT.write_text(json.dumps({"machine": describe_machine(), "results": measured}, indent=2) + "\n")
 
 
 def _models(scratch: Path, options: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -170,9 +172,8 @@ def _compared(directory: str, dtype: str, answers: list[dict[str, Any]]) -> list
         facts |= _distribution(
             "mean_token", np.array([abs(one.sampler - one.trainer) / one.tokens for one in compared])
         )
-        excess = sorted(
-            map(bound_for(torch_dtype, torch.device("cuda" if dtype == "tf32" else "cpu")).excess, compared)
-        )
+        bound = bound_for(model, torch.device("cuda" if dtype == "tf32" else "cpu"))
+        excess = sorted(bound.excess(one) for one in compared)
         facts |= {
             "share_of_bound_max": round(excess[-1], 4),
             "share_of_bound_median": round(excess[len(excess) // 2], 4),

@@ -114,7 +114,7 @@ def _check_probe(model: Any, loaded: Any, output: Path) -> None:
         trained = response_logprobs(model, lay_out([tree], "packed" if is_packed else "padded").to(model.device))
         read_back = response_logprobs(loaded, lay_out([tree], "padded"))
     probe = Comparison("a probe", len(tree.responses[0]), float(trained), float(read_back))
-    if bound_for(model.dtype, model.device).excess(probe) > 1:
+    if bound_for(model, model.device).excess(probe) > 1:
         raise ExportDiffers(
             f"{output}: a probe of {probe.tokens} tokens has a log-prob of {probe.sampler:.4f} in the trained policy, "
             f"of {probe.trainer:.4f} in the export"

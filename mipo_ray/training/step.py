@@ -119,7 +119,7 @@ def optimizer_step(
         engine.backward(losses.sum() * (workers / pair_count), scale_wrt_gas=False)
         found = _describe(micro_batch, logprobs, losses.detach(), train)
         sums += torch.stack([found[name] for name in _metric_names(train)])
-    bound = bound_for(engine.module.model.dtype, engine.device)
+    bound = bound_for(engine.module.model, engine.device)
     check_agreement_of_workers(comparisons, bound, engine.device)
     distributed.all_reduce(sums)
     metrics = dict(zip(_metric_names(train), sums.tolist(), strict=True))

@@ -267,6 +267,7 @@ def write_pair_files(directory: Path, rejected: int, without: tuple[str, ...] = 
             "rejected": ["tea"] * rejected,
             "rejected_finish_reason": ["stop"] * rejected,
             "rejected_logprob": [-1.0] * rejected,
+            SAMPLER_LOGPROB: -float(index),
             "dropped": "empty" if index % 4 == 3 else "",
         }
         for index, pair in enumerate(PAIRS)
@@ -283,10 +284,11 @@ def test_kept_pairs_come_from_their_files_in_training_order(ray_cluster, tmp_pat
     files = write_pair_files(tmp_path, rejected)
     kept = [pair for index, pair in enumerate(PAIRS) if index % 4 != 3]
     table = pa.concat_tables(ray.get(stream_kept_pairs(files, LocalFileSystem(), objective).to_arrow_refs()))
-    assert table.column_names == pair_columns(objective)
-    found = [(pair.pair_id, pair.trees) for pair in read_pairs(table, objective)]
-    assert [pair_id for pair_id, _ in found] == [pair["pair_id"] for pair in kept]
-    for (_, trees), pair in zip(found, kept, strict=True):
+    assert table.column_names == [*pair_columns(objective), SAMPLER_LOGPROB]
+    found = read_pairs(table, objective)
+    assert [pair.pair_id for pair in found] == [pair["pair_id"] for pair in kept]
+    assert [pair.sampler_logprob for pair in found] == [-float(index) for index in range(len(PAIRS)) if index % 4 != 3]
+    for trees, pair in zip((pair.trees for pair in found), kept, strict=True):
         prompts = [pair["prompt_token_ids"]] + [pair["prompt_token_ids"][::-1]] * (objective == "sami") * rejected
         responses = [pair["chosen_token_ids"], *pair["rejected_token_ids"] * (objective != "sft") * rejected]
         assert [tree.prompt.tolist() for tree in trees] == [prompt.tolist() for prompt in prompts]

@@ -24,28 +24,10 @@ from tests.helpers.model_zoo import ZOO, make_member, sequences
 
 PACKAGES = ["transformers==4.57.*", "huggingface-hub<1", "tokenizers>=0.22,<=0.23.0"]
 
-# A model that 4.57 knows, of every way to write rotary settings.
-MEMBERS = (
-    "Llama",
-    "Llama, tied",
-    "Llama, base of 500,000",
-    "Llama 3.1",
-    "Llama, linear",
-    "Llama, YaRN",
-    "Llama, dynamic",
-    "Qwen2",
-    "Qwen3, YaRN",
-    "Mistral, sliding",
-    "Phi3, half rotary",
-    "Phi3, LongRoPE",
-    "Phi",
-    "StableLm",
-    "Gemma2",
-    "Gemma3",
-    "GPTNeoX",
-    "Glm",
-    "Mixtral",
-)
+# Version 5 writes this family's number of experts under a name that 4.57 does not read, where the source ends with an
+# error as the export does.
+UNREAD = ("Qwen3 of experts",)
+MEMBERS = tuple(name for name, member in ZOO.items() if member.refused is None and name not in UNREAD)
 
 SCORE = """
 import json, sys, torch, transformers
@@ -98,7 +80,6 @@ def by_this_version(model: object) -> list[float]:
 
 
 def test_exports_are_the_same_model_to_version_4(version_4: Path, tmp_path: Path) -> None:
-    assert set(MEMBERS) <= set(ZOO)
     expected, directories = {}, []
     for number, name in enumerate(MEMBERS):
         source, export = tmp_path / f"{number}", tmp_path / f"{number}-exported"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.model_zoo import ZOO
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 EVERY_PAGE = [ROOT / "README.md", ROOT / "jobs" / "README.md", ROOT / "cluster" / "README.md", *PAGES]
@@ -93,3 +95,11 @@ def test_the_page_shows_the_floors_that_the_import_test_holds() -> None:
     rule = (ROOT / "tests" / "unit" / "test_imports.py").read_text()
     floors = [line.strip() for line in re.search(r'FLOORS = """\n(.*?)"""', rule, re.DOTALL).group(1).splitlines()]
     assert "\n".join(floors) in (ROOT / "docs" / "development.md").read_text()
+
+
+def test_the_page_counts_the_families_of_the_model_zoo() -> None:
+    text = " ".join((ROOT / "docs/training.md").read_text().split())
+    families, settings = len({member.family for member in ZOO.values()}), len(ZOO)
+    agreeing = sum(member.refused is None for member in ZOO.values())
+    assert {member.family for member in ZOO.values() if member.refused is None} == {m.family for m in ZOO.values()}
+    assert f"tiny models of {families} families in {settings} settings: in {agreeing} vLLM" in text

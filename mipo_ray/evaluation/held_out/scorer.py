@@ -97,7 +97,7 @@ class Scorer:
                 )
                 if logprob is not None and name == row["models"][-1]
             ]
-            check_agreement(compared, bound_for(model.dtype, model.device))
+            check_agreement(compared, bound_for(model, model.device))
 
     def _score(self, name: str, rows: list[dict[str, Any]]) -> list[list[float]]:
         import torch

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PretrainedConfig
 
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
@@ -30,11 +32,19 @@ from mipo_ray.training.step import optimizer_step
 from tests.helpers.tiny_families import plain_logprobs, tiny_model
 from tests.helpers.tiny_training import ragged_pairs, read_all, save_tied_llama
 
-EXACT = bound_for(torch.float32, "cpu")
+
+def model_like(dtype: torch.dtype, **config: int) -> Any:
+    """As much of a model as decides about its bound."""
+    return SimpleNamespace(dtype=dtype, config=PretrainedConfig(**config))
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+EXACT = bound_for(model_like(torch.float32), CPU)
 ROUNDED = {
-    "float32 on a GPU": bound_for(torch.float32, "cuda"),
-    "bfloat16": bound_for(torch.bfloat16, "cpu"),
-    "bfloat16 on a GPU": bound_for(torch.bfloat16, "cuda"),
+    "experts in float32": bound_for(model_like(torch.float32, num_local_experts=4), CPU),
+    "float32 on a GPU": bound_for(model_like(torch.float32), GPU),
+    "bfloat16": bound_for(model_like(torch.bfloat16), CPU),
+    "bfloat16 on a GPU": bound_for(model_like(torch.bfloat16), GPU),
 }
 
 
