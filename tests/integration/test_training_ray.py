@@ -321,6 +321,15 @@ def test_pairs_without_a_column_of_the_objective_are_refused_by_name(ray_cluster
     assert stream_kept_pairs(files, LocalFileSystem(), "dpo").count() == 9
 
 
+def test_the_sort_of_pairs_does_not_cut_their_steps(ray_cluster, tmp_path):
+    train = Config.model_validate({"train": TRAIN}).train
+    kept = [pair["pair_id"] for index, pair in enumerate(PAIRS) if index % 4 != 3]
+    pairs = stream_kept_pairs(write_pair_files(tmp_path, 1), LocalFileSystem(), "dpo")
+    (shard,) = StepShares(train).configure({"pairs": pairs}, 1, None, None)
+    steps = [[pair.pair_id for pair in step] for step in own_steps(shard["pairs"], train, 1)]
+    assert [sorted(step) for step in steps] == [kept[:4], kept[4:8], kept[8:]]
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_workers_stream_every_step_whole_and_in_order(ray_cluster, workers):
     train = Config.model_validate({"train": TRAIN}).train
