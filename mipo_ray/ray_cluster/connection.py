@@ -6,9 +6,7 @@ import contextlib
 import logging
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
@@ -68,7 +66,6 @@ def connect(config: Config) -> list[Node]:
     # A UserError in a task must reach `_user_error` as what it is, and not wrapped as a failed transformation.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    threading.excepthook = _without_interrupted_threads(threading.excepthook)
     # At every pass over Parquet files Ray Data makes actors that read footers, by default 32. Each is a process to
     # start and asks for a CPU, for which an autoscaler would start nodes; one reads 128 footers at a time.
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
@@ -111,20 +108,6 @@ def connected_work() -> Iterator[None]:
         raise
     finally:
         ray.shutdown()
-
-
-def _without_interrupted_threads(shown: Callable[[Any], object]) -> Callable[[Any], object]:
-    """Shows what ends a thread, but not that Ray Data interrupted one of its own.
-
-    A pass that has all its rows stops the threads that list files; one that was just about to end by itself then prints
-    a traceback of InterruptedError, though nothing went wrong.
-    """
-
-    def shown_but_for_interrupted_threads(error: Any) -> None:
-        if not (error.exc_type is InterruptedError and "completion-signaler" in getattr(error.thread, "name", "")):
-            shown(error)
-
-    return shown_but_for_interrupted_threads
 
 
 def _local_gpus() -> float:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 
 import pytest
 
-from mipo_ray.ray_cluster.connection import _without_interrupted_threads, address_known_beforehand
+from mipo_ray.ray_cluster.connection import address_known_beforehand
 
 
 @pytest.mark.parametrize("before", [None, "", "10.0.0.1:6379"])
@@ -26,26 +25,3 @@ def test_a_local_cluster_is_told_its_address_and_nobody_after_it(
         raise RuntimeError("the start failed")
     assert os.environ.get("RAY_ADDRESS") == before
     assert "RAY_GCS_SERVER_PORT" not in os.environ
-
-
-@pytest.mark.parametrize(
-    ("thread", "error", "is_shown"),
-    [
-        ("pool-6/completion-signaler", InterruptedError(), False),
-        ("pool-6/completion-signaler", ValueError("a fault"), True),
-        ("mine", InterruptedError(), True),
-    ],
-)
-def test_only_the_threads_that_ray_data_interrupts_end_without_a_word(
-    monkeypatch: pytest.MonkeyPatch, thread: str, error: Exception, is_shown: bool
-) -> None:
-    shown: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", _without_interrupted_threads(shown.append))
-
-    def end() -> None:
-        raise error
-
-    ended = threading.Thread(target=end, name=thread)
-    ended.start()
-    ended.join()
-    assert bool(shown) == is_shown
