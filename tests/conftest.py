@@ -15,7 +15,7 @@ from hypothesis import settings
 from mipo_ray.ray_cluster.connection import address_known_beforehand
 from tests.helpers.fake_judge_endpoint import FakeJudgeEndpoint, longer
 from tests.helpers.golden_run import JUDGE_KEY, GoldenRun, Place, make_golden_run
-from tests.helpers.scheduling import FilesByFixture, long_fixture
+from tests.helpers.scheduling import FilesByFixture, turn
 from tests.helpers.tiny_model import make_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -38,8 +38,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesByFixtu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest is begun first, so that no process is left with it at the end."""
-    items.sort(key=lambda item: long_fixture(item.path) is None)
+    """In the order in which test processes begin the files."""
+    items.sort(key=lambda item: turn(item.path))
 
 
 @pytest.fixture(scope="session")
