@@ -40,7 +40,7 @@ class EvaluateConfig(Section):
         "M: held-out answers that are scored under each other's prompts, and under each other's contexts, "
         "M x M sequences each (0: none); fixed when the base is measured",
     )
-    scoring_batch_size: PositiveInt = execution_only(8, "sequences per forward pass when scoring")
+    scoring_batch_size: PositiveInt = execution_only(8, "responses per forward pass when scoring")
     scorers: PositiveInt = execution_only(1, "scoring actors at most")
     judge: JudgeConfig = Field(default_factory=JudgeConfig, description="a model that judges the held-out answers")
     tasks: dict[str, TaskConfig] = execution_only(

@@ -142,18 +142,6 @@ def read_lengths(rows: pa.Table, objective: Objective) -> list[list[TreeLengths]
     return [[TreeLengths(*tree) for tree in _scored(row, objective)] for row in lengths]
 
 
-def sequence_trees(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[Tree]:
-    """(prompt ids, response ids) as trees of one response each; raises ValueError for an empty one, by its number."""
-    trees = []
-    for index, (prompt, response) in enumerate(sequences):
-        found = Tree(np.asarray(prompt, dtype=np.int64), (np.asarray(response, dtype=np.int64),))
-        if not len(found.prompt) or not len(found.responses[0]):
-            part = "response" if len(found.prompt) else "prompt"
-            raise ValueError(f"sequence {index}: expected at least one {part} token, found none")
-        trees.append(found)
-    return trees
-
-
 def lay_out(trees: Sequence[Tree], layout: Layout) -> TokenBatch:
     """The trees as one batch on the CPU; raises ValueError for no trees."""
     if not trees:

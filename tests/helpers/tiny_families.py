@@ -107,6 +107,11 @@ def assert_gradients_agree(found: dict[str, Tensor], expected: dict[str, Tensor]
         )
 
 
+def sequence_trees(sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[Tree]:
+    """(prompt ids, response ids) as trees of one response each."""
+    return [Tree(np.asarray(prompt, np.int64), (np.asarray(response, np.int64),)) for prompt, response in sequences]
+
+
 def random_trees(
     shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0, vocabulary: int = VOCABULARY
 ) -> list[Tree]:

@@ -14,10 +14,11 @@ from mipo_ray.models.directory import open_directory, weight_files
 from mipo_ray.models.policy_check import check_policy
 from mipo_ray.training.attention import use_attention
 from mipo_ray.training.export import export_policy
-from mipo_ray.training.layout import lay_out, sequence_trees
+from mipo_ray.training.layout import lay_out
 from mipo_ray.training.logprobs import ResponseLogprobs, check_logprobs, response_logprobs
 from mipo_ray.training.trainable import check_trainable
 from tests.helpers.model_zoo import WINDOW, ZOO, engine_logprobs, make_member, sequences
+from tests.helpers.tiny_families import sequence_trees
 
 LAYOUTS = ("padded", "packed", "shared")
 # Nats of a whole response, in float32; the run's own bound (`training.agreement`) is ten times that and more.

@@ -88,8 +88,9 @@ def test_the_samplers_logprobs_are_the_trainers(finished_run):
     from transformers import AutoModelForCausalLM
 
     from mipo_ray.models.source import local_model_directory
-    from mipo_ray.training.layout import lay_out, sequence_trees
+    from mipo_ray.training.layout import lay_out
     from mipo_ray.training.logprobs import response_logprobs
+    from tests.helpers.tiny_families import sequence_trees
 
     model = AutoModelForCausalLM.from_pretrained(local_model_directory("embedded"), dtype=torch.float32)
     for pair in read_pairs(finished_run, 0)[:4]:

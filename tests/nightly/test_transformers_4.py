@@ -18,9 +18,10 @@ import torch
 
 from mipo_ray.models.embedded import prepare_embedded_model
 from mipo_ray.training.export import export_policy
-from mipo_ray.training.layout import lay_out, sequence_trees
+from mipo_ray.training.layout import lay_out
 from mipo_ray.training.logprobs import response_logprobs
 from tests.helpers.model_zoo import ZOO, make_member, sequences
+from tests.helpers.tiny_families import sequence_trees
 
 PACKAGES = ["transformers==4.57.*", "huggingface-hub<1", "tokenizers>=0.22,<=0.23.0"]
 

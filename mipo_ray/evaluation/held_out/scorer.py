@@ -1,6 +1,7 @@
 """The scoring actor: log-probs of given responses under given conditionings, by one or more models.
 
-It computes them with the trainer's own function, so that a policy equal to the initial model scores exactly as it.
+It computes them with the trainer's own function and layout `shared`, in which a prompt stands once for all responses
+under it; a model that cannot honour that layout is scored in `padded`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from mipo_ray.config.train import Layout
+from mipo_ray.errors import UserError
+from mipo_ray.evaluation.held_out.passes import ScoredTree, scoring_passes
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.idle import IdleClock
-from mipo_ray.pairs.schema import TOKEN_IDS
+from mipo_ray.pairs.schema import TOKEN_IDS, innermost_lists, lists_as_arrays
 
 # One row per response: `conditionings` are prompts (token ids) that the response is scored under, `models` the names of
 # the models that score it. The actor adds a column `logprobs_<name>` (list<double>, nats, one per conditioning and in
@@ -31,7 +35,7 @@ SAMPLER_LOGPROB = ("sampler_logprob", pa.float64())
 
 @dataclass(frozen=True)
 class ScorerSettings:
-    """`models`: name -> model path, all loaded beside each other; `batch_size`: sequences per forward pass."""
+    """`models`: name -> model path, all loaded beside each other; `batch_size`: responses per forward pass."""
 
     models: Mapping[str, str]
     dtype: str
@@ -57,6 +61,7 @@ class Scorer:
         self._settings = settings
         self._events = events
         self._models: dict[str, Any] = {}
+        self._layouts: dict[str, Layout] = {}
         for name, path in settings.models.items():
             directory = local_model_directory(path, trust_remote_code=settings.trust_remote_code)
             # A model that needs several GPUs for its engine is spread over as many here, layer by layer.
@@ -68,20 +73,39 @@ class Scorer:
                 trust_remote_code=settings.trust_remote_code,
             ).eval()
             self._models[name] = model.to("cuda") if settings.on_gpu and not several else model
+            self._layouts[name] = "padded" if several else _layout_for(self._models[name])
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Adds the `logprobs_<name>` columns; drops the token ids, which are large."""
         self._idle.work_begins()
-        rows = block.select([name for name, _ in SCORING_COLUMNS]).to_pylist()
-        for name in self._models:
+        ids = innermost_lists(block, ["conditionings"], lists_as_arrays)
+        responses = lists_as_arrays(block["response_token_ids"].combine_chunks())
+        judges = block["models"].to_pylist()
+        rows = [
+            {**of_row, "response_token_ids": response, "models": models}
+            for of_row, response, models in zip(ids, responses, judges, strict=True)
+        ]
+        told = 0
+        for number, name in enumerate(self._models):
             scored = [row if name in row["models"] else {**row, "conditionings": []} for row in rows]
-            values = self._score(name, scored)
-            block = block.append_column(f"logprobs_{name}", pa.array(values, pa.list_(pa.float64())))
+            passes = scoring_passes(scored, self._settings.batch_size)
+            scores = [[0.0] * len(row["conditionings"]) for row in scored]
+            for done, trees in enumerate(passes, start=1):
+                self._score(name, trees, scores)
+                # Rows are done together at the end; their number follows the passes, so that one sees it move.
+                share = (number + done / len(passes)) / len(self._models)
+                told += self._tell(int(share * len(rows)) - told)
+            block = block.append_column(f"logprobs_{name}", pa.array(scores, pa.list_(pa.float64())))
         if SAMPLER_LOGPROB[0] in block.column_names:
             self._compare_with_sampler(block, rows)
         self._idle.work_ends()
-        self._events.emit({"event": "scored", "scored_responses": len(rows), **self._idle.take()})
+        self._tell(len(rows) - told)
         return block.drop_columns([name for name, _ in SCORING_COLUMNS])
+
+    def _tell(self, responses: int) -> int:
+        if responses:
+            self._events.emit({"event": "scored", "scored_responses": responses, **self._idle.take()})
+        return responses
 
     def _compare_with_sampler(self, block: pa.Table, rows: list[dict[str, Any]]) -> None:
         """Raises SamplerDisagrees where an answer was sampled by another model than the one that scored it."""
@@ -99,27 +123,33 @@ class Scorer:
             ]
             check_agreement(compared, bound_for(model, model.device))
 
-    def _score(self, name: str, rows: list[dict[str, Any]]) -> list[list[float]]:
+    def _score(self, name: str, trees: list[ScoredTree], scores: list[list[float]]) -> None:
+        """One forward pass, whose log-probs are put into their places in `scores`."""
         import torch
 
-        from mipo_ray.training.layout import lay_out, sequence_trees
+        from mipo_ray.training.layout import lay_out
         from mipo_ray.training.logprobs import response_logprobs
 
         model = self._models[name]
-        sequences = [
-            (row_index, position, conditioning, row["response_token_ids"])
-            for row_index, row in enumerate(rows)
-            for position, conditioning in enumerate(row["conditionings"])
-        ]
-        sequences.sort(key=lambda item: len(item[2]) + len(item[3]))  # alike lengths together: little padding
-        scores = [[0.0] * len(row["conditionings"]) for row in rows]
-        for start in range(0, len(sequences), self._settings.batch_size):
-            chunk = sequences[start : start + self._settings.batch_size]
-            batch = lay_out(
-                sequence_trees([(conditioning, response) for _, _, conditioning, response in chunk]), "padded"
-            )
-            with torch.inference_mode():
-                logprobs = response_logprobs(model, batch.to(model.device))
-            for (row_index, position, _, _), value in zip(chunk, logprobs.tolist(), strict=True):
-                scores[row_index][position] = value
-        return scores
+        batch = lay_out([scored.tree for scored in trees], self._layouts[name])
+        with torch.inference_mode():
+            logprobs = response_logprobs(model, batch.to(model.device))
+        places = [places for scored in trees for places in scored.places]
+        for of_response, value in zip(places, logprobs.tolist(), strict=True):
+            for row, position in of_response:
+                scores[row][position] = value
+
+
+def _layout_for(model: Any) -> Layout:
+    """`shared`, for which it sets the model up, where the model can honour it; a few tokens find that out."""
+    from mipo_ray.training.attention import use_attention
+    from mipo_ray.training.logprobs import check_logprobs
+
+    own = model.config._attn_implementation
+    try:
+        use_attention(model, "sdpa", "shared")
+        check_logprobs(model, "shared", model.device)
+    except UserError:
+        model.set_attn_implementation(own)
+        return "padded"
+    return "shared"

@@ -115,12 +115,15 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
         total = prompts * (config.evaluate.samples_per_prompt + (1 if round.is_base else 2))
         total += sum(len(part.prompt_ids) for part in matrix.values())
         with progress(stage.events, "scored", "scored_responses", f"{round.label}  score", total=total):
-            scores = named(_scored(answers, stage, models), f"{round.name}_scores")
+            scores = named(_scored(answers, total, stage, models), f"{round.name}_scores")
             scores.write_parquet(stage.path("scores"), filesystem=filesystem)
 
 
-def _scored(answers: ray.data.Dataset, stage: Stage, models: dict[str, str]) -> ray.data.Dataset:
-    """The answers with their log-probs by every one of `models`, through a pool of scoring actors."""
+def _scored(answers: ray.data.Dataset, count: int, stage: Stage, models: dict[str, str]) -> ray.data.Dataset:
+    """The `count` answers with their log-probs by every one of `models`, through a pool of scoring actors.
+
+    Blocks are as large as the pool allows: within one, a prompt goes once through a model for all responses under it.
+    """
     config, resources = stage.config, stage.session.resources
     settings = ScorerSettings(
         models=models,
@@ -130,7 +133,7 @@ def _scored(answers: ray.data.Dataset, stage: Stage, models: dict[str, str]) -> 
         trust_remote_code=config.model.trust_remote_code,
     )
     return map_actors(
-        answers.repartition(target_num_rows_per_block=16),
+        answers.repartition(target_num_rows_per_block=min(HELD_OUT_BLOCK, -(-count // config.evaluate.scorers))),
         Scorer,
         (settings, stage.events, resources.gpus_per_engine),
         request=scorer_request(config, resources),

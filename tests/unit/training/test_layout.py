@@ -22,7 +22,6 @@ from mipo_ray.training.layout import (
     read_lengths,
     read_pair,
     read_pairs,
-    sequence_trees,
     token_count,
 )
 from tests.helpers.packed_rows import drawn_trees, places, token_ids, visible
@@ -226,23 +225,6 @@ def test_a_table_gives_the_pairs_of_its_rows_and_their_lengths(rows, objective, 
         lengths = [[(len(prompt), [*map(len, own)]) for prompt, own in as_lists(pair.trees)] for pair in expected]
         assert [[(tree.prompt, [*tree.responses]) for tree in pair.lengths] for pair in found] == lengths
         assert read_lengths(table, objective) == [pair.lengths for pair in found]
-
-
-@given(st.lists(st.tuples(token_ids, token_ids), max_size=4))
-def test_single_sequences_are_trees_of_one_response(sequences):
-    assert as_lists(sequence_trees(sequences)) == [(prompt, [response]) for prompt, response in sequences]
-
-
-@pytest.mark.parametrize(
-    ("sequences", "message"),
-    [
-        ([([1], [2]), ([], [3])], "sequence 1: expected at least one prompt token"),
-        ([([1], [2]), ([3], [])], "sequence 1: expected at least one response token"),
-    ],
-)
-def test_empty_sequences_are_refused(sequences, message):
-    with pytest.raises(ValueError, match=message):
-        sequence_trees(sequences)
 
 
 @every_layout
