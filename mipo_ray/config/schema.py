@@ -18,6 +18,7 @@ from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.config.prompts import TrainingPromptsConfig
 from mipo_ray.config.train import TrainConfig
+from mipo_ray.errors import brief
 
 ThoughtMarks = Annotated[tuple[str, str], Field(strict=False)]
 
@@ -44,7 +45,7 @@ class ModelConfig(Section):
     def _are_marks(cls, marks: tuple[tuple[str, str], ...] | None) -> tuple[tuple[str, str], ...] | None:
         for opening, closing in marks or ():
             if not opening.strip() or not closing.strip() or opening == closing:
-                raise ValueError(f"expected two different marks, found {opening!r} and {closing!r}")
+                raise ValueError(f"expected two different marks, found {brief(opening)} and {brief(closing)}")
         return marks
 
 

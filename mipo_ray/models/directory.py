@@ -12,7 +12,7 @@ from typing import Any
 
 import fsspec
 
-from mipo_ray.errors import UserError
+from mipo_ray.errors import UserError, brief
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -111,7 +111,7 @@ def _weight_files(directory: ModelDirectory) -> list[str]:
         shards = directory.read_json(_INDEX).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise UserError(
-                f"{directory.shown}/{_INDEX}: field weight_map: expected file names by tensor, found {shards!r}"
+                f"{directory.shown}/{_INDEX}: field weight_map: expected file names by tensor, found {brief(shards)}"
             )
         names = sorted(set(shards.values()))
         if missing := [name for name in names if name not in directory.details]:
@@ -158,7 +158,7 @@ def check_directory(directory: ModelDirectory) -> list[str]:
     if "config.json" not in directory.details:
         raise UserError(f"{directory.shown}: expected config.json, found {', '.join(sorted(directory.details))}")
     if not isinstance(model_type := directory.read_json("config.json").get("model_type"), str):
-        raise UserError(f"{directory.shown}/config.json: field model_type: expected a name, found {model_type!r}")
+        raise UserError(f"{directory.shown}/config.json: field model_type: expected a name, found {brief(model_type)}")
     weights = _weight_files(directory)
     for name in weights:
         read_header(directory, name)

@@ -16,7 +16,7 @@ import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mipo_ray.config.prompts import PromptsConfig
-from mipo_ray.errors import UserError
+from mipo_ray.errors import UserError, brief
 from mipo_ray.prompts.files import SourceRow, missing_column, nearest
 
 DEFAULT_TEMPLATES = {"user": "{{ context }}\n\n{{ question }}", "system": "{{ context }}"}
@@ -43,7 +43,7 @@ def check_templates(prompts: PromptsConfig, section: str, *, needs_context: bool
         if "question" in names:
             raise UserError(
                 f"{key}: with {section}.context_role=system it makes the system message, which the question is no "
-                f"part of; expected {{{{ context }}}} alone, found {template!r}"
+                f"part of; expected {{{{ context }}}} alone, found {brief(template)}"
             )
         known = ["context"]
     else:
@@ -52,7 +52,7 @@ def check_templates(prompts: PromptsConfig, section: str, *, needs_context: bool
         raise UserError(f"{key}: unknown variable {name!r}; expected {' and '.join(known)}{nearest(name, known)}")
     for name in known:
         if name not in names and (needs_context or name != "context"):
-            raise UserError(f"{key}: expected the template to use {{{{ {name} }}}}, found {template!r}")
+            raise UserError(f"{key}: expected the template to use {{{{ {name} }}}}, found {brief(template)}")
 
 
 def check_question_columns(prompts: PromptsConfig, row: SourceRow) -> None:

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 
 import fsspec
 import pyarrow.fs
+import yaml
 from fsspec.implementations.local import LocalFileSystem
 
 from mipo_ray.config.recipe import config_hash, result_fields, to_yaml
 from mipo_ray.config.schema import Config
-from mipo_ray.errors import UserError
+from mipo_ray.config.yaml_text import load_yaml
+from mipo_ray.errors import UserError, brief, cut, few
 from mipo_ray.storage.manifests import MANIFEST, AnyFacts, Manifest, Work, kind_of, read_manifest
 from mipo_ray.storage.rounds import Round
 
@@ -218,8 +220,6 @@ class RunDirectory:
 
         A field that the version which began the run did not have counts as its default.
         """
-        import yaml
-
         text = self.read_text("config.yaml")
         if text is None:
             # A kill or a full disk may have left a probe or an unfinished write.
@@ -231,21 +231,21 @@ class RunDirectory:
             return
         try:
             defaults = result_fields(Config().model_dump(mode="json"))
-            before = defaults | result_fields(yaml.safe_load(text))
-        except (yaml.YAMLError, AttributeError) as error:
+            before = defaults | result_fields(load_yaml(text))
+        except (yaml.YAMLError, ValueError, AttributeError) as error:
             raise StorageError(
                 f"{self.path('config.yaml')}: expected the configuration of a run, found something else: {error}"
             ) from None
         after = result_fields(config.model_dump(mode="json"))
         changes = [
-            f"  {key}: {before.get(key, 'absent')!r} there, {after.get(key, 'absent')!r} now"
-            for key in sorted({*before, *after})
+            f"  {cut(str(key))}: {brief(before.get(key, 'absent'))} there, {brief(after.get(key, 'absent'))} now"
+            for key in sorted({*before, *after}, key=str)
             if before.get(key) != after.get(key)
         ]
         if changes and self._has_work():
             raise StorageError(
                 f"{self.url}: this run directory holds work of another configuration. Use another run_dir, or set "
-                "these back:\n" + "\n".join(changes)
+                "these back:\n" + few(changes, str)
             )
 
     def _has_work(self) -> bool:
