@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 from collections.abc import Callable, Sequence
 
 from mipo_ray.errors import UserError
 from mipo_ray.stop_signals import stop_signals
+from mipo_ray.terminal import guard_tracebacks, guarded_streams, say_error
 
 
 def run_command(work: Callable[[], int], *, resumes: bool) -> int:
@@ -17,11 +17,12 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
 
     `resumes`: whether the same command goes on where it was stopped, which its last line then says.
     """
-    with stop_signals() as signals:
+    guard_tracebacks()
+    with guarded_streams(), stop_signals() as signals:
         try:
             return work()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say_error(f"error: {error}")
             return 2
         except (KeyboardInterrupt, SystemExit) as error:
             if signals.received is None and getattr(error, "code", None) != signal.SIGTERM:
@@ -29,7 +30,7 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
             # While it starts, Ray turns SIGTERM into its number as exit code.
             number = signals.received or signal.SIGTERM
             hint = ": the same command resumes this run" if resumes else ""
-            print(f"stopped by {number.name}{hint}", file=sys.stderr, flush=True)
+            say_error(f"stopped by {number.name}{hint}")
             return 128 + number
 
 

@@ -14,7 +14,6 @@ import importlib.util
 import json
 import os
 import posixpath
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.monitoring.metrics import run_label
 from mipo_ray.storage.records import read_record
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.terminal import say_error
 
 PROJECT = "mipo-ray"
 IDS = "ids.json"
@@ -130,7 +130,7 @@ class Trackers:
             yield
         except Exception as error:
             self._open.pop(name, None)
-            print(f"tracker {name} failed and gets no more numbers: {type(error).__name__}: {error}", file=sys.stderr)
+            say_error(f"tracker {name} failed and gets no more numbers: {type(error).__name__}: {error}")
 
 
 def _prefix(event: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import torch
 
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import Objective
+from mipo_ray.terminal import say
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.layout import Pair, read_pair
 from mipo_ray.training.step import optimizer_step
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     config = load_config(None, options.overrides)
     on_gpu = torch.cuda.is_available()
-    print(
+    say(
         profile_step(
             local_model_directory(options.model, config.model.trust_remote_code),
             config,
