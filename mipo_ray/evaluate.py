@@ -104,7 +104,7 @@ def check_evaluation_inputs(
             "found none"
         )
     held_out = check_held_out(config) if judge.is_on else None
-    run.check_writable()
+    run.check_place()
     run.check_config(config)
     check_finished_tasks(tasks, run, trained)
     check_judge(config, run)

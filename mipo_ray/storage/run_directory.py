@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import posixpath
+import secrets
 import shutil
 import tempfile
 import time
@@ -26,6 +27,7 @@ from mipo_ray.config.recipe import config_hash, result_fields, to_yaml
 from mipo_ray.config.schema import Config
 from mipo_ray.config.yaml_text import load_yaml
 from mipo_ray.errors import UserError, brief, cut, few
+from mipo_ray.storage.local_files import new_file, where_to_make
 from mipo_ray.storage.manifests import MANIFEST, AnyFacts, Manifest, Work, kind_of, read_manifest
 from mipo_ray.storage.rounds import Round
 
@@ -87,10 +89,10 @@ class RunDirectory:
         target = self.path(name)
         if self.is_local:
             os.makedirs(posixpath.dirname(target), exist_ok=True)
-            temporary = f"{target}{WRITING}"
+            temporary = f"{target}.{secrets.token_hex(8)}{WRITING}"
             try:
-                with open(temporary, "w", encoding="utf-8") as file:
-                    file.write(text)
+                with new_file(temporary) as file:
+                    file.write(text.encode("utf-8"))
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, target)
@@ -252,11 +254,15 @@ class RunDirectory:
         return any(name.startswith(("rounds/", "base/")) for name in self.list_files(""))
 
     def check_writable(self) -> None:
-        """Raises StorageError when the directory cannot be written or its disk is full."""
-        probe = self.path(f"{PROBE}{os.getpid()}")
+        """Makes the directory; raises StorageError when it cannot be written or its disk is full."""
+        probe = self.path(f"{PROBE}{secrets.token_hex(8)}")
         try:
             self.filesystem.makedirs(self.root, exist_ok=True)
-            self.filesystem.pipe_file(probe, b"\0" * 4096)
+            if self.is_local:
+                with new_file(probe) as file:
+                    file.write(b"\0" * 4096)
+            else:
+                self.filesystem.pipe_file(probe, b"\0" * 4096)
             self.filesystem.rm_file(probe)
         except Exception as error:  # each backend has its own exceptions; all mean the same to the user
             with contextlib.suppress(Exception):
@@ -264,7 +270,23 @@ class RunDirectory:
             raise StorageError(
                 f"{self.url}: cannot write to the run directory: {type(error).__name__}: {error}"
             ) from None
-        if self.is_local and (free := shutil.disk_usage(self.root).free) < MINIMUM_FREE_BYTES:
+        if self.is_local:
+            self._check_disk(self.root)
+
+    def check_place(self) -> None:
+        """What `check_writable` tells that can be told without writing anything, as a dry run must not.
+
+        Of an object store that is nothing.
+        """
+        if not self.is_local:
+            return
+        place, problem = where_to_make(self.root)
+        if problem:
+            raise StorageError(f"{self.url}: cannot write to the run directory: {place}: {problem}")
+        self._check_disk(place)
+
+    def _check_disk(self, place: str) -> None:
+        if (free := shutil.disk_usage(place).free) < MINIMUM_FREE_BYTES:
             raise StorageError(
                 f"{self.url}: the disk is full: expected at least {MINIMUM_FREE_BYTES:,} free bytes, found {free:,}"
             )
