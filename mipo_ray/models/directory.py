@@ -6,6 +6,7 @@ Nothing here imports torch, transformers, ray or vllm.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import fsspec
 
 from mipo_ray.errors import UserError, brief
 
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _VOCABULARIES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
@@ -42,7 +44,7 @@ class ModelDirectory:
         """A file that must hold a JSON object."""
         try:
             content = json.loads(self.read(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.shown}/{name}: expected JSON, found: {error}") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.shown}/{name}: expected a JSON object, found {type(content).__name__}")
@@ -54,7 +56,11 @@ def is_remote(path: str) -> bool:
 
 
 def local_path(path: str) -> Path:
-    return Path(path.removeprefix("file://")).expanduser().absolute()
+    """A local path, absolute; raises UserError for what can be the name of no file."""
+    name = path.removeprefix("file://")
+    if "\0" in name or any(len(os.fsencode(part)) > 255 for part in name.split("/")):
+        raise UserError(f"model {brief(path)}: expected a path, found what can be the name of no file")
+    return Path(name).expanduser().absolute()
 
 
 def open_directory(path: str) -> ModelDirectory:
@@ -88,7 +94,7 @@ def read_header(directory: ModelDirectory, name: str) -> dict[str, dict[str, Any
     size = directory.size(name)
     shown = f"{directory.shown}/{name}"
     header_size = int.from_bytes(directory.read(name, 0, 8), "little") if size >= 8 else 0
-    if size < 8 or 8 + header_size > size:
+    if size < 8 or header_size > _LONGEST_HEADER or 8 + header_size > size:
         raise UserError(
             f"{shown}: expected at least {8 + header_size} bytes of safetensors header, found {size}: truncated or no "
             f"safetensors file"
@@ -96,8 +102,11 @@ def read_header(directory: ModelDirectory, name: str) -> dict[str, dict[str, Any
     try:
         header = json.loads(directory.read(name, 8, 8 + header_size))
         tensors = {key: tensor for key, tensor in header.items() if key != "__metadata__"}
+        for tensor in tensors.values():
+            _check_numbers(tensor["shape"])
+            _check_numbers(tensor["data_offsets"])
         data_size = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(f"{shown}: expected a safetensors header, found something else ({error!r})") from error
     expected = 8 + header_size + data_size
     if size != expected:
@@ -105,11 +114,16 @@ def read_header(directory: ModelDirectory, name: str) -> dict[str, dict[str, Any
     return tensors
 
 
+def _check_numbers(values: Any) -> None:
+    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+        raise TypeError(f"expected a list of whole numbers, found {brief(values)}")
+
+
 def _weight_files(directory: ModelDirectory) -> list[str]:
     """The names of the files with the weights."""
     if _INDEX in directory.details:
         shards = directory.read_json(_INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
             raise UserError(
                 f"{directory.shown}/{_INDEX}: field weight_map: expected file names by tensor, found {brief(shards)}"
             )

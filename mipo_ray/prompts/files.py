@@ -144,7 +144,7 @@ def _parsed_json(where: str, content: bytes) -> Any:
         return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: expected UTF-8 text, found byte {content[error.start]:#04x}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError, too, for a number of more than 4,300 digits
         raise UserError(f"{where}: broken JSON: {error}") from None
 
 

@@ -75,7 +75,7 @@ class RunDirectory:
     def read_text(self, name: str) -> str | None:
         """The text of a file below the run directory; None when it does not exist.
 
-        Raises StorageError for a file that holds no text.
+        Raises StorageError for a file that holds no text, and for what is no file.
         """
         try:
             return self.filesystem.cat_file(self.path(name)).decode("utf-8")
@@ -83,6 +83,8 @@ class RunDirectory:
             return None
         except UnicodeDecodeError as error:
             raise StorageError(f"{self.path(name)}: expected text (UTF-8), found: {error}") from None
+        except IsADirectoryError:
+            raise StorageError(f"{self.path(name)}: expected a file, found a directory") from None
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file in one go: on a local disk through a temporary file, on an object store in one object write."""

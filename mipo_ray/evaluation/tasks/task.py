@@ -33,6 +33,7 @@ from mipo_ray.text.final_answers.choice_patterns import LABELS
 
 TASKS_DIRECTORY = Path(__file__).parent
 LETTERS = "ABCDEFGHIJ"
+MOST_DIGITS = 400  # of an answer that is a number
 
 
 class Task(Section):
@@ -284,8 +285,11 @@ def _choice_answer(task: Task, row: SourceRow, labels: list[str]) -> str:
 
 def _number_answer(task: Task, row: SourceRow) -> str:
     value = _column(task, row, task.answer_column)
-    text = str(value).rpartition("####")[2].strip().replace(",", "").lstrip("$")
     try:
+        text = str(value).rpartition("####")[2].strip().replace(",", "").lstrip("$")
+        # Of 1e999999999 a fraction would have a thousand million digits.
+        if len(text) > MOST_DIGITS or not -MOST_DIGITS <= int(text.lower().partition("e")[2] or 0) <= MOST_DIGITS:
+            raise ValueError
         return str(Fraction(text))
     except (ValueError, ZeroDivisionError):
         raise UserError(

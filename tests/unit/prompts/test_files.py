@@ -148,6 +148,7 @@ def test_unknown_bundled_name() -> None:
         (b'{"prompt": "a"}\n\n["b"]\n', "a.jsonl, line 3: expected one JSON object per line, found list"),
         (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "a.jsonl, line 2: expected UTF-8 text, found byte 0xff"),
         (b"[" * 100_000, "a.jsonl, line 1: broken JSON: "),
+        (b'{"prompt": "a"}\n{"prompt": ' + b"1" * 5000 + b"}", "a.jsonl, line 2: broken JSON: "),
     ],
 )
 def test_broken_json_names_file_and_line(tmp_path: Path, content: bytes, expected: str) -> None:

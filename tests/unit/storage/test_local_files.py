@@ -93,8 +93,10 @@ RECIPES = Path(__file__).parents[3] / "jobs"
         [
             "run",
             "--dry-run",
-            'prompts.question_template="{{ row | length }} {{ prompt | upper }}"',
             "prompts.path=bundled:instructions",
+            "prompts.question_template='{{ row | length }} {{ prompt | upper }}'",
+            "conditioning.strategy=random_prompt",
+            "evaluate.enabled=false",
         ],
         ["compare", "--dry-run", str(RECIPES / "compare" / "personalization.yaml")],
     ],
