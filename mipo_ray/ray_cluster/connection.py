@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
+from mipo_ray.ray_cluster.protection import protect_local_cluster
 from mipo_ray.ray_cluster.resources import Node, ResourceError, local_cpus
 from mipo_ray.stop_signals import kept_handlers
 
@@ -45,6 +46,7 @@ def connect(config: Config) -> list[Node]:
     quiet = ray.LoggingConfig(log_level="WARNING")
     with kept_handlers():
         if address is None:
+            protect_local_cluster()
             ray.init(
                 address="local",
                 num_cpus=local_cpus(config),
