@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from mipo_ray.config.recipe import split_arguments
 from mipo_ray.errors import UserError
 from mipo_ray.stop_signals import stop_signals
+from mipo_ray.terminal import guard_tracebacks, guarded_streams, say_error
 
 
 def run_command(work: Callable[[], int], *, resumes: bool) -> int:
@@ -22,11 +23,12 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show must not end a run
             stream.reconfigure(errors="backslashreplace")
-    with stop_signals() as signals:
+    guard_tracebacks()
+    with guarded_streams(), stop_signals() as signals:
         try:
             return work()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say_error(f"error: {error}")
             return 2
         except (KeyboardInterrupt, SystemExit) as error:
             if signals.received is None and getattr(error, "code", None) != signal.SIGTERM:
@@ -34,7 +36,7 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
             # While it starts, Ray turns SIGTERM into its number as exit code.
             number = signals.received or signal.SIGTERM
             hint = ": the same command resumes this run" if resumes else ""
-            print(f"stopped by {number.name}{hint}", file=sys.stderr, flush=True)
+            say_error(f"stopped by {number.name}{hint}")
             return 128 + number
 
 

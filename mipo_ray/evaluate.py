@@ -44,6 +44,7 @@ from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.results import is_report_current, read_evaluation, write_evaluation
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from mipo_ray.terminal import say
 
 # Keys of the section evaluate that this command takes without its name.
 SHORT_KEYS = ("tasks", "task_max_model_len", "judge")
@@ -107,7 +108,7 @@ def check_evaluation_inputs(
             "found none"
         )
     held_out = check_held_out(config) if judge.is_on else None
-    run.check_writable()
+    run.check_place()
     run.check_config(config)
     check_finished_tasks(tasks, run, trained)
     check_judge(config, run)
@@ -163,8 +164,8 @@ def describe(plan: EvaluationPlan) -> str:
 
 def _dry_run(inputs_of: Callable[[], EvaluationInputs]) -> int:
     inputs = inputs_of()
-    print(describe(make_evaluation_plan(inputs, nodes_for_dry_run(inputs.config))))
-    print("dry run: nothing was started")
+    say(describe(make_evaluation_plan(inputs, nodes_for_dry_run(inputs.config))))
+    say("dry run: nothing was started")
     return 0
 
 
@@ -177,16 +178,16 @@ def _run(inputs_of: Callable[[], EvaluationInputs], run: RunDirectory) -> int:
         here, is_local = unbounded_node(config)
         make_evaluation_plan(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
         if not inputs.unfinished:
-            print("\n".join([f"{run.url}: finished before, nothing to do", *_not_judged(inputs), _finish(inputs)]))
+            say("\n".join([f"{run.url}: finished before, nothing to do", *_not_judged(inputs), _finish(inputs)]))
             return 0
         plan = make_evaluation_plan(inputs, connect(config))
         if run.read_text("config.yaml") is None:
             run.record_config(config)
-        print(describe(plan), flush=True)
+        say(describe(plan))
         with connected_work():
             measure_policies(plan)
         minutes = (time.monotonic() - started) / 60
-        print(f"\n{task_table(read_evaluation(run))}\nfinished in {minutes:.1f} minutes; results: {run.url}")
+        say(f"\n{task_table(read_evaluation(run))}\nfinished in {minutes:.1f} minutes; results: {run.url}")
     return 0
 
 

@@ -28,6 +28,7 @@ from mipo_ray.planning.token_counts import TOKENS_HELP
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from mipo_ray.terminal import say
 
 DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
 
@@ -51,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _finished(inputs)
             plan = make_plan(inputs, connect(config))
             run.record_config(config)
-            print(describe(plan), flush=True)
+            say(describe(plan))
 
             from mipo_ray.loop import run_rounds
 
             with connected_work():
                 run_rounds(plan)
             minutes = (time.monotonic() - started) / 60
-            print(f"finished in {minutes:.1f} minutes; results and report: {run.url}")
+            say(f"finished in {minutes:.1f} minutes; results and report: {run.url}")
         return 0
 
     return run_command(work, resumes=not options.dry_run)
@@ -67,17 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dry_run(config: Config, run: RunDirectory, *, count_all: bool) -> int:
     inputs = check_inputs(config, run, count_all=count_all)
     plan = make_plan(inputs, nodes_for_dry_run(config))
-    print(describe(plan))
-    print("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
+    say(describe(plan))
+    say("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
     return 0
 
 
 def _finished(inputs: Inputs) -> int:
     from mipo_ray.evaluation.figures import final_tables
 
-    print(f"{inputs.run.url}: finished before, nothing to do")
+    say(f"{inputs.run.url}: finished before, nothing to do")
     if inputs.config.evaluate.enabled:
-        print(final_tables(inputs.run))
+        say(final_tables(inputs.run))
     return 0
 
 

@@ -20,6 +20,7 @@ from mipo_ray.config.field_types import (
     PositiveInt,
     Window,
 )
+from mipo_ray.errors import brief
 
 Protocol = Literal["pairwise", "pointwise"]
 
@@ -107,7 +108,7 @@ class JudgeConfig(Section):
                 "expected a URL without credentials or parameters; keys come from the environment (api_key_variable)"
             )
         if not is_url:
-            raise ValueError(f"expected a URL such as http://host:8000/v1, found {endpoint!r}")
+            raise ValueError(f"expected a URL such as http://host:8000/v1, found {brief(endpoint)}")
         return endpoint.rstrip("/")
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from mipo_ray.config.base import Section, execution_only
 from mipo_ray.config.field_types import PositiveInt
+from mipo_ray.errors import brief
 from mipo_ray.examples import EXAMPLES_DIRECTORY
 from mipo_ray.text.dates import DATE_STRING, date_of
 
@@ -56,7 +57,7 @@ def _bundled_exemplars(value: Any) -> Any:
     name = value.removeprefix("bundled:")
     if name not in names or name == value:
         known = " or ".join(f"bundled:{name}" for name in sorted(names))
-        raise ValueError(f"expected a list of exemplars or {known}; found {value!r}")
+        raise ValueError(f"expected a list of exemplars or {known}; found {brief(value)}")
     return yaml.safe_load(names[name].read_text(encoding="utf-8"))
 
 
@@ -147,7 +148,7 @@ class TrainingPromptsConfig(PromptsConfig):
         except (TypeError, ValueError) as error:
             raise ValueError(f"expected texts, numbers, lists and mappings: {error}; quote a date") from None
         if not isinstance(arguments["date_string"], str):
-            raise ValueError(f"date_string: expected text, found {arguments['date_string']!r}")
+            raise ValueError(f"date_string: expected text, found {brief(arguments['date_string'])}")
         try:
             date_of(arguments["date_string"])
         except ValueError as error:

@@ -14,19 +14,18 @@ import importlib.util
 import json
 import os
 import posixpath
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import yaml
-
+from mipo_ray.config.yaml_text import load_yaml
 from mipo_ray.errors import UserError
 from mipo_ray.monitoring.metrics import run_label
 from mipo_ray.storage.records import read_record
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.terminal import say_error
 
 PROJECT = "mipo-ray"
 IDS = "ids.json"
@@ -131,7 +130,7 @@ class Trackers:
             yield
         except Exception as error:
             self._open.pop(name, None)
-            print(f"tracker {name} failed and gets no more numbers: {type(error).__name__}: {error}", file=sys.stderr)
+            say_error(f"tracker {name} failed and gets no more numbers: {type(error).__name__}: {error}")
 
 
 def _prefix(event: Mapping[str, Any]) -> str:
@@ -269,7 +268,7 @@ def run_parameters(run: RunDirectory) -> dict[str, Any]:
             return {prefix: run_label(value) if isinstance(value, str) and "://" in value else value}
         return {key: item for name, part in value.items() for key, item in flat(f"{prefix}.{name}", part).items()}
 
-    parameters = flat("", yaml.safe_load(run.read_text("config.yaml") or "{}"))
+    parameters = flat("", load_yaml(run.read_text("config.yaml") or "{}"))
     return {name.removeprefix("."): value for name, value in parameters.items() if name}
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from glob import has_magic
 from typing import IO, Any, cast
 
-from mipo_ray.errors import UserError
+from mipo_ray.errors import UserError, cut
 from mipo_ray.examples import bundled_path
 from mipo_ray.paths import local_matches, open_path
 from mipo_ray.prompts.hints import boxed_rows, line_hint, looks_like, separator_of, whole_object
@@ -86,7 +86,11 @@ def read_rows(file: PromptFile) -> Iterator[SourceRow]:
         filesystem, name = open_path(path)
         with filesystem.open(name, "rb", compression=compression) as stream:
             for row in readers[file.format](file, cast(IO[bytes], stream)):
-                yield SourceRow(row.where, row.numbered_id, _with_nulls(row.values))
+                try:
+                    values = _with_nulls(row.values)
+                except RecursionError:
+                    raise UserError(f"{row.where}: the values are nested too deep") from None
+                yield SourceRow(row.where, row.numbered_id, values)
     except FileNotFoundError:
         raise UserError(
             f"{file.path}: no such file on this machine; a cluster needs its prompts on storage that every node reads"
@@ -163,7 +167,7 @@ def _parsed_json(where: str, content: bytes, hint: Callable[[bytes], str] = look
         raise UserError(
             f"{where}: expected UTF-8 text, found byte {content[error.start]:#04x}{hint(content)}"
         ) from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError, too, for a number of more than 4,300 digits
         raise UserError(f"{where}: broken JSON: {error}{hint(content)}") from None
 
 
@@ -227,11 +231,11 @@ def _read_csv(file: PromptFile, stream: IO[bytes]) -> Iterator[SourceRow]:
         header = next(records, [])
         if (separator := separator_of(header)) is not None:
             raise UserError(
-                f"{file.path}, header: expected commas between the columns, found {separator}: {header[0]}; write the "
-                "file with commas, and quotes around what holds one"
+                f"{file.path}, header: expected commas between the columns, found {separator}: {cut(header[0])}; "
+                "write the file with commas, and quotes around what holds one"
             )
         if len(set(header)) < len(header):
-            raise UserError(f"{file.path}, header: expected every column name once, found {', '.join(header)}")
+            raise UserError(f"{file.path}, header: expected every column name once, found {cut(', '.join(header))}")
         for record in records:
             if not record:
                 continue
