@@ -1,4 +1,4 @@
-"""What a command prints: one place, without the control characters of what others wrote.
+"""What a command prints: one place, without the control characters of what others wrote, and without secrets.
 
 Models, servers and files may send escape sequences, by which a terminal changes its title, writes over lines that were
 printed before, or fills the clipboard. Line ends and tabs stay; other control characters are shown as Python writes
@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from mipo_ray.redaction import redacted
+
 MOST_OF_A_LINE = 20_000  # characters
 
 # C0 without tab and line feed, DEL, C1; separators of lines; what turns the direction around; half of a pair.
@@ -23,8 +25,8 @@ _CONTROL_OF_LIBRARIES = re.compile(rf"(?P<kept>\x1b\[[0-9;]{{0,20}}m|\r)|{_CONTR
 
 
 def plain(text: str) -> str:
-    """The text as it may be printed: no control characters, no line of more than `MOST_OF_A_LINE` characters."""
-    lines = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n")).split("\n")
+    """The text as it may be printed: no secrets and control characters, no line longer than `MOST_OF_A_LINE`."""
+    lines = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], redacted(text).replace("\r\n", "\n")).split("\n")
     return "\n".join(f"{line[:MOST_OF_A_LINE]}..." if len(line) > MOST_OF_A_LINE else line for line in lines)
 
 
@@ -45,7 +47,7 @@ def guard_tracebacks() -> None:
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[None]:
-    """While the block runs, whatever prints to standard output and error prints no control characters.
+    """While the block runs, whatever prints to standard output and error prints no control characters and no secrets.
 
     That is for what does not come through `say`: lines of Ray's workers, warnings and log lines of libraries.
     """
@@ -64,7 +66,9 @@ class _Guarded:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(_CONTROL_OF_LIBRARIES.sub(lambda found: found["kept"] or ascii(found[0])[1:-1], text))
+        self._stream.write(
+            _CONTROL_OF_LIBRARIES.sub(lambda found: found["kept"] or ascii(found[0])[1:-1], redacted(text))
+        )
         return len(text)
 
     def writelines(self, lines: Any) -> None:

@@ -102,7 +102,6 @@ class JudgeConfig(Section):
             is_url = url.scheme in ("http", "https") and bool(url.hostname)
         except ValueError:
             raise ValueError("expected a URL such as http://host:8000/v1") from None
-        # The configuration is written to the run directory and printed: a key must not stand in it.
         if "@" in endpoint or url.query or url.fragment:
             raise ValueError(
                 "expected a URL without credentials or parameters; keys come from the environment (api_key_variable)"

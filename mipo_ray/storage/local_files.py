@@ -7,12 +7,12 @@ import os
 from typing import IO
 
 
-def new_file(path: str) -> IO[bytes]:
+def new_file(path: str, mode: int = 0o666) -> IO[bytes]:
     """A file that was not there before, open for writing: an existing one, or a link in its place, is an OSError.
 
-    Its name should be one that nobody else can foresee.
+    Its name should be one that nobody else can foresee. mode: its permissions, from which the umask is taken.
     """
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode), "wb")
 
 
 def where_to_make(path: str) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.config.yaml_text import load_yaml
 from mipo_ray.errors import UserError, brief, cut, few
 from mipo_ray.paths import files_below, open_path
+from mipo_ray.redaction import secret_in
 from mipo_ray.storage.local_files import new_file, where_to_make
 from mipo_ray.storage.manifests import MANIFEST, AnyFacts, Manifest, Work, kind_of, read_manifest
 from mipo_ray.storage.rounds import Round
@@ -36,6 +37,8 @@ from mipo_ray.storage.rounds import Round
 MINIMUM_FREE_BYTES = 64 * 1024**2
 WRITING = ".writing"  # suffix of a file that is not complete yet
 PROBE = ".probe-"
+# Files with the configuration, which might hold a secret that is not known as one: for their owner alone.
+PRIVATE = ("config.yaml", "report.html")
 
 
 class StorageError(UserError):
@@ -95,7 +98,7 @@ class RunDirectory:
             os.makedirs(posixpath.dirname(target), exist_ok=True)
             temporary = f"{target}.{secrets.token_hex(8)}{WRITING}"
             try:
-                with new_file(temporary) as file:
+                with new_file(temporary, 0o600 if name in PRIVATE else 0o666) as file:
                     file.write(text.encode("utf-8"))
                     file.flush()
                     os.fsync(file.fileno())
@@ -306,8 +309,11 @@ class RunDirectory:
 def open_run(url: str) -> RunDirectory:
     """The run directory at a local path or a URL.
 
-    Raises StorageError when no filesystem serves the URL, and for a name that cannot be read back.
+    Raises StorageError when no filesystem serves the URL, for one with a secret, and for a name that cannot be read
+    back.
     """
+    if (secret := secret_in(url)) is not None:
+        raise StorageError(f"run_dir {url}: found {secret}; credentials come from the environment of every node")
     if "://" not in url:
         url = os.path.abspath(os.path.expanduser(url))
         _check_name(url)
