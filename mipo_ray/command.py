@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 
 from mipo_ray.config.recipe import split_arguments
+from mipo_ray.config.trust import FLAG, FLAG_HELP
 from mipo_ray.errors import UserError
 from mipo_ray.stop_signals import stop_signals
 from mipo_ray.terminal import guard_tracebacks, guarded_streams, say_error
@@ -46,7 +47,8 @@ def parse_recipe(
     default: str | None = None,
     more_keys: Collection[str] = (),
 ) -> argparse.Namespace:
-    """Reads `[--dry-run] [RECIPE.yaml] [key=value ...]` in any order: the namespace has dry_run, recipe and overrides.
+    """Reads `[--dry-run] [RECIPE.yaml] [key=value ...]` in any order: the namespace has dry_run, trust_recipe,
+    recipe and overrides.
 
     default: the recipe where none is named; None: one must be. more_keys: keys of the recipe beside those of the
     configuration. Ends the process with code 2 for another number of recipes.
@@ -54,6 +56,7 @@ def parse_recipe(
     recipe, number = ("RECIPE.yaml", "+") if default is None else ("[RECIPE.yaml]", "*")
     parser.add_argument("arguments", nargs=number, metavar=f"{recipe} [key=value ...]", help="recipe and overrides")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument(FLAG, action="store_true", help=FLAG_HELP)
     options = parser.parse_intermixed_args(arguments)
     recipes, options.overrides = split_arguments(options.arguments, more_keys)
     if not recipes and default is not None:

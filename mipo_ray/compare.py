@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from mipo_ray.command import parse_recipe, run_command
 from mipo_ray.comparison.definition import BASE, Comparison, describe_arm, load_comparison
+from mipo_ray.config.trust import describe_acts
 from mipo_ray.errors import UserError
 from mipo_ray.planning.describe import describe
 from mipo_ray.planning.plan import Inputs, Plan, check_inputs, make_plan
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
 
     def work() -> int:
-        comparison = load_comparison(options.recipe, options.overrides)
+        comparison = load_comparison(options.recipe, options.overrides, trusts_recipe=options.trust_recipe)
         return _dry_run(comparison) if options.dry_run else _run(comparison)
 
     return run_command(work, resumes=not options.dry_run)
@@ -108,6 +109,8 @@ def describe_comparison(comparison: Comparison, plans: dict[tuple[str, int], Pla
         pairs = f"; pairs of {source}" if source != arm else ""
         done = f"{len(_finished(arm, plan))} of {len(_stages(arm, plan))} stages finished"
         lines.append(f"  {names[arm, seed]:<{width}}{what}{pairs}; {done}")
+    for arm, config in comparison.arms.items():
+        lines += [f"  {arm}: {line}" for line in describe_acts(config) if line not in describe_acts(shared)]
     return "\n".join(lines)
 
 

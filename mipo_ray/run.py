@@ -4,6 +4,7 @@
     python -m mipo_ray.run jobs/NAME.yaml train.beta=0.2 rounds=3     a recipe with overrides
     python -m mipo_ray.run --dry-run jobs/NAME.yaml                   check everything and print the plan
     python -m mipo_ray.run --dry-run --tokens jobs/NAME.yaml          count the tokens of every long prompt, too
+    python -m mipo_ray.run --trust-recipe jobs/NAME.yaml              one that may run code (docs/security.md)
     ray job submit -- python -m mipo_ray.run run_dir=s3://...         on a cluster
 
 Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster, 130 stopped by
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
 
     def work() -> int:
-        config = load_config(options.recipe, options.overrides)
+        config = load_config(options.recipe, options.overrides, trusts_recipe=options.trust_recipe)
         run = open_run(config.run_dir)
         if options.dry_run:
             return _dry_run(config, run, count_all=options.tokens)

@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from mipo_ray.config.recipe import ConfigError, explain, fields, merge, read_recipe, result_fields
 from mipo_ray.config.schema import Config
+from mipo_ray.config.trust import Said, acts, check_trust
 from mipo_ray.errors import brief, cut, few
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
@@ -82,10 +83,11 @@ class Comparison:
         return next(name for name, config in self.arms.items() if _generated_by(config) == own)
 
 
-def load_comparison(recipe: str | Path, overrides: Sequence[str] = ()) -> Comparison:
+def load_comparison(recipe: str | Path, overrides: Sequence[str] = (), *, trusts_recipe: bool = False) -> Comparison:
     """Reads a comparison's recipe with its bases and applies `dotted.key=value` overrides (arms.NAME.train.beta=0.2).
 
-    Raises ConfigError with one line for each wrong key, named with the arm that it stands in.
+    Raises ConfigError with one line for each wrong key, named with the arm that it stands in, and TrustError as
+    `load_config` does.
     """
     values, _ = read_recipe(recipe, overrides)
     arms, seeds = values.pop("arms", None), values.pop("seeds", None)
@@ -116,6 +118,10 @@ def load_comparison(recipe: str | Path, overrides: Sequence[str] = ()) -> Compar
             faults.append(str(error))
     if faults:
         raise ConfigError(few(faults, str))
+    said = Said.on_command_line(overrides, trusts_recipe)
+    check_trust(shared, said, str(recipe))
+    for name, config in checked.items():
+        check_trust(config, said.below(f"arms.{name}."), f"{recipe}, arms.{name}", known=acts(shared))
     return Comparison(shared.run_dir, seeds, shared, checked)
 
 

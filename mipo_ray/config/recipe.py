@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from mipo_ray.config.removed import explain_removed, without_removed
 from mipo_ray.config.schema import Config
+from mipo_ray.config.trust import Said, check_trust
 from mipo_ray.config.yaml_text import dump_yaml, load_yaml, parse_yaml
 from mipo_ray.errors import MOST_SHOWN, UserError, brief, cut, few
 
@@ -40,28 +41,38 @@ _NOWHERE = object()
 MOST_MESSAGE = 1000  # characters of one error
 
 
-def load_config(recipe: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(
+    recipe: str | Path | None = None, overrides: typing.Sequence[str] = (), *, trusts_recipe: bool = False
+) -> Config:
     """Reads a YAML recipe with its bases (none: the defaults), applies `dotted.key=value` overrides, checks everything.
+
+    trusts_recipe: the user's word that the recipe may do what `trust` lists; what overrides set is theirs anyway.
 
     Raises ConfigError with one line per wrong key: its path, what was expected, what was found, for an unknown key
     the nearest valid name, and the base that it stands in, where it stands in one. A base that cannot be used is named
-    with the recipes that led to it.
+    with the recipes that led to it. Raises TrustError for what needs the user's word.
     """
     values, layers = read_recipe(recipe, overrides)
     with _explained(layers, overrides):
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
+    check_trust(config, Said.on_command_line(overrides, trusts_recipe), str(recipe))
+    return config
 
 
-def load_run_config(text: str, name: str, overrides: typing.Sequence[str] = ()) -> Config:
+def load_run_config(
+    text: str, name: str, overrides: typing.Sequence[str] = (), *, trusts_recipe: bool = False
+) -> Config:
     """The configuration of a run from the text of its config.yaml (`name`, for messages), with overrides, checked.
 
-    Fields that were removed since it was written are left out. Raises ConfigError as `load_config` does.
+    Fields that were removed since it was written are left out. Raises what `load_config` raises.
     """
     values = without_removed(_read_mapping(text, name))
     for override in overrides:
         _apply_override(values, override)
     with _explained({}, overrides):
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
+    check_trust(config, Said.on_command_line(overrides, trusts_recipe), name)
+    return config
 
 
 @contextlib.contextmanager
@@ -249,7 +260,9 @@ def explain(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{path}: {cut(message, MOST_MESSAGE)}" if path else cut(message, MOST_MESSAGE)
-    return f"{path}: {message}; found {brief(item['input'])}"
+    # A key that was put where its variable's name belongs is not shown.
+    found = "something else (not shown)" if "key" in path.rpartition(".")[2] else brief(item["input"])
+    return f"{path}: {message}; found {found}"
 
 
 def _explain_override(item: Any, overrides: typing.Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from mipo_ray.config.evaluate import EvaluateConfig
 from mipo_ray.config.label_selectors import shown
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import CHECKPOINT_MINUTES, TrainConfig
+from mipo_ray.config.trust import describe_acts
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, task_window
 from mipo_ray.models.chat_template import end_of_turn, read_chat_template
 from mipo_ray.models.shape import model_shape
@@ -64,6 +65,7 @@ def describe(plan: Plan) -> str:
         lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
     lines += [_request(request, plan) for request in requests(config, plan.resources)]
     lines += _end_of_turn(config)
+    lines += describe_acts(config)
     lines += _autoscaling_notes(plan)
     lines += describe_estimates(
         config, plan.resources, model_shape(config.model.source), plan.prompts.rows, plan.prompts.characters, responses
