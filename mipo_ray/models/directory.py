@@ -68,7 +68,11 @@ def is_remote(path: str) -> bool:
 def local_path(path: str) -> Path:
     """A local path, absolute; raises UserError for what can be the name of no file."""
     name = path.removeprefix("file://")
-    if "\0" in name or any(len(os.fsencode(part)) > 255 for part in name.split("/")):
+    try:
+        is_name = "\0" not in name and all(len(os.fsencode(part)) <= 255 for part in name.split("/"))
+    except UnicodeEncodeError:  # half of a surrogate pair
+        is_name = False
+    if not is_name:
         raise UserError(f"model {brief(path)}: expected a path, found what can be the name of no file")
     return Path(name).expanduser().absolute()
 

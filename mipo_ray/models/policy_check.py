@@ -162,7 +162,9 @@ def _check_phi_sizes(text: dict[str, Any], shown: str) -> None:
     ):
         found = text.get(field)
         if found is not None and found != expected:
-            raise UserError(f"{shown}: field {field}: expected {expected}, {reason} in this family; found {found}")
+            raise UserError(
+                f"{shown}: field {field}: expected {brief(expected)}, {reason} in this family; found {brief(found)}"
+            )
 
 
 def _check_is_not_quantized(directory: ModelDirectory, config: dict[str, Any], weights: list[str]) -> None:
