@@ -13,8 +13,6 @@ ACCELERATOR ?=
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
-# Test processes with a Ray cluster each; tests/helpers/scheduling.py says which files they get.
-WORKERS := --numprocesses 2 --no-loadscope-reorder
 # Tests of pairs of values in make test, of all combinations at night.
 PRODUCT_TESTS := $(addprefix tests/integration/test_training,.py _gradients.py _ray.py)
 UV ?= $(BIN)/uv
@@ -47,10 +45,10 @@ unit: setup-test ## the tests without engine and cluster
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 integration: setup-test ## the tests with real vLLM, Ray and DeepSpeed
-	$(BIN)/python -m pytest tests/integration $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
 
 nightly: setup-test ## the tests that make test leaves out: the real model, clusters and programs of their own
-	FULL_PRODUCTS=1 $(BIN)/python -m pytest tests/nightly $(PRODUCT_TESTS) $(WORKERS) $(PYTEST_ARGS)
+	FULL_PRODUCTS=1 $(BIN)/python -m pytest tests/nightly $(PRODUCT_TESTS) $(PYTEST_ARGS)
 
 format: setup-test ## format the code and apply safe fixes
 	$(BIN)/python -m ruff check --fix .

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import settings
 
 from mipo_ray.ray_cluster.connection import address_known_beforehand
+from mipo_ray.ray_cluster.protection import on_loopback
 from tests.helpers.fake_judge_endpoint import FakeJudgeEndpoint, longer
 from tests.helpers.golden_run import JUDGE_KEY, GoldenRun, Place, make_golden_run
-from tests.helpers.scheduling import FilesByFixture, turn
 from tests.helpers.tiny_model import make_tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -30,16 +30,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # No time limit per example: a busy machine must not fail a test of correctness.
 settings.register_profile("mipo-ray", deadline=None)
 settings.load_profile("mipo-ray")
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesByFixture:
-    """Called where pytest-xdist starts several test processes."""
-    return FilesByFixture(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In the order in which test processes begin the files."""
-    items.sort(key=lambda item: turn(item.path))
 
 
 @pytest.fixture(scope="session")
@@ -66,11 +56,12 @@ def test_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 def ray_cluster(test_environment: None) -> Iterator[Any]:
     """One local Ray cluster for the whole session, more logical CPUs than this machine may have cores.
 
-    Its processes inherit the environment, so it starts after `test_environment`.
+    On loopback, as the commands start theirs. Its processes inherit the environment, so it starts after
+    `test_environment`.
     """
     import ray
 
-    with address_known_beforehand():
+    with address_known_beforehand(), on_loopback(True):
         context = ray.init(
             address="local",
             num_cpus=6,

@@ -29,7 +29,7 @@ from mipo_ray.storage.manifests import GenerateFacts, TrainFacts
 from mipo_ray.storage.records import read_record
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
 from mipo_ray.terminal import say
 from mipo_ray.training.stage import pair_set_hash, train
 from mipo_ray.training.trainer import check_model_is_trainable

@@ -17,9 +17,17 @@ from mipo_ray.errors import UserError, brief, cut
 from mipo_ray.paths import open_path
 
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
-_SINGLE_FILE = "model.safetensors"
+SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"
+# How the names of the tensors end that hold a row for each token, in the families' own words.
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+)
 _VOCABULARIES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
 
 
@@ -60,7 +68,11 @@ def is_remote(path: str) -> bool:
 def local_path(path: str) -> Path:
     """A local path, absolute; raises UserError for what can be the name of no file."""
     name = path.removeprefix("file://")
-    if "\0" in name or any(len(os.fsencode(part)) > 255 for part in name.split("/")):
+    try:
+        is_name = "\0" not in name and all(len(os.fsencode(part)) <= 255 for part in name.split("/"))
+    except UnicodeEncodeError:  # half of a surrogate pair
+        is_name = False
+    if not is_name:
         raise UserError(f"model {brief(path)}: expected a path, found what can be the name of no file")
     return Path(name).expanduser().absolute()
 
@@ -143,19 +155,19 @@ def weight_files(directory: ModelDirectory) -> list[str]:
                 f"{cut(', '.join(missing))}"
             )
         return names
-    if _SINGLE_FILE in directory.details:
-        return [_SINGLE_FILE]
-    if _ADAPTER in directory.details:
-        base = directory.read_json(_ADAPTER).get("base_model_name_or_path")
+    if SINGLE_FILE in directory.details:
+        return [SINGLE_FILE]
+    if ADAPTER in directory.details:
+        base = directory.read_json(ADAPTER).get("base_model_name_or_path")
         raise UserError(
-            f"{directory.shown}: expected a model with weights of its own, found {_ADAPTER}, an adapter of "
+            f"{directory.shown}: expected a model with weights of its own, found {ADAPTER}, an adapter of "
             f"{brief(base)}: merge it into that model first"
         )
     others = sorted(
         name for name in directory.details if name.endswith((".bin", ".pt", ".pth", ".gguf", ".safetensors"))
     )
     raise UserError(
-        f"{directory.shown}: expected weights in {_SINGLE_FILE} or {_INDEX}, found {', '.join(others) or 'no weights'}"
+        f"{directory.shown}: expected weights in {SINGLE_FILE} or {_INDEX}, found {', '.join(others) or 'no weights'}"
         + ("; only safetensors are read" if others else "")
     )
 
@@ -200,7 +212,7 @@ def _check_tokenizer(directory: ModelDirectory) -> None:
 def check_directory(directory: ModelDirectory) -> list[str]:
     """Check that a directory's files are complete; return the names of those with the weights."""
     if "config.json" not in directory.details:
-        if _ADAPTER in directory.details:
+        if ADAPTER in directory.details:
             weight_files(directory)  # says what an adapter lacks
         raise UserError(f"{directory.shown}: expected config.json, found {', '.join(sorted(directory.details))}")
     if not isinstance(model_type := directory.read_json("config.json").get("model_type"), str):

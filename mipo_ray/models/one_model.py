@@ -8,14 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from mipo_ray.errors import UserError, cut
-from mipo_ray.models.directory import ModelDirectory, read_header, weight_map
+from mipo_ray.models.directory import ADAPTER, EMBEDDINGS, SINGLE_FILE, ModelDirectory, read_header, weight_map
 
-_SINGLE_FILE = "model.safetensors"
-_ADAPTER = "adapter_config.json"
 # Bytes that are compared at a time.
 _CHUNK = 64 * 1024**2
 _HEADS = ("lm_head.weight", "embed_out.weight")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
 
 def check_one_model(directory: ModelDirectory, weights: list[str], *, are_all_read: bool) -> None:
@@ -24,9 +21,9 @@ def check_one_model(directory: ModelDirectory, weights: list[str], *, are_all_re
     weights: the files of its weights, those of the index or the single one. are_all_read: an engine reads this very
     directory; else only `weights`, and files that hold no weights, are brought to it.
     """
-    if _ADAPTER in directory.details:
+    if ADAPTER in directory.details:
         raise UserError(
-            f"{directory.shown}/{_ADAPTER}: expected no adapter beside the weights, found one: transformers would add "
+            f"{directory.shown}/{ADAPTER}: expected no adapter beside the weights, found one: transformers would add "
             "it to them, vLLM would not; merge it, or remove it where the weights hold it already"
         )
     if are_all_read:
@@ -45,7 +42,7 @@ def check_tied(directory: ModelDirectory, headers: dict[str, dict[str, dict[str,
     """
     places = {tensor: file for file, tensors in headers.items() for tensor in tensors}
     head = next((name for name in places if name.endswith(_HEADS)), None)
-    embedding = next((name for name in places if name.endswith(_EMBEDDINGS)), None)
+    embedding = next((name for name in places if name.endswith(EMBEDDINGS)), None)
     if head is None or embedding is None:
         return
     facts = [headers[places[name]][name] for name in (head, embedding)]
@@ -53,17 +50,17 @@ def check_tied(directory: ModelDirectory, headers: dict[str, dict[str, dict[str,
     if not is_same or not _are_equal(directory, headers, places, (head, embedding)):
         raise UserError(
             f"{directory.shown}: config.json says tie_word_embeddings true, but {cut(head)} differs from "
-            f"{cut(embedding)}: vLLM "
-            "would use the one, transformers the other; set tie_word_embeddings to false, or remove the head"
+            f"{cut(embedding)}: vLLM would use the one, transformers the other; set tie_word_embeddings to false, or "
+            "remove the head"
         )
 
 
 def _check_no_other_weights(directory: ModelDirectory, weights: list[str]) -> None:
     found = sorted(name for name in directory.details if name.endswith(".safetensors") and name not in weights)
-    has_index = weights != [_SINGLE_FILE]
+    has_index = weights != [SINGLE_FILE]
     # Of weights with an index vLLM reads those that it names, and transformers the single file where there is one; and
     # vLLM takes "consolidated" ones before all others.
-    harmful = [name for name in found if not has_index or name == _SINGLE_FILE or name.startswith("consolidated")]
+    harmful = [name for name in found if not has_index or name == SINGLE_FILE or name.startswith("consolidated")]
     if harmful:
         raise UserError(
             f"{directory.shown}: expected one model, found {cut(', '.join(harmful))} beside "

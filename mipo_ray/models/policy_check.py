@@ -89,6 +89,7 @@ def check_policy(directory: ModelDirectory, weights: list[str], windows: Mapping
     _check_is_language_model(config, shown)
     _check_is_not_quantized(directory, config, weights)
     _check_upper_layers(text_config(config), shown)
+    _check_phi_sizes(text_config(config), shown)
     check_window(directory, windows)
     _check_cohere2_window(text_config(config), windows, shown)
     for field, tokens in windows.items():
@@ -147,6 +148,23 @@ def _check_upper_layers(text: dict[str, Any], shown: str) -> None:
             f"use_sliding_window is true, found {brief(first)}: vLLM has no sliding window in some layers of "
             "this family"
         )
+
+
+def _check_phi_sizes(text: dict[str, Any], shown: str) -> None:
+    """Sizes that transformers' Phi reads and vLLM's takes for granted: its engine would not start."""
+    if text.get("model_type") != "phi":
+        return
+    heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
+    wide = text.get("n_inner") or (4 * hidden if isinstance(hidden, int) else None)
+    for field, expected, reason in (
+        ("num_key_value_heads", heads, "the number of heads: vLLM has no heads that share keys"),
+        ("intermediate_size", wide, "n_inner or four times hidden_size: vLLM reads no other width"),
+    ):
+        found = text.get(field)
+        if found is not None and found != expected:
+            raise UserError(
+                f"{shown}: field {field}: expected {brief(expected)}, {reason} in this family; found {brief(found)}"
+            )
 
 
 def _check_is_not_quantized(directory: ModelDirectory, config: dict[str, Any], weights: list[str]) -> None:

@@ -8,16 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from mipo_ray.errors import UserError, brief
-from mipo_ray.models.directory import ModelDirectory, read_header, well_formed
+from mipo_ray.models.directory import EMBEDDINGS, ModelDirectory, read_header, well_formed
 from mipo_ray.models.rope import text_config
 
-_EMBEDDINGS = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "embed_in.weight",
-    "word_embeddings.weight",
-    "tok_embeddings.weight",
-)
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 _ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -73,7 +66,7 @@ def _check_named_ids(directory: ModelDirectory, file: str, size: int) -> None:
 def _embedding_rows(directory: ModelDirectory, weights: list[str]) -> int | None:
     for file in weights:
         for name, tensor in read_header(directory, file).items():
-            if name.endswith(_EMBEDDINGS) and len(tensor["shape"]) == 2:
+            if name.endswith(EMBEDDINGS) and len(tensor["shape"]) == 2:
                 return int(tensor["shape"][0])
     return None
 

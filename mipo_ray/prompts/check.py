@@ -12,8 +12,9 @@ import numpy as np
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import PromptFile, SourceRow, find_files, nearest
+from mipo_ray.prompts.files import PromptFile, find_files
 from mipo_ray.prompts.public_sets import RowReader, row_reader
+from mipo_ray.prompts.reading import SourceRow, nearest
 from mipo_ray.prompts.rows import CheckedFile, ContentHash, PromptRow, normalize_row
 from mipo_ray.prompts.templates import check_question_columns, check_templates
 

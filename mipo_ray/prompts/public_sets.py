@@ -25,7 +25,8 @@ from typing import Any
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import PromptFile, SourceRow, find_files, missing_column, read_rows
+from mipo_ray.prompts.files import PromptFile, find_files
+from mipo_ray.prompts.reading import SourceRow, missing_column, read_rows
 
 RowReader = Callable[[PromptFile], Iterator[SourceRow]]
 

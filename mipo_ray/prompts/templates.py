@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError, brief
-from mipo_ray.prompts.files import SourceRow, missing_column, nearest
+from mipo_ray.prompts.reading import SourceRow, missing_column, nearest
 from mipo_ray.text.limited_templates import TemplateFailed, render, variables_of
 
 DEFAULT_TEMPLATES = {"user": "{{ context }}\n\n{{ question }}", "system": "{{ context }}"}

@@ -82,7 +82,12 @@ def address_known_beforehand() -> Iterator[None]:
     multiple active Ray instances". Ray takes the port from the environment, and its processes inherit RAY_ADDRESS.
     """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("127.0.0.1", 0))
+        except OSError as error:
+            raise ResourceError(
+                f"127.0.0.1: a cluster of this machine listens there, also where its network has IPv6 alone: {error}"
+            ) from None
         port = str(probe.getsockname()[1])
     variables = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
     before = {name: os.environ.get(name) for name in variables}

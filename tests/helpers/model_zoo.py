@@ -83,7 +83,8 @@ ZOO: dict[str, Member] = {
     "Phi3, LongRoPE": Member("Phi3", _long_rope(original=64)),
     "Phi3, LongRoPE beyond": Member("Phi3", _long_rope(original=32), refused="rope_type longrope"),
     # vLLM knows of this family one width of its inner layers only: four times the hidden size.
-    "Phi": Member("Phi", {"partial_rotary_factor": 0.5, "intermediate_size": 512}),
+    "Phi": Member("Phi", {"partial_rotary_factor": 0.5, "intermediate_size": 512, "num_key_value_heads": 4}),
+    "Phi, shared keys": Member("Phi", {"intermediate_size": 512}, refused="field num_key_value_heads"),
     "StableLm": Member("StableLm", {"partial_rotary_factor": 0.25}),
     "Persimmon": Member("Persimmon", {"num_key_value_heads": 4}),
     "Granite": Member(

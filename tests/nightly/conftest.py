@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,8 +19,8 @@ from tests.helpers.runs import finish, start_evaluation
 
 
 @pytest.fixture(scope="session", autouse=True)
-def environment(test_environment: None, ray_cluster: Any) -> None:
-    """As in tests/integration/conftest.py: whatever a process runs first, its cluster is up."""
+def environment(test_environment: None) -> None:
+    """Every test here, and every process that it starts, has an environment of its own."""
 
 
 @pytest.fixture(scope="session")

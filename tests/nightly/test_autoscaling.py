@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.autoscaling_cluster import ROLE, run_apart, why_not_apart
+from tests.helpers.runs import has_traceback
 
 ENGINE = "MapWorker(MapBatches(Sampler))"
 WORKER = "RayTrainWorker"
@@ -124,5 +125,5 @@ def test_engines_that_no_node_type_fits_are_waited_for_no_longer_than_allowed(cl
     ) in printed
     assert "(ray.wait_timeout_minutes 0.5) for 2 engine actors" in printed
     assert "the autoscaler has no node type that fits, or may add none" in printed
-    assert "Traceback" not in printed
+    assert not has_traceback(printed)
     assert counts(samples(cluster, "nowhere"), "nodes", "generate")[-1] == 0

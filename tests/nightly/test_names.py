@@ -16,19 +16,12 @@ import pytest
 from tests.helpers.runs import arguments, events, finish, kill_when, read_pairs, start, write_prompts
 
 PROMPTS = 24
+# Several kinds at once: a run takes a minute. tests/unit has each by itself.
 NAMES = [
-    "two words",
-    "übung 实验",
-    "100% %41",
-    "#1",
-    "exp [1]",
-    "all*",
-    'it\'s "so"',
-    "context=none/prompt_id=9",
-    "sample=9/key=x/judgement_id=y",
-    "a::b",
-    "back\\slash $HOME ~",
-    "_hidden/.run",
+    "100% %41/#1/übung 实验 two words",
+    'all*/it\'s "so"/exp [1]',
+    "context=none/prompt_id=9/sample=9/key=x/judgement_id=y",
+    "_hidden/.run/a::b/back\\slash $HOME ~",
     "x" * 200,
 ]
 

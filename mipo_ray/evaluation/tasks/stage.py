@@ -36,7 +36,7 @@ from mipo_ray.storage.records import read_record, to_text
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
 
 # Rows that are written, and so safe from a kill, together.
 ROWS_PER_BLOCK = 16

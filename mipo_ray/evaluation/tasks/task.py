@@ -25,7 +25,8 @@ from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.prompts import Exemplars, PromptsConfig
 from mipo_ray.config.yaml_text import load_yaml
 from mipo_ray.errors import UserError, brief, cut, few
-from mipo_ray.prompts.files import PromptFile, SourceRow, missing_column, nearest, read_rows
+from mipo_ray.prompts.files import PromptFile
+from mipo_ray.prompts.reading import SourceRow, missing_column, nearest, read_rows
 from mipo_ray.prompts.rows import Message, encodable, normalize_row
 from mipo_ray.prompts.templates import check_question_columns
 from mipo_ray.text.final_answers import final_choice, final_number

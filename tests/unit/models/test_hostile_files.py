@@ -139,6 +139,7 @@ def test_a_header_that_is_longer_than_any(tmp_path: Path) -> None:
 NAMES = [
     *("http://", "https://", "http://[", "s3://", "gs://", "hf://", "zip://", "memory://", "local://"),
     *("file://", "://", "a://b", "data://", "", "\0", "file://\0", "x" * 5000, "http://127.0.0.1:1/x"),
+    *("\ud800", "file://\ud800", "s3://\ud800"),
 ]
 
 

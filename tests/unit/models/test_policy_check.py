@@ -293,3 +293,27 @@ def test_the_sliding_window_of_cohere2_is_refused_where_it_matters(
         return
     with pytest.raises(UserError, match=r"field sliding_window: .*the one sees 64 tokens .*, the other 63"):
         check_policy_model(path, {"model.max_model_len": 64})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "field"),
+    [
+        ({"num_key_value_heads": 2}, "num_key_value_heads: expected 4"),
+        ({"intermediate_size": 128}, "intermediate_size: expected 256"),
+        ({"n_inner": 192, "intermediate_size": 256}, "intermediate_size: expected 192"),
+        ({}, None),
+        ({"num_key_value_heads": None, "intermediate_size": 256}, None),
+        ({"num_key_value_heads": 4, "n_inner": 192, "intermediate_size": 192}, None),
+        ({"num_key_value_heads": 2, "model_type": "llama"}, None),
+    ],
+)
+def test_the_sizes_that_an_engine_of_phi_does_not_read_are_refused(
+    tmp_path: Path, sizes: dict[str, Any], field: str | None
+) -> None:
+    config = {"model_type": "phi", "hidden_size": 64, "num_attention_heads": 4, **sizes}
+    path = model_of(tmp_path / "model", **config)
+    if field is None:
+        check_policy_model(path, {})
+        return
+    with pytest.raises(UserError, match=f"field {field}"):
+        check_policy_model(path, {})

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import find_files, read_rows
+from mipo_ray.prompts.files import find_files
+from mipo_ray.prompts.reading import read_rows
 
 
 def rows_of(path: str | Path) -> list[dict[str, Any]]:

@@ -663,6 +663,7 @@ def test_work_that_lies_behind_links_is_there(tmp_path: Path) -> None:
     part.rename(tmp_path / "disk/elsewhere.txt")
     part.symlink_to(tmp_path / "disk/elsewhere.txt")
     (tmp_path / "disk/rounds/up").symlink_to("..")  # a ring
+    (tmp_path / "disk" / STAGE / "machine").symlink_to("/")  # all that there is
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for name in ("run", "link"):
         found = open_run(str(tmp_path / name))

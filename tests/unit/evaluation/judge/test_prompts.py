@@ -17,7 +17,7 @@ from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judge.prompts import boundary_of, judge_prompt, pairwise_prompt, pointwise_prompt
-from mipo_ray.prompts.files import SourceRow
+from mipo_ray.prompts.reading import SourceRow
 from mipo_ray.prompts.rows import PromptRow, normalize_row
 
 BEGIN_AND_END = ("BEGIN", "END")

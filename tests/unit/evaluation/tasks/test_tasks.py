@@ -29,7 +29,8 @@ from mipo_ray.evaluation.tasks.task import (
     read_items,
     verdict,
 )
-from mipo_ray.prompts.files import SourceRow, find_files
+from mipo_ray.prompts.files import find_files
+from mipo_ray.prompts.reading import SourceRow
 
 NAMES = [
     "arc_challenge",

@@ -1,0 +1,162 @@
+"""Columns of a Parquet file that ask to be read by a program.
+
+Arrow lets a field say, in its metadata, that it holds an extension type, and hands such a column to whatever the
+process has registered under that name. `import ray.data` registers "ray.data.arrow_pickled_object", which unpickles
+every value, and types whose settings may be unpickled as soon as the schema is read. So the metadata is looked at as
+bytes, before Arrow sees the file: in the footer, where writers keep their Arrow schema (a FlatBuffer).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from collections.abc import Iterator
+from typing import IO, Any, Protocol
+
+import pyarrow as pa
+
+from mipo_ray.errors import UserError, brief, cut
+from mipo_ray.tables.thrift import NotThrift, read_struct
+
+_EXTENSION = b"ARROW:extension:name"
+_SCHEMA = b"ARROW:schema"
+# Arrow's own C++ reads these two, as plain text and 16 bytes; Parquet has types of its own that it makes them of.
+_HARMLESS = ("arrow.json", "arrow.uuid")
+_TAIL = 64 * 1024  # bytes that are read at the end of a file; most footers fit
+_MOST_FIELDS = 100_000
+_DEEPEST = 64  # levels of nested fields; Arrow reads no more
+
+_MAGIC = b"PAR1"
+_FOOTER_METADATA, _KEY, _VALUE = 5, 1, 2  # FileMetaData.key_value_metadata, KeyValue.key and .value
+_MESSAGE_HEADER, _SCHEMA_FIELDS = 2, 1
+_FIELD_NAME, _FIELD_CHILDREN, _FIELD_METADATA = 0, 5, 6
+
+
+class Readable(Protocol):
+    """A file that is open for reading: Python's, fsspec's or Arrow's."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> Any: ...
+    def tell(self) -> int: ...
+    def read(self, size: int, /) -> bytes: ...
+
+
+def refuse_extension_fields(file: Readable | IO[bytes] | pa.NativeFile, shown: str) -> None:
+    """Raises UserError, naming the file as `shown` and the column, for a Parquet file with an extension field.
+
+    At any depth, and before Arrow has seen it. Raises ArrowInvalid for what is no Parquet file.
+    """
+    try:
+        metadata = read_struct(_footer(file))[0].get(_FOOTER_METADATA, [])
+        # Arrow takes one of several, whichever: all are looked at.
+        schemas = [entry.get(_VALUE, b"") for entry in metadata if entry.get(_KEY) == _SCHEMA]
+        found = [field for schema in schemas for field in _extensions(schema)]
+    except (NotThrift, AttributeError, TypeError, struct.error, binascii.Error) as error:
+        raise pa.ArrowInvalid(f"{cut(str(error))}: not the footer of a Parquet file") from None
+    for path, name in found:
+        _refuse(shown, path, name)
+
+
+def refuse_extension_types(schema: pa.Schema, shown: str) -> None:
+    """As `refuse_extension_fields`, of a schema that Arrow has read: also what Arrow makes of Parquet's own types."""
+    for field in schema:
+        _refuse_type(field.type, field.name, shown)
+
+
+def _refuse_type(kind: pa.DataType, path: str, shown: str) -> None:
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name not in _HARMLESS:
+            _refuse(shown, path, kind.extension_name)
+        kind = kind.storage_type
+    if pa.types.is_dictionary(kind):
+        _refuse_type(kind.value_type, path, shown)
+    for number in range(kind.num_fields):
+        _refuse_type(kind.field(number).type, f"{path}.{kind.field(number).name}", shown)
+
+
+def _refuse(shown: str, path: str, name: str) -> None:
+    raise UserError(
+        f"{shown}, column {brief(path)}: expected plain data, found the extension type {brief(name)}, which a program "
+        "reads and which could run one; write the column as the plain type that it stores"
+    )
+
+
+def _footer(file: Any) -> bytes:
+    """The bytes of a Parquet file's footer, an encoded FileMetaData."""
+    file.seek(0, 2)
+    size = file.tell()
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(min(size, _TAIL))
+    length = int.from_bytes(tail[-8:-4], "little")
+    if tail[-4:] != _MAGIC or length + 12 > size:
+        raise NotThrift("it does not end as one")
+    if length + 8 > len(tail):
+        file.seek(size - length - 8)
+        tail = file.read(length + 8)
+    return bytes(tail[-length - 8 : -8])
+
+
+def _extensions(encoded: bytes) -> Iterator[tuple[str, str]]:
+    """Path and name of every extension field in an Arrow schema as Parquet keeps it: base64 of an IPC message."""
+    message = base64.b64decode(encoded, validate=True)
+    start = 8 if message[:4] == b"\xff\xff\xff\xff" else 4  # files of 2019 have the length alone before it
+    buffer = _FlatBuffer(message[start:])
+    schema = buffer.table_in(buffer.table_at(0), _MESSAGE_HEADER)
+    waiting = [(field, "", 0) for field in buffer.tables_in(schema, _SCHEMA_FIELDS)]
+    for count in range(_MOST_FIELDS + 1):
+        if not waiting:
+            return
+        field, above, depth = waiting.pop()
+        if count == _MOST_FIELDS or depth > _DEEPEST:
+            raise NotThrift("its schema has too many fields")
+        path = f"{above}{buffer.text_in(field, _FIELD_NAME).decode('utf-8', errors='replace')}"
+        for entry in buffer.tables_in(field, _FIELD_METADATA):
+            name = buffer.text_in(entry, 1).decode("utf-8", errors="replace")
+            if buffer.text_in(entry, 0) == _EXTENSION and name not in _HARMLESS:
+                yield path, name
+        waiting += [(child, f"{path}.", depth + 1) for child in buffer.tables_in(field, _FIELD_CHILDREN)]
+
+
+class _FlatBuffer:
+    """Tables of a FlatBuffer by their position in bytes and the number of a field; an absent field is empty.
+
+    https://flatbuffers.dev/internals: a table begins with the distance to its list of where its fields are.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def table_at(self, place: int) -> int:
+        """Where the table, text or list lies that the offset at `place` leads to."""
+        return place + self._number("<I", place)
+
+    def table_in(self, table: int, field: int) -> int:
+        if (place := self._place(table, field)) is None:
+            raise NotThrift("it has no Arrow schema")
+        return self.table_at(place)
+
+    def tables_in(self, table: int, field: int) -> list[int]:
+        if (place := self._place(table, field)) is None:
+            return []
+        first = self.table_at(place)
+        size = self._number("<I", first)
+        if size > _MOST_FIELDS:
+            raise NotThrift("its schema has too many fields")
+        return [self.table_at(first + 4 + 4 * number) for number in range(size)]
+
+    def text_in(self, table: int, field: int) -> bytes:
+        if (place := self._place(table, field)) is None:
+            return b""
+        first = self.table_at(place)
+        return self._data[first + 4 : first + 4 + self._number("<I", first)]
+
+    def _place(self, table: int, field: int) -> int | None:
+        fields = table - self._number("<i", table)
+        place = 4 + 2 * field
+        offset = self._number("<H", fields + place) if place < self._number("<H", fields) else 0
+        return table + offset if offset else None
+
+    def _number(self, kind: str, place: int) -> int:
+        if place < 0:
+            raise NotThrift("its schema leads nowhere")
+        return int(struct.unpack_from(kind, self._data, place)[0])

@@ -1,0 +1,92 @@
+"""The one reader of Parquet files: nothing that a file asks for is run, and its columns are its own.
+
+Left alone, Ray Data and `pyarrow.parquet` take a folder named `key=value` for a column of the rows below it, so that a
+run in `runs/context=none` would find another context than it wrote; and they hand a column of an extension type to
+whatever program is registered for it. Every read of Parquet goes through here, or for Ray Data through
+`mipo_ray.ray_cluster.tables`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet
+
+from mipo_ray.errors import UserError, cut
+from mipo_ray.tables.checked_files import checked
+from mipo_ray.tables.extension_fields import refuse_extension_fields, refuse_extension_types
+from mipo_ray.tables.row_limit import too_long
+
+_MOST_ROWS = 256  # of a batch
+
+
+def open_table(
+    paths: str | Sequence[str], filesystem: pyarrow.fs.FileSystem, columns: Sequence[str] = ()
+) -> pyarrow.dataset.Dataset:
+    """Parquet files of one schema, or a directory of them, to be read as an Arrow table.
+
+    Raises UserError, which names the place, where they lack one of `columns`, and for a column of an extension type.
+    """
+    where = paths if isinstance(paths, str) else list(paths)
+    table = pyarrow.dataset.dataset(where, filesystem=checked(filesystem), format="parquet", partitioning=None)
+    place = where if isinstance(where, str) else where[0]
+    refuse_extension_types(table.schema, place)
+    if missing := [name for name in columns if name not in table.schema.names]:
+        raise UserError(
+            f"{place}: expected the columns {', '.join(columns)}, found {cut(', '.join(table.schema.names))} without "
+            f"{', '.join(missing)}; was it written by another version? Remove it to write it anew"
+        )
+    return table
+
+
+def read_table(file: IO[bytes], shown: str) -> pa.Table:
+    """An open Parquet file, whole; raises as `read_batches` does, and limits no row."""
+    return _opened(file, shown).read()
+
+
+def read_batches(file: IO[bytes], shown: str, longest_row: int) -> Iterator[pa.RecordBatch]:
+    """The rows of an open Parquet file, some at a time, in order.
+
+    longest_row: bytes of a row. Raises UserError, which names the file as `shown` and the column or the row, for a
+    column of an extension type before anything is read, and for a longer row; pyarrow.ArrowException for a file that
+    is damaged or no Parquet.
+    """
+    table = _opened(file, shown)
+    number = 0
+    for batch in table.iter_batches(batch_size=_rows_at_a_time(table.metadata, shown, longest_row)):
+        # What is larger is handed out row by row: as Python's values it would take as much again.
+        parts = [batch] if batch.nbytes <= longest_row else [batch.slice(row, 1) for row in range(batch.num_rows)]
+        for part in parts:
+            if (size := part.nbytes) > longest_row:
+                raise too_long(f"{shown}, row {number + 1}", longest_row, f"{size:,}")
+            number += part.num_rows
+            yield part
+
+
+def _opened(file: IO[bytes], shown: str) -> pyarrow.parquet.ParquetFile:
+    refuse_extension_fields(file, shown)
+    file.seek(0)
+    table = pyarrow.parquet.ParquetFile(file)
+    refuse_extension_types(table.schema_arrow, shown)
+    return table
+
+
+def _rows_at_a_time(metadata: pyarrow.parquet.FileMetaData, shown: str, longest_row: int) -> int:
+    """How many rows are decoded together, so that they take a few times `longest_row` bytes at most.
+
+    A value that stands once in a row group may be that of all its rows: each counts as if it were all of the group's
+    data. Raises UserError for a row group whose rows are too long on average, before they are decompressed.
+    """
+    largest, first = 1, 1
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        size = sum(group.column(column).total_uncompressed_size for column in range(group.num_columns))
+        if size > longest_row * group.num_rows > 0:
+            average = f"{size // group.num_rows:,} on average up to row {first + group.num_rows - 1}"
+            raise too_long(f"{shown}, row {first}", longest_row, average)
+        largest, first = max(largest, size), first + group.num_rows
+    return max(1, min(_MOST_ROWS, 4 * longest_row // largest))
