@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import has_magic
 from typing import Any, cast
 
 from mipo_ray.errors import UserError
 from mipo_ray.examples import bundled_path
+from mipo_ray.models.hub import at_commit, hub_file
 from mipo_ray.paths import local_matches, open_path
 from mipo_ray.prompts.packed import COMPRESSIONS
 
@@ -27,7 +29,8 @@ class PromptFile:
 
 
 def find_files(path: str, key: str = "prompts.path") -> tuple[PromptFile, ...]:
-    """The files that `path` (a file, a glob, or bundled:NAME) stands for, sorted by name.
+    """The files that `path` (a file, a glob, or bundled:NAME) stands for, sorted by name; those of the Hub with the
+    commit that its revision stands for now, so that whoever reads them later reads the same.
 
     `key` is the configuration key that error messages name. Raises UserError when nothing matches, the storage cannot
     be opened, or a suffix is none of FORMATS.
@@ -36,7 +39,8 @@ def find_files(path: str, key: str = "prompts.path") -> tuple[PromptFile, ...]:
         # Kept symbolic: the package may lie elsewhere on another machine of the cluster.
         return (PromptFile(path, bundled_path(path.removeprefix(BUNDLED)).name, "JSONL"),)
     try:
-        names = _matching_files(path, key)
+        on_hub = hub_file(path)
+        names = _matching_files(path if on_hub is None else at_commit(on_hub).url, key)
     except UserError:
         raise
     except Exception as error:  # each storage client raises exceptions of its own
@@ -45,6 +49,12 @@ def find_files(path: str, key: str = "prompts.path") -> tuple[PromptFile, ...]:
         raise UserError(f"{key}: no file matches {path}")
     common = posixpath.dirname(names[0]) if len(names) == 1 else posixpath.commonpath(names)
     return tuple(PromptFile(name, posixpath.relpath(name, common), _format_of(name, key)) for name in names)
+
+
+def commit_of(files: Sequence[PromptFile]) -> str | None:
+    """The commit of files of the Hub, which are of one repository; None for others."""
+    on_hub = hub_file(files[0].path) if files else None
+    return None if on_hub is None else on_hub.revision
 
 
 def _matching_files(path: str, key: str) -> list[str]:
