@@ -57,8 +57,9 @@ format: setup-test ## format the code and apply safe fixes
 # A lock holds for CPython 3.11 to 3.13 on Linux x86-64 with glibc 2.31 or newer. It is resolved for the oldest
 # Python; the overrides say which dependencies are left out, and why. The run and the tests are resolved together, so
 # that they agree: the first file is what the run needs of it, the second, -test.txt, the rest (requirements/divide.py).
-# Versions already locked are kept: move the lines of a package out to take its newest one. Every file that a package
-# index has of a version may be installed, by its hash.
+# Versions already locked are kept: delete the lines of a package first to take its newest one (of torch for CPUs, add
+# the hashes of its wheels for the other Pythons by hand). Of a version, every file that a package index has of it may be
+# installed, by its hash.
 # The CPU build of torch must be findable: where PIP_FIND_LINKS names a folder with its wheel, uv is told of it.
 # Elsewhere: make lock TORCH_FROM="--torch-backend cpu"
 TORCH_FROM ?= $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")

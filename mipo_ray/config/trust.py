@@ -129,10 +129,11 @@ def check_trust(config: Config, said: Said, source: str, known: Sequence[Act] = 
 
 def acts(config: Config) -> list[Act]:
     """Everything that a configuration does beside computing, apart from what it sends to a judge's server."""
-    model, judge = config.model, config.evaluate.judge
-    found = []
+    model, judge, found = config.model, config.evaluate.judge, []
     if model.trust_remote_code:
-        found.append(Act("model.trust_remote_code", f"runs Python code that comes with {brief(model.source)}"))
+        similar = config.conditioning.similar.model
+        models = " and ".join(brief(name) for name in (model.source, similar) if name is not None)
+        found.append(Act("model.trust_remote_code", f"runs Python code that comes with {models}"))
     if judge.trust_remote_code:
         found.append(Act("evaluate.judge.trust_remote_code", f"runs Python code that comes with {brief(judge.model)}"))
     if config.ray.address not in (None, "auto"):
