@@ -22,8 +22,9 @@ _EXTENSION = b"ARROW:extension:name"
 _SCHEMA = b"ARROW:schema"
 # Arrow's own C++ reads these two, as plain text and 16 bytes; Parquet has types of its own that it makes them of.
 _HARMLESS = ("arrow.json", "arrow.uuid")
-_MOST_FIELDS = 100_000
-_DEEPEST = 64  # levels of nested fields; Arrow reads no more
+_MOST_ENTRIES = 1_000_000  # fields, and keys of their metadata, each as often as it is named: they may be shared
+_DEEPEST = 64  # levels of nested fields
+_MOST_SHOWN = 200  # bytes of a name
 
 # Numbers of fields in Arrow's Message, Schema and Field.
 _MESSAGE_HEADER, _SCHEMA_FIELDS = 2, 1
@@ -76,12 +77,10 @@ def _extensions(encoded: bytes) -> Iterator[tuple[str, str]]:
     buffer = _FlatBuffer(message[start:])
     schema = buffer.table_in(buffer.table_at(0), _MESSAGE_HEADER)
     waiting = [(field, "", 0) for field in buffer.tables_in(schema, _SCHEMA_FIELDS)]
-    for count in range(_MOST_FIELDS + 1):
-        if not waiting:
-            return
+    while waiting:
         field, above, depth = waiting.pop()
-        if count == _MOST_FIELDS or depth > _DEEPEST:
-            raise NotAFlatBuffer("its schema has too many fields")
+        if depth > _DEEPEST:
+            raise NotAFlatBuffer("its schema is nested too deep")
         path = f"{above}{buffer.text_in(field, _FIELD_NAME).decode('utf-8', errors='replace')}"
         for entry in buffer.tables_in(field, _FIELD_METADATA):
             name = buffer.text_in(entry, 1).decode("utf-8", errors="replace")
@@ -102,6 +101,7 @@ class _FlatBuffer:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._entries = 0  # that were asked for
 
     def table_at(self, place: int) -> int:
         """Where the table, text or list lies that the offset at `place` leads to."""
@@ -117,15 +117,17 @@ class _FlatBuffer:
             return []
         first = self.table_at(place)
         size = self._number("<I", first)
-        if size > _MOST_FIELDS:
+        self._entries += size
+        if self._entries > _MOST_ENTRIES:
             raise NotAFlatBuffer("its schema has too many fields")
         return [self.table_at(first + 4 + 4 * number) for number in range(size)]
 
     def text_in(self, table: int, field: int) -> bytes:
+        """The text's first _MOST_SHOWN bytes."""
         if (place := self._place(table, field)) is None:
             return b""
         first = self.table_at(place)
-        return self._data[first + 4 : first + 4 + self._number("<I", first)]
+        return self._data[first + 4 : first + 4 + min(_MOST_SHOWN, self._number("<I", first))]
 
     def _place(self, table: int, field: int) -> int | None:
         fields = table - self._number("<i", table)

@@ -15,6 +15,7 @@ from mipo_ray.errors import cut
 from mipo_ray.tables.thrift import NotThrift, read_struct
 
 _TAIL = 64 * 1024  # bytes that are read at the end of a file; most footers fit
+_LONGEST = 64 * 1024**2  # bytes of a footer; that of a table of thousands of row groups and columns has some MiB
 _MAGIC = b"PAR1"
 _PAGE_HEADERS = 4096, 16 * 1024**2  # bytes; most are short, and Arrow reads none that is longer
 
@@ -78,6 +79,8 @@ def _footer_bytes(file: Any) -> bytes:
     length = int.from_bytes(tail[-8:-4], "little")
     if tail[-4:] != _MAGIC or length + 12 > size:
         raise NotThrift("it does not end as one")
+    if length > _LONGEST:
+        raise NotThrift(f"it has {length:,} bytes")
     if length + 8 > len(tail):
         file.seek(size - length - 8)
         tail = file.read(length + 8)
