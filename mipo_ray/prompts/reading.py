@@ -141,7 +141,9 @@ def _read_parquet(stream: IO[bytes], shown: str) -> Iterator[_FoundRow]:
             for values in batch.to_pylist():
                 number += 1
                 yield _FoundRow("row", number, values)
-    except pyarrow.ArrowException as error:
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, ValueError) as error:  # ValueError, too, for names that are no text
         stream.seek(0)
         hint = "" if number else looks_like(stream.read(64), cut_short="a Parquet file")
         raise UserError(f"{shown}: not a readable Parquet file after row {number}: {error}{hint}") from None

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.ray_cluster.protection import on_loopback, protect_local_cluster
+from mipo_ray.ray_cluster.protection import is_on_loopback, on_loopback, protect_local_cluster
 from mipo_ray.ray_cluster.resources import Node, ResourceError, local_cpus
 from mipo_ray.stop_signals import kept_handlers
 
@@ -45,7 +45,7 @@ def connect(config: Config) -> list[Node]:
 
     address = ray_address(config)
     quiet = ray.LoggingConfig(log_level="WARNING")
-    with kept_handlers(), on_loopback(address is None):
+    with kept_handlers(), on_loopback(address is None or is_on_loopback(address)):
         if address is None:
             protect_local_cluster()
             with address_known_beforehand():

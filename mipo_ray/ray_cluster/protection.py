@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ def protect_local_cluster(environment: Mapping[str, str] = os.environ) -> None:
 
 @contextlib.contextmanager
 def on_loopback(is_local: bool) -> Iterator[None]:
-    """While the block starts a local cluster, Ray takes the machine for one that is no part of any network.
+    """While the block starts a local cluster, or joins one on loopback, Ray takes the machine for part of no network.
 
     That is what it does by itself on macOS and Windows: the node's address is 127.0.0.1, and every process of it binds
     to that. `_node_ip_address="127.0.0.1"` of `ray.init` would be replaced by an address of the network.
@@ -59,6 +60,27 @@ def on_loopback(is_local: bool) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before[0]
+
+
+def is_on_loopback(address: str) -> bool:
+    """Whether a cluster to be joined listens on this machine's loopback alone, as those do that a command started.
+
+    Ray would look for it at the machine's address in its network, and for ever.
+    """
+    from ray._private.services import get_node_ip_address
+
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost") or not port.isdigit():
+        return False
+    return _answers("127.0.0.1", int(port)) and not _answers(get_node_ip_address(), int(port))
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except (OSError, OverflowError):  # no such port
+        return False
+    return True
 
 
 def _keep_private(file: Path) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from mipo_ray.tables.extension_fields import refuse_extension_fields
+from mipo_ray.tables.footer import read_footer
 
 
 def checked(filesystem: pyarrow.fs.FileSystem) -> pyarrow.fs.FileSystem:
@@ -45,7 +46,7 @@ class _CheckedFiles(pyarrow.fs.FileSystemHandler):
     def open_input_file(self, path: str) -> pa.NativeFile:
         file = self._filesystem.open_input_file(path)
         try:
-            refuse_extension_fields(file, path)
+            refuse_extension_fields(read_footer(file), path)
             file.seek(0)
         except BaseException:
             file.close()

@@ -12,49 +12,38 @@ import base64
 import binascii
 import struct
 from collections.abc import Iterator
-from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
 from mipo_ray.errors import UserError, brief, cut
-from mipo_ray.tables.thrift import NotThrift, read_struct
+from mipo_ray.tables.footer import Footer
 
 _EXTENSION = b"ARROW:extension:name"
 _SCHEMA = b"ARROW:schema"
 # Arrow's own C++ reads these two, as plain text and 16 bytes; Parquet has types of its own that it makes them of.
 _HARMLESS = ("arrow.json", "arrow.uuid")
-_TAIL = 64 * 1024  # bytes that are read at the end of a file; most footers fit
-_MOST_FIELDS = 100_000
-_DEEPEST = 64  # levels of nested fields; Arrow reads no more
+_MOST_ENTRIES = 1_000_000  # fields, and keys of their metadata, each as often as it is named: they may be shared
+_DEEPEST = 64  # levels of nested fields
+_MOST_SHOWN = 200  # bytes of a name
 
-_MAGIC = b"PAR1"
-_FOOTER_METADATA, _KEY, _VALUE = 5, 1, 2  # FileMetaData.key_value_metadata, KeyValue.key and .value
+# Numbers of fields in Arrow's Message, Schema and Field.
 _MESSAGE_HEADER, _SCHEMA_FIELDS = 2, 1
 _FIELD_NAME, _FIELD_CHILDREN, _FIELD_METADATA = 0, 5, 6
 
 
-class Readable(Protocol):
-    """A file that is open for reading: Python's, fsspec's or Arrow's."""
-
-    def seek(self, offset: int, whence: int = 0, /) -> Any: ...
-    def tell(self) -> int: ...
-    def read(self, size: int, /) -> bytes: ...
-
-
-def refuse_extension_fields(file: Readable | IO[bytes] | pa.NativeFile, shown: str) -> None:
+def refuse_extension_fields(footer: Footer, shown: str) -> None:
     """Raises UserError, naming the file as `shown` and the column, for a Parquet file with an extension field.
 
-    At any depth, and before Arrow has seen it. Raises ArrowInvalid for what is no Parquet file.
+    At any depth. Raises ArrowInvalid for a schema of Arrow's that is none.
     """
-    try:
-        metadata = read_struct(_footer(file))[0].get(_FOOTER_METADATA, [])
-        # Arrow takes one of several, whichever: all are looked at.
-        schemas = [entry.get(_VALUE, b"") for entry in metadata if entry.get(_KEY) == _SCHEMA]
-        found = [field for schema in schemas for field in _extensions(schema)]
-    except (NotThrift, AttributeError, TypeError, struct.error, binascii.Error) as error:
-        raise pa.ArrowInvalid(f"{cut(str(error))}: not the footer of a Parquet file") from None
-    for path, name in found:
-        _refuse(shown, path, name)
+    # Arrow takes one of several, whichever: all are looked at.
+    for schema in [value for key, value in footer.metadata if key == _SCHEMA]:
+        try:
+            found = list(_extensions(schema))
+        except (NotAFlatBuffer, struct.error, binascii.Error) as error:
+            raise pa.ArrowInvalid(f"{cut(str(error))}: not the footer of a Parquet file") from None
+        for path, name in found:
+            _refuse(shown, path, name)
 
 
 def refuse_extension_types(schema: pa.Schema, shown: str) -> None:
@@ -81,21 +70,6 @@ def _refuse(shown: str, path: str, name: str) -> None:
     )
 
 
-def _footer(file: Any) -> bytes:
-    """The bytes of a Parquet file's footer, an encoded FileMetaData."""
-    file.seek(0, 2)
-    size = file.tell()
-    file.seek(max(0, size - _TAIL))
-    tail = file.read(min(size, _TAIL))
-    length = int.from_bytes(tail[-8:-4], "little")
-    if tail[-4:] != _MAGIC or length + 12 > size:
-        raise NotThrift("it does not end as one")
-    if length + 8 > len(tail):
-        file.seek(size - length - 8)
-        tail = file.read(length + 8)
-    return bytes(tail[-length - 8 : -8])
-
-
 def _extensions(encoded: bytes) -> Iterator[tuple[str, str]]:
     """Path and name of every extension field in an Arrow schema as Parquet keeps it: base64 of an IPC message."""
     message = base64.b64decode(encoded, validate=True)
@@ -103,18 +77,20 @@ def _extensions(encoded: bytes) -> Iterator[tuple[str, str]]:
     buffer = _FlatBuffer(message[start:])
     schema = buffer.table_in(buffer.table_at(0), _MESSAGE_HEADER)
     waiting = [(field, "", 0) for field in buffer.tables_in(schema, _SCHEMA_FIELDS)]
-    for count in range(_MOST_FIELDS + 1):
-        if not waiting:
-            return
+    while waiting:
         field, above, depth = waiting.pop()
-        if count == _MOST_FIELDS or depth > _DEEPEST:
-            raise NotThrift("its schema has too many fields")
+        if depth > _DEEPEST:
+            raise NotAFlatBuffer("its schema is nested too deep")
         path = f"{above}{buffer.text_in(field, _FIELD_NAME).decode('utf-8', errors='replace')}"
         for entry in buffer.tables_in(field, _FIELD_METADATA):
             name = buffer.text_in(entry, 1).decode("utf-8", errors="replace")
             if buffer.text_in(entry, 0) == _EXTENSION and name not in _HARMLESS:
                 yield path, name
         waiting += [(child, f"{path}.", depth + 1) for child in buffer.tables_in(field, _FIELD_CHILDREN)]
+
+
+class NotAFlatBuffer(ValueError):
+    """The bytes are no Arrow schema."""
 
 
 class _FlatBuffer:
@@ -125,6 +101,7 @@ class _FlatBuffer:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._entries = 0  # that were asked for
 
     def table_at(self, place: int) -> int:
         """Where the table, text or list lies that the offset at `place` leads to."""
@@ -132,7 +109,7 @@ class _FlatBuffer:
 
     def table_in(self, table: int, field: int) -> int:
         if (place := self._place(table, field)) is None:
-            raise NotThrift("it has no Arrow schema")
+            raise NotAFlatBuffer("it has no Arrow schema")
         return self.table_at(place)
 
     def tables_in(self, table: int, field: int) -> list[int]:
@@ -140,15 +117,17 @@ class _FlatBuffer:
             return []
         first = self.table_at(place)
         size = self._number("<I", first)
-        if size > _MOST_FIELDS:
-            raise NotThrift("its schema has too many fields")
+        self._entries += size
+        if self._entries > _MOST_ENTRIES:
+            raise NotAFlatBuffer("its schema has too many fields")
         return [self.table_at(first + 4 + 4 * number) for number in range(size)]
 
     def text_in(self, table: int, field: int) -> bytes:
+        """The text's first _MOST_SHOWN bytes."""
         if (place := self._place(table, field)) is None:
             return b""
         first = self.table_at(place)
-        return self._data[first + 4 : first + 4 + self._number("<I", first)]
+        return self._data[first + 4 : first + 4 + min(_MOST_SHOWN, self._number("<I", first))]
 
     def _place(self, table: int, field: int) -> int | None:
         fields = table - self._number("<i", table)
@@ -158,5 +137,5 @@ class _FlatBuffer:
 
     def _number(self, kind: str, place: int) -> int:
         if place < 0:
-            raise NotThrift("its schema leads nowhere")
+            raise NotAFlatBuffer("its schema leads nowhere")
         return int(struct.unpack_from(kind, self._data, place)[0])

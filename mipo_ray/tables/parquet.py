@@ -19,6 +19,7 @@ import pyarrow.parquet
 from mipo_ray.errors import UserError, cut
 from mipo_ray.tables.checked_files import checked
 from mipo_ray.tables.extension_fields import refuse_extension_fields, refuse_extension_types
+from mipo_ray.tables.footer import Footer, RowGroup, dictionary_size, read_footer
 from mipo_ray.tables.row_limit import too_long
 
 _MOST_ROWS = 256  # of a batch
@@ -45,7 +46,7 @@ def open_table(
 
 def read_table(file: IO[bytes], shown: str) -> pa.Table:
     """An open Parquet file, whole; raises as `read_batches` does, and limits no row."""
-    return _opened(file, shown).read()
+    return _opened(file, shown)[0].read()
 
 
 def read_batches(file: IO[bytes], shown: str, longest_row: int) -> Iterator[pa.RecordBatch]:
@@ -55,38 +56,39 @@ def read_batches(file: IO[bytes], shown: str, longest_row: int) -> Iterator[pa.R
     column of an extension type before anything is read, and for a longer row; pyarrow.ArrowException for a file that
     is damaged or no Parquet.
     """
-    table = _opened(file, shown)
+    table, footer = _opened(file, shown)
     number = 0
-    for batch in table.iter_batches(batch_size=_rows_at_a_time(table.metadata, shown, longest_row)):
-        # What is larger is handed out row by row: as Python's values it would take as much again.
-        parts = [batch] if batch.nbytes <= longest_row else [batch.slice(row, 1) for row in range(batch.num_rows)]
-        for part in parts:
-            if (size := part.nbytes) > longest_row:
-                raise too_long(f"{shown}, row {number + 1}", longest_row, f"{size:,}")
-            number += part.num_rows
-            yield part
+    for index, group in enumerate(footer.groups):
+        rows = _rows_at_a_time(file, group, f"{shown}, row {number + 1}", longest_row)
+        for batch in table.iter_batches(batch_size=rows, row_groups=[index]):
+            # What is larger is handed out row by row: as Python's values it would take as much again.
+            parts = [batch] if batch.nbytes <= longest_row else [batch.slice(row, 1) for row in range(batch.num_rows)]
+            for part in parts:
+                if (size := part.nbytes) > longest_row:
+                    raise too_long(f"{shown}, row {number + 1}", longest_row, f"{size:,}")
+                number += part.num_rows
+                yield part
 
 
-def _opened(file: IO[bytes], shown: str) -> pyarrow.parquet.ParquetFile:
-    refuse_extension_fields(file, shown)
+def _opened(file: IO[bytes], shown: str) -> tuple[pyarrow.parquet.ParquetFile, Footer]:
+    footer = read_footer(file)
+    refuse_extension_fields(footer, shown)
     file.seek(0)
     table = pyarrow.parquet.ParquetFile(file)
     refuse_extension_types(table.schema_arrow, shown)
-    return table
+    return table, footer
 
 
-def _rows_at_a_time(metadata: pyarrow.parquet.FileMetaData, shown: str, longest_row: int) -> int:
-    """How many rows are decoded together, so that they take a few times `longest_row` bytes at most.
+def _rows_at_a_time(file: IO[bytes], group: RowGroup, first_row: str, longest_row: int) -> int:
+    """How many rows of a row group are decoded together, so that they take a few times `longest_row` bytes at most.
 
-    A value that stands once in a row group may be that of all its rows: each counts as if it were all of the group's
-    data. Raises UserError for a row group whose rows are too long on average, before they are decompressed.
+    A value of a dictionary stands in the file once and may be that of every row. Raises UserError, which names
+    `first_row`, for a group whose rows are too long on average, before they are decompressed.
     """
-    largest, first = 1, 1
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        size = sum(group.column(column).total_uncompressed_size for column in range(group.num_columns))
-        if size > longest_row * group.num_rows > 0:
-            average = f"{size // group.num_rows:,} on average up to row {first + group.num_rows - 1}"
-            raise too_long(f"{shown}, row {first}", longest_row, average)
-        largest, first = max(largest, size), first + group.num_rows
-    return max(1, min(_MOST_ROWS, 4 * longest_row // largest))
+    if not group.rows:
+        return _MOST_ROWS
+    if group.size > longest_row * group.rows:
+        raise too_long(first_row, longest_row, f"{group.size // group.rows:,} on average from there on")
+    repeated = sum(dictionary_size(file, start) for start in group.columns)
+    together = _MOST_ROWS if group.size <= 4 * longest_row else 4
+    return max(1, min(together, 4 * longest_row // max(1, repeated)))

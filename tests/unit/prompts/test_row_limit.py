@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.errors import UserError
@@ -191,14 +191,58 @@ def test_the_row_of_a_parquet_file_is_named(tmp_path: Path, row: int, nested: bo
         next(rows)
 
 
-def test_a_value_that_all_rows_of_a_parquet_file_share_is_decoded_a_few_times_only(tmp_path: Path) -> None:
-    """A dictionary holds it once; decoded for 256 rows at a time it would be 256 times as large."""
-    file = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pa.table({"prompt": ["y" * (LIMIT - 100)] * 300}), file)
+@pytest.mark.parametrize(
+    ("texts", "rows"),
+    [(["y" * (LIMIT - 100)] * 300, 4), (["y"] * 300, 256), ([f"{number}" * 50 for number in range(300)], 4)],
+)
+def test_few_rows_of_a_parquet_file_are_decoded_together_where_they_could_be_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str], rows: int
+) -> None:
+    """A dictionary holds a value once: decoded for 256 rows at a time it would be 256 times as large."""
+    file, sizes = tmp_path / "a.parquet", []
+    read = pyarrow.parquet.ParquetFile.iter_batches
+
+    def recorded(self: Any, batch_size: int, **options: Any) -> Any:
+        sizes.append(batch_size)
+        return read(self, batch_size, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", recorded)
+    table = pa.table({"prompt": texts})
+    pyarrow.parquet.write_table(table, file, use_dictionary=len(set(texts)) == 1)
     with open(file, "rb") as stream:
-        sizes = [batch.num_rows for batch in parquet.read_batches(stream, "a.parquet", LIMIT)]
-    assert sum(sizes) == 300
-    assert max(sizes) <= 4
+        assert pa.Table.from_batches(parquet.read_batches(stream, "a.parquet", LIMIT)).equals(table)
+    assert sizes == [rows]
+
+
+@pytest.mark.parametrize("options", [{"use_dictionary": False}, {"data_page_version": "2.0"}, {"row_group_size": 7}])
+def test_parquet_files_of_any_form_are_read_whole(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Also where the header of a page holds long values, and a group of rows is empty."""
+    file = tmp_path / "a.parquet"
+    table = pa.table({"prompt": [f"{number}" * 5000 for number in range(30)], "none": [None] * 30})
+    with pyarrow.parquet.ParquetWriter(
+        file, table.schema, **{k: v for k, v in options.items() if k != "row_group_size"}
+    ) as writer:
+        writer.write_table(table.slice(0, 0))
+        writer.write_table(table, row_group_size=options.get("row_group_size"))
+    with open(file, "rb") as stream:
+        assert pa.Table.from_batches(parquet.read_batches(stream, "a.parquet", LONGEST_ROW)).equals(table)
+    assert len(rows_of(file)) == 30
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_a_damaged_parquet_file_is_named(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    file = tmp_path_factory.mktemp("rows") / "a.parquet"
+    pyarrow.parquet.write_table(pa.table({"prompt": ["a", "b"], "number": [1, 2]}), file)
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    file.write_bytes(content)
+    try:
+        rows_of(file)
+    except UserError as error:
+        message = str(error)
+        event(message.split(": ")[1][:40])
 
 
 # Of a process of its own: how much larger than before its memory ever was.

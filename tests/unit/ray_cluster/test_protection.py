@@ -5,11 +5,12 @@ python -m pytest tests/unit/ray_cluster/test_protection.py
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
-from mipo_ray.ray_cluster.protection import ALLOWED, protect_local_cluster
+from mipo_ray.ray_cluster.protection import ALLOWED, is_on_loopback, protect_local_cluster
 from mipo_ray.ray_cluster.resources import ResourceError
 
 
@@ -59,3 +60,23 @@ def test_a_link_in_place_of_the_token_is_not_written_through(tmp_path: Path, mon
     with pytest.raises(ResourceError, match="link to nothing"):
         protect_local_cluster({})
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(("host", "found"), [("127.0.0.1", True), ("0.0.0.0", False)])
+def test_a_cluster_on_loopback_is_told_from_one_of_the_network(
+    monkeypatch: pytest.MonkeyPatch, host: str, found: bool
+) -> None:
+    monkeypatch.setattr("ray._private.services.get_node_ip_address", lambda: "127.0.0.2")  # of the network
+    with socket.create_server((host, 0)) as server:
+        port = server.getsockname()[1]
+        assert is_on_loopback(f"127.0.0.1:{port}") is found
+        assert is_on_loopback(f"localhost:{port}") is found
+        assert not is_on_loopback(f"192.0.2.1:{port}")
+    assert not is_on_loopback(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    "address", ["auto", "ray://127.0.0.1:10001", "127.0.0.1", "127.0.0.1:99999", "127.0.0.1:", "", "localhost:x"]
+)
+def test_other_addresses_are_not_on_loopback(address: str) -> None:
+    assert not is_on_loopback(address)

@@ -30,12 +30,17 @@ from mipo_ray.errors import UserError
 from mipo_ray.prompts.files import find_files
 from mipo_ray.prompts.reading import read_rows as read_prompt_rows
 from mipo_ray.tables.extension_fields import refuse_extension_fields, refuse_extension_types
+from mipo_ray.tables.footer import Footer, read_footer
 from mipo_ray.tables.parquet import open_table
 from mipo_ray.training.reference import read_logprobs
 from mipo_ray.training.worker import _read_pairs
 from tests.helpers.planted_tables import PICKLED, PLACES, TENSOR, extension, write_planted, write_planted_type
 
 LOCAL = pyarrow.fs.LocalFileSystem()
+
+
+def refuse_fields_of(file: io.BytesIO, shown: str) -> None:
+    refuse_extension_fields(read_footer(file), shown)
 
 
 def _read_prompts(file: Path) -> Any:
@@ -161,14 +166,14 @@ def _stored(table: pa.Table, **options: Any) -> io.BytesIO:
     "options", [{}, {"store_schema": False}, {"version": "1.0"}, {"write_page_index": True}, {"row_group_size": 1}]
 )
 def test_plain_files_pass(options: dict[str, Any]) -> None:
-    refuse_extension_fields(_stored(PLAIN, **options), "a.parquet")
-    refuse_extension_fields(_stored(PLAIN.slice(0, 0), **options), "a.parquet")
+    refuse_fields_of(_stored(PLAIN, **options), "a.parquet")
+    refuse_fields_of(_stored(PLAIN.slice(0, 0), **options), "a.parquet")
     wide = pa.table({f"column {number}": ["x"] for number in range(3000)})  # a footer of more than is read at first
-    refuse_extension_fields(_stored(wide, **options), "a.parquet")
+    refuse_fields_of(_stored(wide, **options), "a.parquet")
     late = wide.append_column(pa.field("late", pa.string(), metadata=extension("some.type")), pa.array(["a"]))
     if options.get("store_schema", True):
         with pytest.raises(UserError, match="column 'late'"):
-            refuse_extension_fields(_stored(late, **options), "a.parquet")
+            refuse_fields_of(_stored(late, **options), "a.parquet")
 
 
 @pytest.mark.parametrize("start", [0, 4])  # with the mark before the length, and as files of 2019 have it
@@ -184,7 +189,7 @@ def test_any_of_several_schemas_counts(is_first: bool, start: int) -> None:
     content = file.getvalue().replace(b"ARROW:schemb", b"ARROW:schema")
     assert content.count(b"ARROW:schema") == 2
     with pytest.raises(UserError, match=r"column 'x': .*'some\.type'"):
-        refuse_extension_fields(io.BytesIO(content), "a.parquet")
+        refuse_fields_of(io.BytesIO(content), "a.parquet")
 
 
 @settings(max_examples=300)
@@ -197,10 +202,45 @@ def test_a_damaged_file_is_refused_as_arrow_refuses_it_or_read(data: st.DataObje
         content[data.draw(st.integers(len(content) - footer - 8, len(content) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(content)))
     with contextlib.suppress(pa.ArrowInvalid, UserError):
-        refuse_extension_fields(io.BytesIO(bytes(content[cut if cut < 20 else 0 :])), "a.parquet")
+        refuse_fields_of(io.BytesIO(bytes(content[cut if cut < 20 else 0 :])), "a.parquet")
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 100, json.dumps([1]).encode(), b"PAR1\xff\xff\xff\x7fPAR1"])
 def test_what_is_no_parquet_file_is_invalid(content: bytes) -> None:
     with pytest.raises(pa.ArrowInvalid, match="not the footer of a Parquet file"):
-        refuse_extension_fields(io.BytesIO(content), "a.parquet")
+        refuse_fields_of(io.BytesIO(content), "a.parquet")
+
+
+def _flat_buffer_of_shared_fields(levels: int, times: int) -> bytes:
+    """A message whose schema has one field, which names one child `times` times, which names one ..."""
+    # Each table: the distance to its list of places, then the distance to its children. Written from the top down.
+    parts = bytearray(struct.pack("<I", 8) + b"\0" * 4)
+
+    def table(places: list[int], *distances: int) -> None:
+        vtable = struct.pack(f"<{len(places) + 2}H", 4 + 2 * len(places), 4 + 4 * len(distances), *places)
+        vtable += b"\0" * (-len(vtable) % 4)
+        parts.extend(
+            struct.pack("<i", -(4 + 4 * len(distances))) + struct.pack(f"<{len(distances)}I", *distances) + vtable
+        )
+
+    table([0, 0, 4], 4 + 12)  # Message.header is the third field
+    table([0, 4], 4 + 8)  # Schema.fields is the second
+    for _ in range(levels):
+        behind = 4 * times
+        parts.extend(struct.pack(f"<{times + 1}I", times, *(behind - 4 * number for number in range(times))))
+        table([0, 0, 0, 0, 0, 4], 4 + 16)  # Field.children is the sixth
+    parts.extend(struct.pack("<I", 0))
+    return bytes(parts)
+
+
+def test_a_schema_that_names_one_field_over_and_over_is_refused_at_once() -> None:
+    """Fields may be shared: some thousand bytes make any number of them."""
+    for levels, times, is_read in ((3, 2, True), (30, 50, False)):
+        message = _flat_buffer_of_shared_fields(levels, times)
+        encoded = base64.b64encode(struct.pack("<iI", -1, len(message)) + message)
+        footer = Footer(groups=(), metadata=((b"ARROW:schema", encoded),))
+        if is_read:
+            refuse_extension_fields(footer, "a.parquet")
+        else:
+            with pytest.raises(pa.ArrowInvalid, match="its schema has too many fields"):
+                refuse_extension_fields(footer, "a.parquet")
