@@ -90,7 +90,9 @@ def _head(rows: Sequence[Row]) -> list[str]:
 
 
 def _zero(rows: Sequence[Row]) -> list[str]:
-    table = _table(["setting", "last loss", "after resuming", "checkpoint GiB", "peak GiB", "estimated GiB"])
+    table = _table(
+        ["setting", "last loss", "first loss after resuming, off by", "checkpoint GiB", "peak GiB", "estimated GiB"]
+    )
     for row in rows:
         if "error" in row:
             table.append(_line([row["setting"], row["error"].strip().splitlines()[-1], *[""] * 4]))
@@ -100,7 +102,7 @@ def _zero(rows: Sequence[Row]) -> list[str]:
                 [
                     row["setting"],
                     f"{row['losses'][-1]:.6f}",
-                    f"{row['resume_difference']:.1e} nats apart at most",
+                    f"{row['resume_difference']:.1e}",
                     f"{row['checkpoint_bytes'] / GIB:.2f}",
                     f"{row['peak_bytes'] / GIB:.2f}",
                     f"{row['estimated_bytes'] / GIB:.2f}",
