@@ -1,15 +1,13 @@
 """Our trainer beside TRL's DPOTrainer, on the same work: speed, memory and counted FLOPs of an optimizer step.
 
     python -m benchmarks.trainer [--tables check,trl,own,memory] [--repeats 5] [--output benchmarks/results/trainer]
-    python -m benchmarks.trainer --device cuda --model-shape llama-3.2-1b [--pairs 8] [--peak-tflops 989]
 
 check   losses of 20 steps of both, with the reference live and computed beforehand; stops when they differ
 trl     both trainers, in turns, on four shapes of pairs, some with gradient checkpointing or a cached reference
 own     our layouts, reference modes and gradient checkpointing
 memory  the peak of one forward and backward pass by the length of prompt and response
 
-These run the embedded model in float32 on CPU cores. With --model-shape, both trainers run a model of that shape with
-random weights instead, without Ray, in bfloat16 on a GPU.
+All run the embedded model in float32 on CPU cores; `python -m benchmarks.gpu` is for GPUs.
 
 Every trainer runs in a process of its own. Tables are written to OUTPUT.json row by row, and OUTPUT.md shows all that
 it holds, those of earlier runs, too.
@@ -22,7 +20,6 @@ import importlib.metadata
 import itertools
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +29,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.trainer_contestants import LEARNING_RATE, Specification
 from benchmarks.trainer_race import ContestantProcess, compare, losses, race
 from benchmarks.trainer_report import markdown
-from benchmarks.trainer_workload import MODEL_SHAPES, Shape, fixed, mixed, random_pairs, save_random_model
+from benchmarks.trainer_workload import Shape, fixed, mixed, random_pairs
 
 SEED = 20
 TABLES = ("check", "trl", "own", "memory")
@@ -56,45 +53,30 @@ OWN_SHAPES = (mixed(2),)
 # Prompt and response tokens of the points; the first three give the bytes for each token.
 SMALL = [(64, 64), (128, 64), (64, 128)]
 MEMORY_POINTS = [*SMALL, (64, 512), (64, 1024), (512, 64), (2048, 64)]
-GPU_PAIRS = {"tiny": 2, "llama-3.2-1b": 8, "qwen2.5-3b": 4}
 
 
 def main() -> None:
-    options = _options()
-    with tempfile.TemporaryDirectory(prefix="model-") as directory:
-        dtype = "bfloat16" if options.device == "cuda" else "float32"
-        if options.model_shape:
-            save_random_model(options.model_shape, Path(directory), dtype=dtype)
-            model, vocabulary = directory, MODEL_SHAPES[options.model_shape]["vocab_size"]
-            tables = {options.model_shape: measure_model_shape}
-        else:
-            from mipo_ray.models.embedded import prepare_embedded_model
+    from mipo_ray.models.embedded import prepare_embedded_model
 
-            model = str(prepare_embedded_model())
-            vocabulary = json.loads(Path(model, "config.json").read_text())["vocab_size"]
-            tables = {"check": check_losses, "trl": measure_trl, "own": measure_own, "memory": measure_memory}
-            tables = {name: tables[name] for name in options.tables.split(",")}
-        base = Specification("ours", model, options.device, dtype, options.threads, "colocated")
-        for name, measure in tables.items():
-            for table in measure(base, vocabulary, options):
-                _write(options.output, name, table)
+    options = _options()
+    model = str(prepare_embedded_model())
+    vocabulary = json.loads(Path(model, "config.json").read_text())["vocab_size"]
+    tables = {"check": check_losses, "trl": measure_trl, "own": measure_own, "memory": measure_memory}
+    base = Specification("ours", model, "cpu", "float32", options.threads, "colocated")
+    for name in options.tables.split(","):
+        for table in tables[name](base, vocabulary, options):
+            _write(options.output, name, table)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each trainer")
-    parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--output", default="benchmarks/results/trainer", help="without suffix")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--model-shape", choices=tuple(MODEL_SHAPES))
-    parser.add_argument("--pairs", type=int, help="with --model-shape: pairs of a step")
-    parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU, dense bfloat16")
     options = parser.parse_args()
     if unknown := set(options.tables.split(",")) - set(TABLES):
         parser.error(f"--tables: expected some of {', '.join(TABLES)}, found {', '.join(sorted(unknown))}")
-    if options.device == "cuda" and not options.model_shape:
-        parser.error("--device cuda needs --model-shape")
     return options
 
 
@@ -192,46 +174,6 @@ def measure_memory(base: Specification, vocabulary: int, options: argparse.Names
             }
         )
     yield {"chunk_bytes": CHUNK_BYTES, "rows": rows}
-
-
-def measure_model_shape(base: Specification, vocabulary: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """TRL with weights in float32 and, on a GPU, in bfloat16; ours in layout shared, by sdpa and, on a GPU, by flex.
-
-    Each runs alone, so that it has the device's memory. torch counts no FLOPs in compiled attention, so that flex
-    counts those of sdpa, which computes the same.
-    """
-    trl = replace(base, trainer="trl")
-    contestants = {"trl": trl, "ours, sdpa": base}
-    if base.device == "cuda":
-        contestants["trl, bfloat16 weights"] = replace(trl, options={"weights_dtype": "bfloat16"})
-        contestants["ours, flex_attention"] = replace(base, options={"attention": "flex_attention"})
-    count = options.pairs or GPU_PAIRS[options.model_shape]
-    rows = []
-    for shape in (fixed(1024, 64, count), fixed(256, 256, count), fixed(64, 256, count), mixed(4 * count)):
-        pairs = random_pairs(shape, vocabulary=vocabulary, seed=SEED)
-        found = race(
-            contestants, pairs, repeats=options.repeats, warm_up=3, together=False, uncounted=["ours, flex_attention"]
-        )
-        for name, figures in found.items():
-            flops = figures.get("flops", found["ours, sdpa"]["flops"])
-            utilisation = flops / figures["median_seconds"] / (options.peak_tflops * 1e12)
-            place = {"shape": shape.name, "pairs": shape.pairs, "trainer": name}
-            rows.append({**place, **figures, "utilisation": utilisation, "ratio": compare(found["trl"], figures)})
-            print(f"{options.model_shape}: {shape.name} {name}: {figures['pairs_per_second']:.2f} pairs/s", flush=True)
-        yield {
-            "dtype": base.dtype,
-            "device": _device_name(base.device),
-            "peak_tflops": options.peak_tflops,
-            "rows": rows,
-        }
-
-
-def _device_name(device: str) -> str:
-    if device == "cpu":
-        return "CPU"
-    import torch
-
-    return torch.cuda.get_device_name()
 
 
 def _write(output: str, name: str, table: dict[str, Any]) -> None:

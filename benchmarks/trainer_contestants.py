@@ -37,7 +37,9 @@ class Specification:
     dtype: str  # of computations: "float32" or "bfloat16"
     threads: int
     reference_mode: str  # "colocated", "cached", or, of ours, "adapter"
-    options: dict[str, Any] = field(default_factory=dict)  # of TrainConfig; TRL: weights_dtype, gradient_checkpointing
+    options: dict[str, Any] = field(
+        default_factory=dict
+    )  # of TrainConfig; TRL: weights_dtype, torch_compile, gradient_checkpointing
     known: list[list[dict[str, Any]]] = field(default_factory=list)  # cached: the steps' pairs to compute first
 
 
@@ -58,6 +60,27 @@ class Contestant:
         started = self._clock()
         found = self.take_step(pairs)
         return {"seconds": self._clock() - started, **found}
+
+    def parameters(self) -> dict[str, int]:
+        """How many the model has; at ZeRO 3, too, where this process holds a part of each."""
+        sizes = (getattr(parameter, "ds_numel", parameter.numel()) for parameter in self._model().parameters())
+        return {"parameters": sum(sizes)}
+
+    def save(self, directory: str) -> dict[str, int]:
+        """Ours: writes a checkpoint; its bytes."""
+        from mipo_ray.training.checkpoint import Progress, save_checkpoint
+
+        save_checkpoint(self.engine, Path(directory), Progress())
+        return {"bytes": sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file())}
+
+    def load(self, directory: str) -> dict[str, int]:
+        """Ours: goes on from a checkpoint."""
+        from mipo_ray.training.checkpoint import load_checkpoint
+
+        return {"steps": load_checkpoint(self.engine, Path(directory)).steps}
+
+    def _model(self) -> Any:
+        return getattr(self.engine, "module", self.engine)
 
     def count_flops(self, pairs: list[dict[str, Any]]) -> dict[str, int]:
         """FLOPs of one more step."""
@@ -149,7 +172,7 @@ def _ours(specification: Specification) -> tuple[Step, Any]:
     def step(pairs: list[dict[str, Any]]) -> dict[str, float]:
         read = [read_pair(pair, train.objective) for pair in pairs]
         metrics = optimizer_step(engine, reference, read, train, train.learning_rate, 0)
-        return {name: metrics[name] for name in ("loss", "padding_share")}
+        return {name: metrics[name] for name in ("loss", "padding_share", "forward_tokens")}
 
     return step, engine
 
@@ -200,7 +223,12 @@ def _trl_trainer(specification: Specification) -> Any:
     weights_dtype = getattr(torch, specification.options.get("weights_dtype", "float32"))
 
     def load() -> Any:
-        return AutoModelForCausalLM.from_pretrained(specification.model, dtype=weights_dtype, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(specification.model, dtype=weights_dtype, use_safetensors=True)
+        if specification.options.get("torch_compile"):
+            from mipo_ray.training.deepspeed_engine import compile_layers
+
+            compile_layers(model)
+        return model
 
     # The trainer insists on text. Pairs of token ids go to its collator directly.
     tokenizer = Tokenizer(models.WordLevel({"word": 0, "<end>": 1, "<unknown>": 2}, unk_token="<unknown>"))

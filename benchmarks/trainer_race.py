@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -81,20 +81,13 @@ def race(
     *,
     repeats: int,
     warm_up: int = 1,
-    together: bool = True,
-    uncounted: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """What each contestant needs for an optimizer step on `pairs`, by the contestants' names.
 
-    They take turns (first, second, first, second, ...), so that a machine that slows down slows all of them, or else,
-    not `together`, run one after the other, each alone on its device. `uncounted` are those whose FLOPs torch cannot
-    count. Figures: seconds (of each step), median_seconds, pairs_per_second, tokens_per_second (without padding),
-    peak_bytes (of resident memory on a CPU), flops, and padding_share, where the trainer has one.
+    They take turns (first, second, first, second, ...), so that a machine that slows down slows all of them. Figures:
+    seconds (of each step), median_seconds, pairs_per_second, tokens_per_second (without padding), peak_bytes (of
+    resident memory), flops, and padding_share, where the trainer has one.
     """
-    if not together:
-        options: dict[str, Any] = {"repeats": repeats, "warm_up": warm_up, "uncounted": uncounted}
-        alone = [race({name: specification}, pairs, **options) for name, specification in contestants.items()]
-        return {name: figures for found in alone for name, figures in found.items()}
     with ExitStack() as stack:
         running = {
             name: stack.enter_context(ContestantProcess(replace(specification, known=[pairs])))
@@ -118,7 +111,7 @@ def race(
                 "peak_bytes": contestant.ask("memory")["peak_bytes"],
                 **{key: value for key, value in steps[name][-1].items() if key == "padding_share"},
                 # Last, since counting takes time and memory of its own.
-                **({} if name in uncounted else contestant.ask("count_flops", pairs=pairs)),
+                **contestant.ask("count_flops", pairs=pairs),
             }
         return found
 
@@ -136,9 +129,9 @@ def compare(baseline: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, A
     that the counted FLOPs alone would give.
     """
     rounds = [theirs / own for theirs, own in zip(baseline["seconds"], ours["seconds"], strict=True)]
-    ratios = {
+    return {
         "speed": baseline["median_seconds"] / ours["median_seconds"],
         "speed_range": [min(rounds), max(rounds)],
         "peak_bytes": ours["peak_bytes"] / baseline["peak_bytes"],
+        "flops": baseline["flops"] / ours["flops"],
     }
-    return ratios | ({"flops": baseline["flops"] / ours["flops"]} if "flops" in baseline and "flops" in ours else {})

@@ -10,7 +10,7 @@ GIB = 2**30
 def markdown(tables: dict[str, dict[str, Any]]) -> str:
     """All tables, each with the machine that it was measured on."""
     known = {"check": _check, "trl": _trl, "own": _own, "memory": _memory}
-    parts = [known.get(name, _model_shape)(name, table) for name, table in tables.items()]
+    parts = [known[name](name, table) for name, table in tables.items()]
     return (
         "\n\n".join(
             f"{part}\n\n{table['machine']}; seed {table['seed']}."
@@ -125,37 +125,6 @@ def _memory(name: str, table: dict[str, Any]) -> str:
             "memory above weights and gradients. Predicted: what is kept for backward, from the tensors of the first "
             f"three rows, one chunk of logits (at most {table['chunk_bytes'] / 2**20:.0f} MiB), and the gradients of "
             "the head's weight and input. Full logits: [tokens, vocabulary] in float32, which are never made.",
-        ]
-    )
-
-
-def _model_shape(name: str, table: dict[str, Any]) -> str:
-    lines = [
-        "| prompt/response | pairs | trainer | pairs/s | tokens/s | speed | utilisation | peak GiB | peak to TRL | "
-        "TFLOP |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in table["rows"]:
-        cells = [
-            row["shape"],
-            row["pairs"],
-            row["trainer"],
-            f"{row['pairs_per_second']:.2f}",
-            f"{row['tokens_per_second']:.0f}",
-            f"{row['ratio']['speed']:.2f}x",
-            f"{row['utilisation']:.1%}",
-            f"{row['peak_bytes'] / GIB:.2f}",
-            f"{row['ratio']['peak_bytes']:.2f}x",
-            f"{row['flops'] / 1e12:.2f}" if "flops" in row else "",
-        ]
-        lines.append(_line(cells))
-    return "\n".join(
-        [
-            f"## {name}\n",
-            *lines,
-            "",
-            f"{table['device']}, random weights, {table['dtype']}; medians of {len(table['rows'][0]['seconds'])} "
-            f"steps. Utilisation: counted FLOPs of a step, over its time, of {table['peak_tflops']:g} TFLOP/s.",
         ]
     )
 

@@ -21,6 +21,19 @@ MODEL_SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
     },
+    # For gradients, which a few layers show; heads as wide as those of the large ones.
+    "small": {
+        "model_type": "llama",
+        "vocab_size": 4096,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    },
     "llama-3.2-1b": {
         "model_type": "llama",
         "vocab_size": 128256,
@@ -41,6 +54,19 @@ MODEL_SHAPES: dict[str, dict[str, Any]] = {
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         },
+    },
+    # As wide as a 1B model and two layers deep, so that several fit on a device at once.
+    "wide": {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
     },
     "qwen2.5-3b": {
         "model_type": "qwen2",
@@ -105,11 +131,23 @@ def useful_tokens(pairs: list[dict[str, Any]]) -> int:
     )
 
 
-def save_random_model(shape: str, directory: Path, *, dtype: str) -> None:
-    """Writes a model of one of MODEL_SHAPES with random weights (seed 0) to `directory`."""
+def long_answers(prompt: int, response: int, pairs: int) -> Shape:
+    """Lengths spread evenly around a median prompt and response, from half of it to half more."""
+    return Shape(
+        f"about {prompt}/{response}",
+        (prompt // 2, prompt + prompt // 2),
+        (response // 2, response + response // 2),
+        pairs,
+    )
+
+
+def save_random_model(shape: str, directory: Path, *, dtype: str, device: str = "cpu") -> None:
+    """Writes a model of one of MODEL_SHAPES with random weights (seed 0), drawn on `device`, to `directory`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(**MODEL_SHAPES[shape])
-    AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(directory)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(directory)

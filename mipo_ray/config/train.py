@@ -93,13 +93,16 @@ class TrainConfig(Section):
     )
     attention: Attention = execution_only(
         "sdpa",
-        "sdpa: torch's scaled dot product attention, piece by piece; flex_attention: one compiled kernel "
+        "sdpa: torch's own kernels; flex_attention: one compiled kernel "
         "(GPUs only); flash_attention_2: flash-attn's varlen kernels (GPUs only; not for layout shared)",
     )
     micro_batch_tokens: PositiveInt = execution_only(
         4096, "tokens of one forward pass of one worker, padding included; a larger pair goes alone"
     )
     gradient_checkpointing: bool = execution_only(False, "recompute activations in backward")
+    torch_compile: bool = execution_only(
+        False, "compile the model's layers, which takes up to a minute in every round; for GPUs"
+    )
     num_workers: PositiveInt = execution_only(1, "data-parallel training workers (at most, with min_workers)")
     min_workers: PositiveInt | None = execution_only(
         None, "start, and go on after a loss, with as few workers as this; null: always num_workers"

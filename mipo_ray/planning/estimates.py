@@ -20,8 +20,8 @@ BYTES = {"float32": 4, "bfloat16": 2}
 PEAK_FLOPS = {"bfloat16": 989e12, "float32": 67e12}
 PREFILL_SHARE, DECODE_SHARE, TRAIN_SHARE = 0.4, 0.1, 0.4
 CHARACTERS_PER_TOKEN = 4
-# logprobs.CHUNK_BYTES: one chunk of float32 logits, and a second one in backward.
-LOGIT_BYTES = 2 * 128 * 1024**2
+# logprobs.CHUNK_BYTES and GPU_CHUNK_BYTES: one chunk of float32 logits, and a second one in backward.
+LOGIT_BYTES, GPU_LOGIT_BYTES = 2 * 128 * 1024**2, 2 * 512 * 1024**2
 # DeepSpeed's default reduce_bucket_size and stage3_prefetch_bucket_size, in elements.
 REDUCE_BUCKET, PREFETCH_BUCKET = 500_000_000, 50_000_000
 
@@ -76,7 +76,7 @@ def training_memory(shape: ModelShape, train: TrainConfig, dtype: str, workers: 
         optimizer=optimizer,
         reference=reference,
         activations=_activations(shape, train, width),
-        logits=min(LOGIT_BYTES, 2 * train.micro_batch_tokens * shape.vocabulary * 4),
+        logits=min(GPU_LOGIT_BYTES if on_gpu else LOGIT_BYTES, 2 * train.micro_batch_tokens * shape.vocabulary * 4),
         buffers=_buffers(shape, train, stage, dtype, math.inf if on_gpu else trained),
         host=host,
     )

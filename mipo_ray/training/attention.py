@@ -2,9 +2,10 @@
 
 A packed row holds many sequences, or trees of them (`layout.Segment`). Every backend must keep them apart:
 
-    sdpa                torch's scaled_dot_product_attention, one call for each segment: a prompt or whole sequence is
-                        plain causal attention, a response sees its prompt through an explicit mask. Nothing is
-                        computed across segments.
+    sdpa                torch's own kernels. In 16 bits on a GPU one varlen call (`varlen`). Elsewhere
+                        scaled_dot_product_attention, once for each segment: a prompt or whole sequence is plain causal
+                        attention, a response sees its prompt through an explicit mask. Nothing is computed across
+                        segments.
     flex_attention      one kernel over the row with a block mask, which skips blocks that are masked whole.
     flash_attention_2   varlen kernels, told where sequences begin; knows no shared prompts.
 """
@@ -20,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from mipo_ray.config.train import Attention, Layout
 from mipo_ray.errors import UserError
 from mipo_ray.training.layout import Segment, TokenBatch
+from mipo_ray.training.varlen import VarlenRow, has_varlen_kernel, varlen_attention, varlen_row
 
 SEGMENTED = "mipo_ray_segmented"  # the name under which transformers finds `segmented_attention`
 
@@ -32,6 +34,9 @@ def use_attention(model: Any, attention: Attention, layout: Layout) -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(SEGMENTED, segmented_attention)
+    # On Hopper GPUs torch prefers cuDNN, which builds a plan for every new pair of lengths: a step on 8 ragged pairs
+    # took 3.5 s, and 0.03 by a kernel without plans (docs/training.md).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if attention == "sdpa" and layout == "padded":
         return  # what transformers chose for the model: sdpa, or what stands in for it in a model that has none
     if layout != "padded" and (others := sorted(set(_layer_types(model)) - {"full_attention", "sliding_attention"})):
@@ -61,15 +66,22 @@ def use_attention(model: Any, attention: Attention, layout: Layout) -> None:
 
 
 class SegmentMasks:
-    """The segments of a packed row, and their masks, which all layers of one kind share.
+    """The segments of a packed row, and their masks, or their form for the varlen kernel, which all layers share.
 
-    Masks are made at their first use and kept with the row: every layer would else keep its own for backward.
+    Both are made at their first use and kept with the row: every layer would else keep its own for backward.
     """
 
     def __init__(self, segments: tuple[Segment, ...], dtype: torch.dtype, device: torch.device) -> None:
         self.segments = segments
         self._dtype, self._device = dtype, device
         self._made: dict[tuple[int | None, int], list[Tensor | None]] = {}
+        self._varlen: VarlenRow | None = None
+
+    def varlen(self) -> VarlenRow:
+        """The row for `varlen_attention`."""
+        if self._varlen is None:
+            self._varlen = varlen_row(self.segments, self._device)
+        return self._varlen
 
     def of(self, window: int | None, groups: int) -> list[Tensor | None]:
         """The mask of each segment under a sliding window (tokens), or None where it is plainly causal.
@@ -97,6 +109,7 @@ def attention_inputs(model: Any, batch: TokenBatch) -> dict[str, Any]:
     raise ValueError(f"expected a model set up by use_attention for packed rows, found attention {name!r}")
 
 
+@torch.compiler.disable  # lengths differ from row to row, and each would be compiled anew
 def segmented_attention(
     module: nn.Module,
     query: Tensor,
@@ -121,8 +134,11 @@ def segmented_attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise ValueError(f"{type(module).__name__} uses {name}, which attention sdpa does not have")
+    window = options.get("sliding_window")
+    if has_varlen_kernel(query, value):
+        return varlen_attention((query, key, value), segment_masks.varlen(), window, scaling), None
     groups = query.shape[1] // key.shape[1]
-    segments, masks = segment_masks.segments, segment_masks.of(options.get("sliding_window"), groups)
+    segments, masks = segment_masks.segments, segment_masks.of(window, groups)
     # Split once, and not sliced for each segment: the backward of a slice is a tensor of zeros as long as the row.
     lengths = [segment.end - segment.start for segment in segments]
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))

@@ -168,7 +168,18 @@ def _load(model_dir: str, train: TrainConfig, dtype: str, trust_remote_code: boo
         model_dir, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
     ).eval()
     use_attention(model, train.attention, train.layout)
+    if train.torch_compile:
+        compile_layers(model)
     return model
+
+
+def compile_layers(model: Any) -> None:
+    """Compiles each decoder layer at its first call; equal layers share what is compiled, and lengths may change."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):  # what every family's decoder layer is
+            layer.compile(dynamic=True)
 
 
 def _placed(module: nn.Module, config: dict[str, Any], dtype: str, device: str) -> nn.Module:

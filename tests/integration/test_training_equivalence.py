@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.training.attention import use_attention
+from mipo_ray.training.deepspeed_engine import compile_layers
 from mipo_ray.training.layout import lay_out
 from mipo_ray.training.logprobs import response_logprobs
 from mipo_ray.training.loss import PairLogprobs, pair_losses
@@ -89,6 +90,8 @@ def by_layout(
     policy, reference = copy.deepcopy(policy), copy.deepcopy(reference)
     for model in (policy, reference):
         use_attention(model, train.attention, train.layout)
+        if train.torch_compile:
+            compile_layers(model)
     read = read_all(pairs, train.objective)
     groups = micro_batches(read, layout=train.layout, most_tokens=train.micro_batch_tokens)
     total = 0.0
@@ -126,3 +129,15 @@ def test_loss_and_gradients_agree_with_trl(trl_trainer, policy, reference, layou
         found, found_gradients = by_layout(policy, reference, pairs, train)
         assert found == pytest.approx(expected, rel=1e-5)
         assert_gradients_agree(found_gradients, expected_gradients)
+
+
+def test_compiled_layers_agree_with_trl(trl_trainer, policy, reference):
+    """On micro-batches of many lengths, which must not be compiled one by one."""
+    expected, expected_gradients = by_trl(trl_trainer, PAIRS["ragged"], "sigmoid")
+    train = TrainConfig(beta=BETA, micro_batch_tokens=40, torch_compile=True)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=4, fail_on_recompile_limit_hit=True):
+        found, found_gradients = by_layout(policy, reference, PAIRS["ragged"], train)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0  # something was compiled
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert_gradients_agree(found_gradients, expected_gradients)

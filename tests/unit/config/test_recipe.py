@@ -41,6 +41,7 @@ EXECUTION_ONLY = {
     "train.attention",
     "train.micro_batch_tokens",
     "train.gradient_checkpointing",
+    "train.torch_compile",
     "train.num_workers",
     "train.reference_mode",
     "train.min_workers",
