@@ -56,8 +56,10 @@ format: setup-test ## format the code and apply safe fixes
 
 # A lock holds for CPython 3.11 to 3.13 on Linux x86-64 with glibc 2.31 or newer. It is resolved for the oldest
 # Python; the overrides say which dependencies are left out, and why. The run and the tests are resolved together, so
-# that they agree: the first file is what the run needs of it, the second, -test.txt, the rest. Versions already locked
-# are kept: delete both files first to take the newest ones.
+# that they agree: the first file is what the run needs of it, the second, -test.txt, the rest (requirements/divide.py).
+# Versions already locked are kept: delete the lines of a package first to take its newest one (of torch for CPUs, add
+# the hashes of its wheels for the other Pythons by hand). Of a version, every file that a package index has of it may be
+# installed, by its hash.
 # The CPU build of torch must be findable: where PIP_FIND_LINKS names a folder with its wheel, uv is told of it.
 # Elsewhere: make lock TORCH_FROM="--torch-backend cpu"
 TORCH_FROM ?= $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
@@ -71,10 +73,10 @@ lock: setup-test ## resolve the dependencies again and write requirements/*.txt
 define resolve
 mkdir -p build
 cat requirements/linux-x86_64-$(1).txt requirements/linux-x86_64-$(1)-test.txt 2>/dev/null >build/all.txt || true
-$(LOCK) $(2) --extra $(1) --extra test --override requirements/$(1)-overrides.txt -o build/all.txt
-$(LOCK) $(2) --extra $(1) --override requirements/$(1)-overrides.txt --constraint build/all.txt \
-	-o requirements/linux-x86_64-$(1).txt
-grep -vxF -f requirements/linux-x86_64-$(1).txt build/all.txt >requirements/linux-x86_64-$(1)-test.txt
+$(LOCK) $(2) --extra $(1) --extra test --override requirements/$(1)-overrides.txt --generate-hashes -o build/all.txt
+rm -f build/run.txt
+$(LOCK) $(2) --extra $(1) --override requirements/$(1)-overrides.txt --constraint build/all.txt -o build/run.txt
+$(BIN)/python requirements/divide.py $(1)
 endef
 
 clean: ## remove the virtual environment and every cache of the tools; runs/ stays

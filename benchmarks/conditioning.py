@@ -49,6 +49,7 @@ def main() -> None:
 
 def measure(rows: int, strategy: str, block_size: int, tokenise: str | None) -> dict[str, Any]:
     """Checks, reads, conditions and writes `rows` prompts; times in seconds, memory of this process in MiB."""
+    import pyarrow.fs
     import ray
 
     from mipo_ray.conditioning.blocks import condition_block, rows_per_block
@@ -57,6 +58,7 @@ def measure(rows: int, strategy: str, block_size: int, tokenise: str | None) -> 
     from mipo_ray.generation.requests import add_requests
     from mipo_ray.prompts.dataset import blocks_of, read_prompts
     from mipo_ray.ray_cluster.blocks import map_blocks, ordered_context
+    from mipo_ray.ray_cluster.tables import read_rows
 
     with tempfile.TemporaryDirectory() as scratch:
         _write_prompts(Path(scratch), rows)
@@ -84,7 +86,7 @@ def measure(rows: int, strategy: str, block_size: int, tokenise: str | None) -> 
             dataset.write_parquet(f"{scratch}/conditioned")
         finished = time.perf_counter()
 
-        written = ray.data.read_parquet(f"{scratch}/conditioned", columns=["prompt_id"], partitioning=None).count()
+        written = read_rows(f"{scratch}/conditioned", pyarrow.fs.LocalFileSystem(), ["prompt_id"]).count()
         if written != rows:
             raise RuntimeError(f"expected {rows} conditioned rows, found {written}")
         return {

@@ -22,7 +22,7 @@ from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.intervals import bootstrap_mean
 from mipo_ray.storage.run_directory import open_run
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
 
 BOOTSTRAP_SAMPLES = 10_000
 QUANTILES = (5, 25, 50, 75, 95)

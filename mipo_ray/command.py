@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 
 from mipo_ray.config.recipe import split_arguments
+from mipo_ray.config.trust import FLAG, FLAG_HELP
 from mipo_ray.errors import UserError
 from mipo_ray.stop_signals import stop_signals
+from mipo_ray.terminal import guard_tracebacks, guarded_streams, say_error
 
 
 def run_command(work: Callable[[], int], *, resumes: bool) -> int:
@@ -22,11 +24,12 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that a terminal cannot show must not end a run
             stream.reconfigure(errors="backslashreplace")
-    with stop_signals() as signals:
+    guard_tracebacks()
+    with guarded_streams(), stop_signals() as signals:
         try:
             return work()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say_error(f"error: {error}")
             return 2
         except (KeyboardInterrupt, SystemExit) as error:
             if signals.received is None and getattr(error, "code", None) != signal.SIGTERM:
@@ -34,7 +37,7 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
             # While it starts, Ray turns SIGTERM into its number as exit code.
             number = signals.received or signal.SIGTERM
             hint = ": the same command resumes this run" if resumes else ""
-            print(f"stopped by {number.name}{hint}", file=sys.stderr, flush=True)
+            say_error(f"stopped by {number.name}{hint}")
             return 128 + number
 
 
@@ -44,7 +47,8 @@ def parse_recipe(
     default: str | None = None,
     more_keys: Collection[str] = (),
 ) -> argparse.Namespace:
-    """Reads `[--dry-run] [RECIPE.yaml] [key=value ...]` in any order: the namespace has dry_run, recipe and overrides.
+    """Reads `[--dry-run] [RECIPE.yaml] [key=value ...]` in any order: the namespace has dry_run, trust_recipe,
+    recipe and overrides.
 
     default: the recipe where none is named; None: one must be. more_keys: keys of the recipe beside those of the
     configuration. Ends the process with code 2 for another number of recipes.
@@ -52,6 +56,7 @@ def parse_recipe(
     recipe, number = ("RECIPE.yaml", "+") if default is None else ("[RECIPE.yaml]", "*")
     parser.add_argument("arguments", nargs=number, metavar=f"{recipe} [key=value ...]", help="recipe and overrides")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument(FLAG, action="store_true", help=FLAG_HELP)
     options = parser.parse_intermixed_args(arguments)
     recipes, options.overrides = split_arguments(options.arguments, more_keys)
     if not recipes and default is not None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from mipo_ray.command import parse_recipe, run_command
 from mipo_ray.comparison.definition import BASE, Comparison, describe_arm, load_comparison
+from mipo_ray.config.trust import describe_acts
 from mipo_ray.errors import UserError
 from mipo_ray.planning.describe import describe
 from mipo_ray.planning.plan import Inputs, Plan, check_inputs, make_plan
@@ -25,6 +26,7 @@ from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_d
 from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
+from mipo_ray.terminal import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
 
     def work() -> int:
-        comparison = load_comparison(options.recipe, options.overrides)
+        comparison = load_comparison(options.recipe, options.overrides, trusts_recipe=options.trust_recipe)
         return _dry_run(comparison) if options.dry_run else _run(comparison)
 
     return run_command(work, resumes=not options.dry_run)
@@ -40,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dry_run(comparison: Comparison) -> int:
     plans = _plans(_inputs(comparison), nodes_for_dry_run(comparison.shared))
-    print(describe_comparison(comparison, plans))
-    print("finished: nothing to do" if _is_finished(plans) else "dry run: nothing was started")
+    say(describe_comparison(comparison, plans))
+    say("finished: nothing to do" if _is_finished(plans) else "dry run: nothing was started")
     return 0
 
 
@@ -57,13 +59,13 @@ def _run(comparison: Comparison) -> int:
         if _is_finished(plans):
             from mipo_ray.report import run_report
 
-            print(f"{root.url}: finished before, nothing to train")
+            say(f"{root.url}: finished before, nothing to train")
             for plan in plans.values():
                 run_report.bring_up_to_date(plan.config, plan.run)
             _report(comparison, root)
             return 0
         plans = _plans(inputs, connect(comparison.shared))
-        print(describe_comparison(comparison, plans), flush=True)
+        say(describe_comparison(comparison, plans))
 
         from mipo_ray.comparison.arms import run_arms
         from mipo_ray.comparison.tables import write_comparison
@@ -71,7 +73,7 @@ def _run(comparison: Comparison) -> int:
         with connected_work():
             run_arms(comparison, plans, lambda: write_comparison(comparison, root))
         _report(comparison, root)
-        print(f"finished in {(time.monotonic() - started) / 60:.1f} minutes")
+        say(f"finished in {(time.monotonic() - started) / 60:.1f} minutes")
     return 0
 
 
@@ -79,7 +81,7 @@ def _report(comparison: Comparison, root: RunDirectory) -> None:
     from mipo_ray.comparison.tables import write_comparison
 
     found = write_comparison(comparison, root)
-    print("\n".join(["", *found.control, *found.findings, "", f"table and plot: {root.path('comparison.html')}"]))
+    say("\n".join(["", *found.control, *found.findings, "", f"table and plot: {root.path('comparison.html')}"]))
 
 
 def describe_comparison(comparison: Comparison, plans: dict[tuple[str, int], Plan]) -> str:
@@ -107,6 +109,8 @@ def describe_comparison(comparison: Comparison, plans: dict[tuple[str, int], Pla
         pairs = f"; pairs of {source}" if source != arm else ""
         done = f"{len(_finished(arm, plan))} of {len(_stages(arm, plan))} stages finished"
         lines.append(f"  {names[arm, seed]:<{width}}{what}{pairs}; {done}")
+    for arm, config in comparison.arms.items():
+        lines += [f"  {arm}: {line}" for line in describe_acts(config) if line not in describe_acts(shared)]
     return "\n".join(lines)
 
 

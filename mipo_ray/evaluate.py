@@ -27,6 +27,7 @@ from mipo_ray.command import run_command
 from mipo_ray.conditioning.needs import check_held_out
 from mipo_ray.config.recipe import load_config, load_run_config, split_arguments
 from mipo_ray.config.schema import Config
+from mipo_ray.config.trust import FLAG, FLAG_HELP, describe_acts
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.figures import task_table
 from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse_other_references
@@ -44,6 +45,7 @@ from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.results import is_report_current, read_evaluation, write_evaluation
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from mipo_ray.terminal import say
 
 # Keys of the section evaluate that this command takes without its name.
 SHORT_KEYS = ("tasks", "task_max_model_len", "judge")
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
 
     def work() -> int:
-        config, run, rounds = _load(options.target, options.overrides)
+        config, run, rounds = _load(options.target, options.overrides, trusts_recipe=options.trust_recipe)
         inputs_of = functools.partial(check_evaluation_inputs, config, run, rounds, count_all=options.tokens)
         return _dry_run(inputs_of) if options.dry_run else _run(inputs_of, run)
 
@@ -107,7 +109,7 @@ def check_evaluation_inputs(
             "found none"
         )
     held_out = check_held_out(config) if judge.is_on else None
-    run.check_writable()
+    run.check_place()
     run.check_config(config)
     check_finished_tasks(tasks, run, trained)
     check_judge(config, run)
@@ -153,6 +155,7 @@ def describe(plan: EvaluationPlan) -> str:
             *describe_tasks(config, plan.resources, plan.tasks),
             *([] if plan.held_out is None or not plan.judged else describe_judge(config.evaluate, plan.held_out.rows)),
             *_not_judged(plan),
+            *describe_acts(config),
             *(f"tokens          {note}" for note in plan.token_notes),
             f"engines         {pool.min_size} to {pool.max_size}, each {pool.cpus_per_engine:g} CPUs and "
             f"{plan.resources.gpus_per_engine:g} GPUs ({device})",
@@ -163,8 +166,8 @@ def describe(plan: EvaluationPlan) -> str:
 
 def _dry_run(inputs_of: Callable[[], EvaluationInputs]) -> int:
     inputs = inputs_of()
-    print(describe(make_evaluation_plan(inputs, nodes_for_dry_run(inputs.config))))
-    print("dry run: nothing was started")
+    say(describe(make_evaluation_plan(inputs, nodes_for_dry_run(inputs.config))))
+    say("dry run: nothing was started")
     return 0
 
 
@@ -177,16 +180,16 @@ def _run(inputs_of: Callable[[], EvaluationInputs], run: RunDirectory) -> int:
         here, is_local = unbounded_node(config)
         make_evaluation_plan(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
         if not inputs.unfinished:
-            print("\n".join([f"{run.url}: finished before, nothing to do", *_not_judged(inputs), _finish(inputs)]))
+            say("\n".join([f"{run.url}: finished before, nothing to do", *_not_judged(inputs), _finish(inputs)]))
             return 0
         plan = make_evaluation_plan(inputs, connect(config))
         if run.read_text("config.yaml") is None:
             run.record_config(config)
-        print(describe(plan), flush=True)
+        say(describe(plan))
         with connected_work():
             measure_policies(plan)
         minutes = (time.monotonic() - started) / 60
-        print(f"\n{task_table(read_evaluation(run))}\nfinished in {minutes:.1f} minutes; results: {run.url}")
+        say(f"\n{task_table(read_evaluation(run))}\nfinished in {minutes:.1f} minutes; results: {run.url}")
     return 0
 
 
@@ -236,18 +239,21 @@ def measure_policies(plan: EvaluationPlan) -> None:
     write_report(config, run)
 
 
-def _load(target: str, overrides: Sequence[str]) -> tuple[Config, RunDirectory, list[int]]:
+def _load(
+    target: str, overrides: Sequence[str], *, trusts_recipe: bool = False
+) -> tuple[Config, RunDirectory, list[int]]:
     """The configuration, the run directory, and the rounds that a run has trained; a recipe's model has none."""
     short = tuple(f"{key}{mark}" for key in SHORT_KEYS for mark in "=.")
     overrides = [f"evaluate.{override}" if override.startswith(short) else override for override in overrides]
     if target.endswith((".yaml", ".yml")) and not os.path.isdir(target):
-        config = load_config(target, overrides)
+        config = load_config(target, overrides, trusts_recipe=trusts_recipe)
         return config, open_run(config.run_dir), []
     run = open_run(target)
     text = run.read_text("config.yaml")
     if text is None:
         raise UserError(f"{target}: expected a recipe (.yaml) or a run directory with a config.yaml, found none there")
-    config = load_run_config(text, run.path("config.yaml"), [*overrides, f"run_dir={run.url}"])
+    overrides = [*overrides, f"run_dir={run.url}"]
+    config = load_run_config(text, run.path("config.yaml"), overrides, trusts_recipe=trusts_recipe)
     trained = [index for index in range(config.rounds) if run.is_finished(run.stage(Round(index), "train"))]
     return config, run, trained
 
@@ -266,6 +272,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     parser.add_argument("--tokens", action="store_true", help=TOKENS_HELP)
+    parser.add_argument(FLAG, action="store_true", help=FLAG_HELP)
     options = parser.parse_intermixed_args(arguments)
     targets, options.overrides = split_arguments(options.arguments, SHORT_KEYS)
     if len(targets) != 1:

@@ -17,6 +17,7 @@ from mipo_ray.session import Session
 from mipo_ray.storage.entries import Results
 from mipo_ray.storage.results import read_results
 from mipo_ray.storage.rounds import BASE, Round
+from mipo_ray.terminal import say
 from mipo_ray.training.stage import train
 from mipo_ray.training.trainer import check_model_is_trainable
 
@@ -30,7 +31,7 @@ def run_rounds(plan: Plan) -> Results:
             generate(session, round, plan.prompts)
             train(session, round)
             measure_round(plan, session, round)
-            print(f"\n{final_tables(plan.run)}\n" if plan.held_out else "", end="", flush=True)
+            say(f"\n{final_tables(plan.run)}\n" if plan.held_out else "", end="")
     return read_results(plan.run)
 
 

@@ -91,11 +91,16 @@ def _names(directory: str) -> list[str]:
 
 
 def files_below(directory: str) -> dict[str, int]:
-    """Every file below a local directory, links followed: its path from there -> bytes; {} where there is none."""
+    """Every file below a local directory, links followed: its path from there -> bytes; {} where there is none.
+
+    A link to a directory above it leads round and round, one to / through the whole machine: neither is followed.
+    """
     sizes: dict[str, int] = {}
+    top = os.path.realpath(directory)
     seen: set[str] = set()
     for place, directories, names in os.walk(directory, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:  # a link to a directory above it
+        real = os.path.realpath(place)
+        if real in seen or (seen and os.path.commonpath([real, top]) == real):
             directories.clear()
             continue
         seen.add(real)

@@ -4,6 +4,7 @@
     python -m mipo_ray.run jobs/NAME.yaml train.beta=0.2 rounds=3     a recipe with overrides
     python -m mipo_ray.run --dry-run jobs/NAME.yaml                   check everything and print the plan
     python -m mipo_ray.run --dry-run --tokens jobs/NAME.yaml          count the tokens of every long prompt, too
+    python -m mipo_ray.run --trust-recipe jobs/NAME.yaml              one that may run code (docs/security.md)
     ray job submit -- python -m mipo_ray.run run_dir=s3://...         on a cluster
 
 Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster, 130 stopped by
@@ -28,6 +29,7 @@ from mipo_ray.planning.token_counts import TOKENS_HELP
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from mipo_ray.terminal import say
 
 DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
 
     def work() -> int:
-        config = load_config(options.recipe, options.overrides)
+        config = load_config(options.recipe, options.overrides, trusts_recipe=options.trust_recipe)
         run = open_run(config.run_dir)
         if options.dry_run:
             return _dry_run(config, run, count_all=options.tokens)
@@ -51,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _finished(inputs)
             plan = make_plan(inputs, connect(config))
             run.record_config(config)
-            print(describe(plan), flush=True)
+            say(describe(plan))
 
             from mipo_ray.loop import run_rounds
 
             with connected_work():
                 run_rounds(plan)
             minutes = (time.monotonic() - started) / 60
-            print(f"finished in {minutes:.1f} minutes; results and report: {run.url}")
+            say(f"finished in {minutes:.1f} minutes; results and report: {run.url}")
         return 0
 
     return run_command(work, resumes=not options.dry_run)
@@ -67,17 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dry_run(config: Config, run: RunDirectory, *, count_all: bool) -> int:
     inputs = check_inputs(config, run, count_all=count_all)
     plan = make_plan(inputs, nodes_for_dry_run(config))
-    print(describe(plan))
-    print("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
+    say(describe(plan))
+    say("finished: nothing to do" if plan.is_finished else "dry run: nothing was started")
     return 0
 
 
 def _finished(inputs: Inputs) -> int:
     from mipo_ray.evaluation.figures import final_tables
 
-    print(f"{inputs.run.url}: finished before, nothing to do")
+    say(f"{inputs.run.url}: finished before, nothing to do")
     if inputs.config.evaluate.enabled:
-        print(final_tables(inputs.run))
+        say(final_tables(inputs.run))
     return 0
 
 

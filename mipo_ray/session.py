@@ -13,6 +13,7 @@ from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.storage.manifests import AnyFacts, Manifest, Work
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.terminal import say
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Stage:
 
     def say(self, what: str) -> None:
         """Prints a line about the stage on the driver."""
-        print(f"{self.round.label}  {self.name:<8}  {what}", flush=True)
+        say(f"{self.round.label}  {self.name:<8}  {what}")
 
 
 @dataclass

@@ -68,11 +68,16 @@ pip() {
     "$venv/bin/python" -m pip "$@"
 }
 
+# The lines of one package of a lock, with its hashes, as a lock of its own.
+pinned() {
+    sed -n "/^$1==/,/[^\\\\]\$/p" "$2" >"$venv/$1.txt"
+}
+
 # uv installs several times faster than pip. It reads none of pip's configuration, so it is told of pip's index and of the
 # folders with wheels; pip's own variables stand above its files.
-uv_pin=$(grep '^uv==' "$test_lock")
-if [ "$("$venv/bin/uv" --version 2>/dev/null | cut -d ' ' -f 2)" != "${uv_pin#uv==}" ]; then
-    pip install --quiet --quiet --no-deps "$uv_pin" # errors only
+pinned uv "$test_lock"
+if [ "$("$venv/bin/uv" --version 2>/dev/null | cut -d ' ' -f 2)" != "$(sed -n 's/^uv==\([^ ]*\).*/\1/p' "$venv/uv.txt")" ]; then
+    pip install --quiet --quiet --no-deps --require-hashes -r "$venv/uv.txt" # errors only
 fi
 pip_settings=$(pip config list 2>/dev/null || true)
 pip_setting() {
@@ -105,16 +110,17 @@ if [ "$wanted" = test ]; then
 fi
 echo "setup: installing $(cat "$@" | grep -c '==') pinned packages from $*"
 # The CPU build of torch is not on the package index: where no folder of pip's has it, uv knows where it is.
-torch=$(grep '^torch==.*+cpu$' "$lock" || true)
-if [ -n "$torch" ] && ! without_backend=$(uv_install "$torch" 2>&1); then
+torch=$(sed -n 's/^\(torch==[^ ]*+cpu\) .*/\1/p' "$lock")
+pinned torch "$lock"
+if [ -n "$torch" ] && ! without_backend=$(uv_install --require-hashes -r "$venv/torch.txt" 2>&1); then
     echo "setup: $torch is in no folder with wheels that pip is told of; asking its publisher"
-    uv_install --torch-backend cpu "$torch" || {
+    uv_install --torch-backend cpu --require-hashes -r "$venv/torch.txt" || {
         echo "$without_backend" >&2
         fail "uv could not install $torch"
     }
 fi
 for file in "$@"; do
-    uv_install -r "$file"
+    uv_install --require-hashes -r "$file"
 done
 uv_install --no-build-isolation -e .
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from mipo_ray.ray_cluster.connection import address_known_beforehand
+from mipo_ray.ray_cluster.protection import on_loopback
 from tests.helpers.fake_judge_endpoint import FakeJudgeEndpoint, longer
 from tests.helpers.golden_run import JUDGE_KEY, GoldenRun, Place, make_golden_run
 from tests.helpers.tiny_model import make_tiny_model
@@ -55,11 +56,12 @@ def test_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 def ray_cluster(test_environment: None) -> Iterator[Any]:
     """One local Ray cluster for the whole session, more logical CPUs than this machine may have cores.
 
-    Its processes inherit the environment, so it starts after `test_environment`.
+    On loopback, as the commands start theirs. Its processes inherit the environment, so it starts after
+    `test_environment`.
     """
     import ray
 
-    with address_known_beforehand():
+    with address_known_beforehand(), on_loopback(True):
         context = ray.init(
             address="local",
             num_cpus=6,

@@ -29,7 +29,8 @@ from mipo_ray.storage.manifests import GenerateFacts, TrainFacts
 from mipo_ray.storage.records import read_record
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
+from mipo_ray.terminal import say
 from mipo_ray.training.stage import pair_set_hash, train
 from mipo_ray.training.trainer import check_model_is_trainable
 
@@ -88,7 +89,7 @@ def _generate(comparison: Comparison, arm: str, plan: Plan, round: Round) -> Non
     stage = plan.run.stage(round, "generate")
     if round == Round(0) and source != arm and not plan.run.is_finished(stage):
         plan.run.copy_stage(comparison.run(source, seed), stage)
-        print(f"{round.label}  generate  the same pairs as those of {source}: copied", flush=True)
+        say(f"{round.label}  generate  the same pairs as those of {source}: copied")
         return
     with _session_for(plan, [stage]) as session:
         generate(session, round, plan.prompts)
@@ -131,7 +132,7 @@ def common_pairs(comparison: Comparison, seed: int, round: Round) -> frozenset[s
             "fewer filters"
         )
     root.write_text(name, json.dumps(sorted(common)))
-    print(f"{round.label}  {len(common)} pairs were kept by all arms ({counts})", flush=True)
+    say(f"{round.label}  {len(common)} pairs were kept by all arms ({counts})")
     return common
 
 
@@ -157,4 +158,4 @@ def _check_trained_on(run: RunDirectory, round: Round, only: frozenset[str]) -> 
 
 
 def _say(arm: str, seed: int) -> None:
-    print(f"\n{arm}, seed {seed}", flush=True)
+    say(f"\n{arm}, seed {seed}")

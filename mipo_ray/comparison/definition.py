@@ -29,6 +29,8 @@ from pydantic import ValidationError
 
 from mipo_ray.config.recipe import ConfigError, explain, fields, merge, read_recipe, result_fields
 from mipo_ray.config.schema import Config
+from mipo_ray.config.trust import Said, acts, check_trust
+from mipo_ray.errors import brief, cut, few
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 
@@ -81,10 +83,11 @@ class Comparison:
         return next(name for name, config in self.arms.items() if _generated_by(config) == own)
 
 
-def load_comparison(recipe: str | Path, overrides: Sequence[str] = ()) -> Comparison:
+def load_comparison(recipe: str | Path, overrides: Sequence[str] = (), *, trusts_recipe: bool = False) -> Comparison:
     """Reads a comparison's recipe with its bases and applies `dotted.key=value` overrides (arms.NAME.train.beta=0.2).
 
-    Raises ConfigError with one line for each wrong key, named with the arm that it stands in.
+    Raises ConfigError with one line for each wrong key, named with the arm that it stands in, and TrustError as
+    `load_config` does.
     """
     values, _ = read_recipe(recipe, overrides)
     arms, seeds = values.pop("arms", None), values.pop("seeds", None)
@@ -92,18 +95,20 @@ def load_comparison(recipe: str | Path, overrides: Sequence[str] = ()) -> Compar
         raise ConfigError("seed: a comparison has seeds, a list; remove one of the two")
     seeds = _seeds([values.pop("seed", 0)] if seeds is None else seeds)
     if not isinstance(arms, dict) or not arms:
-        raise ConfigError(f"{recipe}: arms: expected a mapping of arms, each a mapping of overrides; found {arms!r}")
+        raise ConfigError(
+            f"{recipe}: arms: expected a mapping of arms, each a mapping of overrides; found {brief(arms)}"
+        )
     shared = _checked("", values)
     if not shared.evaluate.enabled:
         raise ConfigError("evaluate.enabled: a comparison measures: expected true, found false")
     if unquoted := [str(name) for name in arms if not isinstance(name, str)]:
         them = "it" if len(unquoted) == 1 else "them"
-        raise ConfigError(f"arms: expected names that are text, found {', '.join(unquoted)}: put {them} in quotes")
+        raise ConfigError(f"arms: expected names that are text, found {cut(', '.join(unquoted))}: put {them} in quotes")
     wrong = [name for name in arms if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == BASE]
     if wrong:
         raise ConfigError(
             f"arms: expected names of small letters, digits, _ and -, other than base (which is always measured); "
-            f"found {', '.join(wrong)}"
+            f"found {cut(', '.join(wrong))}"
         )
     checked, faults = {}, []
     for name, own in arms.items():
@@ -112,7 +117,11 @@ def load_comparison(recipe: str | Path, overrides: Sequence[str] = ()) -> Compar
         except ConfigError as error:
             faults.append(str(error))
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(few(faults, str))
+    said = Said.on_command_line(overrides, trusts_recipe)
+    check_trust(shared, said, str(recipe))
+    for name, config in checked.items():
+        check_trust(config, said.below(f"arms.{name}."), f"{recipe}, arms.{name}", known=acts(shared))
     return Comparison(shared.run_dir, seeds, shared, checked)
 
 
@@ -134,7 +143,7 @@ def common_pairs_file(seed: int, round: Round) -> str:
 def _arm(name: str, own: Any, values: dict[str, Any], shared: Config) -> Config:
     own = {} if own is None else own
     if not isinstance(own, dict):
-        raise ConfigError(f"arms.{name}: expected a mapping of configuration keys, found {own!r}")
+        raise ConfigError(f"arms.{name}: expected a mapping of configuration keys, found {brief(own)}")
     config = _checked(f"arms.{name}.", merge(values, own))
     there, here = (_leaves(one) for one in (shared, config))
     faults = [
@@ -146,7 +155,7 @@ def _arm(name: str, own: Any, values: dict[str, Any], shared: Config) -> Config:
     if config.rounds != shared.rounds:
         faults.append(f"arms.{name}.rounds: expected those of all arms, {shared.rounds}; found {config.rounds}")
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(few(faults, str))
     return config
 
 
@@ -163,7 +172,7 @@ def _leaves(config: Config) -> dict[str, Any]:
 def _seeds(seeds: Any) -> tuple[int, ...]:
     is_list = isinstance(seeds, list) and bool(seeds)
     if not is_list or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds: expected a list of different whole numbers from 0, found {seeds!r}")
+        raise ConfigError(f"seeds: expected a list of different whole numbers from 0, found {brief(seeds)}")
     return tuple(seeds)
 
 
@@ -171,7 +180,7 @@ def _checked(prefix: str, values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(prefix + explain(item) for item in error.errors())) from None
+        raise ConfigError(few(error.errors(), lambda item: prefix + explain(item))) from None
 
 
 def _generated_by(config: Config) -> str:

@@ -35,7 +35,7 @@ from mipo_ray.storage.records import read_record
 from mipo_ray.storage.results import gather_evaluation
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
 
 Items = tuple[Any, Any]  # values [responses], and the item of each
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mipo_ray.redaction import holds_text, names_secret, secret_in
 
 # What vLLM is told by fields of their own, or must be told always.
 _SET_ENGINE_ARGUMENTS = {
@@ -32,9 +35,46 @@ _ANOTHER_MODEL = {
 
 
 class Section(BaseModel):
-    """A section of the configuration: no unknown keys, no other types, no change once it is made."""
+    """A section of the configuration: no unknown keys, no other types, no secrets, no change once it is made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+    # A message of pydantic's own would show the whole input.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, hide_input_in_errors=True
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _holds_no_secret(cls, value: Any) -> Any:
+        """A configuration is written to the run directory, printed and sent to trackers, and a run that is resumed
+        compares it. So no secret is taken, rather than one that is written without it."""
+        for place, secret in _secrets(value):
+            raise ValueError(f"{place}{secret}: {_INSTEAD}")
+        return value
+
+
+_INSTEAD = (
+    "a configuration holds no secrets, since it is written, printed and sent; set it in the environment of every node, "
+    "by the variable that its library reads (HF_TOKEN, AWS_SECRET_ACCESS_KEY, WANDB_API_KEY, ...), and take it out"
+)
+
+
+def _secrets(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Each secret in a value: where it stands in it ("" or "a.b: "), and what it is, in words that do not show it."""
+    before = f"{place}: " if place else ""
+    if isinstance(value, str) and (secret := secret_in(value)) is not None:
+        yield before, f"found {secret}"
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            below = f"{place}.{key}" if place else str(key)
+            if secret_in(str(key)) is not None:
+                yield before, "found a key that holds a secret"
+            elif names_secret(key) and holds_text(part):
+                yield "", f"found a secret, as its name says ({below})"
+            else:
+                yield from _secrets(part, below)
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _secrets(part, f"{place}[{number}]")
 
 
 def execution_only(default: Any, description: str, **constraints: Any) -> Any:

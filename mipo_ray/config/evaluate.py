@@ -13,6 +13,7 @@ from mipo_ray.config.base import Section, execution_only
 from mipo_ray.config.field_types import PositiveInt
 from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.errors import brief
 
 
 class TaskConfig(Section):
@@ -62,7 +63,7 @@ class EvaluateConfig(Section):
             if others := [entry for entry in tasks if not isinstance(entry, str)]:
                 raise ValueError(
                     "expected task names, or a mapping of names to {path, limit, max_tokens}; found "
-                    + ", ".join(map(repr, others))
+                    + ", ".join(map(brief, others[:5]))
                 )
             if repeated := sorted({name for name in tasks if tasks.count(name) > 1}):
                 raise ValueError(f"expected each task once, found {', '.join(repeated)} several times")

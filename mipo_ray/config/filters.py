@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mipo_ray.config.base import Section, execution_only
 from mipo_ray.config.field_types import NonNegativeFloat, PositiveFloat, Share
+from mipo_ray.text.patterns import compiled
 
 
 class PatternFilter(Section):
     """A regular expression that decides over a pair."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="counted as pattern_NAME")
-    regex: str = Field(description="Python regular expression, searched anywhere in the answer")
+    regex: str = Field(description="regular expression as RE2 reads it, searched anywhere in the answer")
     side: Literal["chosen", "rejected", "either"] = Field("chosen", description="which responses are searched")
     drop_when: Literal["found", "missing"] = Field("found", description="drop pairs where it is found, or missing")
 
@@ -23,8 +23,8 @@ class PatternFilter(Section):
     @classmethod
     def _compiles(cls, regex: str) -> str:
         try:
-            re.compile(regex)
-        except re.error as error:
+            compiled(regex)
+        except ValueError as error:
             raise ValueError(f"not a regular expression: {error}") from None
         return regex
 

@@ -20,6 +20,7 @@ from mipo_ray.config.field_types import (
     PositiveInt,
     Window,
 )
+from mipo_ray.errors import brief
 
 Protocol = Literal["pairwise", "pointwise"]
 
@@ -101,13 +102,12 @@ class JudgeConfig(Section):
             is_url = url.scheme in ("http", "https") and bool(url.hostname)
         except ValueError:
             raise ValueError("expected a URL such as http://host:8000/v1") from None
-        # The configuration is written to the run directory and printed: a key must not stand in it.
         if "@" in endpoint or url.query or url.fragment:
             raise ValueError(
                 "expected a URL without credentials or parameters; keys come from the environment (api_key_variable)"
             )
         if not is_url:
-            raise ValueError(f"expected a URL such as http://host:8000/v1, found {endpoint!r}")
+            raise ValueError(f"expected a URL such as http://host:8000/v1, found {brief(endpoint)}")
         return endpoint.rstrip("/")
 
     @model_validator(mode="after")

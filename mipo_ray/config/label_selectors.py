@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from mipo_ray.errors import brief
+
 _NAME = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
 _PREFIX = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]*[a-zA-Z0-9])?")
 _LONGEST_PREFIX = 253
@@ -22,10 +24,10 @@ def check_selector(selector: dict[str, str]) -> dict[str, str]:
         if not re.fullmatch(_NAME, name) or (
             separator and (len(prefix) > _LONGEST_PREFIX or not _PREFIX.fullmatch(prefix))
         ):
-            raise ValueError(f"expected label keys like mipo.io/role, found {key!r}")
+            raise ValueError(f"expected label keys like mipo.io/role, found {brief(key)}")
         if not _CONDITION.fullmatch(condition):
             raise ValueError(
-                f"expected for {key} a value, !value, in(value, value) or !in(value, value), found {condition!r}"
+                f"expected for {key} a value, !value, in(value, value) or !in(value, value), found {brief(condition)}"
             )
     return selector
 

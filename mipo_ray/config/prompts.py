@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mipo_ray.config.base import Section, execution_only
 from mipo_ray.config.field_types import PositiveInt
+from mipo_ray.errors import brief
 from mipo_ray.examples import EXAMPLES_DIRECTORY
+from mipo_ray.models.hub import REVISION, hub_file
 from mipo_ray.text.dates import DATE_STRING, date_of
 
 # What chat templates are given anyway, or what would make something else of a prompt than its token ids.
@@ -56,7 +58,7 @@ def _bundled_exemplars(value: Any) -> Any:
     name = value.removeprefix("bundled:")
     if name not in names or name == value:
         known = " or ".join(f"bundled:{name}" for name in sorted(names))
-        raise ValueError(f"expected a list of exemplars or {known}; found {value!r}")
+        raise ValueError(f"expected a list of exemplars or {known}; found {brief(value)}")
     return yaml.safe_load(names[name].read_text(encoding="utf-8"))
 
 
@@ -70,6 +72,11 @@ class PromptsConfig(Section):
         "bundled:personalization",
         description="JSONL, Parquet or CSV: one file or a glob, on any filesystem that fsspec opens; "
         "bundled:NAME is a file of mipo_ray/examples",
+    )
+    revision: str | None = Field(
+        None,
+        description="branch, tag or commit of a path of the Hugging Face Hub (hf://), also of profiles_path; null: the "
+        "one in the path (hf://datasets/organisation/name@REVISION/...), else the main branch",
     )
     loader: Literal["rows", "prism", "community_alignment", "multi_bench"] = Field(
         "rows",
@@ -106,6 +113,37 @@ class PromptsConfig(Section):
         description="Jinja2 template (sandboxed) of that message: context and question (user), context alone "
         "(system); null: the context, and for the user an empty line and the question",
     )
+
+    @property
+    def source(self) -> str:
+        """`path` with the revision in it, as `prompts.files.find_files` takes it."""
+        return _at_revision(self.path, self.revision)
+
+    @property
+    def profiles_source(self) -> str | None:
+        """`profiles_path`, the same."""
+        return None if self.profiles_path is None else _at_revision(self.profiles_path, self.revision)
+
+    @model_validator(mode="after")
+    def _has_one_revision(self) -> PromptsConfig:
+        if self.revision is None:
+            return self
+        if not REVISION.fullmatch(self.revision):
+            raise ValueError(f"revision: expected a branch, tag or commit, found {brief(self.revision)}")
+        for name in ("path", "profiles_path"):
+            url = getattr(self, name)
+            file = None if url is None else hub_file(url)
+            if url is not None and (file is None or file.revision is not None):
+                raise ValueError(
+                    f"revision is that of a path of the Hub without one (hf://datasets/organisation/name/...), found "
+                    f"{brief(url)} as {name}"
+                )
+        return self
+
+
+def _at_revision(url: str, revision: str | None) -> str:
+    file = hub_file(url)
+    return url if file is None or revision is None else replace(file, revision=revision).url
 
 
 @dataclass(frozen=True)
@@ -147,7 +185,7 @@ class TrainingPromptsConfig(PromptsConfig):
         except (TypeError, ValueError) as error:
             raise ValueError(f"expected texts, numbers, lists and mappings: {error}; quote a date") from None
         if not isinstance(arguments["date_string"], str):
-            raise ValueError(f"date_string: expected text, found {arguments['date_string']!r}")
+            raise ValueError(f"date_string: expected text, found {brief(arguments['date_string'])}")
         try:
             date_of(arguments["date_string"])
         except ValueError as error:

@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -26,63 +25,54 @@ from pydantic import BaseModel, ValidationError
 
 from mipo_ray.config.removed import explain_removed, without_removed
 from mipo_ray.config.schema import Config
-from mipo_ray.errors import UserError
+from mipo_ray.config.trust import Said, check_trust
+from mipo_ray.config.yaml_text import dump_yaml, load_yaml, parse_yaml
+from mipo_ray.errors import MOST_SHOWN, UserError, brief, cut, few
 
 
 class ConfigError(UserError):
     """A configuration that cannot be run; the message names each wrong key and what was expected."""
 
 
-# YAML 1.1 reads 1e-5 (no dot) as a string; users mean the number. Quoted, it is a string here too.
-_SCIENTIFIC_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
-
 # Merged key by key, a base's weights would stay in the mixture unseen.
 _REPLACED_WHOLE = "conditioning.mixture"
 _NOWHERE = object()
 
-
-class _Loader(yaml.SafeLoader):
-    """Reads scientific notation as numbers."""
+MOST_MESSAGE = 1000  # characters of one error
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that `_Loader` would read as numbers, and writes what stands in two places twice."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC_FLOAT, list("-+.0123456789"))
-# No field is a date: a run called 2026-01-31 is called so.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
-}
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC_FLOAT, list("-+.0123456789"))
-
-
-def load_config(recipe: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(
+    recipe: str | Path | None = None, overrides: typing.Sequence[str] = (), *, trusts_recipe: bool = False
+) -> Config:
     """Reads a YAML recipe with its bases (none: the defaults), applies `dotted.key=value` overrides, checks everything.
+
+    trusts_recipe: the user's word that the recipe may do what `trust` lists; what overrides set is theirs anyway.
 
     Raises ConfigError with one line per wrong key: its path, what was expected, what was found, for an unknown key
     the nearest valid name, and the base that it stands in, where it stands in one. A base that cannot be used is named
-    with the recipes that led to it.
+    with the recipes that led to it. Raises TrustError for what needs the user's word.
     """
     values, layers = read_recipe(recipe, overrides)
     with _explained(layers, overrides):
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
+    check_trust(config, Said.on_command_line(overrides, trusts_recipe), str(recipe))
+    return config
 
 
-def load_run_config(text: str, name: str, overrides: typing.Sequence[str] = ()) -> Config:
+def load_run_config(
+    text: str, name: str, overrides: typing.Sequence[str] = (), *, trusts_recipe: bool = False
+) -> Config:
     """The configuration of a run from the text of its config.yaml (`name`, for messages), with overrides, checked.
 
-    Fields that were removed since it was written are left out. Raises ConfigError as `load_config` does.
+    Fields that were removed since it was written are left out. Raises what `load_config` raises.
     """
     values = without_removed(_read_mapping(text, name))
     for override in overrides:
         _apply_override(values, override)
     with _explained({}, overrides):
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
+    check_trust(config, Said.on_command_line(overrides, trusts_recipe), name)
+    return config
 
 
 @contextlib.contextmanager
@@ -92,7 +82,7 @@ def _explained(layers: dict[Path, dict[str, Any]], overrides: typing.Sequence[st
         yield
     except ValidationError as error:
         raise ConfigError(
-            "\n".join(_explain_override(item, overrides) + _origin(item, layers, overrides) for item in error.errors())
+            few(error.errors(), lambda item: _explain_override(item, overrides) + _origin(item, layers, overrides))
         ) from None
 
 
@@ -156,7 +146,7 @@ def config_hash(config: Config) -> str:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal object."""
-    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump())
 
 
 def _read_layers(path: Path, chain: tuple[Path, ...] = ()) -> dict[Path, dict[str, Any]]:
@@ -167,7 +157,7 @@ def _read_layers(path: Path, chain: tuple[Path, ...] = ()) -> dict[Path, dict[st
     bases = values.pop("base", [])
     bases = bases if isinstance(bases, list) else [bases]
     if not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{shown}: base: expected the file name of a recipe, or a list of them; found {bases}")
+        raise ConfigError(f"{shown}: base: expected the file name of a recipe, or a list of them; found {brief(bases)}")
     layers: dict[Path, dict[str, Any]] = {}
     for base in bases:
         # ".." is taken from the names, not from where links point: a mounted folder of recipes may consist of links.
@@ -195,7 +185,7 @@ def _read_recipe(path: Path, shown: str) -> dict[str, Any]:
 
 def _read_mapping(text: str, shown: str) -> dict[str, Any]:
     try:
-        values = _load_yaml(text)
+        values = load_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{shown}: not valid YAML: {error}") from None
     if values is None:
@@ -220,7 +210,7 @@ def merge(values: dict[str, Any], layer: dict[str, Any], prefix: str = "") -> di
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"{override!r}: expected key=value, for example train.beta=0.2")
+        raise ConfigError(f"{brief(override)}: expected key=value, for example train.beta=0.2")
     value = _override_value(text)
     *parents, leaf = key.split(".")
     for parent in parents:
@@ -234,10 +224,11 @@ def _override_value(text: str) -> Any:
     """What was typed, letter for letter, unless all of it is YAML of another type, or text in YAML's quotes.
 
     A number, true, false, null, and [...] and {...} are plainly YAML, and so is nothing at all (null). What YAML would
-    cut off or rewrite is text: "exp #1", "Note: be brief", "- first", lines that it would join.
+    cut off or rewrite is text: "exp #1", "Note: be brief", "- first", lines that it would join; and so is what is past
+    the limits of `yaml_text`.
     """
     try:
-        node, value = yaml.compose(text, Loader=_Loader), _load_yaml(text)
+        node, value = parse_yaml(text)
     except (yaml.YAMLError, ValueError):
         return text
     if node is None:  # nothing, or a comment alone
@@ -252,13 +243,11 @@ def _override_value(text: str) -> Any:
     return text if isinstance(value, str) or ":" in text else value
 
 
-def _load_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader
-
-
 def explain(item: Any) -> str:
     """One line for one error of pydantic's: the key, what was expected, what was found."""
     path = ".".join(str(part) for part in item["loc"])
+    if len(path) > MOST_SHOWN:
+        return f"{brief(path)}: unknown key"
     if item["type"] == "extra_forbidden":
         if (removed := explain_removed(path)) is not None:
             return removed
@@ -270,15 +259,18 @@ def explain(item: Any) -> str:
         return f"{path}: unknown key{hint}"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    return f"{path}: {message}; found {item['input']!r}"
+        return f"{path}: {cut(message, MOST_MESSAGE)}" if path else cut(message, MOST_MESSAGE)
+    # A key that was put where its variable's name belongs is not shown.
+    found = "something else (not shown)" if "key" in path.rpartition(".")[2] else brief(item["input"])
+    return f"{path}: {message}; found {found}"
 
 
 def _explain_override(item: Any, overrides: typing.Sequence[str]) -> str:
     """`explain`, and for an override that YAML reads as no text how to make it text."""
     path = ".".join(map(str, item["loc"]))
     typed = [override.partition("=")[2] for override in overrides if override.partition("=")[0] == path]
-    hint = f"; for text, put it in quotes: {path}='\"{typed[-1]}\"'" if typed and item["type"] == "string_type" else ""
+    is_no_text = typed and item["type"] == "string_type"
+    hint = f"; for text, put it in quotes: {path}='\"{cut(typed[-1])}\"'" if is_no_text else ""
     return explain(item) + hint
 
 

@@ -18,6 +18,7 @@ from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.config.prompts import TrainingPromptsConfig
 from mipo_ray.config.train import TrainConfig
+from mipo_ray.errors import brief
 from mipo_ray.models.hub import HUB_ID, REVISION
 
 ThoughtMarks = Annotated[tuple[str, str], Field(strict=False)]
@@ -50,7 +51,7 @@ class ModelConfig(Section):
     def _are_marks(cls, marks: tuple[tuple[str, str], ...] | None) -> tuple[tuple[str, str], ...] | None:
         for opening, closing in marks or ():
             if not opening.strip() or not closing.strip() or opening == closing:
-                raise ValueError(f"expected two different marks, found {opening!r} and {closing!r}")
+                raise ValueError(f"expected two different marks, found {brief(opening)} and {brief(closing)}")
         return marks
 
     @property
@@ -63,7 +64,7 @@ class ModelConfig(Section):
         if self.revision is not None and (not REVISION.fullmatch(self.revision) or not HUB_ID.fullmatch(self.path)):
             raise ValueError(
                 "revision is a branch, tag or commit of a Hugging Face id (organisation/name) in path, found "
-                f"{self.revision!r} of {self.path!r}"
+                f"{brief(self.revision)} of {brief(self.path)}"
             )
         return self
 

@@ -51,6 +51,7 @@ def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
     stage.events.emit({"event": "results", **{name: entry.value for name, entry in results.items()}})
     return EvaluateFacts(
         policy=stage.session.policy(round),
+        prompts_commit=held_out.commit,
         responses=len(rows.prompt_ids),
         generated_tokens=sampled_tokens(run, round),
         matrix=matrix_of(run, round, read_matrix_rows(run, run.stage(BASE, "evaluate"))),

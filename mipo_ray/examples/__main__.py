@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 from mipo_ray.examples import CROSSINGS, EXAMPLES_DIRECTORY, Crossing, cross
+from mipo_ray.terminal import say
 
 
 def render(crossing: Crossing) -> str:
@@ -21,7 +22,7 @@ def main() -> None:
     for crossing in CROSSINGS:
         path = EXAMPLES_DIRECTORY / f"{crossing.name}.jsonl"
         path.write_text(render(crossing), encoding="utf-8")
-        print(f"{path}: {crossing.rows} rows of the {crossing.split} users and questions")
+        say(f"{path}: {crossing.rows} rows of the {crossing.split} users and questions")
 
 
 def _read(name: str) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -109,6 +110,7 @@ def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], chat: ChatSet
             for message in copies:
                 refuse_control_tokens(f"prompt {copies[-1]['content']!r:.60}", message, quoted)
         options["sanitize_control_tokens"] = True
+    refuse_costly_template(tokenizer, copies, chat.arguments, add_generation_prompt=True)
     try:
         return tokenizer.apply_chat_template(copies, **options)
     except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
@@ -117,6 +119,21 @@ def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], chat: ChatSet
             f"prompt {copies[-1]['content']!r:.60}: the chat template refuses a conversation of {roles}: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def refuse_costly_template(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any], *, add_generation_prompt: bool
+) -> None:
+    """Renders a conversation as the tokenizer is about to, in a process with limits of time and memory.
+
+    Raises TemplateTooCostly where the template passes them. What else it may raise, the tokenizer raises as well.
+    """
+    template = chat_template_of(
+        tokenizer, f"the chat template of {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__}"
+    )
+    if template is not None:
+        with contextlib.suppress(ChatTemplateError):
+            template.render(messages, arguments, add_generation_prompt=add_generation_prompt)
 
 
 def _template_text(tokenizer: Any) -> str | None:

@@ -88,6 +88,7 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
         pairs=files,
         statistics=statistics,
         policy=policy,
+        prompts_commit=prompts.commit,
         rows_per_block=conditioned.rows_per_block,
         gpus=most_gpus(engines.request),
     )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mipo_ray.generation.rendering import refuse_costly_template
 from mipo_ray.text.thoughts import (
     CLOSING,
     OPENING,
@@ -102,8 +103,10 @@ def template_marks(tokenizer: Any) -> Marks:
     """The marks that a chat template writes around the thoughts of a message, where they are none of the known ones."""
     thought, answer = _PROBES
     message = {"role": "assistant", "content": answer, **dict.fromkeys(("reasoning_content", "thinking"), thought)}
+    conversation = [{"role": "user", "content": "?"}, message]
+    refuse_costly_template(tokenizer, conversation, {}, add_generation_prompt=False)
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}, message], tokenize=False)
+        text = tokenizer.apply_chat_template(conversation, tokenize=False)
     except Exception:  # a template is a program, and may refuse what it does not know
         return ()
     before, found, after = text.partition(thought)

@@ -41,7 +41,9 @@ def make_once(directory: Path, make: Callable[[Path], None], is_complete: Callab
         return directory
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = (directory.parent / f"{directory.name}.lock").open("w")
+        lock = os.fdopen(
+            os.open(directory.parent / f"{directory.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w"
+        )
     except OSError as error:
         raise UserError(
             f"{directory.parent}: the cache cannot be written ({error}); MIPO_RAY_CACHE names another one"

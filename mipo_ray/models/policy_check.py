@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mipo_ray.errors import UserError
+from mipo_ray.errors import UserError, brief, cut
 from mipo_ray.models.directory import ModelDirectory, read_header
 from mipo_ray.models.rope import rope_difference, rope_settings, text_config
 
@@ -32,6 +32,7 @@ _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 _QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 # Safetensors names of the dtypes that can be trained from. Masks and counters come in others.
 _TRAINABLE_DTYPES = ("F64", "F32", "F16", "BF16")
+_MOST_SHOWN = 1000  # characters of a difference
 _WEIGHT_ENDINGS = ("weight", "qweight", "weight_packed", "qzeros", "blocks")
 
 
@@ -94,7 +95,8 @@ def check_policy(directory: ModelDirectory, weights: list[str], windows: Mapping
     for field, tokens in windows.items():
         if difference := rope_difference(config, tokens):
             raise UserError(
-                f"{shown}: with {field} {tokens}, vLLM and transformers read different models: {difference}"
+                f"{shown}: with {field} {tokens}, vLLM and transformers read different models: "
+                f"{cut(difference, _MOST_SHOWN)}"
             )
 
 
@@ -107,8 +109,8 @@ def _check_is_language_model(config: dict[str, Any], shown: str) -> None:
     ]
     if parts:
         raise UserError(
-            f"{shown}: expected a language model of text alone, found {parts[0]}"
-            + (f" ({', '.join(names)})" if names else "")
+            f"{shown}: expected a language model of text alone, found {cut(parts[0])}"
+            + (f" ({cut(', '.join(names))})" if names else "")
             + ": models that see or hear cannot be trained here"
         )
     if config.get("is_encoder_decoder"):
@@ -116,7 +118,7 @@ def _check_is_language_model(config: dict[str, Any], shown: str) -> None:
     if names and not any(name.endswith(_CAUSAL_ENDINGS) for name in names):
         raise UserError(
             f"{shown}: field architectures: expected a causal language model (...{' or ...'.join(_CAUSAL_ENDINGS)}), "
-            f"found {', '.join(names)}"
+            f"found {cut(', '.join(names))}"
         )
 
 
@@ -142,8 +144,9 @@ def _check_upper_layers(text: dict[str, Any], shown: str) -> None:
     is_qwen2 = str(text.get("model_type")).startswith("qwen2")
     if is_qwen2 and text.get("use_sliding_window") and first is not None and first != layers:
         raise UserError(
-            f"{shown}: field max_window_layers: expected {layers}, the number of layers, where use_sliding_window is "
-            f"true, found {first}: vLLM has no sliding window in some layers of this family"
+            f"{shown}: field max_window_layers: expected {brief(layers)}, the number of layers, where "
+            f"use_sliding_window is true, found {brief(first)}: vLLM has no sliding window in some layers of "
+            "this family"
         )
 
 
@@ -159,7 +162,9 @@ def _check_phi_sizes(text: dict[str, Any], shown: str) -> None:
     ):
         found = text.get(field)
         if found is not None and found != expected:
-            raise UserError(f"{shown}: field {field}: expected {expected}, {reason} in this family; found {found}")
+            raise UserError(
+                f"{shown}: field {field}: expected {brief(expected)}, {reason} in this family; found {brief(found)}"
+            )
 
 
 def _check_is_not_quantized(directory: ModelDirectory, config: dict[str, Any], weights: list[str]) -> None:
@@ -169,7 +174,7 @@ def _check_is_not_quantized(directory: ModelDirectory, config: dict[str, Any], w
         for section in (config, text_config(config)):
             if isinstance(settings := section.get(name), dict) and settings:
                 method = settings.get("quant_method") or settings.get("quantization_method") or "an unnamed method"
-                raise UserError(f"{shown}: field {name}: expected none, found {method}: {hint}")
+                raise UserError(f"{shown}: field {name}: expected none, found {cut(str(method))}: {hint}")
     if files := [name for name in _QUANTIZATION_FILES if name in directory.details]:
         raise UserError(f"{directory.shown}/{files[0]}: expected no quantization, found this file: {hint}")
     for file in weights:
@@ -178,6 +183,6 @@ def _check_is_not_quantized(directory: ModelDirectory, config: dict[str, Any], w
             is_float = dtype.startswith(("F", "BF"))
             if dtype not in _TRAINABLE_DTYPES and (is_float or tensor.endswith(_WEIGHT_ENDINGS)):
                 raise UserError(
-                    f"{directory.shown}/{file}: tensor {tensor}: expected one of {', '.join(_TRAINABLE_DTYPES)}, found "
-                    f"{dtype}: {hint}"
+                    f"{directory.shown}/{file}: tensor {cut(tensor)}: expected one of {', '.join(_TRAINABLE_DTYPES)}, "
+                    f"found {cut(dtype)}: {hint}"
                 )

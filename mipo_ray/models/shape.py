@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mipo_ray.errors import UserError
-from mipo_ray.models.directory import ModelDirectory, check_directory, read_header
+from mipo_ray.models.directory import ModelDirectory, check_directory, read_header, well_formed
 from mipo_ray.models.source import EMBEDDED, known_directory
 
 
@@ -42,9 +42,10 @@ def model_shape(path: str) -> ModelShape | str:
         if isinstance(directory, str):
             return directory
         weights = check_directory(directory)
+        with well_formed(directory, "config.json"):
+            return read_shape(directory.read_json("config.json"), _parameters(directory, weights))
     except UserError as error:  # of a model from the Hub, whose weights may not be there yet
         return str(error)
-    return read_shape(directory.read_json("config.json"), _parameters(directory, weights))
 
 
 def read_shape(config: dict[str, Any], parameters: int) -> ModelShape | str:

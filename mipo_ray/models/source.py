@@ -13,7 +13,14 @@ from pathlib import Path
 
 from mipo_ray.errors import UserError
 from mipo_ray.models.cache import cache_dir, make_once
-from mipo_ray.models.directory import ModelDirectory, check_directory, is_remote, local_path, open_directory
+from mipo_ray.models.directory import (
+    ModelDirectory,
+    check_directory,
+    is_remote,
+    local_path,
+    open_directory,
+    well_formed,
+)
 from mipo_ray.models.hub import downloaded, hub_model
 from mipo_ray.models.one_model import check_one_model
 from mipo_ray.models.policy_check import check_policy, check_window
@@ -76,7 +83,8 @@ def check_model_directory(path: str) -> list[str]:
     """
     directory = open_directory(path)
     weights = check_directory(directory)
-    check_one_model(directory, weights, are_all_read=not is_remote(path))
+    with well_formed(directory, "config.json"):
+        check_one_model(directory, weights, are_all_read=not is_remote(path))
     check_vocabulary(directory, weights)
     return weights
 
@@ -115,14 +123,16 @@ def check_policy_model(path: str, windows: Mapping[str, int]) -> None:
         if is_remote(path) or local_path(path).is_dir():
             raise
         weights = []  # of the Hub, whose weights may not be there yet
-    check_policy(directory, weights, windows)
+    with well_formed(directory, "config.json"):
+        check_policy(directory, weights, windows)
 
 
 def check_sampled_model(path: str, windows: Mapping[str, int]) -> None:
     """As `check_policy_model`, of a model that is sampled only: its window has to be long enough."""
     directory = known_directory(path)
     if isinstance(directory, ModelDirectory):
-        check_window(directory, windows)
+        with well_formed(directory, "config.json"):
+            check_window(directory, windows)
 
 
 def _is_wanted(name: str, weights: Iterable[str], trust_remote_code: bool) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mipo_ray.errors import UserError
-from mipo_ray.models.directory import EMBEDDINGS, ModelDirectory, read_header
+from mipo_ray.errors import UserError, brief
+from mipo_ray.models.directory import EMBEDDINGS, ModelDirectory, read_header, well_formed
 from mipo_ray.models.rope import text_config
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -24,23 +24,26 @@ def check_vocabulary(directory: ModelDirectory, weights: list[str]) -> None:
     weights: the files of the model's weights.
     """
     config = directory.read_json("config.json")
-    vocabulary = text_config(config).get("vocab_size")
+    with well_formed(directory, "config.json"):
+        vocabulary = text_config(config).get("vocab_size")
     rows = _embedding_rows(directory, weights)
     if isinstance(vocabulary, int) and rows is not None and rows < vocabulary:
         raise UserError(
             f"{directory.shown}/config.json: field vocab_size: expected at most {rows}, the rows of the embeddings, "
-            f"found {vocabulary}"
+            f"found {brief(vocabulary)}"
         )
     known = [size for size in (vocabulary, rows) if isinstance(size, int)]
     if not known:
         return
     size = min(known)
-    for token, (number, file) in _used_tokens(directory).items():
-        if number >= size:
-            raise UserError(
-                f"{directory.shown}/{file}: token {token!r}: expected an id below {size}, the rows of the model's "
-                f"embeddings, found {number}: resize the embeddings, or take the tokenizer that belongs to the model"
-            )
+    with well_formed(directory, "the tokenizer's files"):
+        for token, (number, file) in _used_tokens(directory).items():
+            if number >= size:
+                raise UserError(
+                    f"{directory.shown}/{file}: token {brief(token)}: expected an id below {size}, the rows of the "
+                    f"model's embeddings, found {brief(number)}: resize the embeddings, or take the tokenizer that "
+                    "belongs to the model"
+                )
     for file in ("config.json", "generation_config.json"):
         _check_named_ids(directory, file, size)
 
@@ -56,7 +59,7 @@ def _check_named_ids(directory: ModelDirectory, file: str, size: int) -> None:
             if isinstance(number, int) and number >= size:
                 raise UserError(
                     f"{directory.shown}/{file}: field {field}: expected an id below {size}, the rows of the model's "
-                    f"embeddings, found {number}"
+                    f"embeddings, found {brief(number)}"
                 )
 
 

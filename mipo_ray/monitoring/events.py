@@ -170,6 +170,6 @@ def parse_events(text: str) -> list[dict[str, Any]]:
     """The events in the text of a metrics.jsonl."""
     events = []
     for line in text.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             events.append(json.loads(line))
     return events

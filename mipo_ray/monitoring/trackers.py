@@ -14,19 +14,19 @@ import importlib.util
 import json
 import os
 import posixpath
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import yaml
-
+from mipo_ray.config.yaml_text import load_yaml
 from mipo_ray.errors import UserError
 from mipo_ray.monitoring.metrics import run_label
+from mipo_ray.redaction import redacted_values
 from mipo_ray.storage.records import read_record
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.terminal import say_error
 
 PROJECT = "mipo-ray"
 IDS = "ids.json"
@@ -131,7 +131,7 @@ class Trackers:
             yield
         except Exception as error:
             self._open.pop(name, None)
-            print(f"tracker {name} failed and gets no more numbers: {type(error).__name__}: {error}", file=sys.stderr)
+            say_error(f"tracker {name} failed and gets no more numbers: {type(error).__name__}: {error}")
 
 
 def _prefix(event: Mapping[str, Any]) -> str:
@@ -182,7 +182,7 @@ class MLflow:
         if address is None:
             if not run.is_local:
                 raise TrackerError("expected MLFLOW_TRACKING_URI in the environment, as the run directory is not local")
-            os.makedirs(run.path(DIRECTORY), exist_ok=True)
+            _make_private(run.path(DIRECTORY))
             address = f"sqlite:///{run.path(DIRECTORY, 'mlflow.db')}"
         self._client = MlflowClient(tracking_uri=address)
         known = _stored_id(run, "mlflow")
@@ -226,7 +226,7 @@ class WeightsAndBiases:
             known = hashlib.sha256(f"{run.url}/{time.time_ns()}".encode()).hexdigest()[:16]
             _store_id(run, "wandb", known)
         directory = run.path(DIRECTORY) if run.is_local else tempfile.mkdtemp(prefix="mipo-ray-wandb-")
-        os.makedirs(directory, exist_ok=True)
+        _make_private(directory)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=_run_name(run),
@@ -262,15 +262,20 @@ _STARTERS: dict[str, Callable[[RunDirectory], Tracker]] = {
 
 
 def run_parameters(run: RunDirectory) -> dict[str, Any]:
-    """The resolved configuration of the run as dotted keys and values; credentials in URLs are left out."""
+    """The resolved configuration of the run as dotted keys and values; secrets of earlier versions are left out."""
 
     def flat(prefix: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
-            return {prefix: run_label(value) if isinstance(value, str) and "://" in value else value}
+            return {prefix: value}
         return {key: item for name, part in value.items() for key, item in flat(f"{prefix}.{name}", part).items()}
 
-    parameters = flat("", yaml.safe_load(run.read_text("config.yaml") or "{}"))
+    parameters = flat("", redacted_values(load_yaml(run.read_text("config.yaml") or "{}")))
     return {name.removeprefix("."): value for name, value in parameters.items() if name}
+
+
+def _make_private(directory: str) -> None:
+    """Makes a directory for files of a tracker, which hold the configuration, for its owner alone."""
+    os.makedirs(directory, mode=0o700, exist_ok=True)
 
 
 def _run_name(run: RunDirectory) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from mipo_ray.config.filters import FiltersConfig, PatternFilter
 from mipo_ray.text.final_answers import same_final_answer
+from mipo_ray.text.patterns import is_found
 from mipo_ray.text.statistics import copy_rate, distinct_n, words
 from mipo_ray.text.thoughts import split_thoughts
 
@@ -94,10 +93,5 @@ def _length_fits(chosen_tokens: int, rejected_tokens: int, filters: FiltersConfi
 
 def _pattern_drops(pattern: PatternFilter, chosen: str, rejected: list[str]) -> bool:
     searched = {"chosen": [chosen], "rejected": rejected, "either": [chosen, *rejected]}[pattern.side]
-    found = [_compiled(pattern.regex).search(text) is not None for text in searched]
+    found = [is_found(pattern.regex, text) for text in searched]
     return any(found) if pattern.drop_when == "found" else not all(found)
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(regex: str) -> re.Pattern[str]:
-    return re.compile(regex)

@@ -9,8 +9,11 @@ from mipo_ray.config.evaluate import EvaluateConfig
 from mipo_ray.config.label_selectors import shown
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import CHECKPOINT_MINUTES, TrainConfig
+from mipo_ray.config.trust import describe_acts
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, task_window
 from mipo_ray.models.chat_template import end_of_turn, read_chat_template
+from mipo_ray.models.directory import local_path
+from mipo_ray.models.hub import COMMIT, hub_file, hub_model
 from mipo_ray.models.shape import model_shape
 from mipo_ray.planning.estimates import describe_estimates, describe_task_estimate
 from mipo_ray.planning.plan import Plan
@@ -34,7 +37,7 @@ def describe(plan: Plan) -> str:
         f"run directory   {plan.run.url}",
         f"model           {config.model.source}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
         f"rounds          {config.rounds}, seed {config.seed}",
-        f"prompts         {plan.prompts.rows:,} rows of {config.prompts.path} "
+        f"prompts         {plan.prompts.rows:,} rows of {config.prompts.source} "
         f"({plan.prompts.rows_with_context:,} with a context)",
         f"conditioning    {_strategy(config)}, blocks of {config.conditioning.block_size}",
         f"generate        {responses:,} responses of up to {sampling.max_tokens} tokens, temperature "
@@ -64,6 +67,8 @@ def describe(plan: Plan) -> str:
         lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
     lines += [_request(request, plan) for request in requests(config, plan.resources)]
     lines += _end_of_turn(config)
+    lines += _not_pinned(plan)
+    lines += describe_acts(config)
     lines += _autoscaling_notes(plan)
     lines += describe_estimates(
         config, plan.resources, model_shape(config.model.source), plan.prompts.rows, plan.prompts.characters, responses
@@ -118,6 +123,21 @@ def _request(request: Request, plan: Plan) -> str:
         return line
     line += f"; the nodes have room for {request.room(plan.nodes)}"
     return f"{line} now" if plan.config.ray.autoscaling else line
+
+
+def _not_pinned(plan: Plan) -> list[str]:
+    """A note where what the run reads from the Hub may be something else tomorrow."""
+    config, found = plan.config, []
+    named = hub_model(config.model.source)
+    if named is not None and not local_path(config.model.source).is_dir():
+        found.append(named)
+    paths = [config.prompts.source, *(task.path for task in plan.tasks)]
+    paths += [] if plan.held_out is None else [config.evaluate.prompts.source]
+    found += [(file.repository, file.revision) for path in paths if (file := hub_file(path)) is not None]
+    loose = dict.fromkeys(name for name, revision in found if revision is None or not COMMIT.fullmatch(revision))
+    return (
+        [f"not pinned      {', '.join(loose)}: as the Hub has it now; @COMMIT behind the name pins it"] if loose else []
+    )
 
 
 def _end_of_turn(config: Config) -> list[str]:

@@ -84,7 +84,7 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
     if config.evaluate.enabled:
         held_out = check_held_out(config, [counts.of_prompts("evaluate.prompts")])
     tasks = check_tasks(config, counts.of_item) if config.evaluate.enabled else ()
-    run.check_writable()
+    run.check_place()
     run.check_config(config)
     check_judge(config, run)
     if held_out is not None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from mipo_ray.config.prompts import ChatSettings, PromptsConfig
 from mipo_ray.errors import UserError
 from mipo_ray.models.chat_template import ChatTemplate, ChatTemplateError, read_chat_template
-from mipo_ray.prompts.files import nearest
+from mipo_ray.prompts.reading import nearest
 from mipo_ray.prompts.rows import Message, PromptRow
 
 ROWS_RENDERED = 32  # whose own text is looked for, not made-up words alone

@@ -12,8 +12,9 @@ import numpy as np
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import PromptFile, SourceRow, find_files, nearest
+from mipo_ray.prompts.files import PromptFile, commit_of, find_files
 from mipo_ray.prompts.public_sets import RowReader, row_reader
+from mipo_ray.prompts.reading import SourceRow, nearest
 from mipo_ray.prompts.rows import CheckedFile, ContentHash, PromptRow, normalize_row
 from mipo_ray.prompts.templates import check_question_columns, check_templates
 
@@ -46,6 +47,11 @@ class PromptSummary:
     format: str
 
     @property
+    def commit(self) -> str | None:
+        """The commit of the Hub that the files are of; None for other files."""
+        return commit_of(self.sources)
+
+    @property
     def files(self) -> tuple[str, ...]:
         return tuple(source.path for source in self.sources)
 
@@ -74,7 +80,7 @@ def check_prompts(
     """
     _check_columns(prompts, section)
     check_templates(prompts, section, needs_context=needs.context != "none")
-    files = find_files(prompts.path, f"{section}.path")
+    files = find_files(prompts.source, f"{section}.path")
     read_rows = row_reader(prompts, section)
     tally = _Tally(prompts)
     file_rows = [0] * len(files)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mipo_ray.errors import brief, cut
+
 # How files begin that are not what they are called.
 _BEGINNINGS = (
     (b"\x1f\x8b", "a gzip archive; call it .gz"),
@@ -65,7 +67,7 @@ def boxed_rows(content: dict[str, Any]) -> str | None:
     for key, value in content.items():
         rows = value if isinstance(value, list) and all(isinstance(row, dict) for row in value) else []
         if any(not row.keys() <= _MESSAGE for row in rows):
-            return f"one object whose key {key!r} holds {len(rows)} rows: write that list alone (jq '.{key}')"
+            return f"one object whose key {brief(key)} holds {len(rows)} rows: write that list alone (jq '.{cut(key)}')"
     columns = list(content.values())
     if _are_equally_long(columns, dict) and all(str(index).isdigit() for index in columns[0]):
         return "one object of columns, as pandas writes it: write rows (to_json with orient='records')"

@@ -25,7 +25,8 @@ from typing import Any
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import PromptFile, SourceRow, find_files, missing_column, read_rows
+from mipo_ray.prompts.files import PromptFile, find_files
+from mipo_ray.prompts.reading import SourceRow, missing_column, read_rows
 
 RowReader = Callable[[PromptFile], Iterator[SourceRow]]
 
@@ -93,9 +94,9 @@ def row_reader(prompts: PromptsConfig, section: str = "prompts") -> RowReader:
         raise UserError(f"{key}: only loader prism reads profiles, found loader {prompts.loader}; remove it")
     load: Callable[[SourceRow], SourceRow | None]
     if prompts.loader == "prism":
-        if prompts.profiles_path is None:
+        if prompts.profiles_source is None:
             raise UserError(f"{key}: loader prism needs the file of user profiles (survey.jsonl), found null")
-        profiles = _prism_profiles(row for file in find_files(prompts.profiles_path, key) for row in read_rows(file))
+        profiles = _prism_profiles(row for file in find_files(prompts.profiles_source, key) for row in read_rows(file))
         load = functools.partial(prism_row, prompts=prompts, profiles=profiles)
     elif prompts.loader == "community_alignment":
         load = functools.partial(community_alignment_row, prompts=prompts)

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import PromptFile, SourceRow, missing_column
+from mipo_ray.prompts.files import PromptFile
+from mipo_ray.prompts.reading import SourceRow, missing_column
 from mipo_ray.prompts.templates import check_question_columns, render_context, render_question
 
 ROLES = ("system", "user", "assistant")

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jinja2
-import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mipo_ray.config.prompts import PromptsConfig
-from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import SourceRow, missing_column, nearest
+from mipo_ray.errors import UserError, brief
+from mipo_ray.prompts.reading import SourceRow, missing_column, nearest
+from mipo_ray.text.limited_templates import TemplateFailed, render, variables_of
 
 DEFAULT_TEMPLATES = {"user": "{{ context }}\n\n{{ question }}", "system": "{{ context }}"}
 # Filters that make text of whatever they are given.
@@ -48,7 +48,7 @@ def check_templates(prompts: PromptsConfig, section: str, *, needs_context: bool
         if "question" in names:
             raise UserError(
                 f"{key}: with {section}.context_role=system it makes the system message, which the question is no "
-                f"part of; expected {{{{ context }}}} alone, found {template!r}"
+                f"part of; expected {{{{ context }}}} alone, found {brief(template)}"
             )
         known = ["context"]
     else:
@@ -57,7 +57,7 @@ def check_templates(prompts: PromptsConfig, section: str, *, needs_context: bool
         raise UserError(f"{key}: unknown variable {name!r}; expected {' and '.join(known)}{nearest(name, known)}")
     for name in known:
         if name not in names and (needs_context or name != "context"):
-            raise UserError(f"{key}: expected the template to use {{{{ {name} }}}}, found {template!r}")
+            raise UserError(f"{key}: expected the template to use {{{{ {name} }}}}, found {brief(template)}")
 
 
 def check_question_columns(prompts: PromptsConfig, row: SourceRow) -> None:
@@ -86,11 +86,9 @@ def render_context(prompts: PromptsConfig, context: str, question: str) -> str:
 def render_template(name: str, template: str, variables: dict[str, Any]) -> str:
     """The text of a template; raises UserError, which begins with `name`, when it fails or gives an empty text."""
     try:
-        text = _compiled(template).render(variables)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
-    except Exception as error:  # the template is the user's program and may raise anything
-        raise UserError(f"{name}: {type(error).__name__}: {error}") from None
+        text = render(_environment, (), template, variables)
+    except TemplateFailed as error:  # the template is the user's program and may raise anything
+        raise UserError(f"{name}: {error.shown}") from None
     if not text.strip():
         raise UserError(f"{name}: expected some text, found an empty string")
     return text
@@ -100,10 +98,10 @@ def render_template(name: str, template: str, variables: dict[str, Any]) -> str:
 def template_variables(template: str, key: str) -> frozenset[str]:
     """The variables that a template expects to be given; raises UserError naming `key` where it does not compile."""
     try:
-        _compiled(template)
-        names = jinja2.meta.find_undeclared_variables(_environment().parse(template))
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"{key}, line {error.lineno}: not a valid Jinja2 template: {error.message}") from None
+        names = variables_of(_environment, (), template)
+    except TemplateFailed as error:
+        where = key if error.line is None else f"{key}, line {error.line}"
+        raise UserError(f"{where}: not a valid Jinja2 template: {error.message}") from None
     return frozenset(names - set(_environment().globals))
 
 
@@ -117,11 +115,6 @@ def _environment() -> ImmutableSandboxedEnvironment:
         environment.filters[name] = _without_nulls(environment.filters[name])
     del environment.globals["lipsum"], environment.filters["random"]
     return environment
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> jinja2.Template:
-    return _environment().from_string(template)
 
 
 def _zip(*columns: Iterable[Any]) -> list[tuple[Any, ...]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
+from mipo_ray.ray_cluster.protection import is_on_loopback, on_loopback, protect_local_cluster
 from mipo_ray.ray_cluster.resources import Node, ResourceError, local_cpus
 from mipo_ray.stop_signals import kept_handlers
 
@@ -44,8 +45,9 @@ def connect(config: Config) -> list[Node]:
 
     address = ray_address(config)
     quiet = ray.LoggingConfig(log_level="WARNING")
-    with kept_handlers():
+    with kept_handlers(), on_loopback(address is None or is_on_loopback(address)):
         if address is None:
+            protect_local_cluster()
             with address_known_beforehand():
                 ray.init(
                     address="local",
@@ -80,7 +82,12 @@ def address_known_beforehand() -> Iterator[None]:
     multiple active Ray instances". Ray takes the port from the environment, and its processes inherit RAY_ADDRESS.
     """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("127.0.0.1", 0))
+        except OSError as error:
+            raise ResourceError(
+                f"127.0.0.1: a cluster of this machine listens there, also where its network has IPv6 alone: {error}"
+            ) from None
         port = str(probe.getsockname()[1])
     variables = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
     before = {name: os.environ.get(name) for name in variables}

@@ -1,6 +1,6 @@
 """Streams the Parquet files that a run wrote exactly as they were written, wherever the run directory lies.
 
-As `mipo_ray.tables` does, here as Ray Data's rows: every pass of Ray Data over files of our own starts here.
+As `mipo_ray.tables.parquet` does, here as Ray Data's rows: every pass of Ray Data over files of our own starts here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import ray
 import ray.data
 from ray.data.checkpoint.checkpoint_filter import IdColumnCheckpointManager
 
-from mipo_ray.tables import open_table
+from mipo_ray.tables.checked_files import checked
+from mipo_ray.tables.parquet import open_table
 
 # How Ray Data calls the id of a row that is not complete yet; it removes these itself before they are read.
 _PENDING = ".pending.parquet"
@@ -31,7 +32,7 @@ def read_rows(
     open_table(paths, filesystem, columns or ())
     return ray.data.read_parquet(
         paths if isinstance(paths, str) else list(paths),
-        filesystem=filesystem,
+        filesystem=checked(filesystem),  # the workers open the files
         columns=None if columns is None else list(columns),
         partitioning=None,
     )

@@ -22,6 +22,7 @@ from mipo_ray.ray_cluster.nodes import autoscaling, placed_actors
 from mipo_ray.ray_cluster.resources import Request
 from mipo_ray.ray_cluster.waiting import Autoscaling, NoAnswerError, Wait, WaitTimeoutError
 from mipo_ray.stop_signals import thread_beside
+from mipo_ray.terminal import say
 
 LOOK_SECONDS = 5.0
 TRAINING_WORKER = "RayTrainWorker"
@@ -98,4 +99,4 @@ def _look(wait: Wait, placed_now: Callable[[], int]) -> None:
     except NoAnswerError as error:
         found = error
     if line := wait.observe(placed, found, time.monotonic()):
-        print(line, flush=True)
+        say(line)

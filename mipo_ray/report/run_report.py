@@ -23,7 +23,7 @@ from mipo_ray.storage.manifests import AnyFacts, EvaluateFacts, GenerateFacts, M
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results, write_evaluation, write_results
 from mipo_ray.storage.rounds import Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
 
 EXAMPLES = 12
 _TRAINED = ("steps", "pairs", "tokens", "first_loss", "last_loss")

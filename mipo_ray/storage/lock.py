@@ -15,6 +15,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.stop_signals import thread_beside
 from mipo_ray.storage.records import read_record, to_json
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
+from mipo_ray.terminal import say
 
 HEARTBEAT_SECONDS = 10.0
 STALE_LOCK_SECONDS = 60.0
@@ -97,10 +98,9 @@ def _await_end(run: RunDirectory, held: Lock) -> None:
     """Returns when the lock is given up or stale; raises StorageError when it shows that its process lives."""
     # The clock of the other host may be ahead, and the heartbeat to come.
     age = max(0.0, _age(held))
-    print(
+    say(
         f"{run.url}: process {held.pid} on {held.host} held this run directory {age:.0f} s ago; "
         f"waiting up to {STALE_LOCK_SECONDS - age:.0f} s to see whether it still does",
-        flush=True,
     )
     deadline = time.monotonic() + STALE_LOCK_SECONDS - age
     while time.monotonic() < deadline:

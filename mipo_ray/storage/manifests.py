@@ -25,6 +25,8 @@ class GenerateFacts:
     statistics: PairStatistics
     policy: str | None = optional()
     """The model that the pairs were sampled from."""
+    prompts_commit: str | None = optional()
+    """The commit of the prompts, where they are of the Hub."""
     rows_per_block: int | None = optional()
     """Rows of a block, in which mismatched prompts are drawn."""
     gpus: float | None = optional()
@@ -85,6 +87,8 @@ class EvaluateFacts:
 
     policy: str | None = optional()
     """The model that was measured."""
+    prompts_commit: str | None = optional()
+    """The commit of the held-out prompts, where they are of the Hub."""
     responses: int | None = optional()
     """Held-out answers."""
     generated_tokens: int | None = optional()
@@ -111,7 +115,7 @@ class TaskDefinition:
     prompt_hash: str | None = None
     """12 hex digits of what is asked beside the items."""
     data: str | None = None
-    """The path of the items."""
+    """The path of the items, without a revision of the Hub: what they are, `items_hash` says."""
     limit: int | None = None
     """How many of the first items are measured; None: all."""
     items: int | None = None
@@ -132,6 +136,8 @@ class TaskFacts:
 
     policy: str | None = optional()
     """The model that was measured."""
+    data_commit: str | None = optional()
+    """The commit of the items, where they are of the Hub."""
     definition: TaskDefinition
     name: str
     """The task's, by which evaluation.json has it."""

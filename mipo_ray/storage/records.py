@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from mipo_ray.errors import UserError
+from mipo_ray.errors import UserError, brief
 
 Record = TypeVar("Record")
 
@@ -83,6 +83,9 @@ def _explained(error: ValidationError) -> str:
     if fault["type"] == "missing":
         return f"{before}expected a value, found none"
     expected = fault["msg"].removeprefix("Input should be ")
-    found = json.dumps(fault["input"], default=repr, ensure_ascii=False)
+    try:
+        found = json.dumps(fault["input"], default=repr, ensure_ascii=False)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; lists in lists in lists
+        found = brief(fault["input"])
     found = found if len(found) <= MOST_CHARACTERS else f"{found[: MOST_CHARACTERS - 3]}..."
     return f"{before}expected {expected}, found {found}"

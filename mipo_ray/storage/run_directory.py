@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import posixpath
+import secrets
 import shutil
 import tempfile
 import time
@@ -20,18 +21,24 @@ from glob import has_magic
 
 import fsspec
 import pyarrow.fs
+import yaml
 from fsspec.implementations.local import LocalFileSystem
 
 from mipo_ray.config.recipe import config_hash, result_fields, to_yaml
 from mipo_ray.config.schema import Config
-from mipo_ray.errors import UserError
+from mipo_ray.config.yaml_text import load_yaml
+from mipo_ray.errors import UserError, brief, cut, few
 from mipo_ray.paths import files_below, open_path
+from mipo_ray.redaction import secret_in
+from mipo_ray.storage.local_files import new_file, where_to_make
 from mipo_ray.storage.manifests import MANIFEST, AnyFacts, Manifest, Work, kind_of, read_manifest
 from mipo_ray.storage.rounds import Round
 
 MINIMUM_FREE_BYTES = 64 * 1024**2
 WRITING = ".writing"  # suffix of a file that is not complete yet
 PROBE = ".probe-"
+# Files with the configuration, which might hold a secret that is not known as one: for their owner alone.
+PRIVATE = ("config.yaml", "report.html")
 
 
 class StorageError(UserError):
@@ -73,7 +80,7 @@ class RunDirectory:
     def read_text(self, name: str) -> str | None:
         """The text of a file below the run directory; None when it does not exist.
 
-        Raises StorageError for a file that holds no text.
+        Raises StorageError for a file that holds no text, and for what is no file.
         """
         try:
             return self.filesystem.cat_file(self.path(name)).decode("utf-8")
@@ -81,16 +88,18 @@ class RunDirectory:
             return None
         except UnicodeDecodeError as error:
             raise StorageError(f"{self.path(name)}: expected text (UTF-8), found: {error}") from None
+        except IsADirectoryError:
+            raise StorageError(f"{self.path(name)}: expected a file, found a directory") from None
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file in one go: on a local disk through a temporary file, on an object store in one object write."""
         target = self.path(name)
         if self.is_local:
             os.makedirs(posixpath.dirname(target), exist_ok=True)
-            temporary = f"{target}{WRITING}"
+            temporary = f"{target}.{secrets.token_hex(8)}{WRITING}"
             try:
-                with open(temporary, "w", encoding="utf-8") as file:
-                    file.write(text)
+                with new_file(temporary, 0o600 if name in PRIVATE else 0o666) as file:
+                    file.write(text.encode("utf-8"))
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, target)
@@ -227,8 +236,6 @@ class RunDirectory:
 
         A field that the version which began the run did not have counts as its default.
         """
-        import yaml
-
         text = self.read_text("config.yaml")
         if text is None:
             # A kill or a full disk may have left a probe or an unfinished write.
@@ -240,32 +247,36 @@ class RunDirectory:
             return
         try:
             defaults = result_fields(Config().model_dump(mode="json"))
-            before = defaults | result_fields(yaml.safe_load(text))
-        except (yaml.YAMLError, AttributeError) as error:
+            before = defaults | result_fields(load_yaml(text))
+        except (yaml.YAMLError, ValueError, AttributeError) as error:
             raise StorageError(
                 f"{self.path('config.yaml')}: expected the configuration of a run, found something else: {error}"
             ) from None
         after = result_fields(config.model_dump(mode="json"))
         changes = [
-            f"  {key}: {before.get(key, 'absent')!r} there, {after.get(key, 'absent')!r} now"
-            for key in sorted({*before, *after})
+            f"  {cut(str(key))}: {brief(before.get(key, 'absent'))} there, {brief(after.get(key, 'absent'))} now"
+            for key in sorted({*before, *after}, key=str)
             if before.get(key) != after.get(key)
         ]
         if changes and self._has_work():
             raise StorageError(
                 f"{self.url}: this run directory holds work of another configuration. Use another run_dir, or set "
-                "these back:\n" + "\n".join(changes)
+                "these back:\n" + few(changes, str)
             )
 
     def _has_work(self) -> bool:
         return any(name.startswith(("rounds/", "base/")) for name in self.list_files(""))
 
     def check_writable(self) -> None:
-        """Raises StorageError when the directory cannot be written or its disk is full."""
-        probe = self.path(f"{PROBE}{os.getpid()}")
+        """Makes the directory; raises StorageError when it cannot be written or its disk is full."""
+        probe = self.path(f"{PROBE}{secrets.token_hex(8)}")
         try:
             self.filesystem.makedirs(self.root, exist_ok=True)
-            self.filesystem.pipe_file(probe, b"\0" * 4096)
+            if self.is_local:
+                with new_file(probe) as file:
+                    file.write(b"\0" * 4096)
+            else:
+                self.filesystem.pipe_file(probe, b"\0" * 4096)
             self.filesystem.rm_file(probe)
         except Exception as error:  # each backend has its own exceptions; all mean the same to the user
             with contextlib.suppress(Exception):
@@ -273,7 +284,23 @@ class RunDirectory:
             raise StorageError(
                 f"{self.url}: cannot write to the run directory: {type(error).__name__}: {error}"
             ) from None
-        if self.is_local and (free := shutil.disk_usage(self.root).free) < MINIMUM_FREE_BYTES:
+        if self.is_local:
+            self._check_disk(self.root)
+
+    def check_place(self) -> None:
+        """What `check_writable` tells that can be told without writing anything, as a dry run must not.
+
+        Of an object store that is nothing.
+        """
+        if not self.is_local:
+            return
+        place, problem = where_to_make(self.root)
+        if problem:
+            raise StorageError(f"{self.url}: cannot write to the run directory: {place}: {problem}")
+        self._check_disk(place)
+
+    def _check_disk(self, place: str) -> None:
+        if (free := shutil.disk_usage(place).free) < MINIMUM_FREE_BYTES:
             raise StorageError(
                 f"{self.url}: the disk is full: expected at least {MINIMUM_FREE_BYTES:,} free bytes, found {free:,}"
             )
@@ -282,8 +309,11 @@ class RunDirectory:
 def open_run(url: str) -> RunDirectory:
     """The run directory at a local path or a URL.
 
-    Raises StorageError when no filesystem serves the URL, and for a name that cannot be read back.
+    Raises StorageError when no filesystem serves the URL, for one with a secret, and for a name that cannot be read
+    back.
     """
+    if (secret := secret_in(url)) is not None:
+        raise StorageError(f"run_dir {url}: found {secret}; credentials come from the environment of every node")
     if "://" not in url:
         url = os.path.abspath(os.path.expanduser(url))
         _check_name(url)
@@ -302,6 +332,6 @@ def _check_name(path: str) -> None:
     for character in path:
         if character == "?" or not character.isprintable():
             raise StorageError(
-                f"run_dir {path!r}: expected a name without question mark and control characters, found "
+                f"run_dir {brief(path)}: expected a name without question mark and control characters, found "
                 f"{character!r}; Ray Data would not find what the run writes there"
             )

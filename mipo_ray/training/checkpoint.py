@@ -3,6 +3,10 @@
 Every worker writes its own shard to a local directory; who calls this brings the shards of all workers together (Ray
 Train uploads them to the run directory's filesystem) and hands them back when training starts again, perhaps with
 another number of workers.
+
+DeepSpeed writes pickles and unpickles them as they are, so that whoever can write to a run directory could run code on
+every worker. They are unpickled here by PyTorch's restricted reader, which makes tensors, plain values and the few
+classes that are named below, and calls nothing else.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import contextlib
 import io
 import json
 import logging
+import pickle
+import re
 import socket
 import tempfile
 from argparse import Namespace
@@ -23,7 +29,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from mipo_ray.errors import UserError
+from mipo_ray.errors import UserError, cut
 
 _TAG = "state"
 _UNIVERSAL = "universal"
@@ -99,7 +105,7 @@ def _kind(engine: Any) -> str:
 
 
 def _load(engine: Any, directory: Path, tag: str) -> None:
-    with _quiet():
+    with _quiet(), only_numbers():
         # Frozen weights are not in the checkpoint.
         path, _ = engine.load_checkpoint(str(directory), tag=tag, load_module_strict=False)
     if path is None:
@@ -112,15 +118,20 @@ def _universal(directory: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mipo-ray-universal-") as scratch:
         node = socket.gethostname()
         first_of_node = _gathered(node).index(node) == distributed.get_rank()
-        problem = None
+        problem, is_refused = None, False
         if first_of_node:
             try:
                 _convert(directory / _TAG, Path(scratch) / _UNIVERSAL)
+            except CheckpointRefused as error:
+                problem, is_refused = str(error), True
             except Exception as error:  # told to all, who would else wait for this process
                 problem = f"{type(error).__name__}: {error}"
         # This also makes the others wait for the conversion.
         found = _gathered((node, scratch, first_of_node, problem))
-        for other_node, _, _, reason in found:
+        refused = _gathered(is_refused)
+        for (other_node, _, _, reason), is_foreign in zip(found, refused, strict=True):
+            if is_foreign:
+                raise CheckpointRefused(reason)
             if reason is not None:
                 raise RuntimeError(
                     f"{directory}: cannot be converted on {other_node} to {distributed.get_world_size()} workers: "
@@ -144,8 +155,47 @@ def _convert(source: Path, target: Path) -> None:
         # What it misses in ZeRO 1 and 2 is a list of exceptions, of which data parallelism has none.
         inject_missing_state=True,
     )
-    with _quiet():
+    with _quiet(), only_numbers():
         ds_to_universal.main(arguments)
+
+
+@contextlib.contextmanager
+def only_numbers() -> Iterator[None]:
+    """Inside it `torch.load`, whatever it is told, reads tensors, plain values and `_known_classes` alone.
+
+    DeepSpeed calls it at dozens of places and tells each to unpickle whatever is there. Raises CheckpointRefused, which
+    names the file, for anything else; nothing of it has run then.
+    """
+    load = torch.load
+
+    def restricted(file: Any, *arguments: Any, **options: Any) -> Any:
+        options |= {"weights_only": True}
+        try:
+            with torch.serialization.safe_globals(_known_classes()):
+                return load(file, *arguments, **options)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            what = f"found {found[1]}" if found else f"found something else: {cut(str(error))}"
+            raise CheckpointRefused(
+                f"{file}: expected a checkpoint of tensors and plain values, {what}, which may run a program; nothing "
+                "of it was run. Remove the round's checkpoints to train it again."
+            ) from None
+
+    instead: Any = restricted
+    torch.load = instead
+    try:
+        yield
+    finally:
+        torch.load = load
+
+
+def _known_classes() -> list[Any]:
+    """What DeepSpeed's checkpoints hold beside tensors and plain values; making one calls nothing."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, Namespace]
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ import torch
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import Objective
 from mipo_ray.errors import UserError
+from mipo_ray.terminal import say, say_error
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.layout import Pair, read_pair
 from mipo_ray.training.step import optimizer_step
@@ -41,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="dotted configuration overrides, for example train.layout=packed")
     options = parser.parse_args(arguments)
     try:
-        print(_profile(options, load_config(None, options.overrides)))
+        say(_profile(options, load_config(None, options.overrides)))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         return 2
     return 0
 

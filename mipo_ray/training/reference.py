@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, distributed
 
 from mipo_ray.paths import open_path
+from mipo_ray.tables.parquet import read_table
 from mipo_ray.training.adapters import adapters_off
 from mipo_ray.training.layout import Pair, TokenBatch
 
@@ -101,8 +102,10 @@ def read_logprobs(directory: str, pair_count: int) -> dict[str, np.ndarray] | No
     for path in sorted(file for file in files if fnmatch(posixpath.basename(file), "worker-*.parquet")):
         try:
             with filesystem.open(path, "rb") as file:
-                table = pyarrow.parquet.read_table(file, schema=LOGPROBS_SCHEMA, partitioning=None)
+                table = read_table(file, path)
         except pa.ArrowInvalid:  # a worker was killed while it wrote
+            return None
+        if not table.schema.equals(LOGPROBS_SCHEMA):
             return None
         if not table.num_rows:  # of a worker without a pair
             continue

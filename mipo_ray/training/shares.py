@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs
-import pyarrow.parquet
 import ray.data
 import ray.train
 
@@ -23,6 +22,7 @@ from mipo_ray.pairs.label_control import shuffle_labels
 from mipo_ray.pairs.schema import SAMPLER_LOGPROB, kept_pairs, missing_columns, pair_columns
 from mipo_ray.ray_cluster.blocks import map_blocks, ordered_context
 from mipo_ray.ray_cluster.tables import read_rows
+from mipo_ray.tables.parquet import open_table
 from mipo_ray.training.layout import Pair, laid_out_tokens, read_lengths, read_pairs
 
 
@@ -41,7 +41,7 @@ def stream_kept_pairs(
     """
     columns = [*pair_columns(objective), "dropped"]
     # Ray Data leaves out what a file does not have, without a word.
-    found = pyarrow.parquet.read_schema(files[0], filesystem=filesystem).names
+    found = open_table(files[0], filesystem).schema.names
     columns += [SAMPLER_LOGPROB] if SAMPLER_LOGPROB in found else []
     if missing := missing_columns(columns, found):
         raise UserError(f"{files[0]}: train.objective {objective}: {missing}; generate these pairs again")

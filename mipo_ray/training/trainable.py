@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mipo_ray.config.train import Layout, TrainConfig
-from mipo_ray.errors import UserError
+from mipo_ray.errors import UserError, cut
 from mipo_ray.training.adapters import targeted_layers
 from mipo_ray.training.attention import use_attention
 from mipo_ray.training.layout import Tree, lay_out
@@ -44,8 +44,10 @@ def _without_weights(model_dir: str, trust_remote_code: bool) -> Any:
             ignore_mismatched_sizes=True,  # they are named below
             trust_remote_code=trust_remote_code,
         )
-    except (ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UserError(f"{model_dir}: transformers cannot make a language model of it: {error}") from error
+    except Exception as error:  # of a config.json with other values than it expects, transformers raises anything
+        raise UserError(
+            f"{model_dir}: transformers cannot make a language model of it: {cut(' '.join(str(error).split()), 1000)}"
+        ) from error
     model, facts = loaded
     for kind, meaning in (("missing_keys", "are not in its weights"), ("mismatched_keys", "have other shapes in them")):
         if names := sorted(str(key[0] if isinstance(key, tuple) else key) for key in facts[kind]):

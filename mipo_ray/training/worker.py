@@ -23,7 +23,10 @@ from mipo_ray.config.schema import Config
 from mipo_ray.config.train import CHECKPOINT_MINUTES, TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.pairs.schema import as_version_2, kept_pairs, missing_columns, pair_columns
+from mipo_ray.paths import open_path
 from mipo_ray.storage.manifests import TrainSummary
+from mipo_ray.tables.parquet import read_table
+from mipo_ray.terminal import say, say_error
 from mipo_ray.training.checkpoint import Checkpoints, Progress, load_checkpoint, save_checkpoint
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.export import export_policy
@@ -204,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _train_on_file(options, load_config(None, options.overrides))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         return 2
     return 0
 
@@ -229,16 +232,17 @@ def _train_on_file(options: argparse.Namespace, config: Config) -> None:
             pair_count=len(pairs),
             trust_remote_code=config.model.trust_remote_code,
         )
-        print(train_round(settings, lambda epoch: steps_of(pairs, config.train.batch_size), _print_step))
+        say(str(train_round(settings, lambda epoch: steps_of(pairs, config.train.batch_size), _print_step)))
 
 
 def _read_pairs(path: str, train: TrainConfig) -> list[Pair]:
     """The pairs of a Parquet file that no filter dropped; raises UserError for a file that does not hold them."""
     import pyarrow as pa
-    import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path, partitioning=None)
+        filesystem, name = open_path(path)
+        with filesystem.open(name, "rb") as file:
+            table = read_table(file, path)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"--pairs {path}: expected a Parquet file of pairs: {error}") from error
     if missing := missing_columns(pair_columns(train.objective), table.column_names):
@@ -250,7 +254,7 @@ def _read_pairs(path: str, train: TrainConfig) -> list[Pair]:
 
 
 def _print_step(metrics: dict[str, float]) -> None:
-    print("  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in metrics.items()), flush=True)
+    say("  ".join(f"{key} {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in metrics.items()))
 
 
 if __name__ == "__main__":

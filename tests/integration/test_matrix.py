@@ -21,7 +21,7 @@ from mipo_ray.evaluation.held_out.matrix import matrix_conditionings, matrix_of,
 from mipo_ray.evaluation.held_out.scorer import Scorer, ScorerSettings
 from mipo_ray.evaluation.held_out.stage import _one_row_per_response, _pairs_only
 from mipo_ray.generation.rendering import load_tokenizer, render_prompts
-from mipo_ray.prompts.files import SourceRow
+from mipo_ray.prompts.reading import SourceRow
 from mipo_ray.prompts.rows import normalize_row
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import open_run

@@ -70,10 +70,9 @@ filters:
   patterns: [{{name: letter_q, regex: "q", side: chosen}}]
 train: {{learning_rate: 1.0e-3, batch_size: 8}}
 evaluate: {{enabled: false}}
-ray: {{address: "{ray_address}"}}
 """
     )
-    command = [sys.executable, "-m", "mipo_ray.run", f"{directory}/recipe.yaml"]
+    command = [sys.executable, "-m", "mipo_ray.run", f"{directory}/recipe.yaml", f"ray.address={ray_address}"]
     finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
     assert finished.returncode == 0, finished.stdout
     return directory / "run"

@@ -231,3 +231,32 @@ def test_a_conversion_that_fails_says_why(trained, tmp_path):
     )
     with pytest.raises(RuntimeError, match=rf"{damaged}: cannot be converted on .* to 1 workers: RuntimeError: "):
         load_checkpoint(engine, damaged)
+
+
+class Planted:
+    """Unpickled, it makes a directory: harmless, and seen."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self._path,)
+
+
+@pytest.mark.parametrize("kind", ["model", "optim"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_planted_program_does_not_run_whether_it_is_loaded_or_converted(trained, tmp_path, workers, kind):
+    """A checkpoint of as many workers as load it is loaded as it is; one of two is converted first."""
+    planted, seen = tmp_path / "planted", tmp_path / "seen"
+    engine, _ = make_engine(trained, "zero-2 bfloat16")
+    if workers == 1:
+        planted.mkdir()
+        save_checkpoint(engine, planted, Progress(steps=2))
+    else:
+        shutil.copytree(trained / "zero-2 bfloat16 checkpoint", planted)
+    for file in planted.glob(f"state/*{kind}_states.pt"):
+        content = torch.load(file, weights_only=False)
+        torch.save({**content, "more": Planted(seen)}, file)
+    with pytest.raises(CheckpointRefused, match=rf"{planted}/state/.*: expected a checkpoint of tensors .* was run"):
+        load_checkpoint(engine, planted)
+    assert not seen.exists()

@@ -14,12 +14,17 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet
 import pytest
+import ray
 import ray.data
 
 from mipo_ray.errors import UserError
+from mipo_ray.prompts.files import find_files
+from mipo_ray.prompts.reading import read_rows as read_prompt_rows
 from mipo_ray.ray_cluster.blocks import map_blocks, resumed_context
+from mipo_ray.ray_cluster.connection import _user_error
 from mipo_ray.ray_cluster.tables import read_rows
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
+from tests.helpers.planted_tables import PICKLED, write_planted
 
 LOCAL = pyarrow.fs.LocalFileSystem()
 NAME = "context=none/prompt_id=9/sample=7/übung 100% #1 [a] 'b' a::b"
@@ -60,3 +65,44 @@ def test_what_an_earlier_call_wrote_is_left_out(tmp_path: Path) -> None:
     written = open_table(str(place / "written"), LOCAL).to_table().sort_by("number")
     assert written.select(ROWS.column_names).to_pylist() == ROWS.to_pylist()
     assert written["call"].to_pylist() == [0, 0, 1, 1, 1, 1]
+
+
+def user_error(raised: pytest.ExceptionInfo[BaseException]) -> str:
+    """What a user is told of an error in one of Ray's tasks."""
+    cause = _user_error(raised.value)
+    assert cause is not None, raised.value
+    return str(cause)
+
+
+@ray.remote
+def unpickled_in_a_worker(file: str) -> None:
+    pyarrow.parquet.read_table(file).to_pylist()
+
+
+@ray.remote
+def prompts_in_a_worker(file: str) -> int:
+    return len(list(read_prompt_rows(find_files(file)[0])))
+
+
+@pytest.mark.parametrize("place", ["x", "x.y.element.z"])
+def test_a_column_that_is_to_be_unpickled_does_not_run_in_a_worker(
+    ray_cluster: object, tmp_path: Path, place: str
+) -> None:
+    """Of a run's files the driver reads the first alone; the workers read them all."""
+    rows, mark = tmp_path / "rows", tmp_path / "mark"
+    rows.mkdir()
+    pyarrow.parquet.write_table(pa.table({"prompt_id": ["a"]}), rows / "a.parquet")
+    planted = rows / "b.parquet"
+    write_planted(planted, mark, place, prompt_id=["b"])
+    told = f"{planted}, column '{place}': expected plain data, found the extension type '{PICKLED}'"
+    for columns in (["prompt_id"], None):
+        with pytest.raises(Exception, match="extension type") as raised:
+            read_rows(str(rows), LOCAL, columns).materialize().take_all()
+        assert user_error(raised).startswith(told)
+    with pytest.raises(Exception, match="extension type") as raised:
+        ray.get(prompts_in_a_worker.remote(str(planted)))
+    assert user_error(raised).startswith(told)
+    assert not mark.exists()
+    # What was planted does run where nobody looks.
+    ray.get(unpickled_in_a_worker.remote(str(planted)))
+    assert mark.exists()

@@ -162,7 +162,6 @@ def watched(
     recipe = {
         "run_dir": str(directory / "run"),
         "rounds": 1,
-        "ray": {"address": cluster.address},
         "model": {"path": str(tiny_model), "max_model_len": 256},
         "prompts": {"path": str(directory / "train.jsonl")},
         "conditioning": {"block_size": 8},
@@ -180,7 +179,7 @@ def watched(
     }
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     started = time.time()
-    command = [sys.executable, "-m", "mipo_ray.run", str(directory / "recipe.yaml")]
+    command = [sys.executable, "-m", "mipo_ray.run", str(directory / "recipe.yaml"), f"ray.address={cluster.address}"]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=600, env=cluster.environment)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     # The endpoint shows the last numbers at least as long as two exports take, twenty seconds.

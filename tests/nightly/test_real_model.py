@@ -47,7 +47,8 @@ def test_the_exported_policy_answers_alike_in_vllm_and_transformers(finished_run
     from vllm.inputs import TokensPrompt
 
     from mipo_ray.config.prompts import PromptsConfig
-    from mipo_ray.prompts.files import find_files, read_rows
+    from mipo_ray.prompts.files import find_files
+    from mipo_ray.prompts.reading import read_rows
     from mipo_ray.prompts.rows import normalize_row
 
     policy = finished_run / "rounds/000/train/policy"

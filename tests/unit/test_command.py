@@ -552,7 +552,7 @@ def key_in_the_configuration(directory: Path) -> tuple[list[str], str]:
     return [
         "evaluate.judge.model=gpt",
         "evaluate.judge.endpoint=https://me:key@host/v1",
-    ], r"evaluate\.judge\.endpoint: expected a URL without credentials or parameters; keys come from the environment"
+    ], r"evaluate\.judge\.endpoint: found a URL with a user's password or key"
 
 
 def system_that_the_template_drops(directory: Path) -> tuple[list[str], str]:

@@ -22,7 +22,8 @@ FLOORS = """
     prompts storage ray_cluster
     config
     models examples tables
-    text measures errors paths seeds stop_signals
+    text measures errors paths seeds stop_signals terminal
+    redaction
 """
 FLOOR = {room: -number for number, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()}
 LIGHT = ("config", "text", "measures")

@@ -17,17 +17,14 @@ import shlex
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import fsspec
 import huggingface_hub.constants
 import numpy
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import yaml
-from fsspec.spec import AbstractFileSystem
-from huggingface_hub import HfFileSystem
 from safetensors.numpy import save_file
 
 from mipo_ray.config.prompts import PromptsConfig
@@ -38,6 +35,7 @@ from mipo_ray.prompts.public_sets import row_reader
 from mipo_ray.prompts.rows import PromptRow, normalize_row
 from mipo_ray.run import main
 from mipo_ray.text.final_answers import same_final_answer
+from tests.helpers.fake_hub import serve_hub
 from tests.helpers.tiny_model import CHAT_TEMPLATE
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -68,34 +66,16 @@ ACCURACY_TASKS = {
     "arc-challenge": ["arc_challenge", "arc_challenge_likelihood"],
     "mmlu": ["mmlu", "mmlu_likelihood"],
 }
+# The commits that recipes and tasks name; at another one these stand-ins are not found.
+COMMITS = {
+    "openai/gsm8k": "e53f048856ff4f594e959d75785d2c2d37b678ee",
+    "allenai/ai2_arc": "210d026faf9955653af8916fad021475a3f00453",
+    "cais/mmlu": "c30699e8356da336a370243923dbaf21066bb9fe",
+    "ChilleD/SVAMP": "5e0bf1e5e7c0e9c4bc39180d224f41f3f801b7ef",
+    "tatsu-lab/alpaca": "dce01c9b08f87459cf36a430d809084718273017",
+    "HannahRoseKirk/prism-alignment": "18ab5cfb37456f4ec8cbc00212ce54cf7b1239f6",
+}
 PAPER = [f"{task}-{model}" for task, model in itertools.product(TASKS, MODELS)]
-
-
-class FakeHub(AbstractFileSystem):
-    """The `hf://` filesystem over files in memory: lists, globs and reads; everything else is an error."""
-
-    protocol = "hf"
-    cachable = False
-    files: ClassVar[dict[str, bytes]] = {}
-
-    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
-        path = self._strip_protocol(path)
-        entries: dict[str, dict[str, Any]] = {}
-        for name, content in self.files.items():
-            if name == path:
-                entries[name] = {"name": name, "type": "file", "size": len(content)}
-            elif name.startswith(f"{path}/"):
-                child = "/".join(name.split("/")[: path.count("/") + 2])
-                is_file = child == name
-                size = len(content) if is_file else 0
-                entries[child] = {"name": child, "type": "file" if is_file else "directory", "size": size}
-        if not entries:
-            raise FileNotFoundError(path)
-        return list(entries.values()) if detail else list(entries)
-
-    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> io.BytesIO:
-        assert mode == "rb"
-        return io.BytesIO(self.files[path])
 
 
 def parquet(rows: list[dict[str, Any]]) -> bytes:
@@ -229,7 +209,11 @@ def hub_files() -> dict[str, bytes]:
         "HannahRoseKirk/prism-alignment/survey.jsonl": prism_survey(8),
         "HannahRoseKirk/prism-alignment/conversations.jsonl": prism_conversations(33, 8),
     }
-    return {f"datasets/{name}": content for name, content in published.items()}
+    found = {}
+    for name, content in published.items():
+        repository = "/".join(name.split("/")[:2])
+        found[f"datasets/{repository}@{COMMITS[repository]}{name.removeprefix(repository)}"] = content
+    return found
 
 
 def write_cached_model(cache: Path, model_id: str) -> None:
@@ -252,9 +236,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("jobs")
     for model_id in MODELS.values():
         write_cached_model(directory / "hub", model_id)
-    fsspec.register_implementation("hf", FakeHub, clobber=True)
-    FakeHub.files.update(hub_files())
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, serve_hub(hub_files()):
         patch.chdir(directory)
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")  # what a local cluster counts; a dry run uses none of them
@@ -262,8 +244,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(directory / "hub"))
         yield directory / "hub"
-    FakeHub.files.clear()
-    fsspec.register_implementation("hf", HfFileSystem, clobber=True)
 
 
 def dry_run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:

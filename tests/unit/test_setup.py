@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-LOCKED_LINE = re.compile(r"([a-z0-9][a-z0-9.-]*)==([A-Za-z0-9.+!]+)")
+LOCKED = re.compile(r"([a-z0-9][a-z0-9.-]*)==([A-Za-z0-9.+!]+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
+HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 # Answers as an interpreter and as pip, writes down what pip was asked for, and fails where FAKE_FAIL says. It installs
 # a uv of the version asked for, which does the same; FAKE_TORCH is its exit code for the CPU build of torch.
@@ -32,7 +34,7 @@ case "$*" in
     "-m pip install"*)
         echo "pip $*" | sed 's/-m pip install --quiet --quiet --no-deps //' >>calls
         case "$*" in *"$FAKE_FAIL") echo "pip failed" >&2; exit 1 ;; esac
-        cp fakeuv .venv/bin/uv && echo "${*##*==}" >.venv/bin/version ;;
+        cp fakeuv .venv/bin/uv && sed -n 's/^uv==\([^ ]*\) .*/\1/p' .venv/uv.txt >.venv/bin/version ;;
     *) exit 99 ;;
 esac
 """
@@ -53,10 +55,11 @@ esac
 
 def read_lock(name: str) -> dict[str, str]:
     """The lock of an accelerator, cpu or gpu; with -test behind it, what the tests add."""
-    lines = (REPOSITORY / "requirements" / f"linux-x86_64-{name}.txt").read_text().splitlines()
-    matches = [LOCKED_LINE.fullmatch(line) for line in lines]
-    assert all(matches), "every line is one exact version, without markers"
-    return {match[1]: match[2] for match in matches if match}
+    text = (REPOSITORY / "requirements" / f"linux-x86_64-{name}.txt").read_text()
+    found = LOCKED.findall(text)
+    rest = LOCKED.sub("", text)
+    assert rest == "", f"every package has one exact version and hashes, without markers: {rest[:200]}"
+    return {package: version for package, version, _ in found}
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
@@ -161,10 +164,10 @@ def machine(tmp_path: Path) -> FakeMachine:
     return FakeMachine(tmp_path)
 
 
-UV = f"pip uv=={read_lock('cpu-test')['uv']}"
-TORCH = f"uv torch=={read_lock('cpu')['torch']}"
-LOCK = "uv -r requirements/linux-x86_64-cpu.txt"
-TEST_LOCK = "uv -r requirements/linux-x86_64-cpu-test.txt"
+UV = "pip --require-hashes -r .venv/uv.txt"
+TORCH = "uv --require-hashes -r .venv/torch.txt"
+LOCK = "uv --require-hashes -r requirements/linux-x86_64-cpu.txt"
+TEST_LOCK = "uv --require-hashes -r requirements/linux-x86_64-cpu-test.txt"
 PACKAGE = "uv --no-build-isolation -e ."
 
 
@@ -280,9 +283,10 @@ def test_uv_asks_the_publisher_where_no_folder_has_the_cpu_torch(machine: FakeMa
 def test_gpu_is_chosen_where_there_is_one(machine: FakeMachine) -> None:
     machine.tool("nvidia-smi", "echo 'GPU 0: some accelerator'")
     assert machine.setup()[0] == 0
-    assert machine.calls() == [UV, "uv -r requirements/linux-x86_64-gpu.txt", PACKAGE]
+    assert machine.calls() == [UV, "uv --require-hashes -r requirements/linux-x86_64-gpu.txt", PACKAGE]
     assert machine.setup("test")[0] == 0
-    assert machine.calls() == [f"uv -r requirements/linux-x86_64-gpu{part}.txt" for part in ("", "-test")] + [PACKAGE]
+    locks = [f"uv --require-hashes -r requirements/linux-x86_64-gpu{part}.txt" for part in ("", "-test")]
+    assert machine.calls() == [*locks, PACKAGE]
     assert machine.setup(ACCELERATOR="cpu")[0] == 0
     assert machine.calls() == [TORCH, LOCK, PACKAGE]
 
@@ -307,3 +311,35 @@ def test_platform_without_lock_is_refused(machine: FakeMachine) -> None:
     assert code == 1
     assert "setup: no pinned packages for darwin-arm64 with ACCELERATOR=cpu: expected requirements/darwin-" in output
     assert "found: requirements/linux-x86_64-cpu.txt requirements/linux-x86_64-gpu.txt" in output
+
+
+def test_uv_and_torch_are_installed_by_their_hashes(machine: FakeMachine) -> None:
+    machine.setup()
+    for name, lock in (("uv", "cpu-test"), ("torch", "cpu")):
+        (found,) = LOCKED.findall((machine.root / ".venv" / f"{name}.txt").read_text())
+        assert found[:2] == (name, read_lock(lock)[name])
+    assert len(HASH.findall((machine.root / ".venv" / "torch.txt").read_text())) == 3, "of Python 3.11, 3.12 and 3.13"
+
+
+def test_locks_are_divided(tmp_path: Path) -> None:
+    """The run's packages and the rest, each with its hashes; those of wheels that this machine has not stay."""
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "build").mkdir()
+    shutil.copy(REPOSITORY / "requirements" / "divide.py", tmp_path / "requirements")
+    here, there, other, former = ("0" * 64, "1" * 64, "2" * 64, "3" * 64)
+    lock = tmp_path / "requirements" / "linux-x86_64-cpu.txt"
+    lock.write_text(hashed("torch==2.0+cpu", there, here) + hashed("other==1.0", former))
+    all_of_them = hashed("other==1.0", other) + hashed("pytest==8.0", other) + hashed("torch==2.0+cpu", here)
+    (tmp_path / "build" / "all.txt").write_text(all_of_them)
+    (tmp_path / "build" / "run.txt").write_text("other==1.0\ntorch==2.0+cpu\n")
+    command = [sys.executable, str(tmp_path / "requirements" / "divide.py"), "cpu"]
+    subprocess.run(command, check=True)
+    assert lock.read_text() == hashed("other==1.0", other) + hashed("torch==2.0+cpu", here, there)
+    assert (tmp_path / "requirements" / "linux-x86_64-cpu-test.txt").read_text() == hashed("pytest==8.0", other)
+    (tmp_path / "build" / "all.txt").write_text("other==1.0\ntorch==2.0+cpu\n")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "other==1.0: expected hashes, found none" in done.stderr
+
+
+def hashed(pin: str, *hashes: str) -> str:
+    return " \\\n    ".join([pin, *(f"--hash=sha256:{one}" for one in hashes)]) + "\n"

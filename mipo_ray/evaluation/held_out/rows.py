@@ -12,7 +12,7 @@ from mipo_ray.evaluation.held_out.conditionings import OTHER, OWN, WITHOUT_CONTE
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
 from mipo_ray.text.thoughts import answer_of
 
 JUDGES = ("initial", "policy")

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from mipo_ray.config.train import Layout
-from mipo_ray.errors import UserError
+from mipo_ray.errors import UserError, brief
 from mipo_ray.evaluation.held_out.passes import ScoredTree, scoring_passes
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.idle import IdleClock
@@ -115,7 +115,7 @@ class Scorer:
         for name, model in self._models.items():
             scores = block[f"logprobs_{name}"].to_pylist()
             compared = [
-                Comparison(f"held-out answer to {prompt_id!r}", len(row["response_token_ids"]), logprob, own[0])
+                Comparison(f"held-out answer to {brief(prompt_id)}", len(row["response_token_ids"]), logprob, own[0])
                 for prompt_id, row, logprob, own in zip(
                     block["prompt_id"].to_pylist(), rows, sampled, scores, strict=True
                 )

@@ -7,7 +7,6 @@ and heeds Retry-After. The key comes from the environment of the driver and is w
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ from pydantic import SecretStr
 from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.errors import UserError
 from mipo_ray.monitoring.events import Events
+from mipo_ray.redaction import read_secret
 
 ENGINE = "endpoint"  # where events of vLLM actors name an engine
 CHECK_SECONDS = 30.0
@@ -41,7 +41,7 @@ def endpoint_key(judge: JudgeConfig) -> SecretStr:
 
     Raises UserError for a key that no HTTP header can hold: the client's own error would show it.
     """
-    key = os.environ.get(judge.api_key_variable, "").strip()
+    key = read_secret(judge.api_key_variable)
     if not (key.isascii() and key.isprintable()):
         raise UserError(
             f"environment variable {judge.api_key_variable}: expected the key of evaluate.judge.endpoint in printable "

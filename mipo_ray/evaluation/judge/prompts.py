@@ -16,7 +16,7 @@ from mipo_ray.config.judge import JudgeConfig, Protocol
 from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import nearest
+from mipo_ray.prompts.reading import nearest
 from mipo_ray.prompts.rows import PromptRow
 from mipo_ray.prompts.templates import render_template, template_variables
 

@@ -30,7 +30,7 @@ from mipo_ray.prompts.rows import PromptRow, checked_rows
 from mipo_ray.storage.manifests import EvaluateFacts, JudgeDefinition, JudgeFacts
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
 from mipo_ray.text.thoughts import answer_of
 
 JUDGEMENT_SCHEMA = pa.schema(

@@ -49,7 +49,7 @@ from mipo_ray.storage.manifests import JudgeFacts
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
 
 # The grain of resume, and what keeps an engine or a server busy: several blocks are under way at the same time.
 ROWS_PER_BLOCK = 16

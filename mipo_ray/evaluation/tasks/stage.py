@@ -26,6 +26,7 @@ from mipo_ray.evaluation.tasks.task_requests import request_files
 from mipo_ray.generation.sampler import Engines, policy_engines, sample_responses
 from mipo_ray.measures import TASKS
 from mipo_ray.monitoring.progress import progress
+from mipo_ray.prompts.files import commit_of
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.ray_cluster.tables import read_rows
@@ -36,7 +37,7 @@ from mipo_ray.storage.records import read_record, to_text
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
 
 # Rows that are written, and so safe from a kill, together.
 ROWS_PER_BLOCK = 16
@@ -112,7 +113,13 @@ def _measured(stage: Stage, task: CheckedTask, sampled: str) -> TaskFacts:
     )
     values = {f"{task.name}_{name}": metric.value for name, metric in metrics.items()}
     stage.events.emit({"event": "task", "task": task.name, **values})
-    return TaskFacts(policy=session.policy(round), definition=definition, name=task.name, evaluation=evaluation)
+    return TaskFacts(
+        policy=session.policy(round),
+        data_commit=commit_of(task.files),
+        definition=definition,
+        name=task.name,
+        evaluation=evaluation,
+    )
 
 
 def read_examples(run: RunDirectory, round: Round, name: str) -> pa.Table:

@@ -23,8 +23,10 @@ from mipo_ray.config.base import Section
 from mipo_ray.config.field_types import PositiveInt
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.prompts import Exemplars, PromptsConfig
-from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import PromptFile, SourceRow, missing_column, nearest, read_rows
+from mipo_ray.config.yaml_text import load_yaml
+from mipo_ray.errors import UserError, brief, cut, few
+from mipo_ray.prompts.files import PromptFile
+from mipo_ray.prompts.reading import SourceRow, missing_column, nearest, read_rows
 from mipo_ray.prompts.rows import Message, encodable, normalize_row
 from mipo_ray.prompts.templates import check_question_columns
 from mipo_ray.text.final_answers import final_choice, final_number
@@ -32,6 +34,7 @@ from mipo_ray.text.final_answers.choice_patterns import LABELS
 
 TASKS_DIRECTORY = Path(__file__).parent
 LETTERS = "ABCDEFGHIJ"
+MOST_DIGITS = 400  # of an answer that is a number
 
 
 class Task(Section):
@@ -197,7 +200,7 @@ def verdict(extracted: str | None, answer: str) -> Literal["correct", "wrong", "
 
 def _read_task(path: Path, shown: str) -> Task:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{shown}: cannot read the task file: {error.strerror}") from None
     except (UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
@@ -207,15 +210,15 @@ def _read_task(path: Path, shown: str) -> Task:
     try:
         return Task.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(shown, item) for item in error.errors())) from None
+        raise UserError(few(error.errors(), lambda item: _explain(shown, item))) from None
 
 
 def _explain(shown: str, item: Any) -> str:
-    where = ".".join(map(str, item["loc"]))
+    where = cut(".".join(map(str, item["loc"])))
     if item["type"] == "extra_forbidden":
         return f"{shown}: {where}: unknown field{nearest(where, Task.model_fields)}"
     message = item["msg"].removeprefix("Value error, ")
-    found = "" if item["type"] in ("value_error", "missing") else f"; found {item['input']!r}"
+    found = "" if item["type"] in ("value_error", "missing") else f"; found {brief(item['input'])}"
     return f"{shown}: {f'{where}: ' if where else ''}{message}{found}"
 
 
@@ -240,7 +243,7 @@ def _options(task: Task, row: SourceRow) -> tuple[list[str], list[str]]:
     if not _are_texts(texts, blank=task.continuation != "text") or not 2 <= len(texts) <= len(LETTERS):
         raise UserError(
             f"{where}: expected 2 to {len(LETTERS)} options, a list of texts or a struct of the lists text and label; "
-            f"found {value!r:.100}"
+            f"found {brief(value, 100)}"
         )
     texts = [encodable(where, text) for text in texts]
     if labels is None:
@@ -250,11 +253,13 @@ def _options(task: Task, row: SourceRow) -> tuple[list[str], list[str]]:
     labels = [encodable(where, str(label)) for label in labels] if isinstance(labels, list) else labels
     # Case does not matter where answers are compared.
     if not _are_texts(labels) or len(labels) != len(texts) or len({label.casefold() for label in labels}) < len(labels):
-        raise UserError(f"{where}: expected {len(texts)} different labels, one for each option; found {labels!r:.100}")
+        raise UserError(
+            f"{where}: expected {len(texts)} different labels, one for each option; found {brief(labels, 100)}"
+        )
     if task.extraction == "choice" and not LABELS.issuperset(labels):
         raise UserError(
             f"{where}: expected labels that are read from answers, each one of A to J, a to j or 1 to 5; found "
-            f"{labels!r:.100}"
+            f"{brief(labels, 100)}"
         )
     return labels, texts
 
@@ -275,17 +280,20 @@ def _choice_answer(task: Task, row: SourceRow, labels: list[str]) -> str:
             return labels[value]
     raise UserError(
         f"{row.where}, field {task.answer_column!r}: expected the label of one of the options ({', '.join(labels)}); "
-        f"found {value!r:.100}"
+        f"found {brief(value, 100)}"
     )
 
 
 def _number_answer(task: Task, row: SourceRow) -> str:
     value = _column(task, row, task.answer_column)
-    text = str(value).rpartition("####")[2].strip().replace(",", "").lstrip("$")
     try:
+        text = str(value).rpartition("####")[2].strip().replace(",", "").lstrip("$")
+        # Of 1e999999999 a fraction would have a thousand million digits.
+        if len(text) > MOST_DIGITS or not -MOST_DIGITS <= int(text.lower().partition("e")[2] or 0) <= MOST_DIGITS:
+            raise ValueError
         return str(Fraction(text))
     except (ValueError, ZeroDivisionError):
         raise UserError(
             f"{row.where}, field {task.answer_column!r}: expected a number, or text that ends in `#### number`; "
-            f"found {value!r:.100}"
+            f"found {brief(value, 100)}"
         ) from None

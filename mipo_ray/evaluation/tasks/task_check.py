@@ -15,6 +15,7 @@ from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.tasks.task import Item, Task, load_task, read_items
+from mipo_ray.models.hub import hub_file
 from mipo_ray.prompts.files import PromptFile, find_files
 from mipo_ray.storage.manifests import TaskDefinition, TaskFacts
 from mipo_ray.storage.rounds import base_and_rounds
@@ -51,12 +52,12 @@ class CheckedTask:
     @property
     def definition(self) -> TaskDefinition:
         """What a result was measured by; results of different definitions are not compared."""
-        extraction = self.task.extraction
+        extraction, on_hub = self.task.extraction, hub_file(self.path)
         return TaskDefinition(
             kind=self.task.kind,
             version=self.task.version,
             prompt_hash=self.task.prompt_hash,
-            data=self.path,
+            data=self.path if on_hub is None else replace(on_hub, revision=None).url,
             limit=self.limit,
             items=self.items,
             items_hash=self.items_hash,

@@ -26,7 +26,7 @@ from mipo_ray.seeds import stable_seed
 from mipo_ray.storage.manifests import TaskDefinition
 from mipo_ray.storage.records import read_record, to_text
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables import open_table
+from mipo_ray.tables.parquet import open_table
 
 ITEMS = "base/task_items"
 ROWS_PER_TABLE = 256

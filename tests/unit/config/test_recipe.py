@@ -101,6 +101,8 @@ OTHER_VALUES: dict[str, Any] = {
     "model.dtype": "bfloat16",
     "model.thought_marks": [["<cot>", "</cot>"]],
     "filters.thoughts": "drop",
+    "prompts.revision": "v1",
+    "evaluate.prompts.revision": "v1",
     "model.revision": "v1",
     "conditioning.strategy": "random_prompt",
     "conditioning.mixture": {"random_prompt": 2.0},
@@ -144,6 +146,8 @@ OTHER_VALUES: dict[str, Any] = {
 # Values of other fields without which a field could not be changed.
 NEEDED_BESIDE: dict[str, dict[str, Any]] = {
     "model.revision": {"model": {"path": "org/name"}},
+    "prompts.revision": {"prompts": {"path": "hf://datasets/org/name/x.jsonl"}},
+    "evaluate.prompts.revision": {"evaluate": {"prompts": {"path": "hf://datasets/org/name/x.jsonl"}}},
     "conditioning.mixture": {"conditioning": {"strategy": "mixture", "mixture": {"random_prompt": 1.0}}},
     "generation.samples_per_prompt": {"generation": {"pairing": "all"}},
     "generation.pool.min_size": {"generation": {"pool": {"max_size": 2}}},
@@ -634,7 +638,7 @@ def test_written_configuration_reads_back_equal(
     )
     recipe = tmp_path_factory.getbasetemp() / "round-trip.yaml"
     recipe.write_text(to_yaml(config), encoding="utf-8")
-    assert load_config(recipe) == config
+    assert load_config(recipe, trusts_recipe=True) == config
 
 
 def test_the_hash_ignores_execution_only_fields_and_nothing_else() -> None:

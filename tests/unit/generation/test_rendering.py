@@ -152,7 +152,7 @@ def test_what_a_template_refuses_is_the_users_to_mend(template: str, own_words: 
     tokenizer = make_tokenizer(template)
     with pytest.raises(ChatTemplateError, match=rf"prompt 'Hello': .* conversation of system, user: .*{own_words}"):
         ids(tokenizer, chat("Be kind.", "Hello"))
-    assert isinstance(ChatTemplateError(), UserError)
+    assert issubclass(ChatTemplateError, UserError)
 
 
 def test_two_prompts_that_differ_stay_two_prompts(tokenizer: Any) -> None:

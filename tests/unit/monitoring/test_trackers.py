@@ -230,7 +230,7 @@ def test_a_tracker_that_does_not_start_is_named(run: RunDirectory, monkeypatch: 
 def test_parameters_are_flat_and_without_credentials(run: RunDirectory) -> None:
     run.write_text("config.yaml", "run_dir: s3://key:secret@bucket/run\ntrain: {beta: 0.2, adam_betas: [0.9, 0.95]}\n")
     assert run_parameters(run) == {
-        "run_dir": "s3://bucket/run",
+        "run_dir": "s3://(not shown)@bucket/run",
         "train.beta": 0.2,
         "train.adam_betas": [0.9, 0.95],
     }

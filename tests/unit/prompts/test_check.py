@@ -18,7 +18,8 @@ from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.prompts import check as prompt_check
 from mipo_ray.prompts.check import PromptNeeds, PromptSummary, check_prompts
-from mipo_ray.prompts.files import find_files, read_rows
+from mipo_ray.prompts.files import find_files
+from mipo_ray.prompts.reading import read_rows
 from mipo_ray.prompts.rows import normalize_row
 
 

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import find_files, read_rows
+from mipo_ray.prompts.files import find_files
+from mipo_ray.prompts.reading import read_rows
 
 
 def rows_of(path: str | Path) -> list[dict[str, Any]]:
@@ -266,11 +267,20 @@ def test_unknown_bundled_name() -> None:
         (b'{"prompt": "a"}\n\n["b"]\n', "a.jsonl, line 3: expected one JSON object per line, found list"),
         (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "a.jsonl, line 2: expected UTF-8 text, found byte 0xff"),
         (b"[" * 100_000, "a.jsonl, line 1: broken JSON: "),
+        (b'{"prompt": "a"}\n{"prompt": ' + b"1" * 5000 + b"}", "a.jsonl, line 2: broken JSON: "),
     ],
 )
 def test_broken_json_names_file_and_line(tmp_path: Path, content: bytes, expected: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
     assert expected in refused(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("depth", [600, 900, 100_000])
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_values_that_are_nested_too_deep_are_named(tmp_path: Path, suffix: str, depth: int) -> None:
+    file = tmp_path / f"deep.{suffix}"
+    file.write_text('{"prompt": "x", "more": ' + "[" * depth + "]" * depth + "}\n")
+    assert refused(file).startswith(f"{file}, ")
 
 
 def test_broken_json_in_the_second_file_names_that_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
-from mipo_ray.prompts.files import SourceRow
+from mipo_ray.prompts.reading import SourceRow
 from mipo_ray.prompts.rows import PromptRow, normalize_row, with_context
 
 

@@ -663,6 +663,7 @@ def test_work_that_lies_behind_links_is_there(tmp_path: Path) -> None:
     part.rename(tmp_path / "disk/elsewhere.txt")
     part.symlink_to(tmp_path / "disk/elsewhere.txt")
     (tmp_path / "disk/rounds/up").symlink_to("..")  # a ring
+    (tmp_path / "disk" / STAGE / "machine").symlink_to("/")  # all that there is
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for name in ("run", "link"):
         found = open_run(str(tmp_path / name))
@@ -673,3 +674,57 @@ def test_work_that_lies_behind_links_is_there(tmp_path: Path) -> None:
     (tmp_path / "disk/elsewhere.txt").unlink()
     with pytest.raises(StorageError, match="expected 3 bytes, found nothing"):
         run.read_manifest(STAGE, GenerateFacts)
+
+
+# Files that are none.
+
+MALFORMED = {
+    "empty": b"",
+    "cut": b'{"stage": "x',
+    "a list": b"[]",
+    "null": b"null",
+    "no text": b"\xff\xfe",
+    "deep": b"[" * 100_000,
+    "a long number": b"1" * 5000,
+    "a long number in a field": b'{"host": "x", "process_start": null, "heartbeat": 1, "stage": "x", "seed": 0, "pid": '
+    + b"9" * 5000
+    + b"}",
+    "another type": b'{"host": 1, "pid": "x", "process_start": [], "heartbeat": "soon", "stage": {}, "files": 3}',
+    "infinite": b'{"host": "x", "pid": 1, "process_start": null, "heartbeat": -Infinity}',
+    "none": b'{"host": "x", "pid": 1, "process_start": null, "heartbeat": NaN}',
+    "half a pair": b'{"host": "\\ud800", "pid": 1, "process_start": null, "heartbeat": 1, "stage": "\\ud800"}',
+    "a directory": None,
+}
+
+
+def _place(run: RunDirectory, name: str, content: bytes | None) -> None:
+    path = Path(run.path(name))
+    (path if content is None else path.parent).mkdir(parents=True, exist_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+@pytest.mark.parametrize("stage", ["rounds/000/train", "rounds/000/generate", "base/evaluate", "base/tasks/mine"])
+def test_a_malformed_manifest_is_named(local_run: RunDirectory, stage: str, kind: str) -> None:
+    name = f"{stage}/manifest.json"
+    _place(local_run, name, MALFORMED[kind])
+    with pytest.raises(StorageError) as refused:
+        local_run.is_finished(stage)
+    assert str(refused.value).startswith(f"{local_run.path(name)}: ")
+    assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_malformed_lock_is_taken_over_or_named(
+    local_run: RunDirectory, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "UNREADABLE_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(run_lock, "STALE_LOCK_SECONDS", 0.1)
+    _place(local_run, "lock.json", MALFORMED[kind])
+    if kind in ("a directory", "no text"):
+        with pytest.raises(StorageError, match=r"lock\.json: expected"), hold_lock(local_run):
+            pass
+    else:
+        with hold_lock(local_run):
+            assert json.loads(str(local_run.read_text("lock.json")))["pid"] == os.getpid()

@@ -53,6 +53,22 @@ def test_a_family_that_transformers_does_not_know_is_named(tmp_path: Path) -> No
         check(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("vocab_size", []), ("hidden_act", {}), ("num_attention_heads", 0), ("vocab_size", 0), ("use_cache", "x" * 5000)],
+)
+def test_values_that_transformers_stumbles_over_are_one_line_and_no_traceback(
+    field: str, value: object, tmp_path: Path
+) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(UserError, match=r"transformers cannot make a language model of it: ") as refused:
+        check(tmp_path)
+    assert len(str(refused.value).splitlines()) == 1
+    assert len(str(refused.value)) < 2000
+
+
 @pytest.mark.parametrize("layout", ["packed", "shared"])
 def test_a_family_without_attention_is_refused_by_name(layout: str, tmp_path: Path) -> None:
     from transformers import MambaConfig, MambaForCausalLM

@@ -20,7 +20,7 @@ from mipo_ray.config.recipe import load_config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out import stage
 from mipo_ray.evaluation.held_out.conditionings import WITHOUT_CONTEXT, other_conditionings, refuse_equal_prompts
-from mipo_ray.prompts.files import SourceRow
+from mipo_ray.prompts.reading import SourceRow
 from mipo_ray.prompts.rows import normalize_row
 from tests.helpers.tiny_model import make_tokenizer
 

@@ -13,7 +13,7 @@ import pytest
 from mipo_ray.config.prompts import ChatSettings, PromptsConfig
 from mipo_ray.evaluation.held_out.matrix import MatrixRows, matrix_conditionings, render_matrix
 from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA, _one_row_per_response
-from mipo_ray.prompts.files import SourceRow
+from mipo_ray.prompts.reading import SourceRow
 from mipo_ray.prompts.rows import PromptRow, normalize_row
 
 PROMPTS = PromptsConfig(path="held_out.jsonl", system="Be short.")

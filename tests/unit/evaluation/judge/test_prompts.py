@@ -17,7 +17,7 @@ from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judge.prompts import boundary_of, judge_prompt, pairwise_prompt, pointwise_prompt
-from mipo_ray.prompts.files import SourceRow
+from mipo_ray.prompts.reading import SourceRow
 from mipo_ray.prompts.rows import PromptRow, normalize_row
 
 BEGIN_AND_END = ("BEGIN", "END")
@@ -145,9 +145,9 @@ def test_a_template_that_is_not_there_is_named() -> None:
         ({"endpoint": "http://localhost:8000/v1"}, "endpoint needs model"),
         ({"model": "m", "endpoint": "localhost:8000"}, "expected a URL such as http://host:8000/v1"),
         ({"model": "m", "endpoint": "http://[::1/v1"}, "expected a URL such as http://host:8000/v1"),
-        ({"model": "m", "endpoint": "https://me:secret@host/v1"}, "without credentials"),
+        ({"model": "m", "endpoint": "https://me:secret@host/v1"}, "found a URL with a user"),
         ({"model": "m", "endpoint": "me:secret@host/v1"}, "without credentials"),
-        ({"model": "m", "endpoint": "https://host/v1?api_key=secret"}, "without credentials"),
+        ({"model": "m", "endpoint": "https://host/v1?api_key=secret"}, "found a URL with a user"),
         ({"model": "m", "protocols": []}, "at least 1"),
         ({"model": "m", "protocols": ["pairwise", "pairwise"]}, "expected each one once"),
         ({"model": "m", "max_tokens": 4096}, "leaves no room for a prompt"),

@@ -29,7 +29,8 @@ from mipo_ray.evaluation.tasks.task import (
     read_items,
     verdict,
 )
-from mipo_ray.prompts.files import SourceRow, find_files
+from mipo_ray.prompts.files import find_files
+from mipo_ray.prompts.reading import SourceRow
 
 NAMES = [
     "arc_challenge",
@@ -161,6 +162,11 @@ def test_items_come_from_every_file_format_alike(name: str, tmp_path: Path) -> N
         ),
         ("svamp", {"Body": "a", "Question": "b", "Answer": None}, "field 'Answer': expected a number"),
         ("svamp", {"Body": "a", "Question": "b", "Answer": float("nan")}, "field 'Answer': expected a number"),
+        ("svamp", {"Body": "a", "Question": "b", "Answer": "1e999999999"}, "field 'Answer': expected a number"),
+        ("svamp", {"Body": "a", "Question": "b", "Answer": "-1E-999999999"}, "field 'Answer': expected a number"),
+        ("svamp", {"Body": "a", "Question": "b", "Answer": "1e" + "9" * 5000}, "field 'Answer': expected a number"),
+        ("svamp", {"Body": "a", "Question": "b", "Answer": "9" * 5000}, "field 'Answer': expected a number"),
+        ("svamp", {"Body": "a", "Question": "b", "Answer": 10**5000}, "field 'Answer': expected a number"),
         ("arc_easy", {**ARC_NESTED, "answerKey": "E"}, "label of one of the options (A, B, C, D); found 'E'"),
         ("arc_easy", {**ARC_NESTED, "choices": ["light"]}, "field 'choices': expected 2 to 10 options"),
         ("arc_easy", {**ARC_NESTED, "choices": "light, sand"}, "field 'choices': expected 2 to 10 options"),
