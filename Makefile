@@ -17,7 +17,7 @@ BIN := .venv/bin
 PRODUCT_TESTS := $(addprefix tests/integration/test_training,.py _gradients.py _ray.py)
 UV ?= $(BIN)/uv
 
-.PHONY: help setup setup-test demo test lint types unit integration nightly format lock clean
+.PHONY: help setup setup-test demo test lint types unit integration nightly audit format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F '|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -49,6 +49,11 @@ integration: setup-test ## the tests with real vLLM, Ray and DeepSpeed
 
 nightly: setup-test ## the tests that make test leaves out: the real model, clusters and programs of their own
 	FULL_PRODUCTS=1 $(BIN)/python -m pytest tests/nightly $(PRODUCT_TESTS) $(PYTEST_ARGS)
+
+audit: setup-test ## look the pinned packages up among the advisories of the package index, which must be reachable
+	mkdir -p build
+	sed -n 's/^\([^ ]*==[^+ ]*\).*/\1/p' requirements/*.txt | grep -v '^#' | sort -u >build/audit.txt
+	$(UV) tool run pip-audit==2.10.1 --strict --no-deps --disable-pip --requirement build/audit.txt
 
 format: setup-test ## format the code and apply safe fixes
 	$(BIN)/python -m ruff check --fix .

@@ -191,7 +191,7 @@ def serve() -> None:
         except EOFError:
             return
         # From the process that started this one and through its own pipe, so that unpickling is no danger.
-        seconds, kind, environment, arguments, text, variables = pickle.loads(message)
+        seconds, kind, environment, arguments, text, variables = pickle.loads(message)  # noqa: S301
         _limit_memory()  # behind the imports of what was unpickled
         signal.setitimer(signal.ITIMER_PROF, seconds)
         _write(answers, json.dumps(_answer(kind, environment, arguments, text, variables)).encode())

@@ -70,6 +70,7 @@ class Scorer:
                 directory,
                 dtype=getattr(torch, settings.dtype),
                 device_map="auto" if several else None,
+                use_safetensors=True,
                 trust_remote_code=settings.trust_remote_code,
             ).eval()
             self._models[name] = model.to("cuda") if settings.on_gpu and not several else model
