@@ -11,12 +11,22 @@ from collections.abc import Iterator
 from typing import IO
 
 from mipo_ray.errors import UserError
-from mipo_ray.tables.row_limit import too_long
+from mipo_ray.tables.row_limit import MOST_VALUES, too_long, too_many
 
 _CHUNK = 1024**2  # bytes that are read at a time
 # What ends or begins something in JSON, outside and inside a string.
 _OUTSIDE = re.compile(rb'["\[\]{},]')
 _INSIDE = re.compile(rb'["\\]')
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+
+
+def has_too_many(text: bytes) -> bool:
+    """Whether a text of JSON has more values than a row may have."""
+    return _commas(text) > MOST_VALUES and _commas(_STRING.sub(b"", text)) > MOST_VALUES
+
+
+def _commas(text: bytes) -> int:
+    return sum(text.count(mark) for mark in (b",", b"[", b"{"))
 
 
 def lines_of(stream: IO[bytes], shown: str, longest: int) -> Iterator[bytes]:
@@ -81,10 +91,10 @@ class CsvLines:
         self._text = text
         self._longest = longest
         self._where = ""
-        self._size = 0  # bytes of the row that is being read
+        self._size = self._commas = 0  # of the row that is being read; size: bytes
 
     def begin(self, where: str) -> None:
-        self._where, self._size = where, 0
+        self._where, self._size, self._commas = where, 0, 0
 
     def __iter__(self) -> CsvLines:
         return self
@@ -92,8 +102,11 @@ class CsvLines:
     def __next__(self) -> str:
         line = self._text.readline(self._longest + 1)
         self._size += len(line.encode("utf-8"))
+        self._commas += line.count(",")
         if self._size > self._longest:
             raise too_long(self._where, self._longest)
+        if self._commas > MOST_VALUES:
+            raise too_many(self._where)
         if not line:
             raise StopIteration
         return line

@@ -19,11 +19,11 @@ from typing import IO, Any, NamedTuple
 from mipo_ray.errors import UserError, cut
 from mipo_ray.examples import bundled_path
 from mipo_ray.paths import open_path
-from mipo_ray.prompts.bounded import Again, CsvLines, elements_of, lines_of
+from mipo_ray.prompts.bounded import Again, CsvLines, elements_of, has_too_many, lines_of
 from mipo_ray.prompts.files import BUNDLED, PromptFile
 from mipo_ray.prompts.hints import boxed_rows, line_hint, looks_like, separator_of, whole_object
 from mipo_ray.prompts.packed import UNREADABLE, open_unpacked
-from mipo_ray.tables.row_limit import LONGEST_ROW
+from mipo_ray.tables.row_limit import LONGEST_ROW, too_many
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -106,9 +106,9 @@ def _read_jsonl(stream: IO[bytes], shown: str) -> Iterator[_FoundRow]:
 
 
 def _read_json(stream: IO[bytes], shown: str) -> Iterator[_FoundRow]:
-    """An array of objects, one object, or lines as JSONL has them. A file no longer than a row may be is read whole."""
+    """An array of objects, one object, or lines as JSONL has them. A file no larger than a row may be is read whole."""
     content = stream.read(LONGEST_ROW + 1)
-    is_whole = len(content) <= LONGEST_ROW
+    is_whole = len(content) <= LONGEST_ROW and not has_too_many(content)
     content = content.removeprefix(_BYTE_ORDER_MARK)
     if not content.lstrip().startswith(b"["):
         if is_whole and (only := whole_object(content)) is not None:
@@ -184,6 +184,8 @@ def _read_csv(stream: IO[bytes], shown: str) -> Iterator[_FoundRow]:
 def _parsed_json(where: str, content: bytes, hint: Callable[[bytes], str] = looks_like) -> Any:
     """The value in the text of a file, or of one of its lines, which `where` names; raises UserError, with what `hint`
     says of the text at its end, for none."""
+    if has_too_many(content):
+        raise too_many(where)
     try:
         return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:

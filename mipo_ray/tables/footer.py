@@ -23,7 +23,7 @@ _PAGE_HEADERS = 4096, 16 * 1024**2  # bytes; most are short, and Arrow reads non
 _GROUPS, _METADATA = 4, 5
 _COLUMNS, _ROWS = 1, 3
 _COLUMN_METADATA = 3
-_UNCOMPRESSED, _DATA_PAGE, _DICTIONARY_PAGE = 6, 9, 11  # a dictionary stands before the data
+_VALUES, _UNCOMPRESSED, _DATA_PAGE, _DICTIONARY_PAGE = 5, 6, 9, 11  # a dictionary stands before the data
 _KEY, _VALUE = 1, 2
 _PAGE_TYPE, _PAGE_SIZE = 1, 2
 _IS_DICTIONARY = 2  # of a page's type
@@ -31,10 +31,12 @@ _IS_DICTIONARY = 2  # of a page's type
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows that are stored together: how many, their bytes when decompressed, and where each column begins."""
+    """Rows that are stored together: how many, their bytes when decompressed, their values (nulls too), and where each
+    column begins."""
 
     rows: int
     size: int
+    values: int
     columns: tuple[int, ...]
 
 
@@ -92,6 +94,7 @@ def _row_group(group: dict[int, Any]) -> RowGroup:
     return RowGroup(
         rows=_number(group, _ROWS),
         size=sum(_number(column, _UNCOMPRESSED) for column in columns),
+        values=sum(_number(column, _VALUES) for column in columns),
         columns=tuple(
             _number(column, _DICTIONARY_PAGE if column.get(_DICTIONARY_PAGE) else _DATA_PAGE) for column in columns
         ),

@@ -20,7 +20,7 @@ from mipo_ray.errors import UserError, cut
 from mipo_ray.tables.checked_files import checked
 from mipo_ray.tables.extension_fields import refuse_extension_fields, refuse_extension_types
 from mipo_ray.tables.footer import Footer, RowGroup, dictionary_size, read_footer
-from mipo_ray.tables.row_limit import too_long
+from mipo_ray.tables.row_limit import MOST_VALUES, too_long, too_many
 
 _MOST_ROWS = 256  # of a batch
 
@@ -53,7 +53,8 @@ def read_batches(file: IO[bytes], shown: str, longest_row: int) -> Iterator[pa.R
     """The rows of an open Parquet file, some at a time, in order.
 
     longest_row: bytes of a row. Raises UserError, which names the file as `shown` and the column or the row, for a
-    column of an extension type before anything is read, and for a longer row; pyarrow.ArrowException for a file that
+    column of an extension type before anything is read, and for a row that is longer or has more than MOST_VALUES
+    values; pyarrow.ArrowException for a file that
     is damaged or no Parquet.
     """
     table, footer = _opened(file, shown)
@@ -62,10 +63,13 @@ def read_batches(file: IO[bytes], shown: str, longest_row: int) -> Iterator[pa.R
         rows = _rows_at_a_time(file, group, f"{shown}, row {number + 1}", longest_row)
         for batch in table.iter_batches(batch_size=rows, row_groups=[index]):
             # What is larger is handed out row by row: as Python's values it would take as much again.
-            parts = [batch] if batch.nbytes <= longest_row else [batch.slice(row, 1) for row in range(batch.num_rows)]
+            is_short = batch.nbytes <= longest_row and _values(batch) <= MOST_VALUES
+            parts = [batch] if is_short else [batch.slice(row, 1) for row in range(batch.num_rows)]
             for part in parts:
                 if (size := part.nbytes) > longest_row:
                     raise too_long(f"{shown}, row {number + 1}", longest_row, f"{size:,}")
+                if not is_short and (values := _values(part)) > MOST_VALUES:
+                    raise too_many(f"{shown}, row {number + 1}", f"{values:,}")
                 number += part.num_rows
                 yield part
 
@@ -89,6 +93,24 @@ def _rows_at_a_time(file: IO[bytes], group: RowGroup, first_row: str, longest_ro
         return _MOST_ROWS
     if group.size > longest_row * group.rows:
         raise too_long(first_row, longest_row, f"{group.size // group.rows:,} on average from there on")
+    if group.values > MOST_VALUES * group.rows:
+        raise too_many(first_row, f"{group.values // group.rows:,} on average from there on")
     repeated = sum(dictionary_size(file, start) for start in group.columns)
     together = _MOST_ROWS if group.size <= 4 * longest_row else 4
-    return max(1, min(together, 4 * longest_row // max(1, repeated)))
+    fitting = 4 * longest_row // max(1, repeated), 4 * MOST_VALUES * group.rows // max(1, group.values)
+    return max(1, min(together, *fitting))
+
+
+def _values(rows: pa.RecordBatch) -> int:
+    """The values of rows, those in lists and structures among them. A list of nulls has many, and no bytes."""
+    waiting, found = list(rows.columns), 0
+    while waiting:
+        column = waiting.pop()
+        found += len(column)
+        if isinstance(column, pa.ExtensionArray):
+            waiting.append(column.storage)
+        elif pa.types.is_struct(column.type):
+            waiting += column.flatten()
+        elif pa.types.is_nested(column.type):
+            waiting.append(column.flatten())
+    return found

@@ -26,7 +26,7 @@ from mipo_ray.prompts import bounded, reading
 from mipo_ray.prompts.files import find_files
 from mipo_ray.prompts.reading import read_rows
 from mipo_ray.tables import parquet
-from mipo_ray.tables.row_limit import LONGEST_ROW
+from mipo_ray.tables.row_limit import LONGEST_ROW, MOST_VALUES
 
 MIB = 1024**2
 LIMIT = 1000  # bytes, of most tests
@@ -307,3 +307,39 @@ def test_an_xz_file_that_asks_for_more_memory_than_any_preset_is_refused(tmp_pat
             assert rows_of(file) == [{"prompt": "a"}]
         else:
             assert refused(file) == f"{file}: cannot be read: LZMAError: Memory usage limit exceeded"
+
+
+def _list_of(count: int) -> pa.Table:
+    rows = pa.ListArray.from_arrays(pa.array([0, 1, count + 1], pa.int32()), pa.array([True] * (count + 1)))
+    return pa.table({"prompt": ["a", "b"], "flags": rows})
+
+
+def test_a_row_of_millions_of_values_is_refused_however_few_bytes_it_has(tmp_path: Path) -> None:
+    many = 2 * MOST_VALUES + 2  # more than both rows may have together, and then of the second one alone
+    for name, count, unit, row in (
+        ("first.jsonl.gz", many, "line", 2),
+        ("first.json.gz", many, "row", 2),
+        ("first.csv.gz", many, "row", 2),
+        ("average.parquet", many, "row", 1),
+        ("one.parquet", MOST_VALUES, "row", 2),
+    ):
+        path = tmp_path / name
+        if name.endswith(".parquet"):
+            pyarrow.parquet.write_table(_list_of(count), path, compression="zstd")
+        else:
+            text = f'{{"flags": [{"{}," * count}1]}}'
+            whole = {"jsonl": f'{{"flags": 1}}\n{text}\n', "json": f'[{{"flags": 1}}, {text}]'}
+            whole["csv"] = f"flags\n1\n{',' * count}\n"
+            path.write_bytes(gzip.compress(whole[name.split(".")[1]].encode(), 1))
+        assert path.stat().st_size < 200_000
+        message = refused(path)
+        assert message.startswith(f"{path}, {unit} {row}: expected a row of at most {MOST_VALUES:,} values"), name
+
+
+def test_commas_in_texts_and_rows_of_a_large_file_count_for_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    rows = [{"prompt": ',{["' * (MOST_VALUES // 3 + 1)}, *({"prompt": "x"} for _ in range(10))]
+    path.write_text(json.dumps(rows))
+    assert rows_of(path) == rows
+    path.write_text(json.dumps([{"prompt": "x", "more": [0, 0]}] * (MOST_VALUES // 5)))
+    assert len(rows_of(path)) == MOST_VALUES // 5
