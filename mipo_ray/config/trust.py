@@ -158,6 +158,12 @@ def describe_acts(config: Config) -> list[str]:
     return lines
 
 
+def is_openai(endpoint: str) -> bool:
+    """Whether a judge's server is OpenAI's own, for which its variables in the environment are meant."""
+    url = urlsplit(endpoint)
+    return (url.scheme, url.netloc.lower()) == ("https", OPENAI_HOST)
+
+
 def _sent_key(judge: JudgeConfig, said: Said) -> Act | None:
     """The key that would be sent to a server without a word of the user's; None where there is none, or they said so.
 
@@ -167,11 +173,10 @@ def _sent_key(judge: JudgeConfig, said: Said) -> Act | None:
     if not judge.is_on or endpoint is None or not os.environ.get(name, "").strip() or said.covers(KEY_VARIABLE):
         return None
     is_default = name == JudgeConfig.model_fields["api_key_variable"].default
-    url = urlsplit(endpoint)
-    if is_default and (said.covers(ENDPOINT) or (url.scheme, url.netloc.lower()) == ("https", OPENAI_HOST)):
+    if is_default and (said.covers(ENDPOINT) or is_openai(endpoint)):
         return None
     allowed = {part.strip() for part in os.environ.get(ALLOWED_VARIABLES, "").split(",")}
-    if name in allowed or f"{name}@{url.netloc}" in allowed:
+    if name in allowed or f"{name}@{urlsplit(endpoint).netloc}" in allowed:
         return None
     return Act(KEY_VARIABLE, f"sends ${name} to {endpoint}")
 

@@ -7,15 +7,18 @@ and heeds Retry-After. The key comes from the environment of the driver and is w
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pyarrow as pa
 from pydantic import SecretStr
 
 from mipo_ray.config.judge import JudgeConfig
+from mipo_ray.config.trust import is_openai
 from mipo_ray.errors import UserError
 from mipo_ray.monitoring.events import Events
 from mipo_ray.redaction import read_secret
@@ -33,6 +36,8 @@ _TEXT_PARTS = ("text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning", "redacted_thinking")
 # What the client raises over HTTP 200 with something that is not the API's: it does not check what it parses.
 _OTHER_FORM = (AttributeError, TypeError, ValueError)
+# Variables that the client sends along by itself, whichever server it asks: they are meant for OpenAI.
+_SENT_ALONG = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")
 NO_KEY = "none"  # sent where there is no key: the client insists on one
 
 
@@ -56,12 +61,13 @@ def check_endpoint(judge: JudgeConfig) -> None:
 
     assert judge.endpoint is not None
     key = endpoint_key(judge)
-    client = openai.OpenAI(
-        base_url=judge.endpoint,
-        api_key=key.get_secret_value(),
-        timeout=min(CHECK_SECONDS, judge.timeout_seconds),
-        max_retries=min(2, judge.max_retries),
-    )
+    with _the_key_alone(judge.endpoint):
+        client = openai.OpenAI(
+            base_url=judge.endpoint,
+            api_key=key.get_secret_value(),
+            timeout=min(CHECK_SECONDS, judge.timeout_seconds),
+            max_retries=min(2, judge.max_retries),
+        )
     try:
         names = [model.id for model in client.models.list()]
     except (openai.AuthenticationError, openai.PermissionDeniedError, openai.APIConnectionError) as error:
@@ -83,12 +89,14 @@ class EndpointJudge:
         self._judge = judge
         self._key = key
         self._events = events
-        self._client = openai.AsyncOpenAI(
-            base_url=judge.endpoint,
-            api_key=key.get_secret_value(),
-            timeout=judge.timeout_seconds,
-            max_retries=judge.max_retries,
-        )
+        assert judge.endpoint is not None
+        with _the_key_alone(judge.endpoint):
+            self._client = openai.AsyncOpenAI(
+                base_url=judge.endpoint,
+                api_key=key.get_secret_value(),
+                timeout=judge.timeout_seconds,
+                max_retries=judge.max_retries,
+            )
         self._free = asyncio.Semaphore(judge.max_concurrent_requests)
         self._limit = LIMITS[0]
 
@@ -150,6 +158,19 @@ class EndpointJudge:
             temperature=self._judge.temperature,
             **options,
         )
+
+
+@contextlib.contextmanager
+def _the_key_alone(endpoint: str) -> Iterator[None]:
+    """While the block makes a client, it finds nothing else in the environment to send, unless the server is OpenAI's.
+
+    A recipe names the server; which key goes there, `mipo_ray.config.trust` decides.
+    """
+    hidden = {} if is_openai(endpoint) else {name: os.environ.pop(name) for name in _SENT_ALONG if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _refuses_limit(said: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -36,11 +37,14 @@ class FakeEvents:
 
 
 class AnotherServer:
-    """Answers every request with HTTP 200 and the same body."""
+    """Answers every request with HTTP 200 and the same body; keeps the headers that it was sent, as text."""
 
     def __init__(self, kind: str, body: str) -> None:
+        self.headers = headers = list[str]()
+
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                headers.append(str(self.headers))
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 self.send_response(200)
                 self.send_header("Content-Type", kind)
@@ -139,6 +143,20 @@ def test_the_key_comes_from_the_environment_and_stays_there(monkeypatch: pytest.
         check_endpoint(judge)
         assert KEY not in repr(endpoint_key(judge))
         assert len(judged(judge, ["one"], key=endpoint_key(judge).get_secret_value())) == 1
+
+
+def test_nothing_else_of_the_environment_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = {"ORG_ID": "planted-1", "PROJECT_ID": "planted-2", "CUSTOM_HEADERS": "X-Mine: planted-3"}
+    for name, value in planted.items():
+        monkeypatch.setenv(f"OPENAI_{name}", value)
+    server = AnotherServer("application/json", '{"object": "list", "data": []}')
+    with server.running() as url:
+        judge = JudgeConfig(model=MODEL, endpoint=url)
+        check_endpoint(judge)
+        judged(judge, ["one"])
+    assert len(server.headers) == 2
+    assert "planted" not in "".join(server.headers)
+    assert {name: os.environ[f"OPENAI_{name}"] for name in planted} == planted
 
 
 def test_a_key_is_read_without_what_stands_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
