@@ -20,7 +20,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,7 +86,7 @@ def render(environment: Environment, arguments: tuple[str, ...], text: str, vari
     try:
         plain = _plain(environment, arguments, text)
         if plain is not None:
-            return plain.render(variables)
+            return _joined(plain.generate(variables))
     except Exception as error:
         raise _failed(error) from None
     return str(_process().ask(("render", environment, arguments, text, dict(variables))))
@@ -111,12 +111,27 @@ def _plain(environment: Environment, arguments: tuple[str, ...], text: str) -> j
     return made.from_string(text) if all(type(node) in _PLAIN for node in nodes) else None
 
 
+def _joined(pieces: Iterable[str]) -> str:
+    """The text that a template prints, which may print a long value a thousand times."""
+    kept, length = [], 0
+    for piece in pieces:
+        kept.append(piece)
+        length += len(piece)
+        if length > MOST_CHARACTERS:
+            raise LimitPassed(
+                "MemoryError", f"the template takes more than {MOST_CHARACTERS:,} characters for one text"
+            )
+    return "".join(kept)
+
+
 def _undeclared(environment: Environment, arguments: tuple[str, ...], text: str) -> frozenset[str]:
     # This compiles the template once more: Jinja2 computes there what is constant.
     return frozenset(jinja2.meta.find_undeclared_variables(environment(*arguments).parse(text)))
 
 
 def _failed(error: Exception) -> TemplateFailed:
+    if isinstance(error, LimitPassed):
+        return error
     if isinstance(error, MemoryError):
         return LimitPassed("MemoryError", f"the template takes more than {MEMORY_BYTES >> 20:,} MiB of memory")
     if isinstance(error, jinja2.TemplateSyntaxError):
@@ -203,9 +218,7 @@ def _answer(kind: str, environment: Environment, arguments: tuple[str, ...], tex
         template = _compiled(environment, arguments, text)
         if kind == "variables":
             return {"value": sorted(_undeclared(environment, arguments, text))}
-        rendered = template.render(variables)
-        if len(rendered) > MOST_CHARACTERS:
-            raise MemoryError
+        rendered = _joined(template.generate(variables))
     except Exception as error:
         failed = _failed(error)
         limit = isinstance(failed, LimitPassed)

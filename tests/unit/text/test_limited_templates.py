@@ -98,6 +98,11 @@ def test_what_only_prints_values_is_rendered_in_this_process(monkeypatch: pytest
     assert render_question("{{ question }}{% if row %}?{% endif %}", {"question": "so"}) == "so?"
 
 
+def test_what_only_prints_values_has_the_limit_of_length_too() -> None:
+    with pytest.raises(UserError, match=r"^question_template: the template takes more than 20,000,000 characters"):
+        render_question("{{ question }}" * 3000, {"question": "x" * 10**6})
+
+
 def test_what_a_template_raises_arrives_with_its_name() -> None:
     with pytest.raises(TemplateFailed) as failed:
         render(_environment, (), "{% for x in xs %}{{ x + 1 }}{% endfor %}", {"xs": "ab"})
