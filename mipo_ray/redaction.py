@@ -15,8 +15,10 @@ from typing import Any
 from urllib.parse import unquote
 
 NOT_SHOWN = "(not shown)"
-# Characters of a variable's value that is looked for in texts: a shorter one, or a word ("disabled"), stands in many.
-SHORTEST_VALUE, SHORTEST_OF_LETTERS = 8, 16
+# Characters of a variable's value that is looked for in texts: a shorter one, or words ("disabled", "not-needed",
+# "us-east-1"), stand in many.
+SHORTEST_VALUE, SHORTEST_OF_WORDS = 8, 16
+_WORDS = re.compile(r"[^\W\d_]+(?:[-_. ][^\W\d_]+)*(?:[-_.]\d)?")
 
 # Every repetition that can begin anywhere in a text is bounded: the time is linear in the length of the text.
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,19})://(?P<rest>[^\s'\"<>`]+)")
@@ -137,7 +139,7 @@ def _secrets_of_environment() -> dict[str, str]:
     found = {
         name: value.strip()
         for name, value in os.environ.items()
-        if len(value.strip()) >= (SHORTEST_OF_LETTERS if value.strip().isalpha() else SHORTEST_VALUE)
+        if len(value.strip()) >= (SHORTEST_OF_WORDS if _WORDS.fullmatch(value.strip()) else SHORTEST_VALUE)
         and (name in _read or (_VARIABLE.fullmatch(name) and not value.startswith(("/", "file:"))))  # names a file
     }
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))

@@ -88,10 +88,15 @@ def test_values_of_the_environment_are_known(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("JUDGE", f"{SECRET}2 ")
     monkeypatch.setenv("SHORT_TOKEN", "on")
     monkeypatch.setenv("WORD_TOKEN", "disabled")
+    monkeypatch.setenv("PARTITION_KEY", "prompt_id")
+    monkeypatch.setenv("LOCAL_API_KEY", "not-needed")
+    monkeypatch.setenv("REGION_KEY", "us-east-1")
     monkeypatch.setenv("MINE_CREDENTIALS", "/home/somebody/file")
     assert redacted(f"refused: {SECRET}!") == "refused: (the value of SOME_API_KEY)!"
     assert secret_in(f"x{SECRET}") == "the value of the environment variable SOME_API_KEY"
-    assert redacted("on, disabled, /home/somebody/file") == "on, disabled, /home/somebody/file"
+    harmless = "on, disabled, prompt_id, not-needed, us-east-1, /home/somebody/file"
+    assert redacted(harmless) == harmless
+    assert secret_in(harmless) is None
     assert read_secret("JUDGE") == f"{SECRET}2"  # by no name that says so: known since it was read
     assert redacted(f"{SECRET}2") == "(the value of JUDGE)"
 
