@@ -78,24 +78,36 @@ def load_checkpoint(engine: Any, directory: Path) -> Progress:
     each node, on its local disk (for a while 24 bytes for each parameter that is trained). Without ZeRO there are no
     shards, and nothing is to be converted.
 
-    Raises CheckpointRefused for a checkpoint of another ZeRO stage or dtype, which DeepSpeed cannot load, and
-    RuntimeError for a directory without one.
+    Raises CheckpointRefused for a checkpoint of another ZeRO stage or dtype, which DeepSpeed cannot load, and for one
+    whose progress cannot be read; RuntimeError for a directory without one.
     """
     if not (directory / _PROGRESS).is_file():
         raise RuntimeError(f"{directory}: expected a checkpoint with {_PROGRESS}, found none")
-    facts = json.loads((directory / _PROGRESS).read_text())
-    if facts["engine"] != _kind(engine):
+    written_with, workers, progress = _read_progress(directory / _PROGRESS)
+    if written_with != _kind(engine):
         raise CheckpointRefused(
-            f"{directory}: this checkpoint was written with {facts['engine']}, and training now runs with "
+            f"{directory}: this checkpoint was written with {cut(str(written_with))}, and training now runs with "
             f"{_kind(engine)}; set train.zero_stage and model.dtype back, or remove the checkpoints"
         )
-    if facts["workers"] == distributed.get_world_size() or not engine.zero_optimization():
+    if workers == distributed.get_world_size() or not engine.zero_optimization():
         _load(engine, directory, _TAG)
     else:
         with _universal(directory) as converted, _universal_loading(engine):
             _load(engine, converted, _UNIVERSAL)
         _own_step_counters(engine)
-    return Progress(**facts["progress"])
+    return progress
+
+
+def _read_progress(path: Path) -> tuple[str, int, Progress]:
+    """What a checkpoint was written with, by how many workers, and how far it is."""
+    try:
+        facts = json.loads(path.read_text())
+        return facts["engine"], int(facts["workers"]), Progress(**facts["progress"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointRefused(
+            f"{path}: expected the progress of a checkpoint as save_checkpoint writes it, found something else "
+            f"({type(error).__name__}: {cut(str(error))}); remove the checkpoints"
+        ) from None
 
 
 def _kind(engine: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from mipo_ray.training.checkpoint import CheckpointRefused, only_numbers
+from mipo_ray.training.checkpoint import CheckpointRefused, load_checkpoint, only_numbers
 
 
 class Planted:
@@ -86,3 +86,22 @@ def test_afterwards_torch_reads_as_before() -> None:
     with pytest.raises(RuntimeError, match="failed"), only_numbers():
         raise RuntimeError("failed")
     assert torch.load is load
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"engine": "x", "workers": [], "progress": {}}',
+        '{"engine": "x", "workers": 1, "progress": {"a": 1}}',
+        "[" * 100000,
+        '{"engine": "x", "workers": ' + "9" * 5000 + "}",
+    ],
+)
+def test_progress_that_cannot_be_read_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "progress.json").write_text(text)
+    with pytest.raises(CheckpointRefused, match=r"progress\.json: expected the progress of a checkpoint") as refused:
+        load_checkpoint(None, tmp_path)
+    assert len(str(refused.value)) < 1_000
