@@ -16,9 +16,13 @@ mkdir -p "$target"
 names="pydantic pydantic-core annotated-types typing-inspection hjson py-cpuinfo msgpack einops"
 names="$names trl datasets dill multiprocess xxhash accelerate"
 [ "${PYARROW:-no}" = yes ] && names="$names pyarrow"
+# Of one package, as the locks have it.
+pinned() {
+    sed -n "s/^\($1==[^ ]*\).*/\1/p" requirements/linux-x86_64-cpu.txt requirements/linux-x86_64-cpu-test.txt
+}
 wanted=""
 for name in $names; do
-    wanted="$wanted $(cat requirements/linux-x86_64-cpu.txt requirements/linux-x86_64-cpu-test.txt | grep -i "^$name==" | head -1)"
+    wanted="$wanted $(pinned "$name")"
 done
 # shellcheck disable=SC2086 # one word each
 .venv/bin/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
@@ -26,5 +30,5 @@ done
     --platform manylinux2014_x86_64 --platform manylinux_2_12_x86_64 --platform manylinux2010_x86_64 \
     --dest "$target" $wanted
 DS_BUILD_OPS=0 .venv/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --no-binary deepspeed \
-    --wheel-dir "$target" "$(grep -i '^deepspeed==' requirements/linux-x86_64-cpu.txt)"
+    --wheel-dir "$target" "$(pinned deepspeed)"
 du -sh "$target"
