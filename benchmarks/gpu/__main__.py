@@ -23,7 +23,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from benchmarks.gpu import agreement, head, speed, zero
 from benchmarks.gpu.report import markdown
 from benchmarks.machine import describe_machine
 from benchmarks.trainer_contestants import Specification
-from benchmarks.trainer_workload import MODEL_SHAPES, save_random_model
+from benchmarks.trainer_workload import MODEL_SHAPES, Shape, save_random_model
 
 SEED = 20
 PARTS = ("agreement", "speed", "head", "large", "zero")
@@ -97,18 +97,21 @@ def _part(name: str, options: argparse.Namespace, scratch: Path) -> Iterator[dic
 def _speed(options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
     name = options.model_shape
     base = _specification(name, options, scratch)
-    for row in speed.measure(
-        speed.contestants(base), name, speed.shapes(speed.PAIRS_PER_STEP[name]), options.repeats, SEED
-    ):
-        yield _with_estimate(row, base, options)
+    return _race(speed.contestants(base), name, speed.shapes(speed.PAIRS_PER_STEP[name]), options)
 
 
 def _large(options: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
     name = options.large_model_shape
-    base = _specification(name, options, scratch)
-    runners = {key: value for key, value in speed.contestants(base).items() if key in speed.LARGE}
-    for row in speed.measure(runners, name, speed.shapes(speed.PAIRS_PER_STEP[name])[:3], options.repeats, SEED):
-        yield _with_estimate(row, base, options)
+    runners = speed.contestants(_specification(name, options, scratch))
+    ours = {trainer: runner for trainer, runner in runners.items() if trainer in speed.LARGE}
+    return _race(ours, name, speed.shapes(speed.PAIRS_PER_STEP[name])[:3], options)
+
+
+def _race(
+    runners: dict[str, Specification], model_shape: str, shapes: Sequence[Shape], options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    for row in speed.measure(runners, model_shape, shapes, options.repeats, SEED):
+        yield _with_estimate(row, runners["ours"], options)
 
 
 def _with_estimate(row: dict[str, Any], base: Specification, options: argparse.Namespace) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Scorer:
                 trust_remote_code=settings.trust_remote_code,
             ).eval()
             self._models[name] = model.to("cuda") if settings.on_gpu and not several else model
-            self._layouts[name] = "padded" if several else _layout_for(self._models[name])
+            self._layouts[name] = "padded" if several else layout_for(self._models[name])
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Adds the `logprobs_<name>` columns; drops the token ids, which are large."""
@@ -141,7 +141,7 @@ class Scorer:
                 scores[row][position] = value
 
 
-def _layout_for(model: Any) -> Layout:
+def layout_for(model: Any) -> Layout:
     """`shared`, for which it sets the model up, where the model can honour it; a few tokens find that out."""
     from mipo_ray.training.attention import use_attention
     from mipo_ray.training.logprobs import check_logprobs
