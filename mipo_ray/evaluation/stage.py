@@ -13,6 +13,7 @@ from mipo_ray.evaluation.judge.stage import judge_policy
 from mipo_ray.evaluation.tasks.stage import measure_tasks
 from mipo_ray.evaluation.tasks.task_check import CheckedTask
 from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
+from mipo_ray.models.hub import model_commit
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import engine_request, most_gpus
 from mipo_ray.session import Session, Stage
@@ -51,6 +52,7 @@ def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
     stage.events.emit({"event": "results", **{name: entry.value for name, entry in results.items()}})
     return EvaluateFacts(
         policy=stage.session.policy(round),
+        policy_commit=model_commit(stage.session.policy(round)),
         prompts_commit=held_out.commit,
         responses=len(rows.prompt_ids),
         generated_tokens=sampled_tokens(run, round),

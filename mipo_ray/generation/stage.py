@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from mipo_ray.generation.requests import check_dropped, condition_prompts
 from mipo_ray.generation.sampler import DEFAULT_SAMPLING, policy_engines, sample_responses
+from mipo_ray.models.hub import model_commit
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.assemble import assemble_pairs, to_score
 from mipo_ray.pairs.schema import as_version_2
@@ -88,6 +89,7 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
         pairs=files,
         statistics=statistics,
         policy=policy,
+        policy_commit=model_commit(policy),
         prompts_commit=prompts.commit,
         rows_per_block=conditioned.rows_per_block,
         gpus=most_gpus(engines.request),

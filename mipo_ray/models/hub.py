@@ -63,6 +63,27 @@ def hub_model(name: str) -> tuple[str, str | None] | None:
     return identifier, revision or None
 
 
+def model_commit(name: str) -> str | None:
+    """The commit of a model of the Hub: that of its name, of what is in the cache of this machine, or of the Hub now.
+
+    None where `name` is no name of the Hub, or none of them can tell.
+    """
+    if (named := hub_model(name)) is None or Path(name).is_dir():
+        return None
+    identifier, revision = named
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    found = downloaded(name, "config.json")
+    if found is not None and COMMIT.fullmatch(found.parent.name):  # snapshots/COMMIT/config.json
+        return found.parent.name
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().repo_info(identifier, repo_type="model", revision=revision).sha
+    except Exception:  # it is asked when a stage's work is done, which must not be lost for a record of it
+        return None
+
+
 def downloaded(name: str, file: str) -> Path | None:
     """A file of a model of the Hub in the cache of this machine; None where it was not downloaded, or `name` is no
     name of the Hub."""

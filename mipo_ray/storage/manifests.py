@@ -25,6 +25,8 @@ class GenerateFacts:
     statistics: PairStatistics
     policy: str | None = optional()
     """The model that the pairs were sampled from."""
+    policy_commit: str | None = optional()
+    """The commit of that model, where it is of the Hub."""
     prompts_commit: str | None = optional()
     """The commit of the prompts, where they are of the Hub."""
     rows_per_block: int | None = optional()
@@ -87,6 +89,8 @@ class EvaluateFacts:
 
     policy: str | None = optional()
     """The model that was measured."""
+    policy_commit: str | None = optional()
+    """The commit of that model, where it is of the Hub."""
     prompts_commit: str | None = optional()
     """The commit of the held-out prompts, where they are of the Hub."""
     responses: int | None = optional()
@@ -136,6 +140,8 @@ class TaskFacts:
 
     policy: str | None = optional()
     """The model that was measured."""
+    policy_commit: str | None = optional()
+    """The commit of that model, where it is of the Hub."""
     data_commit: str | None = optional()
     """The commit of the items, where they are of the Hub."""
     definition: TaskDefinition

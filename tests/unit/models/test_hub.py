@@ -5,6 +5,7 @@ python -m pytest tests/unit/models/test_hub.py
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from mipo_ray.config.recipe import ConfigError, load_config
 from mipo_ray.errors import UserError
-from mipo_ray.models.hub import HubFile, at_commit, hub_file
+from mipo_ray.models.hub import HubFile, at_commit, hub_file, model_commit
 from mipo_ray.prompts.files import commit_of, find_files
 from tests.helpers.fake_hub import serve_hub
 
@@ -108,3 +109,29 @@ def test_a_revision_that_fits_no_path_is_refused(path: str, revision: str, messa
         with pytest.raises(ConfigError, match=f"^{section}: ") as error:
             load_config(None, [f"{section}.path={path}", f"{section}.revision={revision}"])
         assert message in str(error.value)
+
+
+def test_a_models_commit_is_that_of_its_name_or_of_the_hub_now(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert model_commit(f"org/name@{OTHER}") == OTHER
+    assert asked == []
+    assert model_commit("org/name@v1") == COMMIT
+    assert asked == [{"repository": "org/name", "repo_type": "model", "revision": "v1"}]
+    for name in ("embedded", str(tmp_path), "s3://bucket/model", "runs/x/rounds/000/train/policy"):
+        assert model_commit(name) is None
+    assert len(asked) == 1
+
+
+def test_a_models_commit_is_that_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cache = tmp_path / "models--org--name"
+    snapshot = cache / "snapshots" / OTHER
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(OTHER)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.file_download, "HF_HUB_CACHE", str(tmp_path), raising=False)
+    assert model_commit("org/name") == OTHER
+
+
+def test_a_hub_that_cannot_tell_costs_no_stage() -> None:
+    assert model_commit("org/name") is None  # the tests are offline
