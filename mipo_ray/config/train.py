@@ -20,7 +20,7 @@ from mipo_ray.config.field_types import (
 )
 
 Layout = Literal["padded", "packed", "shared"]
-Attention = Literal["sdpa", "flex_attention", "flash_attention_2"]
+Attention = Literal["sdpa", "flex_attention"]
 Objective = Literal["dpo", "ipo", "infonce", "sami", "sft"]
 PlacementStrategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
@@ -93,8 +93,7 @@ class TrainConfig(Section):
     )
     attention: Attention = execution_only(
         "sdpa",
-        "sdpa: torch's own kernels; flex_attention: one compiled kernel "
-        "(GPUs only); flash_attention_2: flash-attn's varlen kernels (GPUs only; not for layout shared)",
+        "sdpa: torch's own kernels; flex_attention: one compiled kernel (GPUs only)",
     )
     micro_batch_tokens: PositiveInt = execution_only(
         4096, "tokens of one forward pass of one worker, padding included; a larger pair goes alone"
@@ -163,15 +162,6 @@ class TrainConfig(Section):
             )
         if self.offload_reference and self.reference_mode != "colocated":
             raise ValueError(f"offload_reference needs reference_mode colocated, found {self.reference_mode}")
-        return self
-
-    @model_validator(mode="after")
-    def _layout_is_possible(self) -> TrainConfig:
-        if self.attention == "flash_attention_2" and self.layout == "shared":
-            raise ValueError(
-                "attention flash_attention_2 cannot honour layout shared (its masks are causal sequences only); choose "
-                "layout packed, or attention sdpa or flex_attention"
-            )
         return self
 
     @model_validator(mode="after")

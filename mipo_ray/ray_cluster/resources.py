@@ -23,7 +23,6 @@ TASK_CPUS = 1.0
 # Backends of train.attention, and what of them does not run on CPUs.
 TRAINS_ON_GPUS_ONLY = {
     "flex_attention": "on CPUs it has no backward pass",
-    "flash_attention_2": "its kernels do not run on CPUs",
 }
 
 

@@ -7,7 +7,6 @@ A packed row holds many sequences, or trees of them (`layout.Segment`). Every ba
                         attention, a response sees its prompt through an explicit mask. Nothing is computed across
                         segments.
     flex_attention      one kernel over the row with a block mask, which skips blocks that are masked whole.
-    flash_attention_2   varlen kernels, told where sequences begin; knows no shared prompts.
 """
 
 from __future__ import annotations
@@ -102,8 +101,6 @@ def attention_inputs(model: Any, batch: TokenBatch) -> dict[str, Any]:
     name = model.config._attn_implementation
     if name == "flex_attention":
         return {"attention_mask": block_mask(batch)}
-    if name == "flash_attention_2":
-        return _varlen(batch)
     if name == SEGMENTED:
         return {"segment_masks": SegmentMasks(batch.segments, model.dtype, batch.input_ids.device)}
     raise ValueError(f"expected a model set up by use_attention for packed rows, found attention {name!r}")
@@ -219,18 +216,3 @@ def _has_windows(model: Any) -> bool:
 
 def _layer_types(model: Any) -> list[str]:
     return getattr(model.config.get_text_config(), "layer_types", None) or []
-
-
-def _varlen(batch: TokenBatch) -> dict[str, Any]:
-    if any(segment.prefix_end > segment.prefix_start for segment in batch.segments):
-        raise ValueError("flash_attention_2 cannot honour layout shared: its masks are causal sequences only")
-    starts = [segment.start for segment in batch.segments] + [batch.segments[-1].end]
-    boundaries = torch.tensor(starts, dtype=torch.int32, device=batch.input_ids.device)
-    longest = max(segment.end - segment.start for segment in batch.segments)
-    return {
-        "attention_mask": None,
-        "cu_seq_lens_q": boundaries,
-        "cu_seq_lens_k": boundaries,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }

@@ -18,15 +18,14 @@ from mipo_ray.training.logprobs import response_logprobs
 def check_trainable(model_dir: str, train: TrainConfig, *, trust_remote_code: bool) -> None:
     """Finds out what of `train` the model in `model_dir` cannot honour, and which weights it lacks.
 
-    Reads config.json and the headers of the weights. Whether flash-attn is installed, and what shows only in numbers,
-    is for `deepspeed_engine.policy_engine` to find. Raises UserError as that does, for the layout, the attention and
+    Reads config.json and the headers of the weights. What shows only in numbers is for
+    `deepspeed_engine.policy_engine` to find. Raises UserError as that does, for the layout, the attention and
     LoRA's target layers, and for a model that transformers cannot make, or only with weights out of nowhere.
     """
     model = _without_weights(model_dir, trust_remote_code)
-    if train.attention != "flash_attention_2":
-        use_attention(model, train.attention, train.layout)
-        if train.attention == "sdpa":
-            _try_a_forward_pass(model, train.layout)
+    use_attention(model, train.attention, train.layout)
+    if train.attention == "sdpa":
+        _try_a_forward_pass(model, train.layout)
     if train.lora.rank:
         targeted_layers(model, train.lora.target_modules)
 

@@ -507,15 +507,6 @@ def flex_attention_without_gpus(directory: Path) -> tuple[list[str], str]:
     return overrides, r"train\.attention: flex_attention trains on GPUs only .*choose attention sdpa"
 
 
-def flash_attention_without_gpus(directory: Path) -> tuple[list[str], str]:
-    overrides = ["train.attention=flash_attention_2", "train.layout=packed", "train.gpus_per_worker=0"]
-    return overrides, r"train\.attention: flash_attention_2 trains on GPUs only .*choose attention sdpa"
-
-
-def flash_attention_with_shared_prompts(directory: Path) -> tuple[list[str], str]:
-    return ["train.attention=flash_attention_2"], r"train: attention flash_attention_2 cannot honour layout shared"
-
-
 def unknown_key(directory: Path) -> tuple[list[str], str]:
     return ["trian.beta=1"], r"trian: unknown key; did you mean train\?"
 
@@ -671,8 +662,6 @@ BAD_INPUT = [
     labels_that_no_node_has,
     workers_apart_on_one_node,
     flex_attention_without_gpus,
-    flash_attention_without_gpus,
-    flash_attention_with_shared_prompts,
     unknown_key,
     missing_recipe,
     broken_template,

@@ -47,11 +47,6 @@ from mipo_ray.config.train import TrainConfig
             "train: offload_reference needs reference_mode colocated, found adapter",
         ),
         (
-            ["train.attention=flash_attention_2", "train.layout=shared"],
-            "train: attention flash_attention_2 cannot honour layout shared (its masks are causal sequences only); "
-            "choose layout packed, or attention sdpa or flex_attention",
-        ),
-        (
             ["train.min_workers=3", "train.num_workers=2"],
             "train: min_workers (3) is larger than num_workers (2)",
         ),
@@ -87,8 +82,6 @@ def test_a_contradiction_names_what_was_expected_and_found(overrides: list[str],
         ["train.reference_mode=adapter", "train.lora.rank=1"],
         ["train.reference_mode=cached", "train.reference=initial", "train.lora.rank=8"],
         ["train.offload_reference=true", "train.reference=initial"],
-        ["train.attention=flash_attention_2", "train.layout=packed"],
-        ["train.attention=flash_attention_2", "train.layout=padded"],
         ["train.attention=flex_attention", "train.layout=shared"],
         ["train.offload_parameters=true", "train.offload_optimizer=true", "train.zero_stage=3"],
         ["train.offload_optimizer=true", "train.zero_stage=1"],

@@ -267,27 +267,22 @@ def test_layers_with_another_kind_of_attention_are_refused_in_packed_layouts(lay
     use_attention(model, "sdpa", "padded")
 
 
-def test_a_backend_that_is_not_installed_is_refused_by_name():
-    with pytest.raises(UserError, match=r"train\.attention: flash_attention_2 cannot run LlamaForCausalLM here"):
-        use_attention(tiny_model(), "flash_attention_2", "packed")
+def test_a_backend_that_a_model_refuses_is_named(monkeypatch):
+    model = tiny_model()
+
+    def refuse(name: str) -> None:
+        raise ValueError("not here")
+
+    monkeypatch.setattr(model, "set_attn_implementation", refuse)
+    with pytest.raises(
+        UserError, match=r"^train\.attention: flex_attention cannot run LlamaForCausalLM here: not here"
+    ):
+        use_attention(model, "flex_attention", "packed")
 
 
 def test_a_model_that_was_not_set_up_is_refused(llama):
     with pytest.raises(ValueError, match="expected a model set up by use_attention"):
         response_logprobs(llama, lay_out(TREES, "packed"))
-
-
-def test_flash_attention_is_told_where_sequences_begin(llama):
-    model = copy.deepcopy(llama)
-    model.config._attn_implementation = "flash_attention_2"
-    trees = random_trees([(3, (2, 4)), (1, (1,))])
-    inputs = attention_inputs(model, lay_out(trees, "packed"))
-    assert inputs["attention_mask"] is None
-    assert inputs["cu_seq_lens_q"].tolist() == inputs["cu_seq_lens_k"].tolist() == [0, 4, 10, 11]
-    assert inputs["cu_seq_lens_q"].dtype == torch.int32
-    assert (inputs["max_length_q"], inputs["max_length_k"]) == (6, 6)
-    with pytest.raises(ValueError, match="flash_attention_2 cannot honour layout shared"):
-        attention_inputs(model, lay_out(trees, "shared"))
 
 
 @pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])
