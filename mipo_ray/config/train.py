@@ -100,7 +100,7 @@ class TrainConfig(Section):
     )
     gradient_checkpointing: bool = execution_only(False, "recompute activations in backward")
     torch_compile: bool = execution_only(
-        False, "compile the model's layers, which takes up to a minute in every round; for GPUs"
+        False, "compile the model's layers, which takes some 20 seconds in every round; for GPUs"
     )
     num_workers: PositiveInt = execution_only(1, "data-parallel training workers (at most, with min_workers)")
     min_workers: PositiveInt | None = execution_only(

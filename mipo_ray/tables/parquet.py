@@ -54,8 +54,7 @@ def read_batches(file: IO[bytes], shown: str, longest_row: int) -> Iterator[pa.R
 
     longest_row: bytes of a row. Raises UserError, which names the file as `shown` and the column or the row, for a
     column of an extension type before anything is read, and for a row that is longer or has more than MOST_VALUES
-    values; pyarrow.ArrowException for a file that
-    is damaged or no Parquet.
+    values; pyarrow.ArrowException for a file that is damaged or no Parquet.
     """
     table, footer = _opened(file, shown)
     number = 0

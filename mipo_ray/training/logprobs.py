@@ -21,7 +21,8 @@ from mipo_ray.training.layout import TokenBatch, Tree, lay_out
 
 # Bytes of one chunk's float32 logits; backward holds one more buffer of this size. Peak memory does not grow with the
 # prompt or the response: more tokens are more chunks. On a GPU small chunks wait for the gradient of the head's weight,
-# which each reads and writes whole: 8,192 tokens by 151,936 took 89 ms in chunks of 128 MiB, 59 in such of 512.
+# which each reads and writes whole: 8,192 tokens by 151,936 took 89 ms in chunks of 128 MiB, 59 in such of 512
+# (benchmarks/results/gpu_explorations.md).
 CHUNK_BYTES = 128 * 1024**2
 GPU_CHUNK_BYTES = 512 * 1024**2
 
