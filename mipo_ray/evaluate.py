@@ -37,6 +37,7 @@ from mipo_ray.models.source import check_model, check_sampled_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.describe import describe_judge, describe_tasks
+from mipo_ray.planning.lifetime import Lifetime, engine_lifetime
 from mipo_ray.planning.token_counts import TOKENS_HELP, TokenCounts
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
@@ -76,6 +77,7 @@ class EvaluationPlan(EvaluationInputs):
     """Checked inputs on a cluster that can hold the engines."""
 
     resources: Resources
+    lifetime: Lifetime
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,8 +140,10 @@ def make_evaluation_plan(inputs: EvaluationInputs, nodes: Sequence[Node], *, are
     """The plan on a cluster of these nodes (see `planning.plan.make_plan`); raises ResourceError where they cannot hold
     its engines."""
     resources = resolve(inputs.config, total(nodes))
-    check_resources(inputs.config, resources, total(nodes), nodes if are_all else None, engines_alone=True)
-    return EvaluationPlan(**vars(inputs), resources=resources)
+    known = nodes if are_all else None
+    check_resources(inputs.config, resources, total(nodes), known, engines_alone=True)
+    lifetime = engine_lifetime(inputs.config, resources, known, engines_alone=True)
+    return EvaluationPlan(**vars(inputs), resources=resources, lifetime=lifetime)
 
 
 def describe(plan: EvaluationPlan) -> str:
@@ -158,7 +162,7 @@ def describe(plan: EvaluationPlan) -> str:
             *describe_acts(config),
             *(f"tokens          {note}" for note in plan.token_notes),
             f"engines         {pool.min_size} to {pool.max_size}, each {pool.cpus_per_engine:g} CPUs and "
-            f"{plan.resources.gpus_per_engine:g} GPUs ({device})",
+            f"{plan.resources.gpus_per_engine:g} GPUs ({device}); for the {plan.lifetime}",
             f"to do           {', '.join(plan.unfinished) or 'nothing'}",
         ]
     )
@@ -221,13 +225,17 @@ def measure_policies(plan: EvaluationPlan) -> None:
     from mipo_ray.evaluation.judge.stage import judge_policy, reach_judge
     from mipo_ray.evaluation.tasks.stage import measure_tasks
     from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
+    from mipo_ray.generation.living_engine import engines_of_run
     from mipo_ray.monitoring.events import recording
     from mipo_ray.report.run_report import write_report
     from mipo_ray.session import Session
 
     config, run = plan.config, plan.run
-    with recording(run, config.trackers) as events:
-        session = Session(config, run, plan.resources, events)
+    with (
+        recording(run, config.trackers) as events,
+        engines_of_run(config, plan.resources, plan.lifetime.most if plan.lifetime.is_run else 0) as engines,
+    ):
+        session = Session(config, run, plan.resources, events, engines)
         if plan.judged:
             reach_judge(config.evaluate.judge)
         prepare_tasks(config, run, plan.tasks)

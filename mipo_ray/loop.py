@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from mipo_ray.evaluation.figures import final_tables
 from mipo_ray.evaluation.judge.stage import reach_judge
 from mipo_ray.evaluation.stage import evaluate
+from mipo_ray.generation.living_engine import engines_of_run
 from mipo_ray.generation.requests import condition_prompts
 from mipo_ray.generation.stage import generate
 from mipo_ray.monitoring.events import recording
@@ -37,9 +38,13 @@ def run_rounds(plan: Plan) -> Results:
 
 @contextmanager
 def session_of(plan: Plan) -> Iterator[Session]:
-    """The session of a checked run, on a cluster that is connected; its events are on storage when the block ends."""
-    with recording(plan.run, plan.config.trackers) as events:
-        yield Session(plan.config, plan.run, plan.resources, events)
+    """The session of a checked run, on a cluster that is connected; when the block ends its events are on storage and
+    its engines are gone."""
+    with (
+        recording(plan.run, plan.config.trackers) as events,
+        engines_of_run(plan.config, plan.resources, plan.lifetime.most if plan.lifetime.is_run else 0) as engines,
+    ):
+        yield Session(plan.config, plan.run, plan.resources, events, engines)
 
 
 def refuse_what_cannot_run(plan: Plan, session: Session) -> None:

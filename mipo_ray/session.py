@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from mipo_ray.config import Config
 from mipo_ray.monitoring.events import Events
+from mipo_ray.ray_cluster.living import LivingActors
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.storage.manifests import AnyFacts, Manifest, Work
 from mipo_ray.storage.rounds import Round
@@ -24,6 +25,13 @@ class Session:
     run: RunDirectory
     resources: Resources
     events: Events
+    living_engines: LivingActors | None = None
+    """The policy's engines that outlive a stage; None: every stage starts its own."""
+
+    @property
+    def kept_gpus(self) -> float:
+        """GPUs that the living engines hold reserved also while nothing samples."""
+        return 0.0 if self.living_engines is None else self.living_engines.kept_gpus
 
     @property
     def rounds(self) -> list[Round]:

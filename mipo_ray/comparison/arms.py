@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pyarrow.dataset
 
@@ -22,6 +23,7 @@ from mipo_ray.generation.requests import condition_prompts
 from mipo_ray.generation.stage import generate
 from mipo_ray.loop import measure_round, session_of
 from mipo_ray.monitoring.events import NO_EVENTS
+from mipo_ray.planning.lifetime import one_stage
 from mipo_ray.planning.plan import Plan, measured_stages
 from mipo_ray.session import Session
 from mipo_ray.storage import rounds
@@ -104,7 +106,7 @@ def _session_for(plan: Plan, stages: Sequence[str]) -> Iterator[Session]:
     if all(plan.run.is_finished(stage) for stage in stages):
         yield Session(plan.config, plan.run, plan.resources, NO_EVENTS)
     else:
-        with session_of(plan) as session:
+        with session_of(replace(plan, lifetime=one_stage(plan.lifetime))) as session:
             yield session
 
 

@@ -33,6 +33,12 @@ class EnginePoolConfig(Section):
 
     min_size: PositiveInt = execution_only(1, "engines at least")
     max_size: PositiveInt = execution_only(1, "engines at most")
+    lifetime: Literal["auto", "run", "stage"] = execution_only(
+        "auto",
+        "how long engines live. run: min_size of them until the run ends, and each new policy's weights go into them; "
+        "stage: they are gone when their stage is, and what they reserve is free for the next; auto: run where engines "
+        "and all that comes beside them fit at once, else stage (the plan says which)",
+    )
     tensor_parallel_size: PositiveInt = execution_only(1, "GPUs that share one engine, inside a node")
     gpus_per_engine: NonNegativeFloat | None = reserved_gpus("an engine", "tensor_parallel_size")
     cpus_per_engine: PositiveFloat = reserved_cpus("an engine")

@@ -114,12 +114,13 @@ def embed_rows(rows: ray.data.Dataset, config: Config, *, policy: str, resources
         settings = replace(settings, tensor_parallel_size=1)
     rows.context.execution_options.preserve_order = True
     gpus = resources.gpus_per_engine * shards / pool.tensor_parallel_size
+    request = replace(engine_request(config, resources), gpus=gpus)
     return map_actors(
         rows,
         Embedder,
         (settings, own is None),
-        request=replace(engine_request(config, resources), gpus=gpus),
-        pool=engine_pool(pool),
+        request=request,
+        pool=engine_pool(pool, request),
         wait_minutes=config.ray.wait_timeout_minutes,
     )
 

@@ -19,8 +19,8 @@ from mipo_ray.conditioning.blocks import condition_block, rows_per_block
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.generation.embedder import embed_rows
+from mipo_ray.generation.engine import REQUESTS
 from mipo_ray.generation.rendering import chat_template_of, check_length, fits, load_tokenizer, render_prompts
-from mipo_ray.generation.sampler import REQUESTS
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.pairs.statistics import drop_table, prompt_fingerprint
 from mipo_ray.prompts.chat_check import ROWS_RENDERED, ChatCheck

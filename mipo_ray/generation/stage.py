@@ -7,8 +7,9 @@ import json
 
 import pyarrow as pa
 
+from mipo_ray.generation.engine import DEFAULT_SAMPLING
 from mipo_ray.generation.requests import check_dropped, condition_prompts
-from mipo_ray.generation.sampler import DEFAULT_SAMPLING, policy_engines, sample_responses
+from mipo_ray.generation.sampler import round_engines, sample_responses
 from mipo_ray.models.hub import model_commit
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.assemble import assemble_pairs, to_score
@@ -49,7 +50,7 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
     policy = stage.session.policy(round.before)
     filesystem = stage.run.arrow_filesystem()
     conditioned = condition_prompts(stage.session, round, prompts)
-    engines = policy_engines(config, policy, stage.session.resources)
+    engines = round_engines(stage.session, round.before)
     score = functools.partial(to_score, generation=config.generation, filters=config.filters)
 
     with resumed_context(stage.path(), filesystem, id_column="prompt_id"):

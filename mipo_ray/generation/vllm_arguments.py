@@ -18,7 +18,8 @@ class EngineSettings:
     """What the actors of a pool need to know of their model and of where they run; `max_model_len` is in tokens.
 
     engine_args: raw vLLM engine arguments of the configuration. chat: how conversations become token ids.
-    thought_marks: the configuration's `model.thought_marks`.
+    thought_marks: the configuration's `model.thought_marks`. probe_logprobs: what the engine must give for the probe
+    sequences, where the trainer noted it (nats; see `models.probes`).
     """
 
     model_path: str
@@ -30,6 +31,7 @@ class EngineSettings:
     engine_args: dict[str, Any]
     chat: ChatSettings
     thought_marks: tuple[tuple[str, str], ...] = ()
+    probe_logprobs: tuple[float, ...] | None = None
 
 
 def engine_settings(config: Config, model_path: str, resources: Resources) -> EngineSettings:

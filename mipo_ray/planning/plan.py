@@ -12,6 +12,7 @@ from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tas
 from mipo_ray.models.source import check_embedding_model, check_model, check_policy_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.chat import check_chats
+from mipo_ray.planning.lifetime import Lifetime, engine_lifetime
 from mipo_ray.planning.token_counts import TokenCounts
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
@@ -66,6 +67,7 @@ class Plan(Inputs):
 
     resources: Resources
     nodes: Sequence[Node] | None
+    lifetime: Lifetime
 
 
 def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) -> Inputs:
@@ -103,7 +105,8 @@ def make_plan(inputs: Inputs, nodes: Sequence[Node], *, are_all: bool = True) ->
     resources = resolve(inputs.config, total(nodes))
     known = nodes if are_all else None
     check_resources(inputs.config, resources, total(nodes), known)
-    return Plan(**vars(inputs), resources=resources, nodes=known)
+    lifetime = engine_lifetime(inputs.config, resources, known)
+    return Plan(**vars(inputs), resources=resources, nodes=known, lifetime=lifetime)
 
 
 def measured_stages(config: Config, run: RunDirectory, round: Round, tasks: Sequence[CheckedTask]) -> list[str]:

@@ -50,6 +50,15 @@ def map_actors(
     )
 
 
+def map_clients(
+    dataset: ray.data.Dataset, actor_class: type, arguments: tuple[Any, ...], *, pool: ActorPoolStrategy
+) -> ray.data.Dataset:
+    """Sends every block through an actor of a pool that reserves nothing, as the work is done in other actors; lazy."""
+    return dataset.map_batches(
+        actor_class, fn_constructor_args=arguments, batch_format="pyarrow", batch_size=None, compute=pool, num_cpus=0
+    )
+
+
 def named(dataset: ray.data.Dataset, name: str) -> ray.data.Dataset:
     """The dataset under a name: what the Ray dashboard's Data page and Ray Data's own metrics call it."""
     dataset.set_name(name)
@@ -80,11 +89,12 @@ def resumed_context(directory: str, filesystem: pyarrow.fs.FileSystem, id_column
         yield context
 
 
-def engine_pool(pool: EnginePoolConfig) -> ActorPoolStrategy:
-    """An autoscaling pool of engine actors, each of which works on several blocks at the same time."""
+def engine_pool(pool: EnginePoolConfig, request: Request) -> ActorPoolStrategy:
+    """An autoscaling pool of as many actors as `request` says, each of which works on several blocks at the same
+    time."""
     return ActorPoolStrategy(
-        min_size=pool.min_size,
-        max_size=pool.max_size,
+        min_size=request.fewest,
+        max_size=request.most,
         max_tasks_in_flight_per_actor=2 * pool.batches_in_flight,
         max_concurrent_calls_per_actor=pool.batches_in_flight,
     )

@@ -33,17 +33,21 @@ class PoolWaitTimeoutError(WaitTimeoutError, ExecutionTimeoutError):
 
 
 class WatchActors(ExecutionCallback):
-    """Watches the actor pool of a Ray Data execution; `on_execution_step` raises WaitTimeoutError, which ends it."""
+    """Watches the actor pool of a Ray Data execution; `on_execution_step` raises WaitTimeoutError, which ends it.
 
-    def __init__(self, request: Request, limit_minutes: float) -> None:
+    waited_for: the class of the actors that need nodes, where those of the pool are clients of them; None: the pool's.
+    """
+
+    def __init__(self, request: Request, limit_minutes: float, waited_for: str | None = None) -> None:
         self._wait = Wait(request, limit_minutes)
+        self._waited_for = waited_for
         self._next_look = 0.0
 
     def on_execution_step(self, executor: Any) -> None:
         if time.monotonic() < self._next_look:
             return
         pools = [pool for operator in executor._topology for pool in operator.get_autoscaling_actor_pools()]
-        names = {pool.map_worker_cls_name for pool in pools}
+        names = {self._waited_for or pool.map_worker_cls_name for pool in pools}
         # A pool that has done its work gets smaller and waits for nothing. Of those that it has not yet, some have a
         # node and load their weights.
         waits = any(pool.num_pending_actors() or pool.num_restarting_actors() for pool in pools)
@@ -55,9 +59,12 @@ class WatchActors(ExecutionCallback):
         self._next_look = time.monotonic() + LOOK_SECONDS  # of its end: without an answer a look takes some seconds
 
 
-def watch_actors(dataset: ray.data.Dataset, request: Request, limit_minutes: float) -> None:
-    """Makes the execution of `dataset`, whose actor pool is `request`, tell of waits and end when one is too long."""
-    watch: Any = partial(WatchActors, request, limit_minutes)  # Ray Data makes one for each execution
+def watch_actors(
+    dataset: ray.data.Dataset, request: Request, limit_minutes: float, waited_for: str | None = None
+) -> None:
+    """Makes the execution of `dataset`, whose actors are `request`, tell of waits and end when one is too long; see
+    `WatchActors`."""
+    watch: Any = partial(WatchActors, request, limit_minutes, waited_for)  # Ray Data makes one for each execution
     dataset.context.custom_execution_callback_classes.append(watch)
 
 

@@ -51,6 +51,9 @@ class TrainSummary:
     """Of the last step."""
     seconds: float
     """From the loading of the models to the finished export, since the last start."""
+    probe_logprobs: list[float] | None = optional()
+    """What the policy gives for the probe sequences (`models.probes`), nats: by these an engine proves that it holds
+    it."""
 
 
 @dataclass(frozen=True, kw_only=True)

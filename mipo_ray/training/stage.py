@@ -40,7 +40,7 @@ def train(session: Session, round: Round, only: frozenset[str] | None = None) ->
         facts = TrainFacts(
             summary=summary,
             reference=models.reference if config.train.needs_reference else None,
-            gpus=most_gpus(worker_request(config, session.resources)),
+            gpus=most_gpus(worker_request(config, session.resources)) + session.kept_gpus,
             pair_set=None if only is None else pair_set_hash(only),
         )
         manifest = report.commit(stage, facts)

@@ -31,6 +31,7 @@ from mipo_ray.training.checkpoint import Checkpoints, Progress, load_checkpoint,
 from mipo_ray.training.deepspeed_engine import join_process_group, policy_and_reference, quiet_libraries
 from mipo_ray.training.export import export_policy
 from mipo_ray.training.layout import Pair, read_pairs
+from mipo_ray.training.probes import policy_probe_logprobs
 from mipo_ray.training.schedule import learning_rate_at
 from mipo_ray.training.step import optimizer_step
 
@@ -130,6 +131,7 @@ def train_round(
                     save_checkpoint(engine, Path(shard), progress)
                     checkpoints.publish(Path(shard), progress.steps)
 
+    probe_logprobs = policy_probe_logprobs(engine, train.layout)
     export_policy(engine, settings.policy_dir, settings.output_dir)
     return TrainSummary(
         steps=total_steps,
@@ -138,6 +140,7 @@ def train_round(
         first_loss=progress.first_loss,
         last_loss=progress.last_loss,
         seconds=time.perf_counter() - started,
+        probe_logprobs=probe_logprobs,
     )
 
 

@@ -15,8 +15,9 @@ import pytest
 import ray.data
 
 from mipo_ray.config.recipe import load_config
+from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS
 from mipo_ray.generation.rendering import load_tokenizer, render_prompts
-from mipo_ray.generation.sampler import DEFAULT_SAMPLING, REQUESTS, policy_engines, sample_responses
+from mipo_ray.generation.sampler import policy_engines, sample_responses
 from mipo_ray.monitoring.events import recording
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.storage.rounds import Round

@@ -36,8 +36,9 @@ from mipo_ray.evaluation.held_out.matrix import (
     render_matrix,
 )
 from mipo_ray.evaluation.held_out.scorer import SAMPLER_LOGPROB, SCORING_COLUMNS, Scorer, ScorerSettings
+from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS
 from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
-from mipo_ray.generation.sampler import DEFAULT_SAMPLING, REQUESTS, policy_engines, sample_responses
+from mipo_ray.generation.sampler import round_engines, sample_responses
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import TOKEN_IDS
@@ -92,7 +93,7 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
     with ordered_context():
         rows = map_blocks(rows, _answer_requests, config=config, with_rejected=round.is_base)
         rows = rows.repartition(target_num_rows_per_block=8)  # several blocks in flight, several engines at work
-        engines = policy_engines(config, policy, session.resources)
+        engines = round_engines(session, round)
         sampled = sample_responses(rows, engines, {DEFAULT_SAMPLING: config.generation.sampling}, stage.events)
         answers = map_blocks(
             sampled,

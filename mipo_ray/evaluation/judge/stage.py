@@ -35,7 +35,8 @@ from mipo_ray.evaluation.judge.scores import (
     pointwise_metrics,
 )
 from mipo_ray.evaluation.judge.verdicts import pairwise_verdict, pointwise_rating
-from mipo_ray.generation.sampler import DEFAULT_SAMPLING, Engines, sample_responses
+from mipo_ray.generation.engine import DEFAULT_SAMPLING
+from mipo_ray.generation.sampler import Engines, sample_responses
 from mipo_ray.generation.vllm_arguments import EngineSettings
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress

@@ -17,18 +17,16 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 
-from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.significance import Measured, mean_entry, share_entry
 from mipo_ray.evaluation.tasks.task import Task, extract, verdict
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_window
 from mipo_ray.evaluation.tasks.task_requests import request_files
-from mipo_ray.generation.sampler import Engines, policy_engines, sample_responses
+from mipo_ray.generation.sampler import Engines, round_engines, sample_responses
 from mipo_ray.measures import TASKS
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.prompts.files import commit_of
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
-from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.entries import Entries, Evaluated
@@ -176,7 +174,7 @@ def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
         files = [file for task in tasks for file in request_files(run, task.name)]
         rows = read_rows(files, filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
-        engines = task_engines(session.config, session.policy(round), session.resources)
+        engines = task_engines(session, round)
         answered = sample_responses(rows, engines, sampling, stage.events, options_to_score)
         examples = map_blocks(answered, examples_of, tasks={task.name: task.task for task in tasks})
         with progress(stage.events, "generated", "rows", f"{round.label}  tasks   ", total=total):
@@ -184,10 +182,10 @@ def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
     return directory
 
 
-def task_engines(config: Config, policy: str, resources: Resources) -> Engines:
+def task_engines(session: Session, round: Round) -> Engines:
     """The engines of a policy with the tasks' window in the place of the run's own."""
-    engines = policy_engines(config, policy, resources)
-    return replace(engines, settings=replace(engines.settings, max_model_len=task_window(config)))
+    engines = round_engines(session, round)
+    return replace(engines, settings=replace(engines.settings, max_model_len=task_window(session.config)))
 
 
 def options_to_score(block: pa.Table) -> list[list[dict[str, Any]]]:

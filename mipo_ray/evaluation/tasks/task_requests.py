@@ -16,8 +16,8 @@ import pyarrow.parquet
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.tasks.task_check import TASK_WINDOW, CheckedTask, task_window
+from mipo_ray.generation.engine import REQUESTS
 from mipo_ray.generation.rendering import check_length, load_tokenizer, render_prompts, render_text, text_token_ids
-from mipo_ray.generation.sampler import REQUESTS
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.prompts.rows import MESSAGES
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context

@@ -258,7 +258,7 @@ def _places(node: dict[str, Any], gpus: float | None) -> float:
 
 def test_the_demo_is_the_demo(tmp_path: Path) -> None:
     def shared(config: Config) -> dict[str, Any]:
-        placed = {"generation": {"pool": {"label_selector"}}, "train": {"label_selector"}}
+        placed = {"generation": {"pool": {"label_selector", "lifetime"}}, "train": {"label_selector"}}
         return config.model_dump(exclude={"run_dir": True, "ray": True, **placed})
 
     assert shared(load_config(carried_recipe("overlays/cpu-demo", tmp_path))) == shared(load_config(DEMO_RECIPE))

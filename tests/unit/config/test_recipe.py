@@ -29,6 +29,7 @@ EXECUTION_ONLY = {
     "trackers",
     "generation.pool.min_size",
     "generation.pool.max_size",
+    "generation.pool.lifetime",
     "generation.pool.tensor_parallel_size",
     "generation.pool.gpus_per_engine",
     "generation.pool.cpus_per_engine",
@@ -140,6 +141,7 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluate.tasks": {"gsm8k": {"limit": 5}},
     "evaluate.task_max_model_len": 2048,
     "ray.address": "auto",
+    "generation.pool.lifetime": "stage",
     "ray.num_cpus": 9,
 }
 

@@ -1,0 +1,173 @@
+"""One vLLM engine of one model: it samples responses to token ids, and scores given responses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from mipo_ray.config.generation import SamplingConfig
+from mipo_ray.generation.rendering import load_tokenizer
+from mipo_ray.generation.thinking import thought_reader
+from mipo_ray.generation.turn_tokens import turn_tokens
+from mipo_ray.generation.vllm_arguments import EngineSettings, engine_arguments, set_environment, stat_loggers
+from mipo_ray.generation.weight_swap import EXTENSION
+from mipo_ray.models.probes import probes
+from mipo_ray.pairs.schema import RESPONSES, TOKEN_IDS
+
+# `sampling` names the parameters of a request among those of the pool; null, or absent in files of earlier versions:
+# DEFAULT_SAMPLING.
+REQUESTS = pa.list_(pa.struct([("prompt_token_ids", TOKEN_IDS), ("seed", pa.int64()), ("sampling", pa.string())]))
+DEFAULT_SAMPLING = "generation"
+
+Sampling = Mapping[str, SamplingConfig]
+
+
+class Engine:
+    """A vLLM engine that works on any number of requests at the same time.
+
+    The log-prob of a response is the model's own (temperature 1, before top-p), summed over its tokens, in nats. A
+    response that stopped keeps its end token; one cut at the limit has none. The token by which the chat template ends
+    a turn is an end token too, whatever the model's files say.
+    """
+
+    def __init__(self, settings: EngineSettings, *, takes_weights: bool = False):
+        """Starts the engine. takes_weights: whether `load` will be called."""
+        set_environment(settings.on_gpu)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from mipo_ray.models.source import local_model_directory
+
+        model = local_model_directory(settings.model_path, trust_remote_code=settings.trust_remote_code)
+        arguments = engine_arguments(model, settings) | {
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",  # sampling comes from the run's configuration alone
+        }
+        if takes_weights:
+            arguments["worker_extension_cls"] = EXTENSION
+        # A run's policies have one tokenizer and one chat template: the export copies them.
+        tokenizer = load_tokenizer(settings.model_path, settings.trust_remote_code)
+        self._turn_tokens = turn_tokens(tokenizer, model, settings.chat)
+        self._thoughts = thought_reader(tokenizer, settings.thought_marks)
+        self._trust_remote_code = settings.trust_remote_code
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**{**arguments, **settings.engine_args}), stat_loggers=stat_loggers()
+        )
+        self._request_count = 0
+
+    async def respond(self, requests: pa.ChunkedArray, sampling: Sampling) -> pa.Array:
+        """The responses (pairs.RESPONSES) to every row's requests (REQUESTS).
+
+        sampling: parameters by the name that requests give; those of DEFAULT_SAMPLING where they give none.
+        """
+
+        async def respond(request: dict[str, Any]) -> dict[str, Any]:
+            return await self._respond(request, sampling[request.get("sampling") or DEFAULT_SAMPLING])
+
+        return pa.array(await _gather_rows(respond, requests.to_pylist()), type=RESPONSES)
+
+    async def score(self, rows: list[list[dict[str, Any]]], window: int) -> list[list[dict[str, Any]]]:
+        """Log-probs of given responses under given prompts (pairs.SCORES, as `assemble.to_score` asks for them); null
+        where both together fill `window` tokens."""
+
+        async def score(wanted: dict[str, Any]) -> dict[str, Any]:
+            prompt, response = wanted["prompt_token_ids"], wanted["response_token_ids"]
+            fits = len(prompt) + len(response) < window
+            logprob = await self._logprob(prompt, response) if fits else None
+            return {"sample": wanted["sample"], "negative": wanted["negative"], "logprob": logprob}
+
+        return await _gather_rows(score, rows)
+
+    async def probe(self) -> list[float]:
+        """The log-probs of the probe sequences, in nats (see `models.probes`)."""
+        vocabulary = self._engine.model_config.get_vocab_size()
+        scored = [self._logprob(one.prompt.tolist(), one.response.tolist()) for one in probes(vocabulary)]
+        return list(await asyncio.gather(*scored))
+
+    async def load(self, model_path: str) -> None:
+        """Puts the weights of another policy of the same run in place of those that are here; no request may be under
+        way. Nothing says whether it worked: ask for `probe`."""
+        from mipo_ray.models.source import local_model_directory
+
+        model = local_model_directory(model_path, trust_remote_code=self._trust_remote_code)
+        await self._engine.collective_rpc("swap_weights", args=(model,))
+
+    async def forget_prompts(self) -> None:
+        """Empties the prefix cache: what it holds was computed with other weights, or by another stage, whose responses
+        should be what a fresh engine gives."""
+        if not await self._engine.reset_prefix_cache():
+            raise RuntimeError("the engine kept its prefix cache: expected no request under way")
+
+    def shutdown(self) -> None:
+        """Ends the engine's processes."""
+        self._engine.shutdown()
+
+    async def _respond(self, request: dict[str, Any], sampling: SamplingConfig) -> dict[str, Any]:
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            min_tokens=sampling.min_tokens,
+            seed=request["seed"],
+            stop_token_ids=list(self._turn_tokens.added),
+            logprobs=0,
+        )
+        output = await self._run(request["prompt_token_ids"], parameters)
+        final = output.outputs[0]
+        token_ids = list(final.token_ids)
+        text, answer_tokens = self._thoughts.read(
+            request["prompt_token_ids"], token_ids, final.text, stopped=final.finish_reason == "stop"
+        )
+        return {
+            "token_ids": token_ids,
+            "text": text,
+            "answer_tokens": answer_tokens,
+            "finish_reason": final.finish_reason,
+            "logprob": final.cumulative_logprob,
+            "prompt_tokens": len(request["prompt_token_ids"]),
+            "cached_tokens": output.num_cached_tokens or 0,
+            "control_tokens": self._turn_tokens.inside(final.token_ids),
+        }
+
+    async def _logprob(self, prompt: list[int], response: list[int]) -> float:
+        """log p(response | prompt), in nats."""
+        from vllm import SamplingParams
+
+        token_ids = [*prompt, *response]
+        # The engine scores prompts only while it generates: one token, which is thrown away.
+        output = await self._run(token_ids, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0))
+        scored = list(zip(token_ids, output.prompt_logprobs, strict=True))[len(prompt) :]
+        return float(sum(candidates[token].logprob for token, candidates in scored))
+
+    async def _run(self, token_ids: list[int], parameters: Any) -> Any:
+        """The engine's finished output of one request."""
+        from vllm.inputs import TokensPrompt
+
+        self._request_count += 1
+        prompt = TokensPrompt(prompt_token_ids=token_ids)
+        async for output in self._engine.generate(prompt, parameters, str(self._request_count)):
+            final = output
+        return final
+
+    def __del__(self) -> None:
+        # Without it the engine's process outlives the pool and reports that its client died.
+        if (engine := getattr(self, "_engine", None)) is not None:
+            engine.shutdown()
+
+
+def engine_death(name: str, error: Exception) -> dict[str, Any]:
+    """The event of an engine that died in the actor `name`."""
+    return {"event": "engine_death", "engine": name, "engine_deaths": 1, "error": str(error)}
+
+
+async def _gather_rows(
+    function: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]], rows: list[list[dict[str, Any]]]
+) -> list[list[dict[str, Any]]]:
+    """`function` of every item of every row, all of them under way at the same time."""
+    return await asyncio.gather(*(asyncio.gather(*(function(item) for item in row)) for row in rows))

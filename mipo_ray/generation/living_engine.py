@@ -1,0 +1,181 @@
+"""An engine that outlives the stages of a run: a Ray actor that takes each new policy's weights and proves it.
+
+An actor pool of Ray Data ends with its execution, and the engines in it. Here the pool's actors are the engines'
+clients (`sampler.Sampler`), and these actors keep the engines. See `ray_cluster.living` for whose each one is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from mipo_ray.config.schema import Config
+from mipo_ray.errors import brief
+from mipo_ray.generation.engine import Engine, Sampling, engine_death
+from mipo_ray.generation.vllm_arguments import EngineSettings, is_dead_engine
+from mipo_ray.monitoring.events import Events
+from mipo_ray.ray_cluster.living import LivingActors
+from mipo_ray.ray_cluster.resources import Resources, engine_request
+from mipo_ray.terminal import say_error
+
+# How far an engine's log-prob of a probe (16 random tokens, some -200 nats) may be from the trainer's, in nats. With
+# the 135M model on a CPU it was 0.0001 in float32, 0.67 in bfloat16. One projection of one layer set to zero changes
+# three of the four by 1.2 to 25 nats; what vLLM's own reload leaves on a CPU is wrong by 0.6 to 0.8.
+PROBE_BOUNDS = {"float32": 1e-3, "bfloat16": 1.0}
+GPU_FLOAT32_FACTOR = 10  # products may be TF32 there
+
+
+@contextlib.contextmanager
+def engines_of_run(config: Config, resources: Resources, most: int) -> Iterator[LivingActors | None]:
+    """The engines that outlive the stages of a run, until the block ends; a stage with much to do may have `most` of
+    them for its time. None for a `most` of 0: every stage starts its own."""
+    if not most:
+        yield None
+        return
+    request = replace(engine_request(config, resources), most=most)
+    living = LivingActors(LivingEngine, (max(config.windows.values()),), request)
+    try:
+        yield living
+    finally:
+        living.end()
+
+
+class WrongWeights(RuntimeError):
+    """An engine does not hold the policy that it was told to."""
+
+
+class LivingEngine:
+    """A Ray actor with one engine, which it starts when it is first told what to hold.
+
+    `window` is that of the engine, in tokens: the longest that any stage of the run asks for.
+    """
+
+    def __init__(self, window: int):
+        self._window = window
+        self._engine: Engine | None = None
+        self._held: EngineSettings | None = None
+        self._events: Events | None = None
+        # The beginning of the actor's id, by which the Ray dashboard finds it.
+        self._name = str(ray.get_runtime_context().get_actor_id())[:8]
+
+    async def hold(self, settings: EngineSettings, events: Events) -> None:
+        """Makes the engine one of this policy, with an empty prefix cache; a new one where it cannot take the weights.
+
+        Raises WrongWeights where a new engine, too, is not the policy that the trainer exported.
+        """
+        self._events = events
+        wanted = replace(settings, max_model_len=self._window)
+        # Of a policy of an earlier version nothing could be proven: it gets an engine of its own.
+        if self._held is None or not takes_weights_of(self._held, wanted):
+            await self._start(wanted)
+        else:
+            try:
+                await self._take(wanted)
+            except Exception as error:  # whatever vLLM raises: what is left may be neither policy, or no engine at all
+                self._emit({"event": "weight_swap_failure", "weight_swap_failures": 1, "error": str(error)})
+                say_error(
+                    f"warning: engine {self._name} did not take the weights of {wanted.model_path}, and is started "
+                    f"anew: {type(error).__name__}: {brief(str(error))}"
+                )
+                await self._start(wanted)
+
+    async def respond(self, requests: pa.ChunkedArray, sampling: Sampling) -> pa.Array:
+        """See `Engine.respond`."""
+        assert self._engine is not None
+        try:
+            return await self._engine.respond(requests, sampling)
+        except Exception as error:
+            raise self._end_if_dead(error) from None
+
+    async def score(self, rows: list[list[dict[str, Any]]], window: int) -> list[list[dict[str, Any]]]:
+        """See `Engine.score`."""
+        assert self._engine is not None
+        try:
+            return await self._engine.score(rows, window)
+        except Exception as error:
+            raise self._end_if_dead(error) from None
+
+    async def close(self) -> None:
+        """Ends the engine's processes; the actor itself is the owner's to end."""
+        if self._engine is not None:
+            self._engine.shutdown()
+        self._engine = self._held = None
+
+    async def _start(self, wanted: EngineSettings) -> None:
+        await self.close()
+        started = time.monotonic()
+        self._engine = Engine(wanted, takes_weights=True)
+        seconds = time.monotonic() - started
+        self._emit({"event": "engine_start", "engine_starts": 1, "engine_start_seconds": seconds})
+        await self._prove(wanted)
+
+    async def _take(self, wanted: EngineSettings) -> None:
+        """Loads the weights into the engine that is here, unless it holds them."""
+        assert self._engine is not None
+        started = time.monotonic()
+        await self._engine.forget_prompts()
+        if wanted == self._held:
+            return
+        await self._engine.load(wanted.model_path)
+        await self._prove(wanted)
+        seconds = time.monotonic() - started
+        self._emit({"event": "weight_swap", "weight_swaps": 1, "weight_swap_seconds": seconds})
+
+    async def _prove(self, wanted: EngineSettings) -> None:
+        """Raises WrongWeights where the engine's log-probs of the probes are not those of the trainer at export."""
+        assert self._engine is not None
+        if wanted.probe_logprobs is not None:
+            check_probes(wanted, await self._engine.probe())
+            await self._engine.forget_prompts()
+        self._held = wanted
+
+    def _end_if_dead(self, error: Exception) -> Exception:
+        """The error, to be raised; where the engine's process is gone this process ends, and Ray starts a new one."""
+        if is_dead_engine(error):
+            if self._events is not None:
+                self._events.emit_and_wait(engine_death(self._name, error))
+            os._exit(1)
+        return error
+
+    def _emit(self, event: dict[str, Any]) -> None:
+        if self._events is not None:
+            self._events.emit({**event, "engine": self._name})
+
+
+def takes_weights_of(held: EngineSettings, wanted: EngineSettings) -> bool:
+    """Whether an engine of one policy can become one of the other: they are one, or they differ in their weights alone
+    and the trainer noted by what to prove the change."""
+    if wanted == held:
+        return True
+    if wanted.probe_logprobs is None:
+        return False
+    return replace(held, model_path="", probe_logprobs=None) == replace(wanted, model_path="", probe_logprobs=None)
+
+
+def check_probes(settings: EngineSettings, found: Sequence[float]) -> None:
+    """Raises WrongWeights where most of an engine's log-probs of the probes are not the trainer's.
+
+    Most, and not one: where a router chooses between experts, rounding alone may send a token elsewhere. Wrong weights
+    change all of them.
+    """
+    expected = settings.probe_logprobs or ()
+    bound = PROBE_BOUNDS[settings.dtype]
+    if settings.on_gpu and settings.dtype == "float32":
+        bound *= GPU_FLOAT32_FACTOR
+    differences = [abs(one - other) for one, other in zip(found, expected, strict=True)]
+    # Written so that a difference that is no number counts.
+    beyond = [difference for difference in differences if not difference <= bound]
+    if 2 * len(beyond) > len(differences):
+        by_engine, by_trainer = (", ".join(f"{value:.3f}" for value in values) for values in (found, expected))
+        raise WrongWeights(
+            f"{settings.model_path}: an engine gives the probe sequences log-probs of {by_engine}, the trainer gave "
+            f"{by_trainer} when it exported the policy (nats; expected at most {bound:g} between them in "
+            f"{settings.dtype})"
+        )
