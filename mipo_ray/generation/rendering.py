@@ -1,26 +1,24 @@
-"""Chat messages -> prompt token ids, by the model's own chat template."""
+"""Chat messages -> prompt token ids, by the model's own chat template.
+
+The template is rendered within limits (`models.chat_template`), and its text becomes tokens here. That makes the token
+ids of transformers' `apply_chat_template`, which would render the template in this process, where nothing limits it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
 
 from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.errors import UserError
-from mipo_ray.models.chat_template import ChatTemplate, ChatTemplateError
+from mipo_ray.models.chat_template import ChatTemplate, ChatTemplateError, TemplateTooCostly
 from mipo_ray.prompts.chat_check import refuse_control_tokens
-from mipo_ray.text.dates import DATE_STRING, date_of
 
 DROP_HINT = ", or set filters.drop_too_long=true"
-
-# What a template may ask of `strftime_now`.
-_DATE_FIELDS = [f"%{flag}{letter}" for flag in "-_" for letter in "demHIMSj"]
-_DATE_FIELDS += [f"%{letter}" for letter in "aAbBcCdDeFgGhHIjklmMnprRsStTuUVwWxXyYzZ"]
 
 
 class PromptTooLongError(UserError):
@@ -45,14 +43,20 @@ def render_prompts(
 
     A control token that stands in a message is tokenised as text, or refused with a UserError, as `chat` says: only
     those that the template writes are control tokens. Raises ChatTemplateError where the template refuses a
-    conversation.
+    conversation, and TemplateTooCostly where it takes more time or memory than it may.
     """
-    return [_render(tokenizer, messages, chat, tokenize=True) for messages in conversations]
+    renderer = _Renderer(tokenizer, chat)
+    return [renderer.token_ids(messages) for messages in conversations]
 
 
 def render_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], chat: ChatSettings) -> str:
-    """A conversation as the model sees it up to the point where its answer begins, as text."""
-    return str(_render(tokenizer, messages, chat, tokenize=False))
+    """A conversation as the model sees it up to the point where its answer begins, as text; raises the same."""
+    return _Renderer(tokenizer, chat).text(messages)
+
+
+def render_turns(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation whose answer is its last message, as text; raises the same."""
+    return _Renderer(tokenizer, ChatSettings({})).text(messages, add_generation_prompt=False)
 
 
 def text_token_ids(tokenizer: Any, text: str) -> list[int]:
@@ -100,68 +104,126 @@ def control_tokens(tokenizer: Any) -> tuple[str, ...]:
     )
 
 
-def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]], chat: ChatSettings, *, tokenize: bool) -> Any:
-    copies = [dict(message) for message in messages]
-    options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": tokenize, "return_dict": False}
-    options |= _template_options(tokenizer, chat)
-    quoted = control_tokens(tokenizer)
-    if tokenize and any(token in message["content"] for token in quoted for message in copies):
-        if chat.control_tokens == "refuse":
+class _Renderer:
+    """Renders conversations for one tokenizer: by its chat template within limits, or by other means that it has."""
+
+    def __init__(self, tokenizer: Any, chat: ChatSettings) -> None:
+        self._tokenizer = tokenizer
+        self._chat = chat
+        self._template = _limited_template(tokenizer)
+
+    def text(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """The text of a conversation, in which control tokens look the same whoever wrote them."""
+        with _refusals_told(messages):
+            if self._template is None:
+                return str(self._by_other_means(messages, add_generation_prompt=add_generation_prompt, tokenize=False))
+            return self._template.render(messages, self._chat.arguments, add_generation_prompt=add_generation_prompt)
+
+    def token_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The token ids of a conversation; raises UserError where it has control tokens and these are refused."""
+        copies = [dict(message) for message in messages]
+        quotes = any(token in message["content"] for token in self._quoted for message in copies)
+        if quotes and self._chat.control_tokens == "refuse":
             for message in copies:
-                refuse_control_tokens(f"prompt {copies[-1]['content']!r:.60}", message, quoted)
-        options["sanitize_control_tokens"] = True
-    refuse_costly_template(tokenizer, copies, chat.arguments, add_generation_prompt=True)
+                refuse_control_tokens(_begun(copies), message, self._quoted)
+        options = {"sanitize_control_tokens": True} if quotes else {}
+        with _refusals_told(copies):
+            if self._template is None:
+                token_ids: list[int] = self._by_other_means(
+                    copies, add_generation_prompt=True, tokenize=True, **options
+                )
+                return token_ids
+            arguments = self._chat.arguments
+            if quotes:
+                copies, arguments = self._marked(copies), self._marked(arguments)
+            text = self._template.render(copies, arguments)
+            return list(self._tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+
+    @functools.cached_property
+    def _quoted(self) -> tuple[str, ...]:
+        """What is text where a message holds it, and a control token where the template writes it."""
+        written = () if self._template is None else _written_tokens(self._tokenizer, self._template.text)
+        return tuple(dict.fromkeys((*control_tokens(self._tokenizer), *written)))
+
+    def _marked(self, values: Any) -> Any:
+        """Messages or arguments, the control tokens in them marked, so that the tokenizer knows them as text."""
+        from transformers.utils.chat_template_utils import _get_control_token_patterns, mark_control_tokens
+
+        assert self._template is not None
+        if isinstance(values, Mapping):  # a day with marks is none
+            return {name: value if name == "date_string" else self._marked(value) for name, value in values.items()}
+        pattern, _ = _get_control_token_patterns(_written_tokens(self._tokenizer, self._template.text))
+        return mark_control_tokens(values, pattern)
+
+    def _by_other_means(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
+        arguments = dict(self._chat.arguments)
+        if "date_string" not in (_template_text(self._tokenizer) or ""):
+            arguments.pop("date_string", None)  # not every tokenizer takes arguments that its template does not know
+        copies = [dict(message) for message in messages]
+        return self._tokenizer.apply_chat_template(copies, return_dict=False, **options, **arguments)
+
+
+@contextlib.contextmanager
+def _refusals_told(messages: Sequence[Mapping[str, str]]) -> Iterator[None]:
+    """Raises ChatTemplateError, which names the conversation, for what a template or a tokenizer raises."""
     try:
-        return tokenizer.apply_chat_template(copies, **options)
+        yield
+    except TemplateTooCostly:
+        raise
     except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        roles = ", ".join(message["role"] for message in copies)
+        said = str(error) if isinstance(error, ChatTemplateError) else f"{type(error).__name__}: {error}"
+        roles = ", ".join(message["role"] for message in messages)
         raise ChatTemplateError(
-            f"prompt {copies[-1]['content']!r:.60}: the chat template refuses a conversation of {roles}: "
-            f"{type(error).__name__}: {error}"
+            f"{_begun(messages)}: the chat template refuses a conversation of {roles}: {said}"
         ) from error
 
 
-def refuse_costly_template(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any], *, add_generation_prompt: bool
-) -> None:
-    """Renders a conversation as the tokenizer is about to, in a process with limits of time and memory.
+def _begun(messages: Sequence[Mapping[str, str]]) -> str:
+    return f"prompt {messages[-1]['content']!r:.60}"
 
-    Raises TemplateTooCostly where the template passes them. What else it may raise, the tokenizer raises as well.
+
+def _limited_template(tokenizer: Any) -> ChatTemplate | None:
+    """The template that is rendered within limits; None for a tokenizer that renders by code of its own class.
+
+    Such a class is one of transformers, or the model's own, whose code is trusted (`model.trust_remote_code`).
     """
-    template = chat_template_of(
-        tokenizer, f"the chat template of {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__}"
+    template = chat_template_of(tokenizer, _shown(tokenizer))
+    if template is None:
+        return None
+    from transformers import PreTrainedTokenizerBase
+
+    own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+    return None if own else template
+
+
+def _shown(tokenizer: Any) -> str:
+    return f"the chat template of {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__}"
+
+
+@functools.lru_cache(maxsize=4)
+def _written_tokens(tokenizer: Any, template: str) -> tuple[str, ...]:
+    """The control tokens that transformers tells apart from the same text in a message (`sanitize_control_tokens`).
+
+    They are the special tokens, and those that the tokenizer's files name or else that stand in the template's texts.
+    """
+    named = getattr(tokenizer, "chat_control_tokens", None)
+    if named is None:
+        literals = "\0".join(_literals(_shown(tokenizer), template))
+        named = [token for token in tokenizer.added_tokens_encoder if token in literals and not token.isspace()]
+    return tuple(
+        token.content for token in tokenizer.added_tokens_decoder.values() if token.special or token.content in named
     )
-    if template is not None:
-        with contextlib.suppress(ChatTemplateError):
-            template.render(messages, arguments, add_generation_prompt=add_generation_prompt)
+
+
+def _literals(shown: str, template: str) -> frozenset[str]:
+    try:
+        return ChatTemplate(shown, template, {}, ()).literals
+    except ChatTemplateError:
+        return frozenset()  # it does not compile, which the first conversation is told
 
 
 def _template_text(tokenizer: Any) -> str | None:
     return tokenizer.get_chat_template() if getattr(tokenizer, "chat_template", None) else None
-
-
-def _template_options(tokenizer: Any, chat: ChatSettings) -> dict[str, Any]:
-    """What `apply_chat_template` is given beside the messages: the arguments, and a template without a clock."""
-    template = _template_text(tokenizer)
-    options = dict(chat.arguments)
-    if template is None or "date_string" not in template:
-        options.pop("date_string", None)  # not every tokenizer takes arguments that its template does not know
-    if template is not None and "strftime_now" in template:
-        options["chat_template"] = _without_clock(template, str(chat.arguments.get("date_string", DATE_STRING)))
-    return options
-
-
-@functools.lru_cache(maxsize=4)
-def _without_clock(template: str, date_string: str) -> str:
-    """The template with a `strftime_now` of its own, which hides the one that asks the clock."""
-    day = date_of(date_string)
-    fields = json.dumps([[field, day.strftime(field)] for field in _DATE_FIELDS])
-    return (
-        "{%- macro strftime_now(form) -%}{%- set told = namespace(text=form) -%}"
-        f"{{%- for field, value in {fields} -%}}{{%- set told.text = told.text.replace(field, value) -%}}"
-        "{%- endfor -%}{{- told.text -}}{%- endmacro %}\n"  # this line end is trimmed, as after every block
-        f"{template}"
-    )
 
 
 def fits(token_ids: Sequence[int], *, max_tokens: int, max_model_len: int) -> bool:

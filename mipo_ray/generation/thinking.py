@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mipo_ray.generation.rendering import refuse_costly_template
+from mipo_ray.generation.rendering import render_turns
+from mipo_ray.models.chat_template import TemplateTooCostly
 from mipo_ray.text.thoughts import (
     CLOSING,
     OPENING,
@@ -102,12 +103,13 @@ def thought_reader(tokenizer: Any, marks: Marks = ()) -> ThoughtReader:
 def template_marks(tokenizer: Any) -> Marks:
     """The marks that a chat template writes around the thoughts of a message, where they are none of the known ones."""
     thought, answer = _PROBES
-    message = {"role": "assistant", "content": answer, **dict.fromkeys(("reasoning_content", "thinking"), thought)}
-    conversation = [{"role": "user", "content": "?"}, message]
-    refuse_costly_template(tokenizer, conversation, {}, add_generation_prompt=False)
+    # The names and their order in which transformers gives thoughts to templates, some of which print whole messages.
+    message = {"thinking": thought, "role": "assistant", "content": answer, "reasoning_content": thought}
     try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False)
-    except Exception:  # a template is a program, and may refuse what it does not know
+        text = render_turns(tokenizer, [{"role": "user", "content": "?"}, message])
+    except TemplateTooCostly:
+        raise
+    except Exception:  # a tokenizer with means of its own is a program, and may refuse what it does not know
         return ()
     before, found, after = text.partition(thought)
     between, answered, _ = after.partition(answer)

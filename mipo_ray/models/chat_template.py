@@ -1,30 +1,26 @@
 """A model's chat template, read from its files and rendered with Jinja2 alone: no torch, no transformers.
 
-What a run tokenises is rendered by the tokenizer itself (`generation.rendering`); this is for the checks before
-anything starts, and renders the same text. Nothing that is rendered depends on the clock: `strftime_now`, which
-templates call for today's date, tells the day of the argument `date_string`.
+A template is a stranger's program. It is rendered nowhere but here, within the limits of `text.limited_templates`: for
+the checks before anything starts, and for the prompts of a run, whose tokens are those of this very text
+(`generation.rendering`). Nothing that is rendered depends on the clock: `strftime_now`, which templates call for
+today's date, tells the day of the argument `date_string`.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from mipo_ray.errors import UserError
+from mipo_ray.models.chat_environment import chat_environment
 from mipo_ray.models.directory import ModelDirectory, is_remote, local_path, open_directory, well_formed
 from mipo_ray.models.embedded import embedded_directory
 from mipo_ray.models.hub import downloaded
 from mipo_ray.models.source import EMBEDDED
-from mipo_ray.text.dates import DATE_STRING, date_of
-from mipo_ray.text.limited_templates import LimitPassed, TemplateFailed, render, variables_of
+from mipo_ray.text.dates import DATE_STRING
+from mipo_ray.text.limited_templates import LimitPassed, TemplateFailed, literals_of, render, variables_of
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -56,10 +52,16 @@ class ChatTemplate:
     def variables(self) -> frozenset[str]:
         """The variables that the template reads; raises UserError where it does not compile."""
         try:
-            return variables_of(_environment, (DATE_STRING,), self.text)
+            return variables_of(chat_environment, (DATE_STRING,), self.text)
         except TemplateFailed as error:
             where = self.shown if error.line is None else f"{self.shown}, line {error.line}"
             raise UserError(f"{where}: not a valid chat template: {error.message}") from None
+
+    @property
+    def literals(self) -> frozenset[str]:
+        """The texts that stand in the template: those between its tags, and string constants; raises as `render`."""
+        with self._errors_told():
+            return literals_of(chat_environment, (DATE_STRING,), self.text)
 
     def render(
         self,
@@ -73,17 +75,22 @@ class ChatTemplate:
 
         arguments: variables beside the messages (`prompts.template_arguments`).
         """
+        variables = {
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+            **self.special_tokens,
+            **arguments,
+        }
+        date_string = str(arguments.get("date_string", DATE_STRING))
+        with self._errors_told():
+            return render(chat_environment, (date_string,), self.text, variables)
+
+    @contextlib.contextmanager
+    def _errors_told(self) -> Iterator[None]:
         try:
-            variables = {
-                "messages": [dict(message) for message in messages],
-                "add_generation_prompt": add_generation_prompt,
-                "tools": None,
-                "documents": None,
-                **self.special_tokens,
-                **arguments,
-            }
-            date_string = str(arguments.get("date_string", DATE_STRING))
-            return render(_environment, (date_string,), self.text, variables)
+            yield
         except LimitPassed as error:
             raise TemplateTooCostly(f"{self.shown}: {error.shown}") from None
         except TemplateFailed as error:
@@ -181,37 +188,3 @@ def _added_tokens(directory: ModelDirectory, config: dict[str, Any]) -> dict[str
     if not is_remote(directory.shown):  # of a remote model this large file is not worth its download before the run
         listed += _read_json(directory, "tokenizer.json").get("added_tokens") or []
     return {_content(token): (int(token.get("id", -1)), bool(token.get("special"))) for token in listed}
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`: marks the assistant's own text for trainers; here it is a block like any other."""
-
-    tags = {"generation"}  # noqa: RUF012 (as Jinja2 declares it)
-
-    def parse(self, parser: Any) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
-
-
-@functools.lru_cache(maxsize=4)
-def _environment(date_string: str) -> ImmutableSandboxedEnvironment:
-    """What chat templates expect to find: the settings and functions that transformers gives them."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _as_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = functools.partial(_format_date, date_string)
-    return environment
-
-
-def _format_date(date_string: str, form: str) -> str:
-    return date_of(date_string).strftime(form)
-
-
-def _as_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, **{"ensure_ascii": False, "indent": indent, **options})
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)

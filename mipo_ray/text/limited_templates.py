@@ -4,7 +4,8 @@ Jinja2's sandbox keeps a template from the machine's files and from Python's ins
 10**10`, loops in loops, `center`, `indent` or a text that a loop doubles take all memory or never end, some of them
 when the template is compiled. There is no list of what to forbid that would be whole. A template that can do more than
 print values is therefore compiled and rendered by another process, one for each process that renders: it has a limit
-of memory, and a timer of the kernel ends it. One that prints values alone is rendered here, at no cost.
+of memory, and a timer of the kernel ends it. One that prints values alone is rendered here, at no cost, unless it is so
+long that looking at it would be one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ CPU_SECONDS = 5.0  # for one text; a conversation of 100 turns takes a thousandt
 WALL_SECONDS = 120.0  # where the process does not get a processor
 MEMORY_BYTES = 1 << 30  # beside what the process has when it starts
 MOST_CHARACTERS = 20_000_000  # of what is rendered
+LONGEST_READ_HERE = 100_000  # characters of a template; Jinja2 parses them in a second at most
 
 # What prints values, and chooses among them. Rendering it takes time and memory in proportion to template and values.
 _PLAIN = (
@@ -94,17 +96,28 @@ def render(environment: Environment, arguments: tuple[str, ...], text: str, vari
 
 def variables_of(environment: Environment, arguments: tuple[str, ...], text: str) -> frozenset[str]:
     """The variables that a template reads and does not set; raises as `render` does where it does not compile."""
+    return _found("variables", environment, arguments, text)
+
+
+def literals_of(environment: Environment, arguments: tuple[str, ...], text: str) -> frozenset[str]:
+    """The texts that stand in a template: between its tags, and as constants; raises as `variables_of`."""
+    return _found("literals", environment, arguments, text)
+
+
+def _found(kind: str, environment: Environment, arguments: tuple[str, ...], text: str) -> frozenset[str]:
     try:
         if _plain(environment, arguments, text) is not None:
-            return _undeclared(environment, arguments, text)
+            return _FINDERS[kind](environment(*arguments).parse(text))
     except Exception as error:
         raise _failed(error) from None
-    return frozenset(_process().ask(("variables", environment, arguments, text, {})))
+    return frozenset(_process().ask((kind, environment, arguments, text, {})))
 
 
 @functools.lru_cache(maxsize=16)
 def _plain(environment: Environment, arguments: tuple[str, ...], text: str) -> jinja2.Template | None:
     """The template, compiled in this process, where it does no more than print values."""
+    if len(text) > LONGEST_READ_HERE:
+        return None
     made = environment(*arguments)
     parsed = made.parse(text)
     nodes = [parsed, *parsed.find_all(jinja2.nodes.Node)]
@@ -124,9 +137,18 @@ def _joined(pieces: Iterable[str]) -> str:
     return "".join(kept)
 
 
-def _undeclared(environment: Environment, arguments: tuple[str, ...], text: str) -> frozenset[str]:
+def _variables(parsed: jinja2.nodes.Template) -> frozenset[str]:
     # This compiles the template once more: Jinja2 computes there what is constant.
-    return frozenset(jinja2.meta.find_undeclared_variables(environment(*arguments).parse(text)))
+    return frozenset(jinja2.meta.find_undeclared_variables(parsed))
+
+
+def _literals(parsed: jinja2.nodes.Template) -> frozenset[str]:
+    constants = [node.value for node in parsed.find_all(jinja2.nodes.Const)]
+    between = [node.data for node in parsed.find_all(jinja2.nodes.TemplateData)]
+    return frozenset(text for text in (*constants, *between) if isinstance(text, str))
+
+
+_FINDERS = {"variables": _variables, "literals": _literals}
 
 
 def _failed(error: Exception) -> TemplateFailed:
@@ -216,8 +238,8 @@ def serve() -> None:
 def _answer(kind: str, environment: Environment, arguments: tuple[str, ...], text: str, variables: Any) -> Any:
     try:
         template = _compiled(environment, arguments, text)
-        if kind == "variables":
-            return {"value": sorted(_undeclared(environment, arguments, text))}
+        if kind in _FINDERS:
+            return {"value": sorted(_FINDERS[kind](environment(*arguments).parse(text)))}
         rendered = _joined(template.generate(variables))
     except Exception as error:
         failed = _failed(error)

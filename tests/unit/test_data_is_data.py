@@ -26,12 +26,33 @@ UNPICKLES = {
     "pandas.read_pickle": None,
 }
 
+# What compiles or renders a template, and the modules that may: within limits, templates of this project, or where a
+# tokenizer's class does it by code of its own.
+TEMPLATES = {
+    "apply_chat_template": {"generation/rendering.py"},
+    "from_string": {"text/limited_templates.py", "comparison/tables.py"},
+    "get_template": {"report/page.py"},
+    "Template": set(),
+    "render_jinja_template": set(),
+    "_compile_jinja_template": set(),
+    "_cached_compile_jinja_template": set(),
+    "_get_control_tokens": set(),
+    "_get_template_literal_text": set(),
+}
+
 
 def uses(source: str) -> Iterator[str]:
     """Every dotted name that a module reads."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             yield f"{node.value.id}.{node.attr}"
+
+
+def calls(source: str) -> Iterator[str]:
+    """The last name of everything that a module calls."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            yield node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
 
 
 def loads_of_models(source: str) -> Iterator[set[str]]:
@@ -69,6 +90,15 @@ def test_weights_are_safetensors() -> None:
     calls = [(path, keywords) for path in modules() for keywords in loads_of_models(path.read_text())]
     assert len(calls) >= 4
     assert [path for path, keywords in calls if not keywords & {"use_safetensors", "gguf_file"}] == []
+
+
+def test_templates_are_rendered_within_limits() -> None:
+    found: dict[str, set[str]] = {name: set() for name in TEMPLATES}
+    for path in modules():
+        for name in calls(path.read_text()):
+            if name in TEMPLATES:
+                found[name].add(path.relative_to(REPOSITORY / "mipo_ray").as_posix())
+    assert found == TEMPLATES
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ python -m pytest tests/unit/generation/test_rendering.py
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.pre_tokenizers import Metaspace
 from transformers.utils import chat_template_utils
 
 from mipo_ray.config.prompts import ChatSettings
@@ -19,7 +21,8 @@ from mipo_ray.config.recipe import load_config
 from mipo_ray.errors import UserError
 from mipo_ray.generation.rendering import chat_template_of, control_tokens, render_prompts, render_text
 from mipo_ray.models.chat_template import ChatTemplateError
-from tests.helpers.chat_templates import ALTERNATING, DATED, NO_SYSTEM, THINKING, WHOLE
+from mipo_ray.text.dates import DATE_STRING, date_of
+from tests.helpers.chat_templates import ALTERNATING, DATED, LOSING, NO_SYSTEM, THINKING, WHOLE
 from tests.helpers.tiny_model import CHAT_TEMPLATE, END, PAD, START, make_tokenizer
 
 CHAT = load_config().prompts.chat
@@ -36,8 +39,8 @@ def chat(*contents: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
 
 
-def ids(tokenizer: Any, messages: list[dict[str, str]], settings: ChatSettings = CHAT) -> list[int]:
-    (token_ids,) = render_prompts(tokenizer, [messages], settings)
+def ids(tokenizer: Any, messages: list[dict[str, str]], asked: ChatSettings = CHAT) -> list[int]:
+    (token_ids,) = render_prompts(tokenizer, [messages], asked)
     return token_ids
 
 
@@ -54,6 +57,65 @@ def test_prompts_without_control_tokens_are_what_the_tokenizer_makes_of_them(
     messages = chat(*contents)
     plain = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ids(tokenizer, messages) == plain
+
+
+def by_transformers(tokenizer: Any, messages: list[dict[str, str]], arguments: dict[str, Any]) -> Any:
+    """The token ids of `apply_chat_template`, which renders the template itself; or its error."""
+    tokens = {*control_tokens(tokenizer), *tokenizer._get_control_tokens(tokenizer.chat_template)}
+    told = any(token in message["content"] for token in tokens for message in messages)
+    try:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=told, **arguments
+        )
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+ALL = {**WHOLE, **LOSING, **DATED, "thinking": THINKING, "no system": NO_SYSTEM, "alternating": ALTERNATING}
+ADDED = ["<turn>", "user", "content", "word", "\n\n", "\\x"]  # some are words of templates, or parts of texts in them
+FORGERIES = st.lists(
+    st.sampled_from([END, START, PAD, *ADDED, "\U000f0000", "\U000f0001", "<|im_", "end|>", "\u00e9 ", " ", "a"]),
+    max_size=6,
+)
+
+
+@pytest.fixture
+def _same_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = type("datetime", (datetime.datetime,), {"now": lambda *_: date_of(DATE_STRING)})
+    monkeypatch.setattr(chat_template_utils, "datetime", fixed)
+
+
+@functools.cache  # what was found of a tokenizer is kept: each has one template
+def tokenizer_of(kind: str, name: str) -> Any:
+    tokenizer = make_tokenizer(ALL[name])
+    if kind != "special tokens":
+        tokenizer.add_tokens(ADDED)
+    if kind == "named tokens":
+        tokenizer.chat_control_tokens = ["<turn>", "word"]
+    if kind == "words":  # as SentencePiece does, with a space before the first
+        tokenizer._tokenizer.pre_tokenizer = Metaspace()
+    return tokenizer
+
+
+@pytest.mark.usefixtures("_same_day")
+@pytest.mark.parametrize("kind", ["special tokens", "added tokens", "named tokens", "words"])
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_all_token_ids_are_those_of_transformers_own_rendering(kind: str, name: str, data: Any) -> None:
+    tokenizer = tokenizer_of(kind, name)
+    roles = data.draw(st.lists(st.sampled_from(["system", "user", "assistant"]), min_size=1, max_size=4))
+    messages = [{"role": role, "content": "".join(data.draw(FORGERIES))} for role in roles]
+    arguments = data.draw(st.sampled_from([{}, {"enable_thinking": False}, {"date_string": DATE_STRING}]))
+    expected = by_transformers(tokenizer, messages, arguments)
+    if isinstance(expected, str):
+        with pytest.raises(ChatTemplateError) as refused:
+            ids(tokenizer, messages, ChatSettings(arguments))
+        assert str(refused.value).endswith(
+            f"the chat template refuses a conversation of {', '.join(roles)}: {expected}"
+        )
+    else:
+        assert ids(tokenizer, messages, ChatSettings(arguments)) == expected
 
 
 @pytest.mark.parametrize("template", WHOLE.values(), ids=WHOLE)
@@ -100,6 +162,18 @@ def test_added_tokens_that_the_template_writes_are_control_tokens_too() -> None:
     assert (found.count(turn), found.count(heading)) == (2, 1)
 
 
+def test_control_tokens_are_text_in_arguments_too_and_where_the_template_spells_them_otherwise() -> None:
+    tokenizer = make_tokenizer("{{ persona }}{{ '\\x3cturn>' }}" + CHAT_TEMPLATE)
+    tokenizer.add_tokens(["<turn>"])
+    arguments = {"persona": f"kind{END}"}
+    messages = chat("Be kind.", "Hello <turn>")
+    found = ids(tokenizer, messages, ChatSettings(arguments))
+    assert found == by_transformers(tokenizer, messages, arguments)
+    assert [found.count(token) for token in tokenizer.convert_tokens_to_ids([END, "<turn>"])] == [2, 1]
+    with pytest.raises(UserError, match=r"the user message holds the control token '<turn>'"):
+        ids(tokenizer, messages, ChatSettings({}, "refuse"))
+
+
 # The clock.
 
 
@@ -128,8 +202,8 @@ def test_prompts_are_the_same_on_any_day(name: str, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", DATED)
 def test_a_configured_day_is_told_in_every_form(name: str) -> None:
-    settings = load_config(None, ["prompts.template_arguments={date_string: 3 March 2025}"]).prompts.chat
-    text = render_text(make_tokenizer(DATED[name]), chat("Be kind.", "Hello"), settings)
+    configured = load_config(None, ["prompts.template_arguments={date_string: 3 March 2025}"]).prompts.chat
+    text = render_text(make_tokenizer(DATED[name]), chat("Be kind.", "Hello"), configured)
     assert {"llama": "3 March 2025", "granite": "March 03, 2025", "mistral": "2025-03-03, a day of 03"}[name] in text
 
 

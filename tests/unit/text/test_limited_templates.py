@@ -103,6 +103,15 @@ def test_what_only_prints_values_has_the_limit_of_length_too() -> None:
         render_question("{{ question }}" * 3000, {"question": "x" * 10**6})
 
 
+def test_what_is_long_to_read_is_read_by_the_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "{{ a }}" + " " * limited_templates.LONGEST_READ_HERE
+    assert render(_environment, (), text, {"a": "b"}) == _environment().from_string(text).render({"a": "b"})
+    assert variables_of(_environment, (), text) == {"a"}
+    monkeypatch.setattr(limited_templates, "_process", lambda: pytest.fail("another process was asked"))
+    with pytest.raises(pytest.fail.Exception):
+        render(_environment, (), text, {"a": "b"})
+
+
 def test_what_a_template_raises_arrives_with_its_name() -> None:
     with pytest.raises(TemplateFailed) as failed:
         render(_environment, (), "{% for x in xs %}{{ x + 1 }}{% endfor %}", {"xs": "ab"})
