@@ -16,16 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
 
 from mipo_ray.config.train import Layout, Objective
 from mipo_ray.pairs.schema import REJECTED_SIDE, SAMPLER_LOGPROB, innermost_lists, lists_as_arrays, pair_columns
+
+if TYPE_CHECKING:
+    # Imported where tensors are made: Ray's actors and tasks that only share pairs out start a second sooner without.
+    import torch
+    from torch import Tensor
 
 
 class TreeLengths(NamedTuple):
@@ -110,6 +113,8 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on another device."""
+        from torch import Tensor
+
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -168,6 +173,8 @@ def laid_out_tokens(trees: Sequence[TreeLengths], layout: Layout) -> int:
 
 
 def _padded(trees: Sequence[Tree]) -> TokenBatch:
+    import torch
+
     sequences = [(tree.prompt, response) for tree in trees for response in tree.responses]
     width = max(len(prompt) + len(response) for prompt, response in sequences)
     # [sequences, width]
@@ -233,6 +240,8 @@ def _batch(
     sequences: list[tuple[np.ndarray, np.ndarray]],
 ) -> TokenBatch:
     """`predicting`: for each sequence [r]; `sequences`: (prompt [p], response [r]); the others as in `TokenBatch`."""
+    import torch
+
     responses = [response for _, response in sequences]
     lengths = [len(response) for response in responses]
     return TokenBatch(

@@ -25,6 +25,10 @@ from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.tables.parquet import open_table
 from mipo_ray.training.layout import Pair, laid_out_tokens, read_lengths, read_pairs
 
+# A partition of the sort: some 50 MB of pairs.
+_PARTITION_ROWS = 10_000
+_MOST_PARTITIONS = 200
+
 
 def stream_kept_pairs(
     files: Sequence[str],
@@ -45,7 +49,10 @@ def stream_kept_pairs(
     columns += [SAMPLER_LOGPROB] if SAMPLER_LOGPROB in found else []
     if missing := missing_columns(columns, found):
         raise UserError(f"{files[0]}: train.objective {objective}: {missing}; generate these pairs again")
-    with ordered_context():
+    with ordered_context() as context:
+        # Ray Data sorts into 200 partitions, a task each, however few the rows are.
+        rows = open_table(files, filesystem).count_rows()
+        context.default_hash_shuffle_parallelism = min(_MOST_PARTITIONS, 1 + rows // _PARTITION_ROWS)
         dataset = read_rows(files, filesystem, columns)
         pairs = map_blocks(dataset, _kept_only, only=only, shuffle_seed=shuffle_seed).sort("pair_id")
         # Right behind a sort Ray Data 2.60 cuts each of the sort's partitions by itself, where a strict repartition was

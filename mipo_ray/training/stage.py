@@ -14,8 +14,9 @@ from mipo_ray.session import Session, Stage
 from mipo_ray.storage.manifests import GenerateFacts, Manifest, TrainFacts
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.training.ray_worker import CHECKPOINTS
 from mipo_ray.training.shares import stream_kept_pairs
-from mipo_ray.training.trainer import CHECKPOINTS, Models, train_policy
+from mipo_ray.training.trainer import Models, train_policy
 
 
 def train(session: Session, round: Round, only: frozenset[str] | None = None) -> Manifest[TrainFacts]:

@@ -8,12 +8,10 @@ trains in one plain process and prints one line per optimizer step. It is one wo
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -34,30 +32,10 @@ from mipo_ray.training.layout import Pair, read_pairs
 from mipo_ray.training.probes import policy_probe_logprobs
 from mipo_ray.training.schedule import learning_rate_at
 from mipo_ray.training.step import optimizer_step
+from mipo_ray.training.worker_settings import WorkerSettings
 
 # From an epoch to this worker's pairs of each of its optimizer steps, in order.
 Steps = Callable[[int], Iterable[Sequence[Pair]]]
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What a worker needs to know; picklable, the same for every worker of a round."""
-
-    policy_dir: str  # local model directory (safetensors) that training starts from
-    reference_dir: str  # local model directory of the frozen reference
-    output_dir: str  # rank 0 writes the trained policy here
-    reference_cache: str | None  # mode cached: directory, on any filesystem, that keeps the log-probs; None: not kept
-    train: TrainConfig
-    dtype: str  # "float32" or "bfloat16"
-    device: str  # "cpu" or "cuda"
-    seed: int
-    pair_count: int  # pairs of an epoch, over all workers
-    threads: int | None = None  # torch threads on a CPU; None: as torch finds them
-    trust_remote_code: bool = False
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.pair_count / self.train.batch_size)
 
 
 def train_round(

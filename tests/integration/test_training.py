@@ -32,7 +32,8 @@ from mipo_ray.training.checkpoint import Checkpoints
 from mipo_ray.training.deepspeed_engine import deepspeed_config
 from mipo_ray.training.reference import read_logprobs
 from mipo_ray.training.step import TrainingDiverged
-from mipo_ray.training.worker import WorkerSettings, steps_of, train_round
+from mipo_ray.training.worker import steps_of, train_round
+from mipo_ray.training.worker_settings import WorkerSettings
 from tests.helpers.covering import combinations
 from tests.helpers.tiny_training import VOCABULARY, ragged_pairs, read_all
 

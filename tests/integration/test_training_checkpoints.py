@@ -24,7 +24,8 @@ from mipo_ray.training.deepspeed_engine import join_process_group, policy_engine
 from mipo_ray.training.layout import Pair
 from mipo_ray.training.shares import deal
 from mipo_ray.training.step import optimizer_step
-from mipo_ray.training.worker import WorkerSettings, train_round
+from mipo_ray.training.worker import train_round
+from mipo_ray.training.worker_settings import WorkerSettings
 from tests.helpers.tiny_training import ragged_pairs, read_all, save_tied_llama
 
 # 11 pairs in steps of 4: 3 steps in each of 2 epochs, the last of which has 3 pairs.

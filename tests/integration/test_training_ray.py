@@ -36,7 +36,8 @@ from mipo_ray.training.agreement import SamplerDisagrees
 from mipo_ray.training.layout import read_pairs
 from mipo_ray.training.shares import StepShares, own_steps, stream_kept_pairs
 from mipo_ray.training.trainer import Models, train_policy
-from mipo_ray.training.worker import WorkerSettings, steps_of, train_round
+from mipo_ray.training.worker import steps_of, train_round
+from mipo_ray.training.worker_settings import WorkerSettings
 from tests.helpers.covering import by_night
 from tests.helpers.stages import commit
 from tests.helpers.tiny_training import KillsItsWorker, ragged_pairs, read_all, save_tied_llama

@@ -21,7 +21,8 @@ from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.training.layout import Pair, token_count
 from mipo_ray.training.shares import deal
 from mipo_ray.training.step import micro_batches
-from mipo_ray.training.worker import WorkerSettings, train_round
+from mipo_ray.training.worker import train_round
+from mipo_ray.training.worker_settings import WorkerSettings
 from tests.helpers.tiny_training import VOCABULARY, ragged_pairs, read_all, save_tied_llama
 
 WORKERS = (1, 2, 4)

@@ -51,6 +51,7 @@ from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Stage
 from mipo_ray.storage.records import to_json
 from mipo_ray.storage.rounds import BASE
+from mipo_ray.tables.parquet import open_table
 
 # Held-out prompts are compared with each other inside blocks of this size; a held-out set is usually one block.
 HELD_OUT_BLOCK = 256
@@ -88,7 +89,7 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
     policy = session.policy(round)
     models = {"initial": config.model.source} | ({} if round.is_base else {"policy": policy})
     rows = read_rows(base.path("prompts"), filesystem)
-    prompts = named(rows, f"{round.name}_prompt_count").count()
+    prompts = open_table(base.path("prompts"), filesystem).count_rows()
     matrix = read_matrix_rows(stage.run, base.directory)
     with ordered_context():
         rows = map_blocks(rows, _answer_requests, config=config, with_rejected=round.is_base)

@@ -1,0 +1,95 @@
+"""What Ray Train runs in each of its workers.
+
+A module of its own that imports no torch: Ray Train's controller has to import it as well, each round in a new process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from mipo_ray.models.source import local_model_directory
+from mipo_ray.monitoring.idle import IdleClock
+from mipo_ray.paths import plain_path
+from mipo_ray.session import Stage
+from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.training.shares import own_steps
+from mipo_ray.training.worker_settings import WorkerSettings
+
+# Below a stage: Ray Train's own books and the checkpoints.
+CHECKPOINTS = "ray_train"
+
+
+def worker_loop(loop_config: dict[str, Any]) -> Any:
+    """One worker's training; returns its summary, or the error that all workers met together (`trainer.Outcome`)."""
+    from mipo_ray.training.agreement import SamplerDisagrees
+    from mipo_ray.training.checkpoint import CheckpointRefused, Checkpoints
+    from mipo_ray.training.step import TrainingDiverged
+    from mipo_ray.training.worker import train_round
+
+    # Ray sets OMP_NUM_THREADS from the logical CPUs of the worker; on a CPU the cores themselves are what counts.
+    context = ray.train.get_context()
+    threads = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
+    settings: WorkerSettings = loop_config["settings"]
+    stage: Stage = loop_config["stage"]
+    shard = ray.train.get_dataset_shard("pairs")
+    assert shard is not None
+
+    def steps_in_epoch(epoch: int) -> Any:
+        return own_steps(shard, settings.train, context.get_world_size())
+
+    # The workers move in step: what rank 0 waits, all of them wait.
+    idle = IdleClock(context.get_world_size() * stage.session.resources.gpus_per_worker)
+
+    def report(metrics: dict[str, float]) -> None:
+        idle.work_was(metrics["step_seconds"])
+        stage.events.emit({"event": "train_step", **metrics, **idle.take()})
+
+    def publish(directory: Path, steps: int) -> None:
+        _publish(stage.run, f"{stage.directory}/{CHECKPOINTS}", directory, steps)
+
+    try:
+        with stage.run.local_output(f"{stage.directory}/policy") as output:
+            settings = replace(
+                settings,
+                policy_dir=local_model_directory(settings.policy_dir, settings.trust_remote_code),
+                reference_dir=local_model_directory(settings.reference_dir, settings.trust_remote_code),
+                output_dir=output,
+                threads=threads,
+            )
+            return train_round(settings, steps_in_epoch, report, Checkpoints(publish, _latest))
+    except (TrainingDiverged, CheckpointRefused, SamplerDisagrees) as error:
+        # All workers meet it together. Returned and not raised: a worker that fails is started again.
+        return error
+
+
+def _publish(run: RunDirectory, checkpoints: str, shard: Path, steps: int) -> None:
+    """Brings the shards of all workers together below `checkpoints` of the run; returns when Ray Train knows of it."""
+    from torch import distributed
+
+    def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        run.upload(checkpoint.path, f"{checkpoints}/{name}")
+        # Ray Train would take note of a checkpoint without the shard of a worker whose node is being taken away.
+        distributed.barrier()
+        return ray.train.Checkpoint(run.path(checkpoints, name), run.arrow_filesystem())
+
+    checkpoint = ray.train.Checkpoint.from_directory(shard)
+    ray.train.report({"steps": steps}, checkpoint=checkpoint, checkpoint_upload_fn=upload)
+    # It does so some time after the report, and a worker that is lost before would cost the checkpoint.
+    ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
+
+
+@contextlib.contextmanager
+def _latest() -> Iterator[Path | None]:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as directory:
+        yield Path(plain_path(directory))
