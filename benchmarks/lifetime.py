@@ -22,6 +22,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.machine import describe_machine
+from mipo_ray.storage.run_directory import open_run
+from mipo_ray.tables.parquet import open_table
 from tests.helpers.runs import arguments, events, write_prompts
 from tests.helpers.tiny_model import make_tiny_model
 
@@ -115,13 +117,11 @@ def _waits(seen: Sequence[dict[str, Any]]) -> list[float]:
 
 def pairs_hash(run_dir: Path) -> str:
     """Of all pairs of a run, whatever their order in the files."""
-    import pyarrow.parquet
-
-    rows = []
+    run, rows = open_run(str(run_dir)), []
     for stage in sorted(run_dir.glob("rounds/*/generate")):
         files = json.loads((stage / "manifest.json").read_text())["files"]
-        table = pyarrow.parquet.ParquetDataset([stage / name for name in files], partitioning=None).read()
-        rows += sorted(json.dumps(row, sort_keys=True, default=str) for row in table.to_pylist())
+        table = open_table([str(stage / name) for name in files if name.endswith(".parquet")], run.arrow_filesystem())
+        rows += sorted(json.dumps(row, sort_keys=True, default=str) for row in table.to_table().to_pylist())
     return sha256("\n".join(rows).encode()).hexdigest()
 
 
