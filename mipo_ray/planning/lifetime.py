@@ -108,6 +108,8 @@ def _no_memory(config: Config, resources: Resources, nodes: Sequence[Node]) -> s
     memory = sum(node.resources.get("memory", math.inf) for node in nodes)
     if resources.on_gpu or isinstance(shape, str) or math.isinf(memory):
         return ""
+    if config.evaluate.judge.has_own_engines:
+        return "a judge's own engines share the memory"
     train, engines = config.train, engine_request(config, resources).fewest
     engine = engine_memory(shape, resources.dtype, 1, config.model.max_model_len).weights + CACHE_BYTES + PROCESS_BYTES
     worker = training_memory(shape, train, resources.dtype, train.num_workers, on_gpu=False)

@@ -19,12 +19,14 @@ from tests.helpers.autoscaling_cluster import ROLE, run_apart, why_not_apart
 from tests.helpers.runs import has_traceback
 
 ENGINE = "MapWorker(MapBatches(Sampler))"
+LIVING = "LivingEngine"
 WORKER = "RayTrainWorker"
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """What two runs left behind: `run`, of one round, and `nowhere`, whose engines no node type fits."""
+    """What three runs left behind: `run`, of one round, `kept`, whose engines outlive their stage, and `nowhere`, whose
+    engines no node type fits."""
     if (reason := why_not_apart()) is not None:
         pytest.skip(f"the cluster cannot run apart from this machine's other processes: {reason}")
     directory = tmp_path_factory.mktemp("autoscaling")
@@ -55,9 +57,10 @@ def make_runs(directory: Path, model: Path) -> None:
         directory,
         {
             "run": [*options, f"run_dir={directory}/run_directory", on("generate")],
+            "kept": [*options, f"run_dir={directory}/kept", on("generate"), "generation.pool.lifetime=run"],
             "nowhere": [*options, f"run_dir={directory}/other", on("nowhere"), "ray.wait_timeout_minutes=0.5"],
         },
-        timeout=900,
+        timeout=1200,
     )
 
 
@@ -104,6 +107,20 @@ def test_the_engines_nodes_are_gone_before_training_ends(cluster, source):
     last_engine = max(index for index, sample in enumerate(seen) if ENGINE in sample["actors"])
     last_worker = max(index for index, sample in enumerate(seen) if WORKER in sample["actors"])
     assert 0 in [sample[source].get("generate", 0) for sample in seen[last_engine:last_worker]]
+
+
+@pytest.mark.parametrize("source", ["nodes", "alive"])
+def test_engines_of_the_run_keep_their_nodes_until_it_ends(cluster, source):
+    assert (cluster / "kept.exit").read_text() == "0", output(cluster, "kept")
+    seen = samples(cluster, "kept")
+    first, last = (
+        next(index for index in order if WORKER in seen[index]["actors"])
+        for order in (range(len(seen)), reversed(range(len(seen))))
+    )
+    training = seen[first : last + 1]
+    assert {sample[source].get("generate", 0) for sample in training} == {2}
+    assert all(LIVING in sample["actors"] for sample in training)
+    assert seen[-1][source].get("generate", 0) == 0
 
 
 def test_engines_and_workers_run_on_their_groups(cluster):

@@ -41,6 +41,7 @@ def test_engines_that_no_node_fits_are_waited_for_no_longer_than_allowed(cluster
 
 
 def test_phases_run_on_their_groups_and_give_everything_back(cluster, options, tmp_path):
+    options = [*options, "generation.pool.lifetime=stage"]
     # Training that no node fits: generation is done by then, and stays done.
     seen_before = tmp_path / "before.jsonl"
     nowhere = [*ON_GROUPS, f"train.label_selector={{{ROLE}: nowhere}}", "ray.autoscaling=true"]

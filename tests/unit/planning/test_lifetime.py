@@ -36,6 +36,11 @@ def test_on_a_laptop_with_little_memory_they_do_not() -> None:
     assert "GiB at once, the nodes have 4.0" in found.why
 
 
+def test_on_a_laptop_a_judges_engines_take_the_place_of_the_policys() -> None:
+    judge = ["evaluate.judge.model=org/judge", "evaluate.judge.protocols=[pointwise]"]
+    assert "a judge's own engines share the memory" in lifetime([LAPTOP], *judge).why
+
+
 @pytest.mark.parametrize(("engines", "workers", "is_run"), [(4, 4, True), (5, 4, False), (8, 8, False), (1, 7, True)])
 def test_one_node_of_gpus_holds_both_or_one_after_the_other(engines: int, workers: int, is_run: bool) -> None:
     pool = [f"generation.pool.min_size={engines}", f"generation.pool.max_size={engines}"]
