@@ -37,7 +37,7 @@ from mipo_ray.models.source import check_model, check_sampled_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.describe import describe_judge, describe_tasks
-from mipo_ray.planning.lifetime import Lifetime, engine_lifetime
+from mipo_ray.planning.lifetime import Lifetime, engine_lifetime, one_stage
 from mipo_ray.planning.token_counts import TOKENS_HELP, TokenCounts
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
@@ -143,6 +143,8 @@ def make_evaluation_plan(inputs: EvaluationInputs, nodes: Sequence[Node], *, are
     known = nodes if are_all else None
     check_resources(inputs.config, resources, total(nodes), known, engines_alone=True)
     lifetime = engine_lifetime(inputs.config, resources, known, engines_alone=True)
+    if len(inputs.policies) == 1:
+        lifetime = one_stage(lifetime)
     return EvaluationPlan(**vars(inputs), resources=resources, lifetime=lifetime)
 
 

@@ -98,8 +98,11 @@ class Engine:
     async def forget_prompts(self) -> None:
         """Empties the prefix cache: what it holds was computed with other weights, or by another stage, whose responses
         should be what a fresh engine gives."""
-        if not await self._engine.reset_prefix_cache():
-            raise RuntimeError("the engine kept its prefix cache: expected no request under way")
+        for _ in range(20):
+            if await self._engine.reset_prefix_cache():
+                return
+            await asyncio.sleep(0.1)  # the last request's blocks may not be free yet
+        raise RuntimeError("the engine kept its prefix cache: expected no request under way")
 
     def shutdown(self) -> None:
         """Ends the engine's processes."""

@@ -4,6 +4,7 @@ at the same time, with an engine of its own or as the client of one that outlive
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -165,7 +166,8 @@ class Sampler:
     def __del__(self) -> None:
         # Ray Data makes a pool smaller while the rest of it goes on: another actor may need the engine.
         if (engine := getattr(self, "_engine", None)) is not None:
-            engine.give_back()
+            with contextlib.suppress(Exception):  # Ray may be gone by then, and nobody is left to be told
+                engine.give_back()
 
 
 class OwnEngine:

@@ -40,8 +40,8 @@ class Lifetime:
 
 
 def one_stage(lifetime: Lifetime) -> Lifetime:
-    """For a session of one stage, in which nothing could outlive it."""
-    return Lifetime(False, "one stage", lifetime.most)
+    """For a session that samples from one policy in one stage, where there is nothing to outlive."""
+    return Lifetime(False, "one stage alone", lifetime.most)
 
 
 def engine_lifetime(
