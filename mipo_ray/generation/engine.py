@@ -16,6 +16,7 @@ from mipo_ray.generation.vllm_arguments import EngineSettings, engine_arguments,
 from mipo_ray.generation.weight_swap import EXTENSION
 from mipo_ray.models.probes import probes
 from mipo_ray.pairs.schema import RESPONSES, TOKEN_IDS
+from mipo_ray.paths import plain_path
 
 # `sampling` names the parameters of a request among those of the pool; null, or absent in files of earlier versions:
 # DEFAULT_SAMPLING.
@@ -93,7 +94,7 @@ class Engine:
         from mipo_ray.models.source import local_model_directory
 
         model = local_model_directory(model_path, trust_remote_code=self._trust_remote_code)
-        await self._engine.collective_rpc("swap_weights", args=(model,))
+        await self._engine.collective_rpc("swap_weights", args=(plain_path(model),))
 
     async def forget_prompts(self) -> None:
         """Empties the prefix cache: what it holds was computed with other weights, or by another stage, whose responses

@@ -6,7 +6,6 @@ python -m pytest tests/integration/test_evaluation_loop.py
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet
@@ -43,11 +42,18 @@ def test_the_loop_measures_the_base_and_the_rounds(golden_run: GoldenRun) -> Non
         assert ("verdict" in entry) == ("p_value" in entry) == ("change" in entry) == (policy != "base")
     assert "short_svamp" in output
     assert "arc_easy_likelihood" in output
-    # One pool of engines for both tasks of a policy.
-    starts = Counter(
-        event["round"] for event in events(run_dir) if event["event"] == "engine_start" and event["stage"] == "tasks"
-    )
-    assert starts == {None: 1, 0: 1, 1: 1}
+    # An engine for each of the three processes that made the run; what it samples from next goes into it.
+    engines = [
+        (event["event"], event["round"], event["stage"])
+        for event in events(run_dir)
+        if event["event"] in ("engine_start", "weight_swap", "weight_swap_failure")
+    ]
+    assert engines == [
+        ("engine_start", None, "evaluate"),
+        ("engine_start", 0, "generate"),
+        ("engine_start", 0, "evaluate"),
+        ("weight_swap", 1, "evaluate"),
+    ]
 
 
 def test_the_examples_are_what_the_numbers_come_from(golden_run: GoldenRun) -> None:
