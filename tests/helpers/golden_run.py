@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from mipo_ray.monitoring.metrics import ascii_label, run_label
+from tests.helpers.engine_processes import wait_until_nothing_is_left
 from tests.helpers.fake_judge_endpoint import MODEL, FakeJudgeEndpoint
 from tests.helpers.runs import TOPICS, arguments, events, kill_when, snapshot, start, stop_when
 
@@ -120,6 +121,7 @@ def make_golden_run(directory: Path, place: Place) -> GoldenRun:
         process = begin()
         output, _ = process.communicate(timeout=800)
         assert process.returncode == 0, output
+        wait_until_nothing_is_left()
     except AssertionError as error:
         pytest.fail(f"the golden run failed in {stage_of_the_end(run_dir)}:\n{error}")
     return GoldenRun(
@@ -135,10 +137,11 @@ def make_golden_run(directory: Path, place: Place) -> GoldenRun:
 
 
 def interrupt(begin: Callable[[], subprocess.Popen[str]], run_dir: Path) -> Interruptions:
-    """Three processes of the run, of which none comes to its end."""
+    """Three processes of the run, of which none comes to its end; of each its engines are gone in time."""
     generate, train = run_dir / "rounds/000/generate", run_dir / "rounds/000/train"
 
     stop_when(begin(), signal.SIGTERM, lambda: len(list(generate.glob("*.parquet"))) > 2)
+    wait_until_nothing_is_left()
     committed = {path.stem for path in (generate / "checkpoint").glob("*.parquet") if "pending" not in path.name}
     files_after_sigterm = frozenset(snapshot(run_dir))
     committed_pairs = {
@@ -146,9 +149,11 @@ def interrupt(begin: Callable[[], subprocess.Popen[str]], run_dir: Path) -> Inte
     }
 
     kill_when(begin(), lambda: (train / "ray_train").exists())
+    wait_until_nothing_is_left()
     files_after_sigkill, generated = frozenset(snapshot(run_dir)), snapshot(generate)
 
     stop_when(begin(), signal.SIGINT, lambda: (train / "manifest.json").exists())
+    wait_until_nothing_is_left()
     return Interruptions(files_after_sigterm, committed_pairs, files_after_sigkill, generated, snapshot(train))
 
 
