@@ -14,7 +14,7 @@ from mipo_ray.monitoring.metrics import BUCKETS_SECONDS, LABELS, METRICS, Metric
 REPEAT_SECONDS = 1.0
 
 # Events whose gauges say what goes on in a stage; they end with it. The others' stay until the run ends.
-PASSING = ("engine_start", "generated", "train_step")
+PASSING = ("engine_start", "weight_swap", "generated", "train_step")
 
 ACTIVE, LAST_PROGRESS = "mipo_stage_active", "mipo_stage_last_progress_timestamp_seconds"
 

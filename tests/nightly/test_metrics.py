@@ -257,8 +257,11 @@ def test_the_numbers_are_those_of_the_run_directory(watched: WatchedRun) -> None
     )
     ratio = results["0"]["response_tokens"]["value"] / results["base"]["response_tokens"]["value"]
     assert seen(compared, since) == pytest.approx(ratio)
-    engines = watched.prometheus.history(f"ray_mipo_engine_start_duration_seconds{{{of_run}}}", since)
-    assert len({series["metric"]["engine"] for series in engines}) == 2  # one that generates, one that answers
+    # One engine for the base and for both policies; the second one's weights went into it.
+    started = watched.prometheus.history(f'ray_mipo_engine_start_duration_seconds{{run="{run}"}}', since)
+    swapped = watched.prometheus.history(f"ray_mipo_weight_swap_duration_seconds{{{of_run}}}", since)
+    (engine,) = {series["metric"]["engine"] for series in started}
+    assert {series["metric"]["engine"] for series in swapped} == {engine}
 
 
 def test_every_number_of_an_event_is_in_the_table(watched: WatchedRun) -> None:
