@@ -235,7 +235,7 @@ def measure_policies(plan: EvaluationPlan) -> None:
     config, run = plan.config, plan.run
     with (
         recording(run, config.trackers) as events,
-        engines_of_run(config, plan.resources, plan.lifetime.most if plan.lifetime.is_run else 0) as engines,
+        engines_of_run(config, plan.resources, plan.lifetime.living) as engines,
     ):
         session = Session(config, run, plan.resources, events, engines)
         if plan.judged:

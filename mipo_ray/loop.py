@@ -42,7 +42,7 @@ def session_of(plan: Plan) -> Iterator[Session]:
     its engines are gone."""
     with (
         recording(plan.run, plan.config.trackers) as events,
-        engines_of_run(plan.config, plan.resources, plan.lifetime.most if plan.lifetime.is_run else 0) as engines,
+        engines_of_run(plan.config, plan.resources, plan.lifetime.living) as engines,
     ):
         yield Session(plan.config, plan.run, plan.resources, events, engines)
 

@@ -35,6 +35,11 @@ class Lifetime:
     why: str
     most: int
 
+    @property
+    def living(self) -> int:
+        """How many engines may outlive a stage; 0: none."""
+        return self.most if self.is_run else 0
+
     def __str__(self) -> str:
         return f"{'run' if self.is_run else 'stage'} ({self.why})"
 
@@ -63,7 +68,7 @@ def engine_lifetime(
         return Lifetime(chosen == "run", "generation.pool.lifetime" if chosen == "run" else "nodes on demand", most)
     beside = _beside(config, resources, engines_alone=engines_alone)
     missing = [what for what in (_no_room(engines, other, nodes) for other in beside) if what]
-    if not engines_alone and (what := _no_memory(config, resources, nodes)):
+    if what := _no_memory(config, resources, nodes, workers=0 if engines_alone else config.train.num_workers):
         missing.append(what)
     if not missing:
         return Lifetime(True, "generation.pool.lifetime" if chosen == "run" else "all fits at once", most)
@@ -98,8 +103,8 @@ def _no_room(engines: Request, other: Request, nodes: Sequence[Node]) -> str:
     return f"no room for {engines.fewest} engines and {other.fewest} {other.kind}s at once"
 
 
-def _no_memory(config: Config, resources: Resources, nodes: Sequence[Node]) -> str:
-    """Why engines and training workers may not have the memory at once; "" where they do, or nobody knows.
+def _no_memory(config: Config, resources: Resources, nodes: Sequence[Node], *, workers: int) -> str:
+    """Why engines and so many training workers may not have the memory at once; "" where they do, or nobody knows.
 
     A GPU's memory is its actor's alone; without GPUs all share that of the nodes, from which Ray has taken the object
     store's part.
@@ -110,10 +115,10 @@ def _no_memory(config: Config, resources: Resources, nodes: Sequence[Node]) -> s
         return ""
     if config.evaluate.judge.has_own_engines:
         return "a judge's own engines share the memory"
-    train, engines = config.train, engine_request(config, resources).fewest
+    engines = engine_request(config, resources).fewest
     engine = engine_memory(shape, resources.dtype, 1, config.model.max_model_len).weights + CACHE_BYTES + PROCESS_BYTES
-    worker = training_memory(shape, train, resources.dtype, train.num_workers, on_gpu=False)
-    needed = engines * engine + train.num_workers * (worker.device + worker.host + PROCESS_BYTES)
+    worker = training_memory(shape, config.train, resources.dtype, config.train.num_workers, on_gpu=False)
+    needed = engines * engine + workers * (worker.device + worker.host + PROCESS_BYTES)
     if needed <= memory:
         return ""
     return f"engines and workers need {needed / 1024**3:.1f} GiB at once, the nodes have {memory / 1024**3:.1f}"

@@ -27,6 +27,7 @@ def lifetime(nodes: list[Node], *overrides: str, engines_alone: bool = False) ->
 
 def test_on_a_laptop_engines_live_as_long_as_the_run() -> None:
     assert str(lifetime([LAPTOP])) == "run (all fits at once)"
+    assert (lifetime([LAPTOP]).living, lifetime([LAPTOP], "generation.pool.lifetime=stage").living) == (1, 0)
 
 
 def test_on_a_laptop_with_little_memory_they_do_not() -> None:
@@ -39,6 +40,7 @@ def test_on_a_laptop_with_little_memory_they_do_not() -> None:
 def test_on_a_laptop_a_judges_engines_take_the_place_of_the_policys() -> None:
     judge = ["evaluate.judge.model=org/judge", "evaluate.judge.protocols=[pointwise]"]
     assert "a judge's own engines share the memory" in lifetime([LAPTOP], *judge).why
+    assert "a judge's own engines share the memory" in lifetime([LAPTOP], *judge, engines_alone=True).why
 
 
 @pytest.mark.parametrize(("engines", "workers", "is_run"), [(4, 4, True), (5, 4, False), (8, 8, False), (1, 7, True)])
