@@ -13,9 +13,12 @@ from mipo_ray.generation.requests import condition_prompts
 from mipo_ray.generation.stage import generate
 from mipo_ray.monitoring.events import recording
 from mipo_ray.planning.plan import Plan
+from mipo_ray.prompts.check import PromptSummary
+from mipo_ray.ray_cluster.beside import work_beside
 from mipo_ray.report.run_report import write_report
 from mipo_ray.session import Session
 from mipo_ray.storage.entries import Results
+from mipo_ray.storage.manifests import GenerateFacts
 from mipo_ray.storage.results import read_results
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.terminal import say
@@ -29,8 +32,11 @@ def run_rounds(plan: Plan) -> Results:
         refuse_what_cannot_run(plan, session)
         measure_round(plan, session, BASE)
         for round in session.rounds:
-            generate(session, round, plan.prompts)
-            train(session, round)
+            if plan.schedule.streams:
+                stream_round(session, round, plan.prompts)
+            else:
+                generate(session, round, plan.prompts)
+                train(session, round)
             measure_round(plan, session, round)
             say(f"\n{final_tables(plan.run)}\n" if plan.held_out else "", end="")
     return read_results(plan.run)
@@ -53,6 +59,14 @@ def refuse_what_cannot_run(plan: Plan, session: Session) -> None:
     check_model_is_trainable(plan.config)
     reach_judge(plan.config.evaluate.judge)
     condition_prompts(session, Round(0), plan.prompts)
+
+
+def stream_round(session: Session, round: Round, prompts: PromptSummary) -> None:
+    """Generates a round's pairs and, at the same time, trains on those that are written."""
+    if session.stage(round, "generate").read_manifest(GenerateFacts) is None:
+        condition_prompts(session, round, prompts)  # training goes by the order of the conditioned rows
+    with work_beside(lambda: generate(session, round, prompts), "generate") as generated:
+        train(session, round, generated=generated)
 
 
 def measure_round(plan: Plan, session: Session, round: Round) -> None:

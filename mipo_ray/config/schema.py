@@ -111,6 +111,13 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig, description="training")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="held-out measurement")
     ray: RayConfig = Field(default_factory=RayConfig, description="the cluster")
+    schedule: Literal["auto", "sequential", "streaming"] = execution_only(
+        "auto",
+        "sequential: a round trains when all its pairs are generated, in the order of pair_id; streaming: it trains on "
+        "each block of pairs as soon as that is written, in the order of the prompts, while engines go on (an "
+        "interrupted training goes on in the order that it was begun in); auto: streaming where engines and training "
+        "workers have GPUs of their own at the same time, else sequential (the plan says which)",
+    )
     trackers: tuple[Tracker, ...] = execution_only(
         (),
         "who gets the numbers of metrics.jsonl too: tensorboard, mlflow, wandb; their addresses and keys "
@@ -138,6 +145,11 @@ class Config(Section):
             raise ValueError(
                 "train.shuffle_labels swaps chosen and rejected: expected one rejected response in each pair, found "
                 f"{self.generation.rejected_per_pair}"
+            )
+        if self.schedule == "streaming" and self.train.reference_mode == "cached":
+            raise ValueError(
+                "schedule streaming trains before all pairs are there: expected train.reference_mode colocated or "
+                "adapter, found cached"
             )
         if self.generation.sampling.min_tokens > self.generation.sampling.max_tokens:
             raise ValueError("generation.sampling.min_tokens is larger than generation.sampling.max_tokens")

@@ -23,6 +23,7 @@ from mipo_ray.generation.engine import REQUESTS
 from mipo_ray.generation.rendering import chat_template_of, check_length, fits, load_tokenizer, render_prompts
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.pairs.statistics import drop_table, prompt_fingerprint
+from mipo_ray.pairs.written import CONDITIONED_ROWS
 from mipo_ray.prompts.chat_check import ROWS_RENDERED, ChatCheck
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.dataset import blocks_of, read_prompts
@@ -81,12 +82,12 @@ def condition_prompts(session: Session, round: Round, prompts: PromptSummary) ->
             negatives=config.generation.negatives_per_prompt,
         )
         rows = map_blocks(rows, add_requests, config=config, policy=policy, round_index=round.number)
-        named(rows, f"{round.name}_conditioned").write_parquet(stage.path("conditioned"), filesystem=filesystem)
+        named(rows, f"{round.name}_conditioned").write_parquet(stage.path(CONDITIONED_ROWS), filesystem=filesystem)
     # Two narrow columns, batch by batch: a pass of Ray Data would cost more than the reading.
     columns = ["prompt_id", "dropped"]
     fingerprint = 0
     dropped: Counter[str] = Counter()
-    for batch in open_table(stage.path("conditioned"), filesystem, columns).to_batches(columns=columns):
+    for batch in open_table(stage.path(CONDITIONED_ROWS), filesystem, columns).to_batches(columns=columns):
         fingerprint += prompt_fingerprint(batch["prompt_id"].to_pylist())
         dropped.update(batch["dropped"].to_pylist())
     kept = dropped.pop("", 0)

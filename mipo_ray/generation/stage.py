@@ -15,12 +15,13 @@ from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.assemble import assemble_pairs, to_score
 from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
+from mipo_ray.pairs.written import CONDITIONED_ROWS
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import most_gpus
 from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.session import Session, Stage
-from mipo_ray.storage.manifests import GenerateFacts, Manifest
+from mipo_ray.storage.manifests import NOTES, GenerateFacts, Manifest
 from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.rounds import Round
 
@@ -53,8 +54,8 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
     engines = round_engines(stage.session, round.before)
     score = functools.partial(to_score, generation=config.generation, filters=config.filters)
 
-    with resumed_context(stage.path(), filesystem, id_column="prompt_id"):
-        rows = read_rows(stage.path("conditioned"), filesystem)
+    with resumed_context(stage.path(NOTES), filesystem, id_column="prompt_id"):
+        rows = read_rows(stage.path(CONDITIONED_ROWS), filesystem)
         rows = rows.repartition(target_num_rows_per_block=conditioned.rows_per_block, strict=True)
         sampled = sample_responses(
             rows,

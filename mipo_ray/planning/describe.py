@@ -67,6 +67,7 @@ def describe(plan: Plan) -> str:
         lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
     lines += [_request(request, plan) for request in requests(config, plan.resources)]
     lines.append(f"engines live    for the {plan.lifetime}")
+    lines.append(f"schedule        {plan.schedule}")
     lines += _end_of_turn(config)
     lines += _not_pinned(plan)
     lines += describe_acts(config)

@@ -67,8 +67,8 @@ def engine_lifetime(
         # Nodes that come on demand can go as well; engines that stay would keep theirs.
         return Lifetime(chosen == "run", "generation.pool.lifetime" if chosen == "run" else "nodes on demand", most)
     beside = _beside(config, resources, engines_alone=engines_alone)
-    missing = [what for what in (_no_room(engines, other, nodes) for other in beside) if what]
-    if what := _no_memory(config, resources, nodes, workers=0 if engines_alone else config.train.num_workers):
+    missing = [what for what in (no_room(engines, other, nodes) for other in beside) if what]
+    if what := no_memory(config, resources, nodes, workers=0 if engines_alone else config.train.num_workers):
         missing.append(what)
     if not missing:
         return Lifetime(True, "generation.pool.lifetime" if chosen == "run" else "all fits at once", most)
@@ -87,7 +87,7 @@ def _beside(config: Config, resources: Resources, *, engines_alone: bool) -> lis
     return others
 
 
-def _no_room(engines: Request, other: Request, nodes: Sequence[Node]) -> str:
+def no_room(engines: Request, other: Request, nodes: Sequence[Node]) -> str:
     """Why `other` may find no room beside the engines; "" where it does wherever Ray puts them."""
     shared = [node for node in nodes if engines.accepts(node.labels) and other.accepts(node.labels)]
     lost = 0
@@ -103,7 +103,7 @@ def _no_room(engines: Request, other: Request, nodes: Sequence[Node]) -> str:
     return f"no room for {engines.fewest} engines and {other.fewest} {other.kind}s at once"
 
 
-def _no_memory(config: Config, resources: Resources, nodes: Sequence[Node], *, workers: int) -> str:
+def no_memory(config: Config, resources: Resources, nodes: Sequence[Node], *, workers: int) -> str:
     """Why engines and so many training workers may not have the memory at once; "" where they do, or nobody knows.
 
     A GPU's memory is its actor's alone; without GPUs all share that of the nodes, from which Ray has taken the object

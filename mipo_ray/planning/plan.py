@@ -13,6 +13,7 @@ from mipo_ray.models.source import check_embedding_model, check_model, check_pol
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.lifetime import Lifetime, engine_lifetime
+from mipo_ray.planning.schedule import Schedule, round_schedule
 from mipo_ray.planning.token_counts import TokenCounts
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
@@ -68,6 +69,7 @@ class Plan(Inputs):
     resources: Resources
     nodes: Sequence[Node] | None
     lifetime: Lifetime
+    schedule: Schedule
 
 
 def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) -> Inputs:
@@ -106,7 +108,8 @@ def make_plan(inputs: Inputs, nodes: Sequence[Node], *, are_all: bool = True) ->
     known = nodes if are_all else None
     check_resources(inputs.config, resources, total(nodes), known)
     lifetime = engine_lifetime(inputs.config, resources, known)
-    return Plan(**vars(inputs), resources=resources, nodes=known, lifetime=lifetime)
+    schedule = round_schedule(inputs.config, resources, known, inputs.prompts.rows, lifetime.most)
+    return Plan(**vars(inputs), resources=resources, nodes=known, lifetime=lifetime, schedule=schedule)
 
 
 def measured_stages(config: Config, run: RunDirectory, round: Round, tasks: Sequence[CheckedTask]) -> list[str]:

@@ -75,13 +75,13 @@ def ordered_context() -> Iterator[DataContext]:
 
 
 @contextmanager
-def resumed_context(directory: str, filesystem: pyarrow.fs.FileSystem, id_column: str) -> Iterator[DataContext]:
-    """`ordered_context` of an execution that is to be gone on with: what it has written is noted in `checkpoint` below
-    `directory`, by `id_column`, and rows that are noted there are left out."""
+def resumed_context(notes: str, filesystem: pyarrow.fs.FileSystem, id_column: str) -> Iterator[DataContext]:
+    """`ordered_context` of an execution that is to be gone on with: what it has written is noted in the directory
+    `notes`, by `id_column`, and rows that are noted there are left out."""
     with ordered_context() as context:
         context.checkpoint_config = CheckpointConfig(
             id_column=id_column,
-            checkpoint_path=f"{directory}/checkpoint",
+            checkpoint_path=notes,
             delete_checkpoint_on_success=False,
             override_filesystem=filesystem,
             checkpoint_manager_cls=WrittenIds,

@@ -71,16 +71,23 @@ def watch_actors(
 class WorkerWatch:
     """The watch over the workers of one training; `failure` is why it ended it, a WaitTimeoutError as a rule."""
 
-    failure: Exception | None = None
+    failure: BaseException | None = None
 
 
 @contextlib.contextmanager
-def watch_workers(request: Request, limit_minutes: float, end: Callable[[], None]) -> Iterator[WorkerWatch]:
-    """Watches this job's training workers while the block runs; calls `end` when they waited too long."""
+def watch_workers(
+    request: Request,
+    limit_minutes: float,
+    end: Callable[[], None],
+    failed_elsewhere: Callable[[], BaseException | None] = lambda: None,
+) -> Iterator[WorkerWatch]:
+    """Watches this job's training workers while the block runs; calls `end` when they waited too long, or when what
+    they wait for has failed elsewhere."""
     watch, wait = WorkerWatch(), Wait(request, limit_minutes)
 
     def follow(stop: threading.Event) -> None:
         while not stop.wait(LOOK_SECONDS):
+            watch.failure = watch.failure or failed_elsewhere()
             if watch.failure is None:
                 try:
                     _look(wait, lambda: placed_actors(TRAINING_WORKER.__eq__))

@@ -20,6 +20,10 @@ class ShownStage:
     counts: Mapping[str, float] = field(default_factory=dict)
     """What it counted, by name. The picture of a round shows prompts and generated_tokens (generate), steps, tokens,
     first_loss and last_loss (train), and responses (evaluate)."""
+    idle_gpu_seconds: float = 0.0
+    """GPU seconds in which what was reserved had no work (`monitoring.idle`)."""
+    is_streamed: bool = False
+    """A train stage that ran beside its generate stage."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Cost:
     stages: list[StageCost]
     total: str
     any_gpus: bool
+    splits: list[str]
+    """Of each streamed round on GPUs: how busy both sides were, and by which split they would be equally busy."""
 
 
 def run_cost(stages: Sequence[ShownStage]) -> Cost | None:
@@ -86,7 +92,30 @@ def run_cost(stages: Sequence[ShownStage]) -> Cost | None:
     total += f", {sums['tokens']:,.0f} tokens trained on" if sums["tokens"] else ""
     gpu_seconds = sum(stage.seconds * (stage.gpus or 0) for stage in stages)
     total += f", at most {duration(gpu_seconds)} of GPU time reserved" if gpu_seconds else ", no GPU"
-    return Cost(costs, f"{total}.", any(cost.gpus for cost in costs))
+    return Cost(costs, f"{total}.", any(cost.gpus for cost in costs), _splits(stages))
+
+
+def _splits(stages: Sequence[ShownStage]) -> list[str]:
+    generated = {stage.round: stage for stage in stages if stage.stage == "generate"}
+    sentences = []
+    for trained in stages:
+        engines = generated.get(trained.round)
+        if not trained.is_streamed or engines is None or not engines.gpus or not trained.gpus:
+            continue
+        busy, busy_training = _busy_gpu_seconds(engines), _busy_gpu_seconds(trained)
+        gpus = engines.gpus + trained.gpus
+        better = round(gpus * busy / (busy + busy_training)) if busy + busy_training else engines.gpus
+        sentences.append(
+            f"Round {trained.round} streamed on {engines.gpus:g} GPUs of engines and {trained.gpus:g} of workers. They "
+            f"had no work for {duration(engines.idle_gpu_seconds)} and {duration(trained.idle_gpu_seconds)} of GPU "
+            f"time; by what each side did, {better:g} and {gpus - better:g} would be equally busy."
+        )
+    return sentences
+
+
+def _busy_gpu_seconds(stage: ShownStage) -> float:
+    """Of its newest attempt; idle time is that of all attempts."""
+    return max(0.0, (stage.gpus or 0.0) * stage.seconds - stage.idle_gpu_seconds)
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,13 +47,17 @@ def write_report(config: Config, run: RunDirectory) -> None:
     generated = _finished(run, rounds, "generate", GenerateFacts)
     trained = _finished(run, rounds, "train", TrainFacts)
     measured = _finished(run, rounds, "evaluate", EvaluateFacts)
+    idle = _idle_gpu_seconds(run)
     stages = []
     for round in rounds:
         if round in generated:
-            stages.append(_stage(generated[round], "generate", _counts_of_pairs(generated[round].facts, config)))
+            shown = _stage(generated[round], "generate", _counts_of_pairs(generated[round].facts, config))
+            stages.append(replace(shown, idle_gpu_seconds=idle.get((round.index, "generate"), 0.0)))
         if round in trained:
-            summary = trained[round].facts.summary
-            stages.append(_stage(trained[round], "train", _some(summary, *_TRAINED)))
+            facts = trained[round].facts
+            shown = _stage(trained[round], "train", _some(facts.summary, *_TRAINED))
+            idle_seconds = idle.get((round.index, "train"), 0.0)
+            stages.append(replace(shown, idle_gpu_seconds=idle_seconds, is_streamed=facts.order == "prompts"))
         if round in measured:
             stages.append(_stage(measured[round], "evaluate", _some(measured[round].facts, *_MEASURED)))
     data = ReportData(
@@ -90,6 +95,16 @@ def _stage(
 def _shown(round_index: int | None) -> int | str:
     """A round of an event or a manifest, as the report names it."""
     return "base" if round_index is None else round_index
+
+
+def _idle_gpu_seconds(run: RunDirectory) -> dict[tuple[int | None, str], float]:
+    """By round and stage, over all attempts."""
+    found: dict[tuple[int | None, str], float] = {}
+    for event in read_events(run):
+        if (idle := event.get("idle_gpu_seconds")) is not None:
+            place = event["round"], event["stage"]
+            found[place] = found.get(place, 0.0) + idle
+    return found
 
 
 def _train_steps(run: RunDirectory) -> list[dict[str, Any]]:

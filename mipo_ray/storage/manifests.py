@@ -14,6 +14,7 @@ from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.records import optional, read_record, to_json
 
 MANIFEST = "manifest.json"
+NOTES = "checkpoint"  # of a stage that Ray Data writes row by row: what is written, so that it can be gone on with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,9 @@ class TrainFacts:
     """The frozen model that the policy was compared with; None for objectives without one."""
     gpus: float | None = optional()
     """How many GPUs the stage reserved at most."""
+    order: str | None = optional()
+    """In which the pairs were trained on: "pair_id", a seeded shuffle of all, or "prompts", block by block as they were
+    conditioned, and inside a block by pair_id."""
     pair_set: str | None = optional()
     """Which pairs it was trained on, where those were not all (`training.stage.pair_set_hash`)."""
 

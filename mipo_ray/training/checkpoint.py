@@ -45,6 +45,7 @@ class Progress:
     """How far a round's training has come."""
 
     steps: int = 0  # optimizer steps that are done
+    pairs: int = 0  # pairs of those steps, each as often as there were epochs with it; not in earlier releases
     tokens: int = 0  # of the sequences trained on, see `storage.manifests.TrainSummary`
     first_loss: float = float("nan")
     last_loss: float = float("nan")

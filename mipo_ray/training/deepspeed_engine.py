@@ -227,7 +227,7 @@ def policy_and_reference(
     *,
     trust_remote_code: bool,
     steps: Callable[[], Iterable[Sequence[Pair]]],
-    pair_count: int,
+    pair_count: int | None,
     cache: str | None,
 ) -> tuple[Any, Reference | None]:
     """The policy's engine (`deepspeed_engine.policy_engine`), and the reference where the objective has one.
@@ -244,6 +244,7 @@ def policy_and_reference(
 
     reference = None
     if train.needs_reference and train.reference_mode == "cached":
+        assert pair_count is not None, "log-probs are cached of pairs that are all there"
         reference = _cached_reference(frozen_copy, train, device, steps, pair_count, cache)
     engine = policy_engine(policy_dir, *place, trust_remote_code=trust_remote_code)
     if train.needs_reference and reference is None:

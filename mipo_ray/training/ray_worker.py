@@ -20,6 +20,8 @@ from mipo_ray.paths import plain_path
 from mipo_ray.session import Stage
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.training.shares import own_steps
+from mipo_ray.training.steps import Steps, known_steps
+from mipo_ray.training.stream import PairStream, streamed_steps
 from mipo_ray.training.worker_settings import WorkerSettings
 
 # Below a stage: Ray Train's own books and the checkpoints.
@@ -38,11 +40,15 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
     threads = max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size())
     settings: WorkerSettings = loop_config["settings"]
     stage: Stage = loop_config["stage"]
-    shard = ray.train.get_dataset_shard("pairs")
-    assert shard is not None
+    stream: PairStream | None = loop_config["stream"]
 
-    def steps_in_epoch(epoch: int) -> Any:
-        return own_steps(shard, settings.train, context.get_world_size())
+    def steps(settings: WorkerSettings) -> Steps:
+        workers = context.get_world_size()
+        if stream is not None:
+            return streamed_steps(stream, settings, context.get_world_rank(), workers)
+        shard = ray.train.get_dataset_shard("pairs")
+        assert shard is not None
+        return known_steps(settings, lambda epoch: own_steps(shard, settings.train, workers))
 
     # The workers move in step: what rank 0 waits, all of them wait.
     idle = IdleClock(context.get_world_size() * stage.session.resources.gpus_per_worker)
@@ -63,7 +69,7 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
                 output_dir=output,
                 threads=threads,
             )
-            return train_round(settings, steps_in_epoch, report, Checkpoints(publish, _latest))
+            return train_round(settings, steps(settings), report, Checkpoints(publish, _latest))
     except (TrainingDiverged, CheckpointRefused, SamplerDisagrees) as error:
         # All workers meet it together. Returned and not raised: a worker that fails is started again.
         return error

@@ -43,12 +43,7 @@ def stream_kept_pairs(
     `only`: the pair_ids to keep; None: all. With `shuffle_seed` the labels of a seeded half are swapped. Raises
     UserError where the objective reads a column that the pairs were written without.
     """
-    columns = [*pair_columns(objective), "dropped"]
-    # Ray Data leaves out what a file does not have, without a word.
-    found = open_table(files[0], filesystem).schema.names
-    columns += [SAMPLER_LOGPROB] if SAMPLER_LOGPROB in found else []
-    if missing := missing_columns(columns, found):
-        raise UserError(f"{files[0]}: train.objective {objective}: {missing}; generate these pairs again")
+    columns = stored_columns(files[0], filesystem, objective)
     with ordered_context() as context:
         # Ray Data sorts into 200 partitions, a task each, however few the rows are.
         rows = open_table(files, filesystem).count_rows()
@@ -58,6 +53,17 @@ def stream_kept_pairs(
         # Right behind a sort Ray Data 2.60 cuts each of the sort's partitions by itself, where a strict repartition was
         # to cut the whole: whatever stands between the two keeps them apart.
         return pairs.select_columns([name for name in columns if name != "dropped"])
+
+
+def stored_columns(file: str, filesystem: pyarrow.fs.FileSystem, objective: Objective) -> list[str]:
+    """What is read of a file of pairs: the columns of the objective, `dropped`, and the sampler's log-prob where it is
+    there. Raises UserError for a file that lacks a column of the objective: Ray Data would leave it out silently."""
+    columns = [*pair_columns(objective), "dropped"]
+    found = open_table([file], filesystem).schema.names
+    columns += [SAMPLER_LOGPROB] if SAMPLER_LOGPROB in found else []
+    if missing := missing_columns(columns, found):
+        raise UserError(f"{file}: train.objective {objective}: {missing}; generate these pairs again")
+    return columns
 
 
 class StepShares(ray.train.DataConfig):
@@ -95,13 +101,17 @@ def share_out(step: pa.Table, *, train: TrainConfig, workers: int) -> pa.Table:
     rows = _share_rows(train, workers)
     wanted = (*pair_columns(train.objective), SAMPLER_LOGPROB)
     step = step.select([name for name in wanted if name in step.column_names])
-    sizes = [laid_out_tokens(lengths, train.layout) for lengths in read_lengths(step, train.objective)]
     empty: dict[str, Any] = {name: [] for name in step.column_names} | {"pair_id": "", SAMPLER_LOGPROB: None}
     filler = pa.Table.from_pylist([empty] * rows, step.schema)
     parts = []
-    for indices in deal(sizes, workers):
+    for indices in deal_step(step, train, workers):
         parts += [step.take(pa.array(indices, pa.int64())), filler.slice(0, rows - len(indices))]
     return pa.concat_tables(parts).combine_chunks()
+
+
+def deal_step(step: pa.Table, train: TrainConfig, workers: int) -> list[list[int]]:
+    """Which rows of a step each worker gets: `deal` by the tokens that they take, as they are laid out."""
+    return deal([laid_out_tokens(lengths, train.layout) for lengths in read_lengths(step, train.objective)], workers)
 
 
 def deal(sizes: Sequence[int], workers: int) -> list[list[int]]:
@@ -131,6 +141,11 @@ def _in_shares(pairs: ray.data.Dataset, train: TrainConfig, workers: int) -> ray
 
 def _share_rows(train: TrainConfig, workers: int) -> int:
     return math.ceil(train.batch_size / workers)
+
+
+def kept_in_order(block: pa.Table, shuffle_seed: int | None) -> pa.Table:
+    """The pairs of a block that no filter dropped, by pair_id; `shuffle_seed` as in `stream_kept_pairs`."""
+    return _kept_only(block, only=None, shuffle_seed=shuffle_seed).sort_by("pair_id").combine_chunks()
 
 
 def _kept_only(block: pa.Table, *, only: frozenset[str] | None, shuffle_seed: int | None) -> pa.Table:

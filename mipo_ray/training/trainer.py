@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.models.source import check_policy_model, local_model_directory
 from mipo_ray.ray_cluster.resources import Request, worker_request
-from mipo_ray.ray_cluster.watch import watch_workers
+from mipo_ray.ray_cluster.watch import WorkerWatch, watch_workers
 from mipo_ray.session import Stage
 from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.training.agreement import SamplerDisagrees
@@ -27,6 +29,7 @@ from mipo_ray.training.deepspeed_engine import deepspeed_config
 from mipo_ray.training.ray_worker import CHECKPOINTS, worker_loop
 from mipo_ray.training.shares import StepShares
 from mipo_ray.training.step import TrainingDiverged
+from mipo_ray.training.stream import PairStream
 from mipo_ray.training.trainable import check_trainable
 from mipo_ray.training.worker_settings import WorkerSettings
 
@@ -66,13 +69,29 @@ class Models:
     reference: str
 
 
-def train_policy(stage: Stage, models: Models, pairs: ray.data.Dataset, pair_count: int) -> TrainSummary:
+@dataclass(frozen=True)
+class AllPairs:
+    """Pairs that are all there: `count` rows in their final order."""
+
+    rows: ray.data.Dataset
+    count: int
+
+
+@dataclass(frozen=True)
+class ArrivingPairs:
+    """Pairs that are still being generated; `failure` tells why there will be no more of them, None while all is
+    well."""
+
+    stream: PairStream
+    failure: Callable[[], BaseException | None] = lambda: None
+
+
+def train_policy(stage: Stage, models: Models, pairs: AllPairs | ArrivingPairs) -> TrainSummary:
     """Trains a policy on the round's pairs; rank 0 writes the result to `policy` below the stage.
 
-    `pairs` are `pair_count` rows in their final order: step k trains on rows k * batch_size to (k + 1) * batch_size,
-    however many workers share them. A run directory that is a path must be seen by every worker (local on one machine,
-    shared on a cluster). Each step is a `train_step` event with the keys of `worker.train_round`; a step that is done
-    again after a restart is a second one.
+    Step k trains on pairs k * batch_size to (k + 1) * batch_size, however many workers share them. A run directory that
+    is a path must be seen by every worker (local on one machine, shared on a cluster). Each step is a `train_step`
+    event with the keys of `worker.train_round`; a step that is done again after a restart is a second one.
 
     A worker group that loses a worker goes on after its newest checkpoint, `train.max_failures` times, with
     train.min_workers at least. So does another call for the same stage after this one failed or was killed: Ray Train
@@ -85,7 +104,8 @@ def train_policy(stage: Stage, models: Models, pairs: ray.data.Dataset, pair_cou
     one, with the worker's message first.
     """
     config, resources = stage.config, stage.session.resources
-    if not pair_count:
+    stream, pair_count = (None, pairs.count) if isinstance(pairs, AllPairs) else (pairs.stream, None)
+    if pair_count == 0:
         raise UserError(f"{stage.path()}: expected at least one pair to train on, found none")
     deepspeed_config(config.train, resources.dtype)  # refuses here what no worker could train
     request = worker_request(config, resources)
@@ -105,14 +125,17 @@ def train_policy(stage: Stage, models: Models, pairs: ray.data.Dataset, pair_cou
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # what the dashboard's Train API reads
     trainer = _Trainer(
         worker_loop,
-        train_loop_config={"settings": settings, "stage": stage},
+        train_loop_config={"settings": settings, "stage": stage, "stream": stream},
         torch_config=TorchConfig(backend="nccl" if request.gpus > 0 else "gloo"),
         scaling_config=_scaling(config.train, request),
         run_config=_run_config(stage),
-        datasets={"pairs": pairs},
+        datasets={"pairs": pairs.rows} if isinstance(pairs, AllPairs) else None,
         dataset_config=StepShares(config.train),
     )
-    with _named_failures(trainer, stage.path(CHECKPOINTS), request, config.ray.wait_timeout_minutes):
+    watched = functools.partial(watch_workers, request, config.ray.wait_timeout_minutes, trainer.end)
+    if isinstance(pairs, ArrivingPairs):
+        watched = functools.partial(watched, pairs.failure)
+    with _named_failures(watched, stage.path(CHECKPOINTS), config.ray.wait_timeout_minutes):
         outcome: Outcome = trainer.fit().return_value  # type: ignore[attr-defined]
     if isinstance(outcome, Exception):
         raise outcome
@@ -157,13 +180,15 @@ class _Trainer(TorchTrainer):
 
 
 @contextlib.contextmanager
-def _named_failures(trainer: _Trainer, checkpoints: str, request: Request, wait_minutes: float) -> Iterator[None]:
+def _named_failures(
+    watched: Callable[[], AbstractContextManager[WorkerWatch]], checkpoints: str, wait_minutes: float
+) -> Iterator[None]:
     """For the time of a fit: watches that the workers get their nodes, and names what the fit failed of."""
     # Longer than the watch waits: asking anew would let the autoscaler forget the nodes that it is starting.
     os.environ[_START_TIMEOUT] = str(60 * wait_minutes + 60)
     watch = None
     try:
-        with watch_workers(request, wait_minutes, trainer.end) as watch:
+        with watched() as watch:
             yield
     except ray.train.TrainingFailedError as error:
         raise _worker_error(error) from error

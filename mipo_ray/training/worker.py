@@ -8,10 +8,11 @@ trains in one plain process and prints one line per optimizer step. It is one wo
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -32,31 +33,29 @@ from mipo_ray.training.layout import Pair, read_pairs
 from mipo_ray.training.probes import policy_probe_logprobs
 from mipo_ray.training.schedule import learning_rate_at
 from mipo_ray.training.step import optimizer_step
+from mipo_ray.training.steps import Step, Steps, known_steps, steps_of
 from mipo_ray.training.worker_settings import WorkerSettings
-
-# From an epoch to this worker's pairs of each of its optimizer steps, in order.
-Steps = Callable[[int], Iterable[Sequence[Pair]]]
 
 
 def train_round(
     settings: WorkerSettings,
-    steps_in_epoch: Steps,
+    steps: Steps,
     report: Callable[[dict[str, float]], None],
     checkpoints: Checkpoints | None = None,
 ) -> TrainSummary:
     """Trains the policy on a round's pairs and writes it to `settings.output_dir`.
 
-    `steps_in_epoch(epoch)` streams this worker's pairs of every optimizer step of that epoch; the workers' pairs of a
-    step are together `train.batch_size` pairs, in the last step of an epoch perhaps fewer. `report` is called on rank 0
-    after each optimizer step with its metrics over all workers: step, total_steps, those of `step.optimizer_step`,
-    learning_rate, step_seconds and tokens_per_second (of all sequences, without padding). Joins the torch process group
-    that is there, or else makes one of this process alone.
+    `steps(epoch)` streams this worker's optimizer steps of that epoch; the workers' pairs of a step are together
+    `train.batch_size` pairs, in the last step of an epoch perhaps fewer. `report` is called on rank 0 after each
+    optimizer step with its metrics over all workers: step, total_steps, those of `step.optimizer_step`, learning_rate,
+    step_seconds and tokens_per_second (of all sequences, without padding). Joins the torch process group that is there,
+    or else makes one of this process alone.
 
     With `checkpoints`, training goes on after the newest one, with the pairs of the steps that were not done, and
     publishes new ones as `train.checkpoint_steps` says.
 
     Raises TrainingDiverged for a loss or gradient norm that is not finite, before such a policy is written, and
-    ValueError when an epoch holds another number of steps or pairs than was said.
+    ValueError when a step holds another number of pairs than was said.
     """
     started = time.perf_counter()
     train = settings.train
@@ -73,7 +72,7 @@ def train_round(
         settings.dtype,
         settings.device,
         trust_remote_code=settings.trust_remote_code,
-        steps=lambda: _checked_steps(settings, steps_in_epoch, 0),
+        steps=lambda: (step.pairs for step in steps(0)),
         pair_count=settings.pair_count,
         cache=settings.reference_cache,
     )
@@ -82,44 +81,62 @@ def train_round(
         with checkpoints.latest() as directory:
             progress = progress if directory is None else load_checkpoint(engine, directory)
 
-    total_steps = train.epochs * settings.steps_per_epoch
     is_due = _checkpoint_clock(train)
-    while progress.steps < total_steps:
-        epoch, done = divmod(progress.steps, settings.steps_per_epoch)
-        for index, pairs in enumerate(_checked_steps(settings, steps_in_epoch, epoch)):
-            if index < done:
-                continue
-            step_started = time.perf_counter()
-            learning_rate = _learning_rate(settings.train, progress.steps, total_steps)
-            metrics = optimizer_step(engine, reference, pairs, settings.train, learning_rate, progress.steps)
-            seconds = time.perf_counter() - step_started
-            _check_pair_count(settings, epoch, index, int(metrics["pairs"]))
-            progress = Progress(
-                steps=progress.steps + 1,
-                tokens=progress.tokens + int(metrics["tokens"]),
-                first_loss=metrics["loss"] if progress.steps == 0 else progress.first_loss,
-                last_loss=metrics["loss"],
-            )
-            if distributed.get_rank() == 0:
-                place = {"step": progress.steps - 1, "total_steps": total_steps}
-                speed = {"step_seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
-                report({**place, **metrics, "learning_rate": learning_rate, **speed})
-            if checkpoints is not None and progress.steps < total_steps and is_due(progress.steps):
-                with tempfile.TemporaryDirectory(prefix="mipo-ray-checkpoint-") as shard:
-                    save_checkpoint(engine, Path(shard), progress)
-                    checkpoints.publish(Path(shard), progress.steps)
+    for place, step in _steps_after(progress.steps, steps, settings):
+        step_started = time.perf_counter()
+        total_steps = train.epochs * math.ceil(step.epoch_pairs / train.batch_size)
+        learning_rate = _learning_rate(train, progress.steps, total_steps)
+        metrics = optimizer_step(engine, reference, step.pairs, train, learning_rate, progress.steps)
+        seconds = time.perf_counter() - step_started
+        if (found := int(metrics["pairs"])) != step.step_pairs:
+            raise ValueError(f"{place}: expected {step.step_pairs} pairs over all workers, found {found}")
+        progress = Progress(
+            steps=progress.steps + 1,
+            pairs=progress.pairs + step.step_pairs,
+            tokens=progress.tokens + int(metrics["tokens"]),
+            first_loss=metrics["loss"] if progress.steps == 0 else progress.first_loss,
+            last_loss=metrics["loss"],
+        )
+        if distributed.get_rank() == 0:
+            count = {"step": progress.steps - 1, "total_steps": total_steps}
+            speed = {"step_seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+            report({**count, **metrics, "learning_rate": learning_rate, **speed})
+        if checkpoints is not None and progress.steps < total_steps and is_due(progress.steps):
+            with tempfile.TemporaryDirectory(prefix="mipo-ray-checkpoint-") as shard:
+                save_checkpoint(engine, Path(shard), progress)
+                checkpoints.publish(Path(shard), progress.steps)
 
+    if not progress.steps:
+        raise UserError("expected at least one pair to train on, found none")
     probe_logprobs = policy_probe_logprobs(engine, train.layout)
     export_policy(engine, settings.policy_dir, settings.output_dir)
     return TrainSummary(
-        steps=total_steps,
-        pairs=settings.pair_count,
+        steps=progress.steps,
+        pairs=progress.pairs // train.epochs if settings.pair_count is None else settings.pair_count,
         tokens=progress.tokens,
         first_loss=progress.first_loss,
         last_loss=progress.last_loss,
         seconds=time.perf_counter() - started,
         probe_logprobs=probe_logprobs,
     )
+
+
+def _steps_after(done: int, steps: Steps, settings: WorkerSettings) -> Iterator[tuple[str, Step]]:
+    """The steps of all epochs after the first `done`, each with its place in words.
+
+    Epochs that are done are not streamed again where it is known how many steps they had.
+    """
+    before = 0  # steps of the epochs before this one
+    for epoch in range(settings.train.epochs):
+        known = settings.steps_per_epoch
+        if known is not None and before + known <= done:
+            before += known
+            continue
+        index = -1
+        for index, step in enumerate(steps(epoch)):
+            if before + index >= done:
+                yield f"epoch {epoch}, step {index}", step
+        before += index + 1
 
 
 def _learning_rate(train: TrainConfig, step: int, total_steps: int) -> float:
@@ -148,31 +165,6 @@ def _checkpoint_clock(train: TrainConfig) -> Callable[[int], bool]:
         return answer[0]
 
     return is_due
-
-
-def _checked_steps(settings: WorkerSettings, steps_in_epoch: Steps, epoch: int) -> Iterator[Sequence[Pair]]:
-    """An epoch's steps, counted: workers with different numbers of steps would wait for each other for ever."""
-    expected, found = settings.steps_per_epoch, 0
-    for pairs in steps_in_epoch(epoch):
-        found += 1
-        if found > expected:
-            raise ValueError(f"epoch {epoch}: expected {expected} steps for this worker, found more")
-        yield pairs
-    if found < expected:
-        raise ValueError(f"epoch {epoch}: expected {expected} steps for this worker, found {found}")
-
-
-def _check_pair_count(settings: WorkerSettings, epoch: int, index: int, found: int) -> None:
-    batch_size = settings.train.batch_size
-    expected = min(batch_size, settings.pair_count - index * batch_size)
-    if found != expected:
-        raise ValueError(f"epoch {epoch}, step {index}: expected {expected} pairs over all workers, found {found}")
-
-
-def steps_of(pairs: Sequence[Pair], batch_size: int) -> Iterator[Sequence[Pair]]:
-    """All pairs of an epoch as steps of one worker."""
-    for start in range(0, len(pairs), batch_size):
-        yield pairs[start : start + batch_size]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -213,7 +205,8 @@ def _train_on_file(options: argparse.Namespace, config: Config) -> None:
             pair_count=len(pairs),
             trust_remote_code=config.model.trust_remote_code,
         )
-        say(str(train_round(settings, lambda epoch: steps_of(pairs, config.train.batch_size), _print_step)))
+        steps = known_steps(settings, lambda epoch: steps_of(pairs, config.train.batch_size))
+        say(str(train_round(settings, steps, _print_step)))
 
 
 def _read_pairs(path: str, train: TrainConfig) -> list[Pair]:

@@ -20,10 +20,11 @@ class WorkerSettings:
     dtype: str  # "float32" or "bfloat16"
     device: str  # "cpu" or "cuda"
     seed: int
-    pair_count: int  # pairs of an epoch, over all workers
+    pair_count: int | None  # pairs of an epoch, over all workers; None: not known before the round is generated
     threads: int | None = None  # torch threads on a CPU; None: as torch finds them
     trust_remote_code: bool = False
 
     @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.pair_count / self.train.batch_size)
+    def steps_per_epoch(self) -> int | None:
+        """None: not known before the round is generated."""
+        return None if self.pair_count is None else math.ceil(self.pair_count / self.train.batch_size)

@@ -32,7 +32,8 @@ from mipo_ray.training.checkpoint import Checkpoints
 from mipo_ray.training.deepspeed_engine import deepspeed_config
 from mipo_ray.training.reference import read_logprobs
 from mipo_ray.training.step import TrainingDiverged
-from mipo_ray.training.worker import steps_of, train_round
+from mipo_ray.training.steps import known_steps, steps_of
+from mipo_ray.training.worker import train_round
 from mipo_ray.training.worker_settings import WorkerSettings
 from tests.helpers.covering import combinations
 from tests.helpers.tiny_training import VOCABULARY, ragged_pairs, read_all
@@ -134,7 +135,8 @@ def train_here(
     read = read_all(pairs, settings.train.objective)
     # DeepSpeed collects garbage whenever it shards a model, which takes longer the more objects it looks at.
     gc.freeze()
-    summary = train_round(settings, lambda epoch: steps_of(read, settings.train.batch_size), steps.append, checkpoints)
+    epochs = known_steps(settings, lambda epoch: steps_of(read, settings.train.batch_size))
+    summary = train_round(settings, epochs, steps.append, checkpoints)
     return summary, steps
 
 
@@ -510,7 +512,7 @@ def test_other_steps_than_promised_are_an_error(model_dir, tmp_path, streamed, m
         pair_count=8,
     )
     with pytest.raises(ValueError, match=message):
-        train_round(settings, lambda epoch: steps, lambda metrics: None)
+        train_round(settings, known_steps(settings, lambda epoch: steps), lambda metrics: None)
     assert not (tmp_path / "policy").exists()
 
 

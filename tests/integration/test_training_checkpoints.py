@@ -24,6 +24,7 @@ from mipo_ray.training.deepspeed_engine import join_process_group, policy_engine
 from mipo_ray.training.layout import Pair
 from mipo_ray.training.shares import deal
 from mipo_ray.training.step import optimizer_step
+from mipo_ray.training.steps import known_steps
 from mipo_ray.training.worker import train_round
 from mipo_ray.training.worker_settings import WorkerSettings
 from tests.helpers.tiny_training import ragged_pairs, read_all, save_tied_llama
@@ -101,7 +102,10 @@ def train(directory: Path, output: str, checkpoints: Checkpoints | None = None, 
     )
     losses: dict[int, float] = {}
     summary = train_round(
-        settings, own_steps, lambda metrics: losses.update({int(metrics["step"]): metrics["loss"]}), checkpoints
+        settings,
+        known_steps(settings, own_steps),
+        lambda metrics: losses.update({int(metrics["step"]): metrics["loss"]}),
+        checkpoints,
     )
     if distributed.get_rank() == 0:
         weights = load_file(directory / output / "model.safetensors")

@@ -35,8 +35,9 @@ from mipo_ray.training import stage as stage_module
 from mipo_ray.training.agreement import SamplerDisagrees
 from mipo_ray.training.layout import read_pairs
 from mipo_ray.training.shares import StepShares, own_steps, stream_kept_pairs
-from mipo_ray.training.trainer import Models, train_policy
-from mipo_ray.training.worker import steps_of, train_round
+from mipo_ray.training.steps import known_steps, steps_of
+from mipo_ray.training.trainer import AllPairs, Models, train_policy
+from mipo_ray.training.worker import train_round
 from mipo_ray.training.worker_settings import WorkerSettings
 from tests.helpers.covering import by_night
 from tests.helpers.stages import commit
@@ -108,8 +109,7 @@ def on_ray(
     summary = train_policy(
         Session(Config.model_validate({"train": TRAIN | train}), run, ON_CPU, events).stage(Round(0), "train"),
         Models(str(model_dir), str(model_dir)),
-        dataset,
-        pair_count,
+        AllPairs(dataset, pair_count),
     )
     return Outcome(summary, steps_done(run, events), load(Path(run.root) / STAGE / "policy"))
 
@@ -156,7 +156,8 @@ def in_this_process(model_dir: Path, directory: Path, pairs: list[dict[str, Any]
     )
     steps: list[dict[str, float]] = []
     read = read_all(pairs, settings.train.objective)
-    summary = train_round(settings, lambda epoch: steps_of(read, TRAIN["batch_size"]), steps.append)
+    epochs = known_steps(settings, lambda epoch: steps_of(read, TRAIN["batch_size"]))
+    summary = train_round(settings, epochs, steps.append)
     assert [step["pairs"] for step in steps] == [4, 4, 3, 4, 4, 3]
     return Outcome(summary, steps, load(directory / "policy"))
 
@@ -374,7 +375,7 @@ def test_the_reference_of_a_later_round_is_the_one_asked_for(ray_cluster, monkey
         return TrainSummary(steps=1, pairs=1, tokens=1, first_loss=0.0, last_loss=0.0, seconds=0.0)
 
     monkeypatch.setattr(stage_module, "train_policy", remember)
-    monkeypatch.setattr(stage_module, "_training_pairs", lambda *_: None)
+    monkeypatch.setattr(stage_module, "_kept_pairs", lambda *_: None)
     config = Config.model_validate({"model": {"path": "initial"}, "train": {"reference": reference}})
     session = session_with_pairs(config, tmp_path, Round(1), "monday")
     stage_module.train(session, Round(1))
@@ -402,7 +403,7 @@ def test_a_stage_keeps_what_an_interruption_left_as_long_as_its_pairs_are_the_sa
         raise RuntimeError("as before")
 
     monkeypatch.setattr(stage_module, "train_policy", fails)
-    monkeypatch.setattr(stage_module, "_training_pairs", lambda *_: None)
+    monkeypatch.setattr(stage_module, "_kept_pairs", lambda *_: None)
     with pytest.raises(RuntimeError, match="as before"):
         stage_module.train(session, Round(0))
     assert found == kept

@@ -21,6 +21,7 @@ from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.training.layout import Pair, token_count
 from mipo_ray.training.shares import deal
 from mipo_ray.training.step import micro_batches
+from mipo_ray.training.steps import known_steps
 from mipo_ray.training.worker import train_round
 from mipo_ray.training.worker_settings import WorkerSettings
 from tests.helpers.tiny_training import VOCABULARY, ragged_pairs, read_all, save_tied_llama
@@ -97,7 +98,8 @@ def train_all_cases(rank: int, workers: int, directory: Path) -> None:
             threads=1,
         )
         steps: list[dict[str, float]] = []
-        summary = train_round(settings, lambda epoch: [shares(step, workers)[rank] for step in STEPS], steps.append)
+        own = known_steps(settings, lambda epoch: [shares(step, workers)[rank] for step in STEPS])
+        summary = train_round(settings, own, steps.append)
         assert bool(steps) == (rank == 0)
         if rank == 0:
             torch.save(Outcome(summary, steps, load_file(output / "model.safetensors")), f"{output}.pt")

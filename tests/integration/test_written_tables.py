@@ -59,7 +59,7 @@ def test_what_an_earlier_call_wrote_is_left_out(tmp_path: Path) -> None:
     (place / "rows").mkdir(parents=True)
     for call, rows in enumerate([ROWS.slice(0, 2), ROWS.slice(2)]):
         pyarrow.parquet.write_table(rows, place / f"rows/part-{call}.parquet")
-        with resumed_context(str(place), LOCAL, id_column="prompt_id"):
+        with resumed_context(f"{place}/checkpoint", LOCAL, id_column="prompt_id"):
             found = map_blocks(read_rows(str(place / "rows"), LOCAL), marked, call=call)
             found.write_parquet(str(place / "written"), filesystem=LOCAL)
     written = open_table(str(place / "written"), LOCAL).to_table().sort_by("number")

@@ -46,7 +46,7 @@ from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_reso
 from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.session import Session
 from mipo_ray.storage.entries import Entries, Evaluated
-from mipo_ray.storage.manifests import JudgeFacts
+from mipo_ray.storage.manifests import NOTES, JudgeFacts
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
@@ -137,7 +137,7 @@ def _ask(judged: Judged) -> None:
     """Asks the judge for what has no judgement yet, and writes what it said beside what was read from it."""
     stage, judge = judged.stage, judged.judge
     filesystem = stage.run.arrow_filesystem()
-    with resumed_context(stage.path(), filesystem, id_column="judgement_id"):
+    with resumed_context(stage.path(NOTES), filesystem, id_column="judgement_id"):
         rows = read_rows(stage.path("requests"), filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
         if judge.has_own_engines:

@@ -30,7 +30,7 @@ from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.entries import Entries, Evaluated
-from mipo_ray.storage.manifests import TaskDefinition, TaskFacts
+from mipo_ray.storage.manifests import NOTES, TaskDefinition, TaskFacts
 from mipo_ray.storage.records import read_record, to_text
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
@@ -170,7 +170,7 @@ def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
     filesystem = run.arrow_filesystem()
     total = sum(task.items for task in tasks)
     sampling = {task.name: task.sampling for task in tasks if task.sampling is not None}
-    with resumed_context(run.path(directory), filesystem, id_column="key"):
+    with resumed_context(run.path(directory, NOTES), filesystem, id_column="key"):
         files = [file for task in tasks for file in request_files(run, task.name)]
         rows = read_rows(files, filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)

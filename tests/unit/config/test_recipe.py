@@ -26,6 +26,7 @@ from mipo_ray.config.schema import Config
 EXECUTION_ONLY = {
     "run_dir",
     "rounds",
+    "schedule",
     "trackers",
     "generation.pool.min_size",
     "generation.pool.max_size",
@@ -142,6 +143,7 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluate.task_max_model_len": 2048,
     "ray.address": "auto",
     "generation.pool.lifetime": "stage",
+    "schedule": "streaming",
     "ray.num_cpus": 9,
 }
 
