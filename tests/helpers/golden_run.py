@@ -1,7 +1,8 @@
 """One run of two rounds that the tests of the loop, tasks, judges and metrics read.
 
 It has tasks, a tracker, a judge behind the fake endpoint and LoRA; SIGTERM stops it in generation, SIGKILL ends it in
-training and Ctrl-C at the end of training, and the same command takes it to its end.
+training and Ctrl-C at the end of training, and the same command takes it to its end. Round 0 trains when its pairs are
+all there, round 1 streams.
 """
 
 from __future__ import annotations
@@ -112,13 +113,13 @@ def make_golden_run(directory: Path, place: Place) -> GoldenRun:
         "evaluate.judge.api_key_variable=JUDGE_KEY",
     )
 
-    def begin() -> subprocess.Popen[str]:
-        words = (recipe, f"run_dir={run_dir}", *options, *judge_options)
+    def begin(*schedule: str) -> subprocess.Popen[str]:
+        words = (recipe, f"run_dir={run_dir}", *options, *judge_options, *schedule)
         return start(place.address, *words, environment={"JUDGE_KEY": JUDGE_KEY})
 
     try:
         interruptions = interrupt(begin, run_dir)
-        process = begin()
+        process = begin("schedule=streaming")  # round 0 is trained by then, round 1 not begun
         output, _ = process.communicate(timeout=800)
         assert process.returncode == 0, output
         wait_until_nothing_is_left()

@@ -68,6 +68,10 @@ def test_two_rounds_end_to_end(golden_run, ray_address, capsys):
         summary = manifests[f"rounds/{index:03d}/train"]["summary"]
         assert summary["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
         assert summary["pairs"] == statistics["kept"]
+    # Round 0 trained by pair_id on pairs that were all there; round 1 streamed, so that its training began before.
+    assert [manifests[f"rounds/{index:03d}/train"]["order"] for index in (0, 1)] == ["pair_id", "prompts"]
+    times = {(event["stage"], event["event"]): event["time"] for event in events(run_dir) if event["round"] == 1}
+    assert times["train", "stage_start"] < times["generate", "stage"] < times["train", "stage"]
     # The policy of round 0 is the reference of round 1, and the one that samples there.
     assert manifests["rounds/001/generate"]["policy"] == manifests["rounds/001/train"]["reference"]
     assert manifests["rounds/001/generate"]["policy"].endswith("rounds/000/train/policy")
