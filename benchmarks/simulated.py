@@ -33,7 +33,7 @@ from mipo_ray.training.steps import known_steps
 from mipo_ray.training.stream import PairStream, streamed_steps
 
 VARIABLE = "MIPO_RAY_SIMULATED"
-WORDS = "bread river star map tea train moss chess rain clock stone lamp wind salt road glass".split()
+WORDS = ("bread", "river", "star", "map", "tea", "train", "moss", "chess", "rain", "clock", "stone", "lamp", "wind")
 
 
 @dataclass(frozen=True)
@@ -170,4 +170,11 @@ def simulated_worker_loop(loop_config: dict[str, Any]) -> TrainSummary:
         policy.mkdir(parents=True, exist_ok=True)
         (policy / "config.json").write_text("{}")
     # The tokens of this worker alone: the others' are about as many.
-    return TrainSummary(taken, pairs, tokens * workers, 0.6931, 0.6931, time.monotonic() - started)
+    return TrainSummary(
+        steps=taken,
+        pairs=pairs,
+        tokens=tokens * workers,
+        first_loss=0.6931,
+        last_loss=0.6931,
+        seconds=time.monotonic() - started,
+    )

@@ -17,7 +17,7 @@ from mipo_ray.stop_signals import kept_handlers
 # Ray ends a worker that was idle for a second where there are more than this, and by default it is the number of CPUs.
 # Actors count, so that each pass over data would start new processes for its tasks and import everything again: half
 # of the CPU time of all tasks of a small run.
-_WORKERS_KEPT = "RAY_num_workers_soft_limit"
+WORKERS_KEPT = "RAY_num_workers_soft_limit"
 _ACTORS = 16  # that a run has at once, its own, Ray Data's and Ray Train's
 
 
@@ -54,7 +54,7 @@ def connect(config: Config) -> list[Node]:
     with kept_handlers(), on_loopback(address is None or is_on_loopback(address)):
         if address is None:
             protect_local_cluster()
-            os.environ.setdefault(_WORKERS_KEPT, str(local_cpus(config) + _ACTORS))
+            os.environ.setdefault(WORKERS_KEPT, str(local_cpus(config) + _ACTORS))
             with address_known_beforehand():
                 ray.init(
                     address="local",
