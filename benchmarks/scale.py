@@ -115,7 +115,6 @@ def _cluster(setting: Setting) -> Any:
     from mipo_ray.ray_cluster.connection import WORKERS_KEPT
 
     os.environ[WORKERS_KEPT] = str(2 * (setting.engines + setting.workers) + 16)
-    os.environ["RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"] = "1"
     memory = {"object_store_memory": 200 * 1024**2}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 6, **memory})
     for first in range(0, setting.engines, NODE_ENGINES):

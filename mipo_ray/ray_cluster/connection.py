@@ -75,9 +75,6 @@ def connect(config: Config) -> list[Node]:
     # A UserError in a task must reach `_user_error` as what it is, and not wrapped as a failed transformation.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # At every pass over Parquet files Ray Data makes actors that read footers, by default 32. Each is a process to
-    # start and asks for a CPU, for which an autoscaler would start nodes; one reads 128 footers at a time.
-    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     return present_nodes()
 
 

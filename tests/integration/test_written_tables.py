@@ -50,6 +50,17 @@ def test_rows_come_back_as_they_were_written_and_only_once(tmp_path: Path) -> No
         read_rows([str(file)], LOCAL, ["prompt_id", "sample"])
 
 
+def test_files_come_by_name_and_one_of_an_earlier_version_without_its_newer_columns(tmp_path: Path) -> None:
+    for number in reversed(range(6)):
+        rows = ROWS.slice(number, 1)
+        pyarrow.parquet.write_table(
+            rows.drop_columns("context") if number == 3 else rows, tmp_path / f"{number}.parquet"
+        )
+    found = read_rows(str(tmp_path), LOCAL).take_all()
+    assert [row["number"] for row in found] == list(range(6))
+    assert [row.get("context") for row in found] == ["", "", "", None, "", ""]
+
+
 def marked(block: pa.Table, *, call: int) -> pa.Table:
     return block.append_column("call", pa.array([call] * block.num_rows, pa.int64()))
 
