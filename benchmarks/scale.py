@@ -6,7 +6,7 @@
 
 Engines and optimizer steps sleep (`benchmarks/simulated.py` says what else is real). Each measurement is a process of
 its own with a Ray cluster of its own, of nodes that this machine pretends to have. Writes
-benchmarks/results/scale_PART.json and .md. On two cores `engines` takes about 10 minutes, `schedule` 25, `prompts` 10.
+benchmarks/results/scale_PART.json and .md. On two cores `engines` takes half an hour with 5 repeats, `schedule` an hour, `prompts` a quarter.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ OPTIONS = (
     "model.max_model_len=1024",
     "generation.sampling.max_tokens=512",
     "generation.pool.lifetime=stage",
+    "generation.pool.batches_in_flight=16",  # of small blocks: an engine never waits for a block's longest answer
     "conditioning.block_size=8",
     "train.batch_size=32",
     "evaluate.enabled=false",

@@ -40,9 +40,9 @@ WORDS = ("bread", "river", "star", "map", "tea", "train", "moss", "chess", "rain
 class Speeds:
     """How fast the simulated machines are, and how long answers get. Seconds, tokens."""
 
-    sequences: int = 64
+    sequences: int = 32
     """That an engine works on at once."""
-    token_seconds: float = 0.032
+    token_seconds: float = 0.016
     """For one token of each of them: 2,000 tokens a second in all."""
     mean_tokens: float = 100.0
     """Of an answer; lengths are log-normal, with a standard deviation of 0.6 of the logarithm."""
