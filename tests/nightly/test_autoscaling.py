@@ -56,7 +56,8 @@ def make_runs(directory: Path, model: Path) -> None:
     run_apart(
         directory,
         {
-            "run": [*options, f"run_dir={directory}/run_directory", on("generate")],
+            # Its training takes longer than the autoscaler leaves an idle node alone.
+            "run": [*options, f"run_dir={directory}/run_directory", on("generate"), "train.epochs=300"],
             "kept": [*options, f"run_dir={directory}/kept", on("generate"), "generation.pool.lifetime=run"],
             "nowhere": [*options, f"run_dir={directory}/other", on("nowhere"), "ray.wait_timeout_minutes=0.5"],
         },
