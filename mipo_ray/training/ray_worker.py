@@ -17,6 +17,7 @@ import ray.train
 from mipo_ray.models.source import local_model_directory
 from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.paths import plain_path
+from mipo_ray.ray_cluster.gpus import check_torch_gpu
 from mipo_ray.session import Stage
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.training.shares import own_steps
@@ -40,6 +41,8 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
     stage: Stage = loop_config["stage"]
     shard = ray.train.get_dataset_shard("pairs")
     assert shard is not None
+    if settings.device == "cuda":
+        check_torch_gpu(settings.dtype)  # raised: another node may have what this one lacks
 
     def steps_in_epoch(epoch: int) -> Any:
         return own_steps(shard, settings.train, context.get_world_size())
