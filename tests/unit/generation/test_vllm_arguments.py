@@ -74,10 +74,11 @@ def test_nothing_is_compiled_where_there_is_no_compiler(tmp_path: Path, environm
 
 
 def test_a_variable_that_somebody_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
-    monkeypatch.setenv("VLLM_USE_DEEP_GEMM", "1")
+    environment = {"VLLM_USE_FLASHINFER_SAMPLER": "1"}
+    monkeypatch.setattr(vllm_arguments.os, "environ", environment)
     vllm_arguments.set_environment(on_gpu=True)
-    assert vllm_arguments.os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
+    assert environment["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
+    assert environment["VLLM_USE_DEEP_GEMM"] == environment["VLLM_ALLREDUCE_USE_FLASHINFER"] == "0"
 
 
 def gpu_settings(*overrides: str) -> EngineSettings:
@@ -111,7 +112,7 @@ def test_attention_on_gpus_that_prefer_flashinfer(
     assert engine_arguments("/models/one", gpu_settings(*overrides)).get("attention_backend") == attention
 
 
-def test_data_centre_blackwell_alone_prefers_flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_centre_blackwell_alone_prefers_flashinfer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What the arguments above are made by, in vLLM's own order; and it takes the name."""
     for missing_on_cpus in ("vllm._C_stable_libtorch", "vllm._C"):
         monkeypatch.setitem(sys.modules, missing_on_cpus, ModuleType(missing_on_cpus))
@@ -119,4 +120,4 @@ def test_data_centre_blackwell_alone_prefers_flashinfer(monkeypatch: pytest.Monk
 
     first = {major: _get_backend_priorities(False, DeviceCapability(major, 0))[0].name for major in (8, 9, 10, 12)}
     assert first == {8: "FLASH_ATTN", 9: "FLASH_ATTN", 10: "FLASHINFER", 12: "FLASH_ATTN"}
-    assert AsyncEngineArgs(model="one", attention_backend="FLASH_ATTN").attention_backend is not None
+    assert AsyncEngineArgs(model=str(tmp_path), attention_backend="FLASH_ATTN").attention_backend is not None
