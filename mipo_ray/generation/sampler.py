@@ -121,7 +121,7 @@ class Sampler:
         if (deaths := events.total("engine_deaths")) >= MOST_ENGINE_DEATHS:
             raise RuntimeError(
                 f"vLLM engines died {deaths:.0f} times in this stage; metrics.jsonl holds each error (engine_death), "
-                "the logs of the Ray session what vLLM said"
+                "logs/ beside it what vLLM said last"
             )
         self._sampling = sampling
         self._window = use.settings.max_model_len

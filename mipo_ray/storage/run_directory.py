@@ -39,6 +39,7 @@ WRITING = ".writing"  # suffix of a file that is not complete yet
 PROBE = ".probe-"
 # Files with the configuration, which might hold a secret that is not known as one: for their owner alone.
 PRIVATE = ("config.yaml", "report.html")
+LOGS = "logs"  # what failed runs leave; private as well
 
 
 class StorageError(UserError):
@@ -98,7 +99,7 @@ class RunDirectory:
             os.makedirs(posixpath.dirname(target), exist_ok=True)
             temporary = f"{target}.{secrets.token_hex(8)}{WRITING}"
             try:
-                with new_file(temporary, 0o600 if name in PRIVATE else 0o666) as file:
+                with new_file(temporary, 0o600 if name in PRIVATE or name.startswith(f"{LOGS}/") else 0o666) as file:
                     file.write(text.encode("utf-8"))
                     file.flush()
                     os.fsync(file.fileno())
