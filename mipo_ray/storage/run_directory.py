@@ -151,6 +151,13 @@ class RunDirectory:
                 self.filesystem.makedirs(posixpath.dirname(self.path(name, relative)), exist_ok=True)
                 self.filesystem.put_file(source, self.path(name, relative))
 
+    def take(self, local_directory: str, name: str) -> None:
+        """Moves the files of a directory on the run's own disk to `name` below the run directory."""
+        for file in files_below(local_directory):
+            target = self.path(name, file)
+            os.makedirs(posixpath.dirname(target), exist_ok=True)
+            os.replace(os.path.join(local_directory, file), target)
+
     def copy_stage(self, source: RunDirectory, stage: str) -> None:
         """Copies a finished stage of another run on the same filesystem, with its manifest last, unless it is here."""
         if self.is_finished(stage):
