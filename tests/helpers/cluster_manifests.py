@@ -84,3 +84,13 @@ def as_pods(objects: Sequence[Manifest]) -> list[Manifest]:
         }
         for where, template in pod_templates(ray_objects(objects))
     ]
+
+
+def operator_labels(where: str, template: Manifest) -> dict[str, str]:
+    """The labels of a pod as it runs, named as `pod_templates` names it: KubeRay adds some to Ray's nodes."""
+    labels = dict(template["metadata"]["labels"])
+    if where.endswith(", head"):
+        return {**labels, "ray.io/is-ray-node": "yes", "ray.io/node-type": "head"}
+    if ", group " in where:
+        return {**labels, "ray.io/is-ray-node": "yes", "ray.io/node-type": "worker"}
+    return labels
