@@ -16,7 +16,8 @@ import yaml
 CLUSTER = Path(__file__).parents[2] / "cluster"
 CRDS = CLUSTER.parents[1] / "shared" / "kuberay"
 
-RAY_JOBS = ("overlays/cpu-demo", "overlays/gpu-single-node", "overlays/gpu-multi-node", "overlays/gpu-gang")
+CLOUDS = ("overlays/gke", "overlays/eks")
+RAY_JOBS = ("overlays/cpu-demo", "overlays/gpu-single-node", "overlays/gpu-multi-node", "overlays/gpu-gang", *CLOUDS)
 RAY_CLUSTERS = ("long-lived/cpu-demo", "long-lived/gpu-single-node", "long-lived/gpu-multi-node")
 ALL = RAY_JOBS + RAY_CLUSTERS
 

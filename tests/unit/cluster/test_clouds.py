@@ -1,0 +1,255 @@
+"""The overlays of GKE and EKS: which nodes each pod may land on, what it does where there are none, and what their pages say.
+
+Machines and labels are the clouds' own; nothing here asks a cloud.
+
+python -m pytest tests/unit/cluster/test_clouds.py
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.helpers.cluster_manifests import (
+    CLOUDS,
+    CLUSTER,
+    RAY_JOBS,
+    Manifest,
+    build,
+    only,
+    pod_templates,
+    ray_cluster_spec,
+)
+
+GIB = 2**30
+# What the node's own processes take of it, and a little for the pods of kube-system.
+USABLE_CPUS, USABLE_MEMORY = 0.9, 0.85
+FIRST_WITH_BFLOAT16 = 8.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a cloud's list of machines says of one: vCPUs, GiB of memory, GPUs and their compute capability."""
+
+    cpus: int
+    memory: int
+    gpus: int = 0
+    capability: float = 0.0
+    accelerator: str = ""
+
+
+# Sources: docs.cloud.google.com/compute/docs/gpus and /compute/docs/general-purpose-machines;
+# aws.amazon.com/ec2/instance-types (g4, g5, g6, p4, m6i); developer.nvidia.com/cuda-gpus for compute capabilities.
+MACHINES = {
+    "e2-standard-8": Machine(8, 32),
+    "g2-standard-16": Machine(16, 64, 1, 8.9, "nvidia-l4"),
+    "a2-highgpu-8g": Machine(96, 680, 8, 8.0, "nvidia-tesla-a100"),
+    "n1-standard-16": Machine(16, 60, 1, 7.5, "nvidia-tesla-t4"),
+    "m6i.2xlarge": Machine(8, 32),
+    "g6.4xlarge": Machine(16, 64, 1, 8.9),
+    "g6.8xlarge": Machine(32, 128, 1, 8.9),
+    "g5.4xlarge": Machine(16, 64, 1, 8.6),
+    "g5.8xlarge": Machine(32, 128, 1, 8.6),
+    "p4d.24xlarge": Machine(96, 1152, 8, 8.0),
+    "p4de.24xlarge": Machine(96, 1152, 8, 8.0),
+    "g4dn.4xlarge": Machine(16, 64, 1, 7.5),
+    "g4dn.metal": Machine(96, 384, 8, 7.5),
+}
+ENGINES = {"overlays/gke": {"g2-standard-16"}, "overlays/eks": {"g6.4xlarge", "g6.8xlarge", "g5.4xlarge", "g5.8xlarge"}}
+TRAINING = {"overlays/gke": {"a2-highgpu-8g"}, "overlays/eks": {"p4d.24xlarge", "p4de.24xlarge"}}
+WITHOUT_GPU = {"overlays/gke": "e2-standard-8", "overlays/eks": "m6i.2xlarge"}
+
+
+def nodes(cloud: str, name: str, spot: bool) -> list[dict[str, str]]:
+    """The labels that nodes of this machine have: on EKS those that Karpenter makes, and those of managed groups."""
+    machine, architecture = MACHINES[name], {"kubernetes.io/arch": "amd64"}
+    if cloud == "overlays/gke":
+        gpu = {"cloud.google.com/gke-accelerator": machine.accelerator} if machine.gpus else {}
+        return [{**architecture, **gpu, **({"cloud.google.com/gke-spot": "true"} if spot else {})}]
+    labels = {**architecture, "node.kubernetes.io/instance-type": name}
+    return [
+        {**labels, "karpenter.sh/capacity-type": "spot" if spot else "on-demand"},
+        {**labels, "eks.amazonaws.com/capacityType": "SPOT" if spot else "ON_DEMAND"},
+    ]
+
+
+def may_land(pod: Manifest, labels: dict[str, str]) -> bool:
+    """Whether a pod's node selector and required node affinity let it onto a node with these labels."""
+    affinity = pod.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution")
+    terms = [term["matchExpressions"] for term in affinity["nodeSelectorTerms"]] if affinity else [[]]
+    fits = {"In": lambda value, values: value in values, "NotIn": lambda value, values: value not in values}
+    return pod.get("nodeSelector", {}).items() <= labels.items() and any(
+        all(fits[one["operator"]](labels.get(one["key"]), one["values"]) for one in term) for term in terms
+    )
+
+
+def pods(cloud: str) -> dict[str, Manifest]:
+    """The pod specs of an overlay by the last word of their names."""
+    return {where.rsplit(" ", 1)[-1]: template["spec"] for where, template in pod_templates(build(cloud))}
+
+
+def machines_of(cloud: str) -> list[str]:
+    """The machines of the table that this cloud has."""
+    return [name for name in MACHINES if ("." in name) == (cloud == "overlays/eks")]
+
+
+def landing(cloud: str, pod: Manifest) -> set[tuple[str, bool]]:
+    """(machine, whether it is a spot node) of every kind of node with GPUs that the pod may land on."""
+    kinds = [(name, spot) for name in machines_of(cloud) if MACHINES[name].gpus for spot in (True, False)]
+    return {(name, spot) for name, spot in kinds if all(may_land(pod, labels) for labels in nodes(cloud, name, spot))}
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_each_group_lands_on_its_own_kind_of_node(cloud: str) -> None:
+    """A T4, which has no bfloat16, takes no pod; training never lands on a node that may be taken."""
+    found = pods(cloud)
+    assert landing(cloud, found["generate"]) == {(name, True) for name in ENGINES[cloud]}
+    assert landing(cloud, found["generate-on-demand"]) == {(name, False) for name in ENGINES[cloud]}
+    assert landing(cloud, found["train"]) == {(name, False) for name in TRAINING[cloud]}
+    for name in ENGINES[cloud] | TRAINING[cloud]:
+        assert MACHINES[name].capability >= FIRST_WITH_BFLOAT16
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+@pytest.mark.parametrize("pod", ["head", "submitter"])
+def test_the_head_and_the_submitter_are_on_no_spot_node(cloud: str, pod: str) -> None:
+    for labels in nodes(cloud, WITHOUT_GPU[cloud], False):
+        assert may_land(pods(cloud)[pod], labels)
+    for labels in nodes(cloud, WITHOUT_GPU[cloud], True):
+        assert not may_land(pods(cloud)[pod], labels)
+    arm = {**nodes(cloud, WITHOUT_GPU[cloud], False)[0], "kubernetes.io/arch": "arm64"}
+    assert not may_land(pods(cloud)[pod], arm)
+
+
+def requests(pod: Manifest) -> tuple[float, float, int]:
+    """CPUs, bytes of memory and GPUs that a pod asks for."""
+    from ray.autoscaler._private.kuberay.utils import parse_quantity
+
+    asked = [container["resources"]["requests"] for container in pod["containers"]]
+    gpus = sum(int(one.get("nvidia.com/gpu", 0)) for one in asked)
+    return (
+        sum(float(parse_quantity(one["cpu"])) for one in asked),
+        sum(float(parse_quantity(one["memory"])) for one in asked),
+        gpus,
+    )
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_pods_fit_the_machines(cloud: str) -> None:
+    found = pods(cloud)
+    homes = {"generate": ENGINES[cloud], "generate-on-demand": ENGINES[cloud], "train": TRAINING[cloud]}
+    for group, names in homes.items():
+        cpus, memory, gpus = requests(found[group])
+        for name in names:
+            machine = MACHINES[name]
+            assert cpus <= USABLE_CPUS * machine.cpus, (group, name)
+            assert memory <= USABLE_MEMORY * machine.memory * GIB, (group, name)
+            assert gpus == machine.gpus, (group, name)
+    # One machine without GPUs holds the head with its autoscaler, and the submitter.
+    options = ray_cluster_spec(only(build(cloud), "RayJob"))["autoscalerOptions"]
+    head, submitter, autoscaler = (requests(pod) for pod in (found["head"], found["submitter"], {"containers": [options]}))
+    machine = MACHINES[WITHOUT_GPU[cloud]]
+    assert head[0] + submitter[0] + autoscaler[0] <= USABLE_CPUS * machine.cpus
+    assert head[1] + submitter[1] + autoscaler[1] <= USABLE_MEMORY * machine.memory * GIB
+
+
+def test_the_neutral_overlays_name_no_cloud() -> None:
+    """No pod of theirs waits for a label that only one cloud's nodes have."""
+    for overlay in RAY_JOBS:
+        text = "".join(yaml.safe_dump(pod.get("affinity", {})) for pod in pods(overlay).values())
+        keys = {key for pod in pods(overlay).values() for key in pod.get("nodeSelector", {})}
+        assert keys == {"kubernetes.io/arch"}
+        assert ("nodeAffinity" in text) == (overlay in CLOUDS)
+
+
+def started(cloud: str, unavailable: dict[str, float]) -> dict[str, int]:
+    """How many nodes of each group Ray's autoscaler starts for two engines, by its own scheduler.
+
+    `unavailable`: groups whose pods got no node in time, with the score that the autoscaler gives them: 0 at first, 1
+    again after 10 minutes.
+    """
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+    from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
+    from ray.core.generated.common_pb2 import LabelSelectorOperator
+
+    item = only(build(cloud), "RayJob")
+    read = _derive_autoscaling_config_from_ray_cr({"metadata": item["metadata"], "spec": item["spec"]["rayClusterSpec"]})
+    types: dict[str, Any] = {}
+    for name, node in read["available_node_types"].items():
+        types[name] = NodeTypeConfig(
+            name=name,
+            min_worker_nodes=node["min_workers"],
+            max_worker_nodes=node["max_workers"],
+            resources=node["resources"],
+            labels=node["labels"],
+            priority=node.get("priority", 0),
+        )
+    del types["headgroup"]
+    role = ("mipo.io/role", LabelSelectorOperator.LABEL_OPERATOR_IN, ["generate"])
+    engine = ResourceRequestUtil.make({"GPU": 1, "CPU": 1}, label_selectors=[[role]])
+    reply = ResourceDemandScheduler(None).schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=types,
+            resource_requests=[ResourceRequestByCount(request=engine, count=2)],
+            recoverable_resource_availabilities=unavailable,
+        )
+    )
+    return {launch.instance_type: launch.count for launch in reply.to_launch}
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_engines_fall_back_to_on_demand_nodes_and_come_back(cloud: str) -> None:
+    """Spot nodes first; while their pods get none, on-demand ones; spot nodes again once they may be there again."""
+    assert started(cloud, {}) == {"generate": 2}
+    assert started(cloud, {"generate": 0.0}) == {"generate-on-demand": 2}
+    assert started(cloud, {"generate": 1.0}) == {"generate": 2}
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_pod_without_a_node_is_given_up_before_the_run_is(cloud: str) -> None:
+    objects = build(cloud)
+    options = ray_cluster_spec(only(objects, "RayJob"))["autoscalerOptions"]
+    variables = {variable["name"]: variable["value"] for variable in options["env"]}
+    recipe = yaml.safe_load(only(objects, "ConfigMap", "mipo-recipe")["data"]["recipe.yaml"])
+    minutes = recipe["ray"]["wait_timeout_minutes"]
+    assert minutes == 12 * 60
+    given_up = int(variables["RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"])
+    assert 10 * 60 < given_up < minutes * 60 / 2
+
+
+def test_ray_still_reads_the_variable() -> None:
+    import ray.autoscaler.v2.instance_manager.config as config
+
+    assert config.__file__ is not None
+    with open(config.__file__, encoding="utf-8") as source:
+        assert "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S" in source.read()
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_every_claim_has_a_class_that_several_nodes_mount(cloud: str) -> None:
+    claims = [item["spec"] for item in build(cloud) if item["kind"] == "PersistentVolumeClaim"]
+    assert len(claims) == 2
+    for claim in claims:
+        assert claim["accessModes"] == ["ReadWriteMany"]
+        assert claim["storageClassName"] == {"overlays/gke": "standard-rwx", "overlays/eks": "mipo-efs"}[cloud]
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_the_page_makes_the_nodes_that_the_pods_ask_for(cloud: str) -> None:
+    """Every machine, storage class and label of the manifests is made by a command of the page, and no other machine."""
+    page = (CLUSTER / cloud / "README.md").read_text()
+    commands = "\n".join(re.findall(r"^```\w+\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL))
+    wanted = ENGINES[cloud] | TRAINING[cloud] | {WITHOUT_GPU[cloud]}
+    assert {name for name in machines_of(cloud) if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", commands)} == wanted
+    assert f"kubectl apply -k cluster/{cloud}" in commands
+    assert "kuberay-values.yaml" in commands
+    assert "estimate" in page.lower()
+    assert ("mipo-efs" in commands) == (cloud == "overlays/eks")
