@@ -244,12 +244,65 @@ def test_every_claim_has_a_class_that_several_nodes_mount(cloud: str) -> None:
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_the_page_makes_the_nodes_that_the_pods_ask_for(cloud: str) -> None:
-    """Every machine, storage class and label of the manifests is made by a command of the page, and no other machine."""
+    """The commands, and the files that they apply, make every machine that the manifests name, and no other one."""
     page = (CLUSTER / cloud / "README.md").read_text()
     commands = "\n".join(re.findall(r"^```\w+\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL))
+    files = {CLUSTER.parent / name for name in re.findall(rf"cluster/{cloud}/\S+\.yaml", commands)}
+    made = commands + "".join(path.read_text() for path in sorted(files))
     wanted = ENGINES[cloud] | TRAINING[cloud] | {WITHOUT_GPU[cloud]}
-    assert {name for name in machines_of(cloud) if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", commands)} == wanted
+    assert {name for name in machines_of(cloud) if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", made)} == wanted
     assert f"kubectl apply -k cluster/{cloud}" in commands
-    assert "kuberay-values.yaml" in commands
-    assert "estimate" in page.lower()
-    assert ("mipo-efs" in commands) == (cloud == "overlays/eks")
+    assert "--values cluster/kuberay-values.yaml" in commands
+    assert "by estimate" in page
+    assert ("name: mipo-efs" in commands) == (cloud == "overlays/eks")
+
+
+def tolerated(pod: Manifest, taints: list[dict[str, str]]) -> bool:
+    """Whether the pod tolerates every taint, by key: its tolerations ask for no value of them."""
+    keys = {one["key"] for one in pod.get("tolerations", []) if one["operator"] == "Exists"}
+    return {taint["key"] for taint in taints} <= keys
+
+
+def test_karpenters_pools_hold_the_groups() -> None:
+    """Nodes of each pool fit the pods' affinity; their taint is tolerated by pods with GPUs and by no other one."""
+    found = pods("overlays/eks")
+    homes = {"mipo-engines": ("generate", "generate-on-demand"), "mipo-train": ("train",)}
+    documents = list(yaml.safe_load_all((CLUSTER / "overlays/eks/karpenter.yaml").read_text()))
+    pools = {item["metadata"]["name"]: item["spec"] for item in documents if item["kind"] == "NodePool"}
+    assert set(pools) == set(homes)
+    for name, groups in homes.items():
+        spec = pools[name]["template"]["spec"]
+        asked = {one["key"]: one["values"] for one in spec["requirements"]}
+        most = 0
+        for group in groups:
+            landed = {
+                capacity
+                for capacity in asked["karpenter.sh/capacity-type"]
+                for machine in asked["node.kubernetes.io/instance-type"]
+                if may_land(found[group], nodes("overlays/eks", machine, capacity == "spot")[0])
+            }
+            assert landed == {"spot" if group == "generate" else "on-demand"}
+            assert tolerated(found[group], spec["taints"])
+            sizes = {one["groupName"]: one["maxReplicas"] for one in _groups("overlays/eks")}
+            most = max(most, sizes[group] * requests(found[group])[2])
+        assert pools[name]["limits"]["nvidia.com/gpu"] >= most
+        assert not tolerated(found["head"], spec["taints"])
+
+
+def test_managed_node_groups_hold_the_groups() -> None:
+    found = pods("overlays/eks")
+    config = yaml.safe_load((CLUSTER / "overlays/eks/cluster.yaml").read_text())
+    homes = {"engines": "generate", "engines-on-demand": "generate-on-demand", "train": "train"}
+    made = {group["name"]: group for group in config["managedNodeGroups"]}
+    assert set(made) == {"system", *homes}
+    sizes = {one["groupName"]: one["maxReplicas"] for one in _groups("overlays/eks")}
+    for name, group in homes.items():
+        for machine in made[name]["instanceTypes"]:
+            assert may_land(found[group], nodes("overlays/eks", machine, made[name].get("spot", False))[1])
+        assert tolerated(found[group], made[name]["taints"])
+        assert (made[name]["minSize"], made[name]["maxSize"]) == (0, sizes[group])
+    assert {addon["name"] for addon in config["addons"]} >= {"vpc-cni", "eks-pod-identity-agent", "aws-efs-csi-driver"}
+
+
+def _groups(overlay: str) -> list[Manifest]:
+    return list(ray_cluster_spec(only(build(overlay), "RayJob"))["workerGroupSpecs"])
