@@ -4,12 +4,12 @@ KubeRay's own command takes the end of the log stream for the end of the job: wh
 connection, the pod ends, and half a minute later KubeRay fails a job that runs (ray-project/kuberay#4921). Here nothing
 but the job's status ends the pod; a stream that ends is opened again, and what was printed is not printed twice.
 
-A job that the head does not know is submitted. That is so at the start; and again when the head was lost, since the head
-of a RayJob keeps no state: the new head runs the same command, which goes on from the run directory. A pod that replaces
-an evicted submitter finds the job there, and only follows it.
+A job that the head does not know is submitted. That is so at the start; and again when the head was lost, since a head
+without Redis keeps no state: the new one runs the same command, which goes on from the run directory. A pod that takes
+an evicted submitter's place finds the job there, and only follows it.
 
-KubeRay gives the pod the dashboard's address, the submission's id and the token. The exit code is 0 however the job ends,
-for KubeRay reads that from the job; any other code makes Kubernetes start this pod again.
+KubeRay gives the pod the dashboard's address, the submission's id and the token. The exit code is 0 however the job
+ends, for KubeRay reads that from the job; any other code makes Kubernetes start this pod again.
 
     python submit.py 'python -m mipo_ray.run recipe.yaml'
 """

@@ -85,7 +85,7 @@ def _groups(spec: Manifest) -> Iterator[str]:
     if not {role for role, _ in roles} <= ROLES:
         yield f"every group has a label {ROLE}, one of {sorted(ROLES)}"
     if len(roles) != len(set(roles)):
-        yield f"groups with the same {ROLE} differ in priority: the first is tried first, the next where it has no nodes"
+        yield f"groups with the same {ROLE} differ in priority: the lower one is for when the higher has no nodes"
     for group in spec["workerGroupSpecs"]:
         name = group["groupName"]
         least, now, most = (group.get(key) for key in ("minReplicas", "replicas", "maxReplicas"))

@@ -1,6 +1,4 @@
-"""The overlays of GKE and EKS: which nodes each pod may land on, what it does where there are none, and what their pages say.
-
-Machines and labels are the clouds' own; nothing here asks a cloud.
+"""The overlays of GKE and EKS: which nodes pods may land on, what comes where there are none, what the pages make.
 
 python -m pytest tests/unit/cluster/test_clouds.py
 """
@@ -8,12 +6,22 @@ python -m pytest tests/unit/cluster/test_clouds.py
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.helpers.cloud_nodes import (
+    ENGINES,
+    FIRST_WITH_BFLOAT16,
+    MACHINES,
+    TRAINING,
+    WITHOUT_GPU,
+    may_land,
+    nodes,
+    requests,
+    tolerated,
+)
 from tests.helpers.cluster_manifests import (
     CLOUDS,
     CLUSTER,
@@ -28,63 +36,6 @@ from tests.helpers.cluster_manifests import (
 GIB = 2**30
 # What the node's own processes take of it, and a little for the pods of kube-system.
 USABLE_CPUS, USABLE_MEMORY = 0.9, 0.85
-FIRST_WITH_BFLOAT16 = 8.0
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a cloud's list of machines says of one: vCPUs, GiB of memory, GPUs and their compute capability."""
-
-    cpus: int
-    memory: int
-    gpus: int = 0
-    capability: float = 0.0
-    accelerator: str = ""
-
-
-# Sources: docs.cloud.google.com/compute/docs/gpus and /compute/docs/general-purpose-machines;
-# aws.amazon.com/ec2/instance-types (g4, g5, g6, p4, m6i); developer.nvidia.com/cuda-gpus for compute capabilities.
-MACHINES = {
-    "e2-standard-8": Machine(8, 32),
-    "g2-standard-16": Machine(16, 64, 1, 8.9, "nvidia-l4"),
-    "a2-highgpu-8g": Machine(96, 680, 8, 8.0, "nvidia-tesla-a100"),
-    "n1-standard-16": Machine(16, 60, 1, 7.5, "nvidia-tesla-t4"),
-    "m6i.2xlarge": Machine(8, 32),
-    "g6.4xlarge": Machine(16, 64, 1, 8.9),
-    "g6.8xlarge": Machine(32, 128, 1, 8.9),
-    "g5.4xlarge": Machine(16, 64, 1, 8.6),
-    "g5.8xlarge": Machine(32, 128, 1, 8.6),
-    "p4d.24xlarge": Machine(96, 1152, 8, 8.0),
-    "p4de.24xlarge": Machine(96, 1152, 8, 8.0),
-    "g4dn.4xlarge": Machine(16, 64, 1, 7.5),
-    "g4dn.metal": Machine(96, 384, 8, 7.5),
-}
-ENGINES = {"overlays/gke": {"g2-standard-16"}, "overlays/eks": {"g6.4xlarge", "g6.8xlarge", "g5.4xlarge", "g5.8xlarge"}}
-TRAINING = {"overlays/gke": {"a2-highgpu-8g"}, "overlays/eks": {"p4d.24xlarge", "p4de.24xlarge"}}
-WITHOUT_GPU = {"overlays/gke": "e2-standard-8", "overlays/eks": "m6i.2xlarge"}
-
-
-def nodes(cloud: str, name: str, spot: bool) -> list[dict[str, str]]:
-    """The labels that nodes of this machine have: on EKS those that Karpenter makes, and those of managed groups."""
-    machine, architecture = MACHINES[name], {"kubernetes.io/arch": "amd64"}
-    if cloud == "overlays/gke":
-        gpu = {"cloud.google.com/gke-accelerator": machine.accelerator} if machine.gpus else {}
-        return [{**architecture, **gpu, **({"cloud.google.com/gke-spot": "true"} if spot else {})}]
-    labels = {**architecture, "node.kubernetes.io/instance-type": name}
-    return [
-        {**labels, "karpenter.sh/capacity-type": "spot" if spot else "on-demand"},
-        {**labels, "eks.amazonaws.com/capacityType": "SPOT" if spot else "ON_DEMAND"},
-    ]
-
-
-def may_land(pod: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a pod's node selector and required node affinity let it onto a node with these labels."""
-    affinity = pod.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution")
-    terms = [term["matchExpressions"] for term in affinity["nodeSelectorTerms"]] if affinity else [[]]
-    fits = {"In": lambda value, values: value in values, "NotIn": lambda value, values: value not in values}
-    return pod.get("nodeSelector", {}).items() <= labels.items() and any(
-        all(fits[one["operator"]](labels.get(one["key"]), one["values"]) for one in term) for term in terms
-    )
 
 
 def pods(cloud: str) -> dict[str, Manifest]:
@@ -99,8 +50,13 @@ def machines_of(cloud: str) -> list[str]:
 
 def landing(cloud: str, pod: Manifest) -> set[tuple[str, bool]]:
     """(machine, whether it is a spot node) of every kind of node with GPUs that the pod may land on."""
-    kinds = [(name, spot) for name in machines_of(cloud) if MACHINES[name].gpus for spot in (True, False)]
-    return {(name, spot) for name, spot in kinds if all(may_land(pod, labels) for labels in nodes(cloud, name, spot))}
+    found = set()
+    for name in machines_of(cloud):
+        for spot in (True, False) if MACHINES[name].gpus else ():
+            answers = {may_land(pod, labels) for labels in nodes(cloud, name, spot)}
+            assert len(answers) == 1, f"{name}: Karpenter's nodes and those of managed groups differ"
+            found |= {(name, spot)} if answers == {True} else set()
+    return found
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
@@ -125,19 +81,6 @@ def test_the_head_and_the_submitter_are_on_no_spot_node(cloud: str, pod: str) ->
     assert not may_land(pods(cloud)[pod], arm)
 
 
-def requests(pod: Manifest) -> tuple[float, float, int]:
-    """CPUs, bytes of memory and GPUs that a pod asks for."""
-    from ray.autoscaler._private.kuberay.utils import parse_quantity
-
-    asked = [container["resources"]["requests"] for container in pod["containers"]]
-    gpus = sum(int(one.get("nvidia.com/gpu", 0)) for one in asked)
-    return (
-        sum(float(parse_quantity(one["cpu"])) for one in asked),
-        sum(float(parse_quantity(one["memory"])) for one in asked),
-        gpus,
-    )
-
-
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_pods_fit_the_machines(cloud: str) -> None:
     found = pods(cloud)
@@ -151,7 +94,9 @@ def test_pods_fit_the_machines(cloud: str) -> None:
             assert gpus == machine.gpus, (group, name)
     # One machine without GPUs holds the head with its autoscaler, and the submitter.
     options = ray_cluster_spec(only(build(cloud), "RayJob"))["autoscalerOptions"]
-    head, submitter, autoscaler = (requests(pod) for pod in (found["head"], found["submitter"], {"containers": [options]}))
+    head, submitter, autoscaler = (
+        requests(pod) for pod in (found["head"], found["submitter"], {"containers": [options]})
+    )
     machine = MACHINES[WITHOUT_GPU[cloud]]
     assert head[0] + submitter[0] + autoscaler[0] <= USABLE_CPUS * machine.cpus
     assert head[1] + submitter[1] + autoscaler[1] <= USABLE_MEMORY * machine.memory * GIB
@@ -180,7 +125,9 @@ def started(cloud: str, unavailable: dict[str, float]) -> dict[str, int]:
     from ray.core.generated.common_pb2 import LabelSelectorOperator
 
     item = only(build(cloud), "RayJob")
-    read = _derive_autoscaling_config_from_ray_cr({"metadata": item["metadata"], "spec": item["spec"]["rayClusterSpec"]})
+    read = _derive_autoscaling_config_from_ray_cr(
+        {"metadata": item["metadata"], "spec": item["spec"]["rayClusterSpec"]}
+    )
     types: dict[str, Any] = {}
     for name, node in read["available_node_types"].items():
         types[name] = NodeTypeConfig(
@@ -255,12 +202,6 @@ def test_the_page_makes_the_nodes_that_the_pods_ask_for(cloud: str) -> None:
     assert "--values cluster/kuberay-values.yaml" in commands
     assert "by estimate" in page
     assert ("name: mipo-efs" in commands) == (cloud == "overlays/eks")
-
-
-def tolerated(pod: Manifest, taints: list[dict[str, str]]) -> bool:
-    """Whether the pod tolerates every taint, by key: its tolerations ask for no value of them."""
-    keys = {one["key"] for one in pod.get("tolerations", []) if one["operator"] == "Exists"}
-    return {taint["key"] for taint in taints} <= keys
 
 
 def test_karpenters_pools_hold_the_groups() -> None:

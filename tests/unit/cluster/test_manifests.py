@@ -124,7 +124,10 @@ def autoscaler_reads(item: Manifest) -> dict[str, Any]:
         "overlays/gpu-single-node": {"train": (0, 1, 64, 8)},
         "overlays/gpu-multi-node": {"generate": (0, 8, 8, 1), "train": (0, 2, 64, 8)},
         "overlays/gpu-gang": {"train": (2, 2, 64, 8)},
-        **{cloud: {"generate": (0, 8, 8, 1), "generate-on-demand": (0, 8, 8, 1), "train": (0, 2, 64, 8)} for cloud in CLOUDS},
+        **{
+            cloud: {"generate": (0, 8, 8, 1), "generate-on-demand": (0, 8, 8, 1), "train": (0, 2, 64, 8)}
+            for cloud in CLOUDS
+        },
     }.items(),
 )
 def test_ray_reads_the_groups(overlay: str, groups: dict[str, tuple[int, ...]]) -> None:

@@ -203,7 +203,9 @@ def test_a_name_server_that_is_left_out_is_noticed(server: str) -> None:
             (rule,) = item["spec"]["egress"]
             blocks = [peer for peer in rule["to"] if "ipBlock" in peer]
             first = address.split(".")[0]
-            rule["to"] = [peer for peer in rule["to"] if peer not in blocks or not peer["ipBlock"]["cidr"].startswith(first)]
+            rule["to"] = [
+                peer for peer in rule["to"] if peer not in blocks or not peer["ipBlock"]["cidr"].startswith(first)
+            ]
     assert [found for found in violations(objects, *lines("overlays/cpu-demo")) if address in found]
 
 
