@@ -113,6 +113,7 @@ CLOSED: list[Line] = [
     ("an engine reaches private addresses", GENERATE, ROUTED_PRIVATELY, 22, "TCP"),
     ("an engine asks a public name server, which carries data away", GENERATE, HUB, 53, "UDP"),
     ("an engine reaches the internet without TLS", GENERATE, HUB, 80, "TCP"),
+    ("an engine reaches what is link-local by HTTPS", GENERATE, METADATA, 443, "TCP"),
     ("the submitter gets an identity", SUBMITTER, METADATA, 80, "TCP"),
     ("the submitter gets one of EKS", SUBMITTER, POD_IDENTITY, 80, "TCP"),
     ("the pod for files reaches the internet", FILES, HUB, 443, "TCP"),
