@@ -195,6 +195,26 @@ def test_what_keeps_packages_from_compiling_is_there() -> None:
     assert deepspeed.ops.__compatible_ops__ == {}
 
 
+def test_a_login_shell_finds_the_virtual_environment(tmp_path: Path) -> None:
+    """Debian's /etc/profile, which a login shell reads, sets PATH anew; KubeRay may start Ray in one."""
+    profile = Path("/etc/profile")
+    if not profile.exists() or "/etc/profile.d/" not in profile.read_text():
+        pytest.skip("this machine's /etc/profile is not Debian's")
+    (written,) = re.findall(r"echo '(.*)' >/etc/profile\.d/venv\.sh$", DOCKERFILE.read_text(), flags=re.MULTILINE)
+    (tmp_path / "profile.d").mkdir()
+    copy = tmp_path / "profile"
+    copy.write_text(profile.read_text().replace("/etc/profile.d", f"{tmp_path}/profile.d"))
+
+    def path() -> list[str]:
+        shell = ["bash", "--noprofile", "--norc", "-c", f'. {copy}; echo "$PATH"']
+        environment = {"PATH": "/opt/venv/bin:/usr/bin:/bin"}
+        return subprocess.run(shell, env=environment, capture_output=True, text=True, check=True).stdout.split(":")
+
+    assert "/opt/venv/bin" not in path()
+    (tmp_path / "profile.d" / "venv.sh").write_text(written + "\n")
+    assert path()[0] == "/opt/venv/bin"
+
+
 def copied() -> set[str]:
     """What the Dockerfile copies from the build context."""
     text = DOCKERFILE.read_text().replace("\\\n", " ")

@@ -22,6 +22,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.run import DEMO_RECIPE, main
 from tests.helpers.cluster_manifests import (
     ALL,
+    CLOUDS,
     CLUSTER,
     RAY_CLUSTERS,
     RAY_JOBS,
@@ -51,9 +52,10 @@ def test_objects_and_pod_templates_fit_the_kubernetes_schemas(overlay: str, vers
     for item in core_objects(build(overlay)):
         kubernetes_validate.validate(item, version, strict=True)
         kinds.append(item["kind"])
-    assert {"Namespace", "ConfigMap", "PersistentVolumeClaim", "StatefulSet", "Service", "NetworkPolicy", "Pod"} == set(
-        kinds
-    )
+    redis = {"StatefulSet", "Service"} if overlay in RAY_CLUSTERS else set()
+    assert set(kinds) == redis | {
+        *("Namespace", "ConfigMap", "PersistentVolumeClaim", "NetworkPolicy", "PodDisruptionBudget", "Pod"),
+    }
 
 
 def test_the_pod_for_files_fits_too() -> None:
@@ -103,6 +105,7 @@ def test_the_schemas_notice_a_mistake(mistake: Callable[[Manifest], None]) -> No
 def test_the_long_lived_cluster_is_the_one_of_the_job(long_lived: str) -> None:
     job = only(build(long_lived.replace("long-lived", "overlays")), "RayJob")
     cluster = only(build(long_lived), "RayCluster")
+    assert cluster["spec"].pop("gcsFaultToleranceOptions")  # for which a job has no use
     assert cluster["spec"] == job["spec"]["rayClusterSpec"]
 
 
@@ -121,6 +124,10 @@ def autoscaler_reads(item: Manifest) -> dict[str, Any]:
         "overlays/gpu-single-node": {"train": (0, 1, 64, 8)},
         "overlays/gpu-multi-node": {"generate": (0, 8, 8, 1), "train": (0, 2, 64, 8)},
         "overlays/gpu-gang": {"train": (2, 2, 64, 8)},
+        **{
+            cloud: {"generate": (0, 8, 8, 1), "generate-on-demand": (0, 8, 8, 1), "train": (0, 2, 64, 8)}
+            for cloud in CLOUDS
+        },
     }.items(),
 )
 def test_ray_reads_the_groups(overlay: str, groups: dict[str, tuple[int, ...]]) -> None:
@@ -133,7 +140,9 @@ def test_ray_reads_the_groups(overlay: str, groups: dict[str, tuple[int, ...]]) 
         name: (node["min_workers"], node["max_workers"], node["resources"]["CPU"], node["resources"].get("GPU", 0))
         for name, node in nodes.items()
     } == groups
-    assert {name: node["labels"] for name, node in nodes.items()} == {name: {"mipo.io/role": name} for name in nodes}
+    assert {name: node["labels"] for name, node in nodes.items()} == {
+        name: {"mipo.io/role": name.removesuffix("-on-demand")} for name in nodes
+    }
     autoscaled = overlay != "overlays/gpu-gang"
     assert [node.get("idle_timeout_s") for node in nodes.values()] == [120.0 if autoscaled else None] * len(nodes)
 
@@ -249,6 +258,11 @@ def test_the_recipe_fits_the_groups(overlay: str, tmp_path: Path) -> None:
     assert _places(workers, config.train.gpus_per_worker) >= config.train.num_workers
     assert config.run_dir.startswith("/mnt/mipo-runs/")
     assert config.ray.autoscaling == ray_cluster_spec(item)["enableInTreeAutoscaling"]
+    # Engines that outlive their stage would hold the GPUs that training waits for, or nodes that nobody uses.
+    shared = config.generation.pool.label_selector == config.train.label_selector
+    scales_to_zero = engines["min_workers"] == 0
+    assert config.generation.pool.lifetime == "stage"
+    assert shared or scales_to_zero
 
 
 def _places(node: dict[str, Any], gpus: float | None) -> float:
