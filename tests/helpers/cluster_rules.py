@@ -154,6 +154,7 @@ def _pod(spec: Manifest) -> Iterator[str]:
     for name, volume in volumes.items():
         if "hostPath" in volume:
             yield f"volume {name}: no hostPath"
+    yield from _disk(spec)
     for container in [*spec["containers"], *spec.get("initContainers", [])]:
         yield from (f"container {container['name']}: {sentence}" for sentence in _container(container))
 
@@ -171,11 +172,41 @@ def _container(container: Manifest) -> Iterator[str]:
         yield f"the image has a fixed tag or a digest: {container['image']}"
     resources = container.get("resources", {})
     requests, limits = resources.get("requests", {}), resources.get("limits", {})
-    if not {"cpu", "memory"} <= limits.keys() or requests != limits:
+    if not {"cpu", "memory"} <= limits.keys() or _but_disk(requests) != _but_disk(limits):
         yield "requests and limits are given and equal"
+    if not {"ephemeral-storage"} <= requests.keys() & limits.keys():
+        yield "requests and limits say how much of the node's disk"
+    elif quantity(requests["ephemeral-storage"]) > quantity(limits["ephemeral-storage"]):
+        yield "no more of the node's disk is requested than allowed"
     for probe in ("livenessProbe", "readinessProbe"):
         if container["name"].startswith("ray-") and probe in container:
             yield f"{probe} is the operator's to set"
+
+
+def _but_disk(amounts: Manifest) -> Manifest:
+    """Of a node's disk a pod may be allowed more than it asks for: it is taken for a short time, if ever."""
+    return {kind: amount for kind, amount in amounts.items() if kind != "ephemeral-storage"}
+
+
+def _disk(spec: Manifest) -> Iterator[str]:
+    """A pod that fills its node's disk takes others with it: each directory has an end, and the limit holds them all."""
+    sizes = []
+    for volume in spec.get("volumes", []):
+        if "emptyDir" in volume and volume["emptyDir"].get("medium") != "Memory":
+            if "sizeLimit" not in volume["emptyDir"]:
+                yield f"volume {volume['name']}: an emptyDir has a sizeLimit"
+            else:
+                sizes.append(quantity(volume["emptyDir"]["sizeLimit"]))
+    limits = [container.get("resources", {}).get("limits", {}) for container in spec["containers"]]
+    if sum(sizes) > sum(quantity(limit.get("ephemeral-storage", "0")) for limit in limits):
+        yield "the emptyDirs together fit into the limit of ephemeral-storage"
+
+
+def quantity(text: str) -> float:
+    """A Kubernetes quantity of bytes: 8Gi, 512Mi, 1000."""
+    units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+    number, unit = (text[:-2], text[-2:]) if text[-2:] in units else (text, "")
+    return float(number) * units.get(unit, 1)
 
 
 def _ray_pod(spec: Manifest) -> Iterator[str]:

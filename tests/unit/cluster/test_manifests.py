@@ -19,7 +19,10 @@ from kubernetes_validate.utils import SchemaNotFoundError, ValidationError
 
 from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
+from mipo_ray.models.shape import EMBEDDED_SHAPE, ModelShape
+from mipo_ray.planning.disk import Unwritten, disk_needs
 from mipo_ray.run import DEMO_RECIPE, main
+from mipo_ray.storage.run_directory import open_run
 from tests.helpers.cluster_manifests import (
     ALL,
     CLOUDS,
@@ -34,7 +37,7 @@ from tests.helpers.cluster_manifests import (
     ray_cluster_spec,
     ray_objects,
 )
-from tests.helpers.cluster_rules import broken_rules
+from tests.helpers.cluster_rules import broken_rules, quantity
 
 # The oldest Kubernetes that cluster/README.md names, and the newest whose schemas are at hand.
 KUBERNETES_VERSIONS = ("1.30", "1.37")
@@ -276,3 +279,33 @@ def test_the_demo_is_the_demo(tmp_path: Path) -> None:
         return config.model_dump(exclude={"run_dir": True, "ray": True, **placed})
 
     assert shared(load_config(carried_recipe("overlays/cpu-demo", tmp_path))) == shared(load_config(DEMO_RECIPE))
+
+
+# Models of the overlays' recipes: their shapes, which nobody downloads for a test.
+SHAPES = {
+    "embedded": EMBEDDED_SHAPE,
+    "Qwen/Qwen2.5-1.5B-Instruct": ModelShape(1_543_714_304, 28, 1536, 8960, 12, 2, 128, 151_936),
+    "Qwen/Qwen2.5-7B-Instruct": ModelShape(7_615_616_512, 28, 3584, 18_944, 28, 4, 128, 152_064),
+}
+
+
+@pytest.mark.parametrize("overlay", RAY_JOBS)
+def test_volumes_hold_what_the_recipe_writes(overlay: str, tmp_path: Path) -> None:
+    """By the plan's formula: three checkpoints and the policies on the claim; and in the directories of a training pod
+    what going on with another number of workers takes."""
+    objects = build(overlay)
+    config = load_config(carried_recipe(overlay, tmp_path))
+    dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
+    elastic = config.model_copy(update={"train": config.train.model_copy(update={"min_workers": 1})})
+    pairs = 10**6
+    work = Unwritten(elastic, dtype, pairs, open_run(str(tmp_path / "run")), finished=())
+    needs = disk_needs(work, SHAPES[config.model.source])
+    claim = only(objects, "PersistentVolumeClaim", "mipo-runs")["spec"]["resources"]["requests"]["storage"]
+    assert needs.run_directory < 0.9 * quantity(claim)
+    models = only(objects, "PersistentVolumeClaim", "mipo-models")["spec"]["resources"]["requests"]["storage"]
+    assert needs.policy < 0.9 * quantity(models)
+    if config.train.num_workers > 1:
+        groups = ray_cluster_spec(ray_objects(objects)[0])["workerGroupSpecs"]
+        (train,) = (group for group in groups if group["labels"]["mipo.io/role"] == "train")
+        volumes = {volume["name"]: volume for volume in train["template"]["spec"]["volumes"]}
+        assert needs.node < quantity(volumes["tmp"]["emptyDir"]["sizeLimit"])

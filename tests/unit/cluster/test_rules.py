@@ -109,6 +109,11 @@ def _disk_for_shared_memory(objects: list[Manifest]) -> None:
     volume["emptyDir"] = {}
 
 
+def _no_size_limit(objects: list[Manifest]) -> None:
+    (volume,) = (v for v in _group(objects)["template"]["spec"]["volumes"] if v["name"] == "home")
+    volume["emptyDir"] = {}
+
+
 NO_AUTOSCALER = _set(_spec, enableInTreeAutoscaling=False)
 MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
     "name too long": (
@@ -212,6 +217,19 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
     "burst": (
         "requests and limits are given and equal",
         lambda objects: _worker(objects)["resources"]["requests"].update(cpu="1"),
+    ),
+    "disk without end": (
+        "how much of the node's disk",
+        lambda objects: _worker(objects)["resources"]["limits"].pop("ephemeral-storage"),
+    ),
+    "more disk asked for than allowed": (
+        "no more of the node's disk is requested",
+        lambda objects: _worker(objects)["resources"]["requests"].update({"ephemeral-storage": "9Ti"}),
+    ),
+    "directory without end": ("volume home: an emptyDir has a sizeLimit", _no_size_limit),
+    "directories beyond the limit": (
+        "fit into the limit of ephemeral-storage",
+        lambda objects: _worker(objects)["resources"]["limits"].update({"ephemeral-storage": "7Gi"}),
     ),
     "own probe": ("livenessProbe is the operator's", _set(_worker, livenessProbe={"exec": {"command": ["true"]}})),
     "nowhere to write": (
