@@ -33,6 +33,8 @@ ANSWER_SECONDS = 10
 
 # How Ray says that an actor ended because it was to.
 _INTENDED = re.compile(r"ray\.kill|out of scope|exit_actor|INTENDED|finished|owner has (?:died|exited)", re.IGNORECASE)
+# In the names of logs of processes that Ray had started before a job needed them.
+_NO_JOB = "ffffffff"
 # Lines by which Ray finds its place in a file.
 _MARKS = re.compile(r":(?:job_id|actor_name|task_name):")
 
@@ -127,11 +129,13 @@ def _files_of(job: str, actors: Sequence[Any], missing: list[str]) -> list[_LogF
             missing.append(f"the logs of {where}: it is gone")
             continue
         with _noted(missing, f"the logs of {where}"):
-            groups = list_logs(node_id=node["NodeID"], glob_filter=f"worker-*-{job}-*", timeout=ANSWER_SECONDS)
+            groups = list_logs(node_id=node["NodeID"], glob_filter="worker-*", timeout=ANSWER_SECONDS)
             for name in sorted({name for names in groups.values() for name in names}):
-                if (match := re.fullmatch(rf"worker-\w+-{job}-(\d+)\.(?:out|err)", name)) is None:
+                if (match := re.fullmatch(rf"worker-\w+-({job}|{_NO_JOB})-(\d+)\.(?:out|err)", name)) is None:
                     continue
-                actor = classes.get((node["NodeID"], match[1]))
+                actor = classes.get((node["NodeID"], match[2]))
+                if actor is None and match[1] == _NO_JOB:
+                    continue
                 rank = 2 if actor is None else 0 if _cause(actor) else 1
                 ranked.append((rank, _LogFile(node["NodeID"], name, "" if actor is None else _class_of(actor))))
     return [file for _, file in sorted(ranked, key=lambda item: item[0])]

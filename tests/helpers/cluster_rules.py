@@ -189,7 +189,7 @@ def _but_disk(amounts: Manifest) -> Manifest:
 
 
 def _disk(spec: Manifest) -> Iterator[str]:
-    """A pod that fills its node's disk takes others with it: each directory has an end, and the limit holds them all."""
+    """A pod that fills its node's disk takes others with it: each directory has an end, and the limit holds all."""
     sizes = []
     for volume in spec.get("volumes", []):
         if "emptyDir" in volume and volume["emptyDir"].get("medium") != "Memory":

@@ -50,6 +50,8 @@ class Cluster:
             "worker-bb-02000000-11.out": ":job_id:02000000\n",
             "worker-cc-02000000-14.err": "a task's line\n",
             "worker-dd-01000000-15.err": "of another job\n",
+            "worker-ee-ffffffff-16.err": "of a process that has no job yet\n",
+            "worker-aa-ffffffff-12.err": "a worker whose process was there before its job\n",
             "python-core-worker-aa_12.log": "of Ray\n",
         }
         self.asked: list[dict[str, Any]] = []
@@ -60,8 +62,9 @@ class Cluster:
         return self.actors
 
     def list_logs(self, node_id: str, glob_filter: str, timeout: int) -> dict[str, list[str]]:
-        assert (node_id, glob_filter) == (NODE, f"worker-*-{JOB}-*")
-        return {"worker_err": [name for name in self.logs if ".err" in name], "worker_out": [*self.logs]}
+        assert (node_id, glob_filter) == (NODE, "worker-*")
+        names = [name for name in self.logs if name.startswith("worker-")]
+        return {"worker_err": [name for name in names if ".err" in name], "worker_out": names}
 
     def get_log(self, *, filename: str | None = None, **options: Any) -> Iterator[str]:
         self.asked.append({"filename": filename, **options})
@@ -113,7 +116,7 @@ def test_the_last_lines_of_engines_workers_and_driver_are_kept(
     files = fail(run, RuntimeError("training worker 0: it broke"))
     assert files.keys() == {
         *("driver.txt", "actors.txt", "missing.txt", "Sampler-11-aaaaaaaa.err"),
-        *("RayTrainWorker-12-aaaaaaaa.out", "worker-14-aaaaaaaa.err"),
+        *("RayTrainWorker-12-aaaaaaaa.out", "RayTrainWorker-12-aaaaaaaa.err", "worker-14-aaaaaaaa.err"),
     }
     assert files["Sampler-11-aaaaaaaa.err"] == "EngineCore failed: CUDA out of memory\n"
     assert files["RayTrainWorker-12-aaaaaaaa.out"] == "step 7 done\n"
