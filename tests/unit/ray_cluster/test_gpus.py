@@ -5,9 +5,11 @@ python -m pytest tests/unit/ray_cluster/test_gpus.py
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray.train
 import torch
 import vllm.platforms
 from vllm.platforms.interface import DeviceCapability
@@ -15,10 +17,12 @@ from vllm.platforms.interface import DeviceCapability
 from mipo_ray.config.recipe import load_config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out.scorer import Scorer, ScorerSettings
+from mipo_ray.generation.embedder import Embedder
 from mipo_ray.generation.engine import Engine
 from mipo_ray.generation.vllm_arguments import engine_settings
 from mipo_ray.ray_cluster.gpus import Gpu, check_engine_gpus, check_gpu, check_torch_gpu, oldest_capability
 from mipo_ray.ray_cluster.resources import resolve
+from mipo_ray.training.ray_worker import worker_loop
 
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 
@@ -87,17 +91,26 @@ def test_torchs_targets_are_read() -> None:
     check_gpu(Gpu("Tesla K80", (3, 7)), "float32", None)
 
 
-def test_engine_and_scorer_refuse_before_they_look_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_scorers_and_workers_refuse_before_they_look_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model of this run does not exist: whoever got so far would say that."""
     give_gpus(monkeypatch, ("Tesla T4", (7, 5)))
-    monkeypatch.setattr("mipo_ray.generation.engine.set_environment", lambda on_gpu: None)
+    for user in ("engine", "embedder"):
+        monkeypatch.setattr(f"mipo_ray.generation.{user}.set_environment", lambda on_gpu: None)
     config = load_config(overrides=["generation.pool.gpus_per_engine=1", "train.gpus_per_worker=1"])
     settings = engine_settings(config, "/nowhere/model", resolve(config, {"CPU": 6, "GPU": 1}))
     assert settings.dtype == "bfloat16"
-    with pytest.raises(UserError, match=r"^Tesla T4 .*no bfloat16"):
-        Engine(settings)
+    for start in (lambda: Engine(settings), lambda: Embedder(settings, is_policy=True)):
+        with pytest.raises(UserError, match=r"^Tesla T4 .*no bfloat16"):
+            start()
 
     events: Any = None
     scorer = ScorerSettings({"policy": "/nowhere/model"}, "bfloat16", 8, on_gpu=True, trust_remote_code=False)
     with pytest.raises(UserError, match=r"^Tesla T4 .*no bfloat16"):
         Scorer(scorer, events)
+
+    context = SimpleNamespace(get_local_world_size=lambda: 1, get_world_size=lambda: 1, get_world_rank=lambda: 0)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train, "get_dataset_shard", lambda _: [])
+    worker = SimpleNamespace(device="cuda", dtype="bfloat16", policy_dir="/nowhere/model")
+    with pytest.raises(UserError, match=r"^Tesla T4 .*no bfloat16"):
+        worker_loop({"settings": worker, "stage": None})
