@@ -399,11 +399,14 @@ def test_half_a_download_is_never_used(model: Path) -> None:
     url = f"local://{model}"
     directory = Path(local_model_directory(url))
     truncate(directory / "model.safetensors", 10)
-    (directory.parent / f"{directory.name}.partial").mkdir()
-    (directory.parent / f"{directory.name}.partial" / "stale").write_text("")
+    left = directory.parent / f"{directory.name}.partial"
+    left.mkdir()
+    (left / "stale").write_text("")
+    for path in (left / "stale", left):  # a day ago
+        os.utime(path, (0, path.stat().st_mtime - 86_400))
     assert local_model_directory(url) == str(directory)
     check_model(str(directory))
-    assert not (directory.parent / f"{directory.name}.partial").exists()
+    assert not left.exists()
     assert not (directory / "stale").exists()
 
 
