@@ -15,6 +15,9 @@ DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 ARCHITECTURE = "kubernetes.io/arch"
 ZONE = "topology.kubernetes.io/zone"
 SUBMITTER_BACKOFF, JOB_BACKOFF = 20, 10
+FOR_KUBERAYS_SUBMITTER = {
+    *("runtimeEnvYAML", "metadata", "entrypointNumCpus", "entrypointNumGpus", "entrypointResources"),
+}
 
 
 def disruptions(objects: Sequence[Manifest]) -> Iterator[str]:
@@ -52,6 +55,8 @@ def _retries(spec: Manifest) -> Iterator[str]:
         yield "the submitter runs submit.py: KubeRay's own command takes the end of a log stream for the job's"
     if container.get("args") != [spec["entrypoint"]]:
         yield "the submitter's only argument is the entrypoint"
+    for key in sorted(spec.keys() & FOR_KUBERAYS_SUBMITTER):
+        yield f"no {key}: it reaches KubeRay's own submitter alone"
 
 
 def _sizes(objects: Sequence[Manifest]) -> dict[str, int]:
