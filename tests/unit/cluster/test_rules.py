@@ -254,6 +254,7 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
     ),
     "training that goes": ("group train: stays while it runs", _set(_metadata(1), annotations={})),
     "head without a budget": ("head: a PodDisruptionBudget keeps all", _set(_budget("head"), minAvailable=0)),
+    "two budgets": ("head: a PodDisruptionBudget keeps all", _set(_budget("submitter"), selector={})),
     "a budget for fewer": ("group train: a PodDisruptionBudget keeps all", _set(_budget("train"), minAvailable=0)),
     "submitter without a budget": (
         "submitter: a PodDisruptionBudget keeps all",
