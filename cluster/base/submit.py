@@ -103,7 +103,7 @@ async def submit(job: Job, session: aiohttp.ClientSession) -> None:
 async def stream(job: Job, session: aiohttp.ClientSession, log: Log) -> None:
     """Prints the log until the stream ends, for whatever reason, or the job has."""
     place = 0
-    async with session.ws_connect(f"{job.url}/logs/tail") as socket:
+    async with session.ws_connect(f"{job.url}/logs/tail", max_msg_size=0) as socket:
         # No heartbeat: Ray's side of the stream never reads, so that it answers no ping.
         while True:
             try:

@@ -15,6 +15,9 @@ DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 ARCHITECTURE = "kubernetes.io/arch"
 ZONE = "topology.kubernetes.io/zone"
 SUBMITTER_BACKOFF, JOB_BACKOFF = 20, 10
+FOR_KUBERAYS_SUBMITTER = {
+    *("runtimeEnvYAML", "metadata", "entrypointNumCpus", "entrypointNumGpus", "entrypointResources"),
+}
 
 
 def disruptions(objects: Sequence[Manifest]) -> Iterator[str]:
@@ -34,8 +37,9 @@ def disruptions(objects: Sequence[Manifest]) -> Iterator[str]:
                 yield f"{where}: stays while it runs: {SAFE_TO_EVICT} is false, {DO_NOT_DISRUPT} is true"
             labels = operator_labels(where, template)
             least = [one["spec"].get("minAvailable", 0) for one in budgets if selects(one["spec"]["selector"], labels)]
-            if not least or max(least) < sizes.get(where, 1):
-                yield f"{where}: a PodDisruptionBudget keeps all of them"
+            # Of two budgets for one pod Kubernetes makes an error of every eviction.
+            if len(least) != 1 or least[0] < sizes.get(where, 1):
+                yield f"{where}: a PodDisruptionBudget keeps all of them, and only one"
         if "StatefulSet" not in where and template["spec"].get("nodeSelector", {}).get(ARCHITECTURE) != "amd64":
             yield f"{where}: {ARCHITECTURE} is amd64, as the image is"
         if "group train" in where and ZONE not in _preferred_topologies(template["spec"]):
@@ -52,6 +56,8 @@ def _retries(spec: Manifest) -> Iterator[str]:
         yield "the submitter runs submit.py: KubeRay's own command takes the end of a log stream for the job's"
     if container.get("args") != [spec["entrypoint"]]:
         yield "the submitter's only argument is the entrypoint"
+    for key in sorted(spec.keys() & FOR_KUBERAYS_SUBMITTER):
+        yield f"no {key}: it reaches KubeRay's own submitter alone"
 
 
 def _sizes(objects: Sequence[Manifest]) -> dict[str, int]:

@@ -155,8 +155,13 @@ def started(cloud: str, unavailable: dict[str, float]) -> dict[str, int]:
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_engines_fall_back_to_on_demand_nodes_and_come_back(cloud: str) -> None:
     """Spot nodes first; while their pods get none, on-demand ones; spot nodes again once they may be there again."""
-    assert started(cloud, {}) == {"generate": 2}
-    assert started(cloud, {"generate": 0.0}) == {"generate-on-demand": 2}
+    from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
+    from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
+
+    monitor = CloudResourceMonitor()
+    assert started(cloud, monitor.get_recoverable_resource_availabilities()) == {"generate": 2}
+    monitor.notify([InstanceUpdateEvent(new_instance_status=Instance.ALLOCATION_TIMEOUT, instance_type="generate")])
+    assert started(cloud, monitor.get_recoverable_resource_availabilities()) == {"generate-on-demand": 2}
     assert started(cloud, {"generate": 1.0}) == {"generate": 2}
 
 

@@ -38,6 +38,7 @@ from tests.helpers.cluster_manifests import (
     ray_objects,
 )
 from tests.helpers.cluster_rules import broken_rules, quantity
+from tests.helpers.network_policies import selects
 
 # The oldest Kubernetes that cluster/README.md names, and the newest whose schemas are at hand.
 KUBERNETES_VERSIONS = ("1.30", "1.37")
@@ -194,15 +195,6 @@ def test_the_grace_period_covers_a_stop(overlay: str) -> None:
     hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
     assert f"seq {stop}" in hook
     assert stop < pod["terminationGracePeriodSeconds"]
-
-
-def selects(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a label selector with matchLabels and `In` expressions selects a pod with these labels."""
-    expressions = selector["matchExpressions"]
-    assert {expression["operator"] for expression in expressions} == {"In"}
-    return selector["matchLabels"].items() <= labels.items() and all(
-        labels.get(expression["key"]) in expression["values"] for expression in expressions
-    )
 
 
 @pytest.mark.parametrize("overlay", ALL)

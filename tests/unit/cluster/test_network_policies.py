@@ -47,6 +47,7 @@ NAME_SERVERS = {
     "NodeLocal DNSCache": End("169.254.20.10"),
     "the Service's address, as Calico sees it": End("10.0.0.10"),
     "the Service's address on EKS": End("172.20.0.10"),
+    "the Service's address on GKE": End("34.118.224.10"),
     "a name server on the node, as EKS Auto Mode has": End("192.168.20.4"),
     "a name server on the node, secondary range": End("100.64.3.9"),
 }
@@ -111,6 +112,7 @@ CLOSED: list[Line] = [
     ("an engine reaches the Kubernetes API", GENERATE, API_SERVER, 443, "TCP"),
     ("an engine reaches another namespace", GENERATE, STRANGER, 80, "TCP"),
     ("an engine reaches private addresses", GENERATE, ROUTED_PRIVATELY, 22, "TCP"),
+    ("an engine reaches another namespace's Service on GKE", GENERATE, End("34.118.230.7"), 443, "TCP"),
     ("an engine asks a public name server, which carries data away", GENERATE, HUB, 53, "UDP"),
     ("an engine reaches the internet without TLS", GENERATE, HUB, 80, "TCP"),
     ("an engine reaches what is link-local by HTTPS", GENERATE, METADATA, 443, "TCP"),

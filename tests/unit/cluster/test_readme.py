@@ -60,6 +60,15 @@ def test_every_row_names_the_test_that_holds_it() -> None:
         assert [name for name in tests if not (REPOSITORY / name).exists()] == [], what
 
 
+@pytest.mark.parametrize("page", sorted(CLUSTER.rglob("*.md")), ids=lambda page: str(page.relative_to(CLUSTER)))
+def test_the_commands_are_ones_that_a_shell_reads(page: Path) -> None:
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 4
+    for block in blocks:
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), block
+
+
 @pytest.mark.parametrize("word", ["engine's node", "training node", "submitter", "head's pod", "Redis", "operator"])
 def test_every_kind_of_pod_has_a_row(word: str) -> None:
     assert [row[0] for row in losses() if word in row[0]]

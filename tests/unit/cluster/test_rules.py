@@ -261,6 +261,10 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
     "few submitters": ("submitterConfig.backoffLimit is at least 20", _set(_job, submitterConfig={"backoffLimit": 2})),
     "few clusters": ("backoffLimit is at least 10", _set(_job, backoffLimit=3)),
     "KubeRay's submitter": ("the submitter runs submit.py", _set(_submitter, command=None)),
+    "an environment that nobody passes on": (
+        "no runtimeEnvYAML",
+        _set(_job, runtimeEnvYAML="working_dir: s3://b/c.zip"),
+    ),
     "another entrypoint": ("only argument is the entrypoint", _set(_submitter, args=["python -m mipo_ray.run x.yaml"])),
     "engine that stays": (
         "engines may go",
@@ -268,6 +272,7 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
     ),
     "training that goes": ("group train: stays while it runs", _set(_metadata(1), annotations={})),
     "head without a budget": ("head: a PodDisruptionBudget keeps all", _set(_budget("head"), minAvailable=0)),
+    "two budgets": ("head: a PodDisruptionBudget keeps all", _set(_budget("submitter"), selector={})),
     "a budget for fewer": ("group train: a PodDisruptionBudget keeps all", _set(_budget("train"), minAvailable=0)),
     "submitter without a budget": (
         "submitter: a PodDisruptionBudget keeps all",
