@@ -75,30 +75,26 @@ def _cluster_logs(missing: list[str]) -> Iterator[tuple[str, str]]:
     """The files to write, by name; notes in `missing` what could not be had."""
     from ray.util.state import get_log, list_actors
 
-    job = ray.get_runtime_context().get_job_id()
-    actors: Sequence[Any] = ()
+    context = ray.get_runtime_context()
+    # Without an address Ray would look for any cluster on this machine, and refuse to choose between two.
+    asked: dict[str, Any] = {"address": context.gcs_address, "timeout": ANSWER_SECONDS}
+    job, actors = context.get_job_id(), []
     with _noted(missing, "the list of actors"):
-        actors = list_actors(
-            filters=[("job_id", "=", job)],
-            limit=10_000,
-            detail=True,
-            timeout=ANSWER_SECONDS,
-            raise_on_missing_output=False,
-        )
+        asked_for: dict[str, Any] = {"filters": [("job_id", "=", job)], "limit": 10_000, "detail": True}
+        actors = list_actors(**asked_for, raise_on_missing_output=False, **asked)
     if deaths := _deaths(actors):
         yield "actors.txt", plain("\n\n".join([*deaths, ""]))
+    asked |= {"tail": LINES, "errors": "replace"}
     if (submission := _submission_id()) is not None:
         with _noted(missing, "the log of the submitted job"):
-            text = _tail(get_log(submission_id=submission, tail=LINES, timeout=ANSWER_SECONDS, errors="replace"))
-            yield "job-driver.log", text
+            yield "job-driver.log", _tail(get_log(submission_id=submission, **asked))
     kept = 0
     for file in _files_of(job, actors, missing):
         if kept == MOST_FILES:
             missing.append(f"more than {MOST_FILES} logs: the others are left out")
             return
         with _noted(missing, f"{file.name} of node {file.node[:8]}"):
-            lines = get_log(node_id=file.node, filename=file.name, tail=LINES, timeout=ANSWER_SECONDS, errors="replace")
-            if text := _tail(lines):
+            if text := _tail(get_log(node_id=file.node, filename=file.name, **asked)):
                 kept += 1
                 yield file.kept_as, text
 
@@ -121,6 +117,7 @@ def _files_of(job: str, actors: Sequence[Any], missing: list[str]) -> list[_LogF
     """The logs of all processes of the job on living nodes, those of actors that died first, then of other actors."""
     from ray.util.state import list_logs
 
+    address = ray.get_runtime_context().gcs_address
     classes = {(actor.node_id, str(actor.pid)): actor for actor in actors}
     ranked: list[tuple[int, _LogFile]] = []
     for node in ray.nodes():
@@ -129,7 +126,7 @@ def _files_of(job: str, actors: Sequence[Any], missing: list[str]) -> list[_LogF
             missing.append(f"the logs of {where}: it is gone")
             continue
         with _noted(missing, f"the logs of {where}"):
-            groups = list_logs(node_id=node["NodeID"], glob_filter="worker-*", timeout=ANSWER_SECONDS)
+            groups = list_logs(address, node["NodeID"], glob_filter="worker-*", timeout=ANSWER_SECONDS)
             for name in sorted({name for names in groups.values() for name in names}):
                 if (match := re.fullmatch(rf"worker-\w+-({job}|{_NO_JOB})-(\d+)\.(?:out|err)", name)) is None:
                     continue

@@ -23,7 +23,7 @@ from mipo_ray.monitoring import failure_logs
 from mipo_ray.monitoring.failure_logs import keep_logs, kept_logs
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 
-JOB = "02000000"
+JOB, ADDRESS = "02000000", "10.0.0.1:6379"
 NODE, GONE = "a" * 56, "b" * 56
 
 
@@ -58,11 +58,11 @@ class Cluster:
         self.submitted = "the driver's own lines\n"
 
     def list_actors(self, **options: Any) -> list[SimpleNamespace]:
-        assert options["filters"] == [("job_id", "=", JOB)]
+        assert (options["filters"], options["address"]) == ([("job_id", "=", JOB)], ADDRESS)
         return self.actors
 
-    def list_logs(self, node_id: str, glob_filter: str, timeout: int) -> dict[str, list[str]]:
-        assert (node_id, glob_filter) == (NODE, "worker-*")
+    def list_logs(self, address: str, node_id: str, glob_filter: str, timeout: int) -> dict[str, list[str]]:
+        assert (address, node_id, glob_filter) == (ADDRESS, NODE, "worker-*")
         names = [name for name in self.logs if name.startswith("worker-")]
         return {"worker_err": [name for name in names if ".err" in name], "worker_out": names}
 
@@ -84,7 +84,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
     for name in ("list_actors", "list_logs", "get_log"):
         monkeypatch.setattr(ray.util.state, name, getattr(cluster, name))
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: JOB))
+    context = SimpleNamespace(get_job_id=lambda: JOB, gcs_address=ADDRESS)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     nodes = [{"NodeID": NODE, "Alive": True}, {"NodeID": GONE, "Alive": False, "NodeManagerAddress": "10.0.0.7"}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
@@ -125,7 +126,7 @@ def test_the_last_lines_of_engines_workers_and_driver_are_kept(
     assert "ray.kill" not in files["actors.txt"]
     assert files["missing.txt"] == "the logs of node bbbbbbbb (10.0.0.7): it is gone\n"
     assert f"the last lines of engines, workers and this driver: {run.path('logs')}/" in capsys.readouterr().err
-    assert all(call["tail"] == failure_logs.LINES for call in cluster.asked)
+    assert {(call["tail"], call["address"]) for call in cluster.asked} == {(failure_logs.LINES, ADDRESS)}
 
 
 def test_no_secret_is_kept(cluster: Cluster, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
