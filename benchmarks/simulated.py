@@ -136,6 +136,7 @@ class SimulatedSampler(Sampler):
 
     def __init__(self, use: EngineUse, sampling: Any, events: Events, to_score: ToScore | None = None) -> None:
         self._idle = IdleClock(1.0)
+        self._refusal = None
         self._sampling = sampling
         self._window = use.settings.max_model_len
         self._events = events

@@ -69,8 +69,9 @@ def _run(comparison: Comparison) -> int:
 
         from mipo_ray.comparison.arms import run_arms
         from mipo_ray.comparison.tables import write_comparison
+        from mipo_ray.monitoring.failure_logs import kept_logs
 
-        with connected_work():
+        with connected_work(), kept_logs(root):
             run_arms(comparison, plans, lambda: write_comparison(comparison, root))
         _report(comparison, root)
         say(f"finished in {(time.monotonic() - started) / 60:.1f} minutes")

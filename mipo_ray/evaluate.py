@@ -192,7 +192,10 @@ def _run(inputs_of: Callable[[], EvaluationInputs], run: RunDirectory) -> int:
         if run.read_text("config.yaml") is None:
             run.record_config(config)
         say(describe(plan))
-        with connected_work():
+
+        from mipo_ray.monitoring.failure_logs import kept_logs
+
+        with connected_work(), kept_logs(run):
             measure_policies(plan)
         minutes = (time.monotonic() - started) / 60
         say(f"\n{task_table(read_evaluation(run))}\nfinished in {minutes:.1f} minutes; results: {run.url}")

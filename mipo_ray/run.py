@@ -56,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(describe(plan))
 
             from mipo_ray.loop import run_rounds
+            from mipo_ray.monitoring.failure_logs import kept_logs
 
-            with connected_work():
+            with connected_work(), kept_logs(run):
                 run_rounds(plan)
             minutes = (time.monotonic() - started) / 60
             say(f"finished in {minutes:.1f} minutes; results and report: {run.url}")

@@ -24,6 +24,7 @@ from mipo_ray.generation.vllm_arguments import EngineSettings, engine_arguments,
 from mipo_ray.models.source import embedding_model, local_model_directory
 from mipo_ray.paths import plain_path
 from mipo_ray.ray_cluster.blocks import engine_pool, map_actors
+from mipo_ray.ray_cluster.gpus import check_engine_gpus
 from mipo_ray.ray_cluster.resources import Resources, engine_request
 
 EMBEDDING = pa.list_(pa.float32())
@@ -46,6 +47,8 @@ class Embedder:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        if settings.on_gpu:
+            check_engine_gpus(settings.dtype, settings.tensor_parallel_size)
         model = (
             local_model_directory(settings.model_path, trust_remote_code=settings.trust_remote_code)
             if is_policy

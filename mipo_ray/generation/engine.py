@@ -17,6 +17,7 @@ from mipo_ray.generation.weight_swap import EXTENSION
 from mipo_ray.models.probes import probes
 from mipo_ray.pairs.schema import RESPONSES, TOKEN_IDS
 from mipo_ray.paths import plain_path
+from mipo_ray.ray_cluster.gpus import check_engine_gpus
 
 # `sampling` names the parameters of a request among those of the pool; null, or absent in files of earlier versions:
 # DEFAULT_SAMPLING.
@@ -42,6 +43,8 @@ class Engine:
 
         from mipo_ray.models.source import local_model_directory
 
+        if settings.on_gpu:
+            check_engine_gpus(settings.dtype, settings.tensor_parallel_size)
         model = local_model_directory(settings.model_path, trust_remote_code=settings.trust_remote_code)
         arguments = engine_arguments(model, settings) | {
             "enable_prefix_caching": True,

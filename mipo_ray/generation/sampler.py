@@ -17,6 +17,7 @@ import ray.data
 
 from mipo_ray.config.generation import EnginePoolConfig
 from mipo_ray.config.schema import Config
+from mipo_ray.errors import UserError
 from mipo_ray.generation.engine import Engine, Sampling, engine_death
 from mipo_ray.generation.vllm_arguments import EngineSettings, engine_settings, is_dead_engine
 from mipo_ray.monitoring.events import Events
@@ -120,17 +121,26 @@ class Sampler:
         if (deaths := events.total("engine_deaths")) >= MOST_ENGINE_DEATHS:
             raise RuntimeError(
                 f"vLLM engines died {deaths:.0f} times in this stage; metrics.jsonl holds each error (engine_death), "
-                "the logs of the Ray session what vLLM said"
+                "logs/ beside it what vLLM said last"
             )
         self._sampling = sampling
         self._window = use.settings.max_model_len
         self._events = events
         self._to_score = to_score
         self._blocks_in_flight = 0
-        self._engine = OwnEngine(use.settings, events) if use.lease is None else LeasedEngine(use, events)
+        self._refusal: UserError | None = None
+        try:
+            self._engine = OwnEngine(use.settings, events) if use.lease is None else LeasedEngine(use, events)
+        except UserError as error:  # raised by the first block: of an error here Ray keeps the text alone
+            self._refusal = error
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        """Samples every request of the block; yields the block once, with its `responses`."""
+        """Samples every request of the block; yields the block once, with its `responses`.
+
+        Raises the UserError for which the engine could not be started.
+        """
+        if self._refusal is not None:
+            raise self._refusal
         started = time.monotonic()
         self._blocks_in_flight += 1
         self._idle.work_begins()

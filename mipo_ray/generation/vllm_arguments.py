@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from shutil import which
 from typing import Any
 
 from mipo_ray.config.prompts import ChatSettings
@@ -11,6 +12,11 @@ from mipo_ray.config.schema import Config
 from mipo_ray.monitoring.metrics import ascii_label
 from mipo_ray.paths import plain_path
 from mipo_ray.ray_cluster.resources import Resources
+
+# What vLLM would compile with nvcc as an engine starts, whether there is one or not, and what it does without: its own
+# sampler (which it uses anyhow for requests with a seed, as all are here), NCCL's and its own all-reduce, and Triton's
+# and CUTLASS' products of FP8 weights.
+_COMPILED_BY_NVCC = ("VLLM_USE_FLASHINFER_SAMPLER", "VLLM_ALLREDUCE_USE_FLASHINFER", "VLLM_USE_DEEP_GEMM")
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,10 @@ def set_environment(on_gpu: bool) -> None:
     """Sets the environment variables that vLLM reads; call it in the actor before anything imports vllm."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if not on_gpu:
+    if on_gpu:
+        for variable in _COMPILED_BY_NVCC:
+            os.environ.setdefault(variable, "0")
+    else:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         # vLLM keeps one core free for a web server that is not there: with two cores that halves the speed.
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
@@ -84,7 +93,9 @@ def engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
         # Named by its path, because vLLM turns "uni" into "mp" on a CPU in order to bind OpenMP threads to cores.
         # One process less starts 5 s sooner, and `set_environment` gives it all cores.
         arguments["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-    if not settings.on_gpu:
+    if settings.on_gpu:
+        arguments |= _attention_without_nvcc(settings)
+    else:
         # Compilation costs minutes for a few per cent, and seeds fail when a prompt is prefilled in chunks.
         arguments |= {
             "enforce_eager": True,
@@ -92,6 +103,17 @@ def engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
             "max_num_batched_tokens": max(settings.max_model_len, 2048),
         }
     return arguments
+
+
+def _attention_without_nvcc(settings: EngineSettings) -> dict[str, Any]:
+    """Another attention than FlashInfer's where vLLM would take that one first (data-centre Blackwell) and nothing on
+    this node can compile it. An attention that the configuration names stays."""
+    from vllm.platforms import current_platform
+
+    capability = current_platform.get_device_capability()
+    prefers_flashinfer = capability is not None and capability.major == 10 and settings.dtype == "bfloat16"
+    is_named = {"attention_backend", "attention_config"} & settings.engine_args.keys()
+    return {"attention_backend": "FLASH_ATTN"} if prefers_flashinfer and not is_named and not which("nvcc") else {}
 
 
 def stat_loggers() -> list[Any]:

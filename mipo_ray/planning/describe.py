@@ -15,6 +15,7 @@ from mipo_ray.models.chat_template import end_of_turn, read_chat_template
 from mipo_ray.models.directory import local_path
 from mipo_ray.models.hub import COMMIT, hub_file, hub_model
 from mipo_ray.models.shape import model_shape
+from mipo_ray.planning.disk import describe_disk
 from mipo_ray.planning.estimates import describe_estimates, describe_task_estimate
 from mipo_ray.planning.plan import Plan
 from mipo_ray.ray_cluster.resources import (
@@ -31,7 +32,7 @@ def describe(plan: Plan) -> str:
     pool, sampling = config.generation.pool, config.generation.sampling
     samples, negatives = config.generation.samples_per_prompt, config.generation.negatives_per_prompt
     responses = plan.prompts.rows * samples + round(plan.prompts.rows * negatives * _share_sampled_afresh(config))
-    pairs, rejected = plan.prompts.rows * samples, config.generation.rejected_per_pair
+    pairs, rejected = plan.most_pairs, config.generation.rejected_per_pair
     device = "GPU" if plan.resources.on_gpu else "CPU"
     lines = [
         f"run directory   {plan.run.url}",
@@ -75,6 +76,7 @@ def describe(plan: Plan) -> str:
     lines += describe_estimates(
         config, plan.resources, model_shape(config.model.source), plan.prompts.rows, plan.prompts.characters, responses
     )
+    lines += describe_disk(plan.unwritten(plan.resources.dtype))
     lines += [f"tokens          {note}" for note in plan.token_notes]
     lines.append("stages")
     width = max(28, 2 + max(map(len, plan.stages)))

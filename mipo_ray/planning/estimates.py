@@ -186,16 +186,16 @@ def describe_estimates(
         shape, resources.dtype, config.generation.pool.tensor_parallel_size, config.model.max_model_len
     )
     parts = ", ".join(
-        f"{name} {_size(getattr(memory, name))}"
+        f"{name} {size(getattr(memory, name))}"
         for name in ("weights", "gradients", "optimizer", "reference", "activations", "logits", "buffers")
         if getattr(memory, name)
     )
-    offloaded = f"; {_size(memory.host)} more in its node's memory" if memory.host else ""
+    offloaded = f"; {size(memory.host)} more in its node's memory" if memory.host else ""
     return [
         *lines,
-        f"worker memory   estimate of each of {train.fewest_workers}: {_size(memory.device)}: {parts}{offloaded}",
-        f"engine memory   estimate for each of its devices: weights {_size(engine.weights)}, KV cache "
-        f"{_size(engine.cache_window)} for one window of {config.model.max_model_len:,} tokens; vLLM takes more for it",
+        f"worker memory   estimate of each of {train.fewest_workers}: {size(memory.device)}: {parts}{offloaded}",
+        f"engine memory   estimate for each of its devices: weights {size(engine.weights)}, KV cache "
+        f"{size(engine.cache_window)} for one window of {config.model.max_model_len:,} tokens; vLLM takes more for it",
     ]
 
 
@@ -229,7 +229,8 @@ def _gpu_seconds(config: Config, resources: Resources, shape: ModelShape, work: 
     )
 
 
-def _size(amount: float) -> str:
+def size(amount: float) -> str:
+    """Bytes for people."""
     return f"{amount / 1024**3:,.1f} GiB" if amount >= 1024**3 else f"{amount / 1024**2:,.0f} MiB"
 
 

@@ -12,6 +12,7 @@ from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tas
 from mipo_ray.models.source import check_embedding_model, check_model, check_policy_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.chat import check_chats
+from mipo_ray.planning.disk import Unwritten, check_disk
 from mipo_ray.planning.lifetime import Lifetime, engine_lifetime
 from mipo_ray.planning.schedule import Schedule, round_schedule
 from mipo_ray.planning.token_counts import TokenCounts
@@ -43,6 +44,15 @@ class Inputs:
             names += [self.run.stage(round, "generate"), self.run.stage(round, "train")]
             names += measured_stages(self.config, self.run, round, self.tasks)
         return names
+
+    @property
+    def most_pairs(self) -> int:
+        """The pairs of a round before filters."""
+        return self.prompts.rows * self.config.generation.samples_per_prompt
+
+    def unwritten(self, dtype: str) -> Unwritten:
+        """What the run has still to write, with a policy in `dtype`."""
+        return Unwritten(self.config, dtype, self.most_pairs, self.run, self.finished)
 
     @property
     def is_finished(self) -> bool:
@@ -107,6 +117,7 @@ def make_plan(inputs: Inputs, nodes: Sequence[Node], *, are_all: bool = True) ->
     resources = resolve(inputs.config, total(nodes))
     known = nodes if are_all else None
     check_resources(inputs.config, resources, total(nodes), known)
+    check_disk(inputs.unwritten(resources.dtype))
     lifetime = engine_lifetime(inputs.config, resources, known)
     schedule = round_schedule(inputs.config, resources, known, inputs.prompts.rows, lifetime.most)
     return Plan(**vars(inputs), resources=resources, nodes=known, lifetime=lifetime, schedule=schedule)

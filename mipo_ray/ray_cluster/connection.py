@@ -72,7 +72,7 @@ def connect(config: Config) -> list[Node]:
     # The stages show their own progress; Ray Data's would repeat every operator of every small pass.
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # A UserError in a task must reach `_user_error` as what it is, and not wrapped as a failed transformation.
+    # A UserError in a task must reach `user_error` as what it is, and not wrapped as a failed transformation.
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     return present_nodes()
@@ -114,7 +114,7 @@ def connected_work() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        if (cause := _user_error(error)) is not None:
+        if (cause := user_error(error)) is not None:
             raise cause from None
         raise
     finally:
@@ -130,7 +130,7 @@ def _local_gpus() -> float:
     return float(len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]))
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
+def user_error(error: BaseException | None) -> UserError | None:
     """The UserError that a Ray task or actor failed with, if that is what happened."""
     while error is not None:
         cause = getattr(error, "cause", None) or error.__cause__

@@ -91,9 +91,10 @@ class Wait:
             return None
         self._silence = min(2 * self._silence, LONGEST_SILENCE_SECONDS)
         self._next_line = now + self._silence
-        return (
-            f"waiting for {self._missing(placed)}, {_duration(now - self._incomplete_since)}; {self._what(autoscaling)}"
-        )
+        # Whoever reads it must know whether to stay; of engines beyond the first there is no limit.
+        limit = "" if self._blocked_since is None else f" of at most {_duration(self._limit)}"
+        waited = _duration(now - self._incomplete_since)
+        return f"waiting for {self._missing(placed)}, {waited}{limit}; {self._what(autoscaling)}"
 
     def _complete(self, now: float) -> str | None:
         since = self._incomplete_since
@@ -133,4 +134,6 @@ class Wait:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours".replace(".0 ", " ")

@@ -39,6 +39,7 @@ WRITING = ".writing"  # suffix of a file that is not complete yet
 PROBE = ".probe-"
 # Files with the configuration, which might hold a secret that is not known as one: for their owner alone.
 PRIVATE = ("config.yaml", "report.html")
+LOGS = "logs"  # what failed runs leave; private as well
 
 
 class StorageError(UserError):
@@ -98,7 +99,7 @@ class RunDirectory:
             os.makedirs(posixpath.dirname(target), exist_ok=True)
             temporary = f"{target}.{secrets.token_hex(8)}{WRITING}"
             try:
-                with new_file(temporary, 0o600 if name in PRIVATE else 0o666) as file:
+                with new_file(temporary, 0o600 if name in PRIVATE or name.startswith(f"{LOGS}/") else 0o666) as file:
                     file.write(text.encode("utf-8"))
                     file.flush()
                     os.fsync(file.fileno())
@@ -149,6 +150,13 @@ class RunDirectory:
                 relative = os.path.relpath(source, local_directory).replace(os.sep, "/")
                 self.filesystem.makedirs(posixpath.dirname(self.path(name, relative)), exist_ok=True)
                 self.filesystem.put_file(source, self.path(name, relative))
+
+    def take(self, local_directory: str, name: str) -> None:
+        """Moves the files of a directory on the run's own disk to `name` below the run directory."""
+        for file in files_below(local_directory):
+            target = self.path(name, file)
+            os.makedirs(posixpath.dirname(target), exist_ok=True)
+            os.replace(os.path.join(local_directory, file), target)
 
     def copy_stage(self, source: RunDirectory, stage: str) -> None:
         """Copies a finished stage of another run on the same filesystem, with its manifest last, unless it is here."""

@@ -57,10 +57,12 @@ class Checkpoints:
 
     publish(directory, steps): called by every worker with the local directory of its shard, which may go afterwards.
     latest(): a context with the local directory that holds the newest checkpoint, all shards of it, or None.
+    scratch: the directory below which shards are written before they are published; None: the temporary one.
     """
 
     publish: Callable[[Path, int], None]
     latest: Callable[[], AbstractContextManager[Path | None]]
+    scratch: Path | None = None
 
 
 def save_checkpoint(engine: Any, directory: Path, progress: Progress) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import ray.train
 from mipo_ray.models.source import local_model_directory
 from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.paths import plain_path
+from mipo_ray.ray_cluster.gpus import check_torch_gpu
 from mipo_ray.session import Stage
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.training.shares import own_steps
@@ -41,6 +43,8 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
     settings: WorkerSettings = loop_config["settings"]
     stage: Stage = loop_config["stage"]
     stream: PairStream | None = loop_config["stream"]
+    if settings.device == "cuda":
+        check_torch_gpu(settings.dtype)  # raised: another node may have what this one lacks
 
     def steps(settings: WorkerSettings) -> Steps:
         workers = context.get_world_size()
@@ -69,18 +73,34 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
                 output_dir=output,
                 threads=threads,
             )
-            return train_round(settings, steps(settings), report, Checkpoints(publish, _latest))
+            checkpoints = Checkpoints(publish, _latest, _scratch(stage, is_first=context.get_world_rank() == 0))
+            return train_round(settings, steps(settings), report, checkpoints)
     except (TrainingDiverged, CheckpointRefused, SamplerDisagrees) as error:
         # All workers meet it together. Returned and not raised: a worker that fails is started again.
         return error
+
+
+def _scratch(stage: Stage, *, is_first: bool) -> Path | None:
+    """On a path that every node sees, a directory beside the checkpoints: a shard is written there once, and renamed.
+    Elsewhere none, as DeepSpeed writes to paths alone: a shard goes through the node's disk.
+
+    The first worker makes it anew, without what killed workers left; no worker saves before all of them have met.
+    """
+    if not stage.run.is_local:
+        return None
+    scratch = Path(stage.path(CHECKPOINTS, "shards"))
+    if is_first:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True, exist_ok=True)
+    return Path(plain_path(str(scratch)))
 
 
 def _publish(run: RunDirectory, checkpoints: str, shard: Path, steps: int) -> None:
     """Brings the shards of all workers together below `checkpoints` of the run; returns when Ray Train knows of it."""
     from torch import distributed
 
-    def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        run.upload(checkpoint.path, f"{checkpoints}/{name}")
+    def upload(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        (run.take if run.is_local else run.upload)(str(shard), f"{checkpoints}/{name}")
         # Ray Train would take note of a checkpoint without the shard of a worker whose node is being taken away.
         distributed.barrier()
         return ray.train.Checkpoint(run.path(checkpoints, name), run.arrow_filesystem())

@@ -102,7 +102,7 @@ def train_round(
             speed = {"step_seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
             report({**count, **metrics, "learning_rate": learning_rate, **speed})
         if checkpoints is not None and progress.steps < total_steps and is_due(progress.steps):
-            with tempfile.TemporaryDirectory(prefix="mipo-ray-checkpoint-") as shard:
+            with tempfile.TemporaryDirectory(prefix="mipo-ray-checkpoint-", dir=checkpoints.scratch) as shard:
                 save_checkpoint(engine, Path(shard), progress)
                 checkpoints.publish(Path(shard), progress.steps)
 

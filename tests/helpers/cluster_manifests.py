@@ -16,7 +16,8 @@ import yaml
 CLUSTER = Path(__file__).parents[2] / "cluster"
 CRDS = CLUSTER.parents[1] / "shared" / "kuberay"
 
-RAY_JOBS = ("overlays/cpu-demo", "overlays/gpu-single-node", "overlays/gpu-multi-node", "overlays/gpu-gang")
+CLOUDS = ("overlays/gke", "overlays/eks")
+RAY_JOBS = ("overlays/cpu-demo", "overlays/gpu-single-node", "overlays/gpu-multi-node", "overlays/gpu-gang", *CLOUDS)
 RAY_CLUSTERS = ("long-lived/cpu-demo", "long-lived/gpu-single-node", "long-lived/gpu-multi-node")
 ALL = RAY_JOBS + RAY_CLUSTERS
 
@@ -84,3 +85,13 @@ def as_pods(objects: Sequence[Manifest]) -> list[Manifest]:
         }
         for where, template in pod_templates(ray_objects(objects))
     ]
+
+
+def operator_labels(where: str, template: Manifest) -> dict[str, str]:
+    """The labels of a pod as it runs, named as `pod_templates` names it: KubeRay adds some to Ray's nodes."""
+    labels = dict(template["metadata"]["labels"])
+    if where.endswith(", head"):
+        return {**labels, "ray.io/is-ray-node": "yes", "ray.io/node-type": "head"}
+    if ", group " in where:
+        return {**labels, "ray.io/is-ray-node": "yes", "ray.io/node-type": "worker"}
+    return labels

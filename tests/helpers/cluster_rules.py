@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tests.helpers.cluster_manifests import Manifest, pod_templates, ray_cluster_spec, ray_objects
+from tests.helpers.disruption_rules import disruptions
 
 ROLE = "mipo.io/role"
 ROLES = {"generate", "train"}
@@ -20,11 +21,11 @@ LONGEST_NAME = {"RayJob": 47, "RayCluster": 63 - 10}
 def broken_rules(objects: Sequence[Manifest], ray_version: str) -> list[str]:
     """One sentence for each rule that the objects of one overlay break, with the place; none: all is well."""
     broken = [*_namespace(objects), *_references(objects), *_secrets(objects), *_network(objects)]
+    broken += disruptions(objects)
     for item in ray_objects(objects):
         where = f"{item['kind']} {item['metadata']['name']}"
         checks = [*_cluster(ray_cluster_spec(item), ray_version), *_name(item)]
-        if item["kind"] == "RayJob":
-            checks += [*_job(item), *_queue(item)]
+        checks += [*_job(item), *_queue(item)] if item["kind"] == "RayJob" else [*_fault_tolerance(item["spec"])]
         broken += [f"{where}: {sentence}" for sentence in checks]
     for where, template in pod_templates(objects):
         broken += [f"{where}: {sentence}" for sentence in _pod(template["spec"])]
@@ -47,11 +48,6 @@ def _cluster(spec: Manifest, ray_version: str) -> Iterator[str]:
         yield "authOptions.mode is token: without it anyone who reaches the dashboard runs code"
     if not spec.get("authOptions", {}).get("secretName"):
         yield "authOptions.secretName names the token's Secret"
-    fault_tolerance = spec.get("gcsFaultToleranceOptions", {})
-    if not fault_tolerance.get("redisAddress"):
-        yield "gcsFaultToleranceOptions.redisAddress is set"
-    if "secretKeyRef" not in fault_tolerance.get("redisPassword", {}).get("valueFrom", {}):
-        yield "the Redis password comes from a Secret"
     head = spec["headGroupSpec"]
     if head["rayStartParams"].get("num-cpus") != "0":
         yield 'the head has num-cpus "0"'
@@ -68,6 +64,15 @@ def _cluster(spec: Manifest, ray_version: str) -> Iterator[str]:
     yield from _groups(spec)
 
 
+def _fault_tolerance(spec: Manifest) -> Iterator[str]:
+    """GCS fault tolerance of a cluster that stays."""
+    options = spec.get("gcsFaultToleranceOptions", {})
+    if not options.get("redisAddress"):
+        yield "gcsFaultToleranceOptions.redisAddress is set"
+    if "secretKeyRef" not in options.get("redisPassword", {}).get("valueFrom", {}):
+        yield "the Redis password comes from a Secret"
+
+
 def _groups(spec: Manifest) -> Iterator[str]:
     """Autoscaling: either autoscaler v2 with all that it needs, or groups of fixed size."""
     autoscaling = spec.get("enableInTreeAutoscaling", False)
@@ -76,9 +81,11 @@ def _groups(spec: Manifest) -> Iterator[str]:
         yield "autoscalerOptions.version is v2"
     if autoscaling and "idleTimeoutSeconds" not in options:
         yield "autoscalerOptions.idleTimeoutSeconds is set"
-    roles = [group.get("labels", {}).get(ROLE) for group in spec["workerGroupSpecs"]]
-    if not set(roles) <= ROLES or len(roles) != len(set(roles)):
-        yield f"every group has a label {ROLE} of its own, one of {sorted(ROLES)}"
+    roles = [(group.get("labels", {}).get(ROLE), group.get("priority", 0)) for group in spec["workerGroupSpecs"]]
+    if not {role for role, _ in roles} <= ROLES:
+        yield f"every group has a label {ROLE}, one of {sorted(ROLES)}"
+    if len(roles) != len(set(roles)):
+        yield f"groups with the same {ROLE} differ in priority: the lower one is for when the higher has no nodes"
     for group in spec["workerGroupSpecs"]:
         name = group["groupName"]
         least, now, most = (group.get(key) for key in ("minReplicas", "replicas", "maxReplicas"))
@@ -101,6 +108,8 @@ def _groups(spec: Manifest) -> Iterator[str]:
 def _job(item: Manifest) -> Iterator[str]:
     """The RayJob's own settings, most of which no schema and no API server checks."""
     spec = item["spec"]
+    if "gcsFaultToleranceOptions" in spec["rayClusterSpec"]:
+        yield "no gcsFaultToleranceOptions: the driver dies with the head, and Redis could only be lost as well"
     if spec.get("submissionMode") != "K8sJobMode":
         yield "submissionMode is K8sJobMode"
     if "python -m mipo_ray.run" not in spec.get("entrypoint", ""):
@@ -145,6 +154,7 @@ def _pod(spec: Manifest) -> Iterator[str]:
     for name, volume in volumes.items():
         if "hostPath" in volume:
             yield f"volume {name}: no hostPath"
+    yield from _disk(spec)
     for container in [*spec["containers"], *spec.get("initContainers", [])]:
         yield from (f"container {container['name']}: {sentence}" for sentence in _container(container))
 
@@ -162,11 +172,41 @@ def _container(container: Manifest) -> Iterator[str]:
         yield f"the image has a fixed tag or a digest: {container['image']}"
     resources = container.get("resources", {})
     requests, limits = resources.get("requests", {}), resources.get("limits", {})
-    if not {"cpu", "memory"} <= limits.keys() or requests != limits:
+    if not {"cpu", "memory"} <= limits.keys() or _but_disk(requests) != _but_disk(limits):
         yield "requests and limits are given and equal"
+    if not {"ephemeral-storage"} <= requests.keys() & limits.keys():
+        yield "requests and limits say how much of the node's disk"
+    elif quantity(requests["ephemeral-storage"]) > quantity(limits["ephemeral-storage"]):
+        yield "no more of the node's disk is requested than allowed"
     for probe in ("livenessProbe", "readinessProbe"):
         if container["name"].startswith("ray-") and probe in container:
             yield f"{probe} is the operator's to set"
+
+
+def _but_disk(amounts: Manifest) -> Manifest:
+    """Of a node's disk a pod may be allowed more than it asks for: it is taken for a short time, if ever."""
+    return {kind: amount for kind, amount in amounts.items() if kind != "ephemeral-storage"}
+
+
+def _disk(spec: Manifest) -> Iterator[str]:
+    """A pod that fills its node's disk takes others with it: each directory has an end, and the limit holds all."""
+    sizes = []
+    for volume in spec.get("volumes", []):
+        if "emptyDir" in volume and volume["emptyDir"].get("medium") != "Memory":
+            if "sizeLimit" not in volume["emptyDir"]:
+                yield f"volume {volume['name']}: an emptyDir has a sizeLimit"
+            else:
+                sizes.append(quantity(volume["emptyDir"]["sizeLimit"]))
+    limits = [container.get("resources", {}).get("limits", {}) for container in spec["containers"]]
+    if sum(sizes) > sum(quantity(limit.get("ephemeral-storage", "0")) for limit in limits):
+        yield "the emptyDirs together fit into the limit of ephemeral-storage"
+
+
+def quantity(text: str) -> float:
+    """A Kubernetes quantity of bytes: 8Gi, 512Mi, 1000."""
+    units = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+    number, unit = (text[:-2], text[-2:]) if text[-2:] in units else (text, "")
+    return float(number) * units.get(unit, 1)
 
 
 def _ray_pod(spec: Manifest) -> Iterator[str]:

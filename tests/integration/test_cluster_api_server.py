@@ -150,7 +150,7 @@ def _unknown_autoscaler(job: Manifest) -> None:
 
 
 def _unknown_redis_backend(job: Manifest) -> None:
-    job["spec"]["rayClusterSpec"]["gcsFaultToleranceOptions"]["backend"] = "sqlite"
+    job["spec"]["rayClusterSpec"]["gcsFaultToleranceOptions"] = {"redisAddress": "mipo-redis:6379", "backend": "sqlite"}
 
 
 def _half_a_deletion_strategy(job: Manifest) -> None:

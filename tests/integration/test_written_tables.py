@@ -20,8 +20,8 @@ import ray.data
 from mipo_ray.errors import UserError
 from mipo_ray.prompts.files import find_files
 from mipo_ray.prompts.reading import read_rows as read_prompt_rows
+from mipo_ray.ray_cluster import connection
 from mipo_ray.ray_cluster.blocks import map_blocks, resumed_context
-from mipo_ray.ray_cluster.connection import _user_error
 from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.tables.parquet import open_table
 from tests.helpers.planted_tables import PICKLED, write_planted
@@ -80,7 +80,7 @@ def test_what_an_earlier_call_wrote_is_left_out(tmp_path: Path) -> None:
 
 def user_error(raised: pytest.ExceptionInfo[BaseException]) -> str:
     """What a user is told of an error in one of Ray's tasks."""
-    cause = _user_error(raised.value)
+    cause = connection.user_error(raised.value)
     assert cause is not None, raised.value
     return str(cause)
 

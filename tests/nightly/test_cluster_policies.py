@@ -83,7 +83,7 @@ def test_checkov_has_nothing_to_say(checkov: list[str], tmp_path: Path) -> None:
 
 
 def test_checkov_notices_mistakes(checkov: list[str], tmp_path: Path) -> None:
-    objects = known(build("overlays/cpu-demo"))
+    objects = known(build("long-lived/cpu-demo"))  # which has Redis, too
     pods = {pod["metadata"]["name"]: pod["spec"] for pod in objects if pod["kind"] == "Pod"}
     pods["head"]["securityContext"].update(runAsNonRoot=False, runAsUser=0)
     pods["head"]["hostNetwork"] = True

@@ -168,6 +168,26 @@ def test_a_configuration_that_is_refused_fails_the_job(cluster, recipe):
     assert not (recipe.parent / "run").exists()
 
 
+@pytest.mark.parametrize(("code", "end"), [(0, "SUCCEEDED"), (3, "FAILED")])
+def test_the_submitter_pods_program_follows_a_job_to_its_end(cluster, code, end):
+    """Run as KubeRay runs it; the second time, as after an evicted pod, it submits nothing and prints the log again."""
+    job = f"followed-{code}"
+    entrypoint = f"sh -c 'for i in 1 2 3; do echo line $i; sleep 1; done; exit {code}'"
+    variables = {
+        **cluster.environment,
+        "RAY_DASHBOARD_ADDRESS": cluster.dashboard.removeprefix("http://"),
+        "RAY_JOB_SUBMISSION_ID": job,
+    }
+    command = [sys.executable, str(REPOSITORY / "cluster/base/submit.py"), entrypoint]
+    for times in (1, 2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=variables)
+        assert done.returncode == 0, done.stderr
+        assert [line for line in done.stdout.splitlines() if line.startswith("line")] == ["line 1", "line 2", "line 3"]
+        assert f"{job} ended: {end}" in done.stderr
+        assert (f"submitting {job}" in done.stderr) == (times == 1)
+    assert status(cluster, job) == end
+
+
 def test_a_stopped_job_ends_in_order_and_the_same_command_goes_on(cluster, recipe):
     run_dir = recipe.parent / "run"
     generate, train = run_dir / "rounds/000/generate", run_dir / "rounds/000/train"

@@ -19,6 +19,7 @@ from mipo_ray.evaluation.held_out.passes import ScoredTree, scoring_passes
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.pairs.schema import TOKEN_IDS, innermost_lists, lists_as_arrays
+from mipo_ray.ray_cluster.gpus import check_torch_gpu
 
 # One row per response: `conditionings` are prompts (token ids) that the response is scored under, `models` the names of
 # the models that score it. The actor adds a column `logprobs_<name>` (list<double>, nats, one per conditioning and in
@@ -56,7 +57,9 @@ class Scorer:
         from mipo_ray.models.source import local_model_directory
 
         logging.disable_progress_bar()
-        if not settings.on_gpu:
+        if settings.on_gpu:
+            check_torch_gpu(settings.dtype)
+        else:
             torch.set_num_threads(os.cpu_count() or 1)  # Ray set it from the actor's logical CPUs
         self._settings = settings
         self._events = events

@@ -66,6 +66,155 @@ def test_base_images_are_pinned_by_a_digest_that_must_be_given() -> None:
     assert not re.search(r"sha256:[0-9a-f]{8}", DOCKERFILE.read_text())
 
 
+def stage_of(target: str) -> str:
+    """The lines of one of the Dockerfile's stages, each with those that continue it."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return next(stage for stage in re.split(r"^FROM ", text, flags=re.MULTILINE) if f" AS {target}\n" in stage)
+
+
+def variables_of(target: str) -> dict[str, str]:
+    """What a stage's ENV lines set."""
+    lines = re.findall(r"^ENV (.*)$", stage_of(target), flags=re.MULTILINE)
+    return dict(item.split("=", 1) for line in lines for item in line.split())
+
+
+def packages_of(target: str) -> set[str]:
+    """What a stage installs from Debian."""
+    lines = re.findall(r"apt-get install (?:--\S+ )*([^&]*)", stage_of(target))
+    return {package for line in lines for package in line.split()}
+
+
+# What a cloud's nodes expect of an image with GPUs, by the sources in cluster/README.md ("What a node gives a
+# container"): name -> variables, with None for one that must not be set.
+CONTRACTS = {
+    "GKE: the driver is a directory, which the linker does not know": {
+        "LD_LIBRARY_PATH": {"/usr/local/nvidia/lib", "/usr/local/nvidia/lib64"}
+    },
+    "NVIDIA container toolkit: CUDA and NVML (vLLM asks it) by name": {
+        "NVIDIA_DRIVER_CAPABILITIES": {"compute", "utility"}
+    },
+    "NVIDIA container toolkit: all GPUs of a node would go to every pod, asked for or not": {
+        "NVIDIA_VISIBLE_DEVICES": None
+    },
+}
+
+
+@pytest.mark.parametrize("contract", CONTRACTS.values(), ids=CONTRACTS)
+def test_the_gpu_image_is_what_each_cloud_expects(contract: dict[str, set[str] | None]) -> None:
+    variables = variables_of("base") | variables_of("runtime") | variables_of("gpu")
+    for name, parts in contract.items():
+        found = variables.get(name)
+        assert (found is None) if parts is None else set(re.split("[:,]", found or "")) == parts
+
+
+def test_the_images_differ_in_what_gpus_need_alone() -> None:
+    assert variables_of("cpu") == {}
+    assert packages_of("cpu") == set()
+    assert {"LD_LIBRARY_PATH", "NVIDIA_DRIVER_CAPABILITIES"} == variables_of("gpu").keys()
+
+
+def test_triton_finds_the_driver_where_gke_puts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks the linker's cache, which does not know the driver there, and then the image's variable."""
+    from triton.backends.nvidia import driver
+
+    directories = [f"{tmp_path}{path}" for path in variables_of("gpu")["LD_LIBRARY_PATH"].split(":")]
+    Path(directories[1]).mkdir(parents=True)
+    (Path(directories[1]) / "libcuda.so.1").touch()
+    monkeypatch.setattr(driver.subprocess, "check_output", lambda *_, **__: b"libc.so.6 (libc6) => /lib/libc.so.6\n")
+    monkeypatch.setenv("LD_LIBRARY_PATH", ":".join(directories))
+    driver.libcuda_dirs.cache_clear()
+    assert driver.libcuda_dirs() == [directories[1]]
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    driver.libcuda_dirs.cache_clear()
+    with pytest.raises(AssertionError, match="libcuda"):
+        driver.libcuda_dirs()
+    driver.libcuda_dirs.cache_clear()
+
+
+# Packages of the GPU image that compile while they run, or bring what does -> what they compile with, or what keeps
+# them from it. "own": a code generator inside the package (LLVM, MLIR, ptxas), which needs nothing of the image.
+NOT_NEEDED = "nothing here calls it"
+COMPILES = {
+    "torch": "g++, for code that torch.compile runs on the CPU; on GPUs Triton",
+    "triton": "gcc and Python's headers, for its launchers; own for kernels",
+    "deepspeed": "nothing: quiet_libraries takes its operators away, torch_adam is set",
+    "vllm": "nothing: set_environment",
+    "flashinfer-python": "nothing: set_environment, and FlashAttention where vLLM would take its attention",
+    "nvidia-cuda-nvcc": NOT_NEEDED,
+    "nvidia-cuda-nvrtc": "own",
+    "nvidia-nvvm": "own",
+    "nvidia-cutlass-dsl": "own",
+    "nvidia-cutlass-dsl-libs-base": "own",
+    "nvidia-cutlass-dsl-libs-core": "own",
+    "nvidia-cutlass-dsl-libs-cu12": "own",
+    "nvidia-cutlass-dsl-libs-cu13": "own",
+    "quack-kernels": "own, by nvidia-cutlass-dsl",
+    "humming-kernels": "nvcc, for quantized weights alone: a policy has none, a judge may (README)",
+    "cuda-tile": NOT_NEEDED + ", nor does vLLM",
+    "tilelang": NOT_NEEDED + ": vLLM's DeepSeek models do",
+    "tokenspeed-mla": NOT_NEEDED + ": vLLM's DeepSeek models do",
+    "tokenspeed-triton": NOT_NEEDED + ": tokenspeed-mla does",
+    "apache-tvm-ffi": "nothing: torch has the interface that it would build otherwise",
+    "torch-c-dlpack-ext": "nothing: it is what apache-tvm-ffi would build",
+    "numba": "own",
+    "llvmlite": "own",
+    "ninja": NOT_NEEDED,
+}
+_COMPILER_NAMES = re.compile(
+    r"torch|.*triton.*|deepspeed|vllm|.*flash.?(infer|attn|mla).*|.*nvcc|.*nvrtc|.*nvvm|.*cutlass.*|.*kernels?|.*tile.*"
+    r"|.*-mla|.*tvm.*|.*dlpack.*|numba.*|llvm.*|ninja|cmake|.*deep.?gemm.*|cupy.*|pybind11|cython|helion|.*-jit|jit-.*|xformers"
+)
+_NO_COMPILERS = {"nvidia-nvjitlink"}  # a linker, which torch calls as a library
+
+
+def test_what_compiles_at_run_time_is_known_and_has_its_compiler() -> None:
+    """A new package of that kind needs a line above, by somebody who has looked at what it does at start."""
+    of_this_kind = {name for name in locked("gpu") if _COMPILER_NAMES.fullmatch(name)} - _NO_COMPILERS
+    assert of_this_kind == COMPILES.keys()
+    assert {"gcc", "g++", "libc6-dev"} <= packages_of("gpu")
+    assert "-include Python.h" in stage_of("gpu"), "the build must fail without Python's headers"
+    assert not packages_of("runtime") & {"gcc", "g++", "build-essential"}
+
+
+def test_what_keeps_packages_from_compiling_is_there() -> None:
+    """The lines of `COMPILES` that say so; set_environment has tests of its own (generation/test_vllm_arguments.py)."""
+    import deepspeed
+    import torch
+
+    from mipo_ray.config.train import TrainConfig
+    from mipo_ray.training.deepspeed_engine import deepspeed_config, quiet_libraries
+
+    assert hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    torch_version = (importlib.metadata.version("torch")).split("+")[0]
+    assert f"torch=={torch_version} " in (REPOSITORY / "requirements" / "linux-x86_64-gpu.txt").read_text()
+    for offload in (False, True):
+        config = deepspeed_config(TrainConfig(zero_stage=3, offload_optimizer=offload), "bfloat16")
+        assert config["optimizer"]["params"]["torch_adam"]
+        assert not config["zero_force_ds_cpu_optimizer"]
+    quiet_libraries("cpu")
+    assert deepspeed.ops.__compatible_ops__ == {}
+
+
+def test_a_login_shell_finds_the_virtual_environment(tmp_path: Path) -> None:
+    """Debian's /etc/profile, which a login shell reads, sets PATH anew; KubeRay may start Ray in one."""
+    profile = Path("/etc/profile")
+    if not profile.exists() or "/etc/profile.d/" not in profile.read_text():
+        pytest.skip("this machine's /etc/profile is not Debian's")
+    (written,) = re.findall(r"echo '(.*)' >/etc/profile\.d/venv\.sh$", DOCKERFILE.read_text(), flags=re.MULTILINE)
+    (tmp_path / "profile.d").mkdir()
+    copy = tmp_path / "profile"
+    copy.write_text(profile.read_text().replace("/etc/profile.d", f"{tmp_path}/profile.d"))
+
+    def path() -> list[str]:
+        shell = ["bash", "--noprofile", "--norc", "-c", f'. {copy}; echo "$PATH"']
+        environment = {"PATH": "/opt/venv/bin:/usr/bin:/bin"}
+        return subprocess.run(shell, env=environment, capture_output=True, text=True, check=True).stdout.split(":")
+
+    assert "/opt/venv/bin" not in path()
+    (tmp_path / "profile.d" / "venv.sh").write_text(written + "\n")
+    assert path()[0] == "/opt/venv/bin"
+
+
 def copied() -> set[str]:
     """What the Dockerfile copies from the build context."""
     text = DOCKERFILE.read_text().replace("\\\n", " ")

@@ -19,9 +19,13 @@ from kubernetes_validate.utils import SchemaNotFoundError, ValidationError
 
 from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
+from mipo_ray.models.shape import EMBEDDED_SHAPE, ModelShape
+from mipo_ray.planning.disk import Unwritten, disk_needs
 from mipo_ray.run import DEMO_RECIPE, main
+from mipo_ray.storage.run_directory import open_run
 from tests.helpers.cluster_manifests import (
     ALL,
+    CLOUDS,
     CLUSTER,
     RAY_CLUSTERS,
     RAY_JOBS,
@@ -33,7 +37,8 @@ from tests.helpers.cluster_manifests import (
     ray_cluster_spec,
     ray_objects,
 )
-from tests.helpers.cluster_rules import broken_rules
+from tests.helpers.cluster_rules import broken_rules, quantity
+from tests.helpers.network_policies import selects
 
 # The oldest Kubernetes that cluster/README.md names, and the newest whose schemas are at hand.
 KUBERNETES_VERSIONS = ("1.30", "1.37")
@@ -51,9 +56,10 @@ def test_objects_and_pod_templates_fit_the_kubernetes_schemas(overlay: str, vers
     for item in core_objects(build(overlay)):
         kubernetes_validate.validate(item, version, strict=True)
         kinds.append(item["kind"])
-    assert {"Namespace", "ConfigMap", "PersistentVolumeClaim", "StatefulSet", "Service", "NetworkPolicy", "Pod"} == set(
-        kinds
-    )
+    redis = {"StatefulSet", "Service"} if overlay in RAY_CLUSTERS else set()
+    assert set(kinds) == redis | {
+        *("Namespace", "ConfigMap", "PersistentVolumeClaim", "NetworkPolicy", "PodDisruptionBudget", "Pod"),
+    }
 
 
 def test_the_pod_for_files_fits_too() -> None:
@@ -103,6 +109,7 @@ def test_the_schemas_notice_a_mistake(mistake: Callable[[Manifest], None]) -> No
 def test_the_long_lived_cluster_is_the_one_of_the_job(long_lived: str) -> None:
     job = only(build(long_lived.replace("long-lived", "overlays")), "RayJob")
     cluster = only(build(long_lived), "RayCluster")
+    assert cluster["spec"].pop("gcsFaultToleranceOptions")  # for which a job has no use
     assert cluster["spec"] == job["spec"]["rayClusterSpec"]
 
 
@@ -121,6 +128,10 @@ def autoscaler_reads(item: Manifest) -> dict[str, Any]:
         "overlays/gpu-single-node": {"train": (0, 1, 64, 8)},
         "overlays/gpu-multi-node": {"generate": (0, 8, 8, 1), "train": (0, 2, 64, 8)},
         "overlays/gpu-gang": {"train": (2, 2, 64, 8)},
+        **{
+            cloud: {"generate": (0, 8, 8, 1), "generate-on-demand": (0, 8, 8, 1), "train": (0, 2, 64, 8)}
+            for cloud in CLOUDS
+        },
     }.items(),
 )
 def test_ray_reads_the_groups(overlay: str, groups: dict[str, tuple[int, ...]]) -> None:
@@ -133,7 +144,9 @@ def test_ray_reads_the_groups(overlay: str, groups: dict[str, tuple[int, ...]]) 
         name: (node["min_workers"], node["max_workers"], node["resources"]["CPU"], node["resources"].get("GPU", 0))
         for name, node in nodes.items()
     } == groups
-    assert {name: node["labels"] for name, node in nodes.items()} == {name: {"mipo.io/role": name} for name in nodes}
+    assert {name: node["labels"] for name, node in nodes.items()} == {
+        name: {"mipo.io/role": name.removesuffix("-on-demand")} for name in nodes
+    }
     autoscaled = overlay != "overlays/gpu-gang"
     assert [node.get("idle_timeout_s") for node in nodes.values()] == [120.0 if autoscaled else None] * len(nodes)
 
@@ -182,15 +195,6 @@ def test_the_grace_period_covers_a_stop(overlay: str) -> None:
     hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
     assert f"seq {stop}" in hook
     assert stop < pod["terminationGracePeriodSeconds"]
-
-
-def selects(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a label selector with matchLabels and `In` expressions selects a pod with these labels."""
-    expressions = selector["matchExpressions"]
-    assert {expression["operator"] for expression in expressions} == {"In"}
-    return selector["matchLabels"].items() <= labels.items() and all(
-        labels.get(expression["key"]) in expression["values"] for expression in expressions
-    )
 
 
 @pytest.mark.parametrize("overlay", ALL)
@@ -249,6 +253,11 @@ def test_the_recipe_fits_the_groups(overlay: str, tmp_path: Path) -> None:
     assert _places(workers, config.train.gpus_per_worker) >= config.train.num_workers
     assert config.run_dir.startswith("/mnt/mipo-runs/")
     assert config.ray.autoscaling == ray_cluster_spec(item)["enableInTreeAutoscaling"]
+    # Engines that outlive their stage would hold the GPUs that training waits for, or nodes that nobody uses.
+    shared = config.generation.pool.label_selector == config.train.label_selector
+    scales_to_zero = engines["min_workers"] == 0
+    assert config.generation.pool.lifetime == "stage"
+    assert shared or scales_to_zero
 
 
 def _places(node: dict[str, Any], gpus: float | None) -> float:
@@ -262,3 +271,33 @@ def test_the_demo_is_the_demo(tmp_path: Path) -> None:
         return config.model_dump(exclude={"run_dir": True, "ray": True, **placed})
 
     assert shared(load_config(carried_recipe("overlays/cpu-demo", tmp_path))) == shared(load_config(DEMO_RECIPE))
+
+
+# Models of the overlays' recipes: their shapes, which nobody downloads for a test.
+SHAPES = {
+    "embedded": EMBEDDED_SHAPE,
+    "Qwen/Qwen2.5-1.5B-Instruct": ModelShape(1_543_714_304, 28, 1536, 8960, 12, 2, 128, 151_936),
+    "Qwen/Qwen2.5-7B-Instruct": ModelShape(7_615_616_512, 28, 3584, 18_944, 28, 4, 128, 152_064),
+}
+
+
+@pytest.mark.parametrize("overlay", RAY_JOBS)
+def test_volumes_hold_what_the_recipe_writes(overlay: str, tmp_path: Path) -> None:
+    """By the plan's formula: three checkpoints and the policies on the claim; and in the directories of a training pod
+    what going on with another number of workers takes."""
+    objects = build(overlay)
+    config = load_config(carried_recipe(overlay, tmp_path))
+    dtype = "float32" if config.model.dtype == "auto" else config.model.dtype
+    elastic = config.model_copy(update={"train": config.train.model_copy(update={"min_workers": 1})})
+    pairs = 10**6
+    work = Unwritten(elastic, dtype, pairs, open_run(str(tmp_path / "run")), finished=())
+    needs = disk_needs(work, SHAPES[config.model.source])
+    claim = only(objects, "PersistentVolumeClaim", "mipo-runs")["spec"]["resources"]["requests"]["storage"]
+    assert needs.run_directory < 0.9 * quantity(claim)
+    models = only(objects, "PersistentVolumeClaim", "mipo-models")["spec"]["resources"]["requests"]["storage"]
+    assert needs.policy < 0.9 * quantity(models)
+    if config.train.num_workers > 1:
+        groups = ray_cluster_spec(ray_objects(objects)[0])["workerGroupSpecs"]
+        (train,) = (group for group in groups if group["labels"]["mipo.io/role"] == "train")
+        volumes = {volume["name"]: volume for volume in train["template"]["spec"]["volumes"]}
+        assert needs.node < quantity(volumes["tmp"]["emptyDir"]["sizeLimit"])

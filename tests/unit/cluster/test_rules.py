@@ -54,8 +54,20 @@ def _job(objects: list[Manifest]) -> Manifest:
     return only(objects, "RayJob")["spec"]
 
 
-def _redis(objects: list[Manifest]) -> Manifest:
-    return only(objects, "StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+def _submitter(objects: list[Manifest]) -> Manifest:
+    return _job(objects)["submitterPodTemplate"]["spec"]["containers"][0]
+
+
+def _metadata(group: int) -> Callable[[list[Manifest]], Manifest]:
+    return lambda objects: _spec(objects)["workerGroupSpecs"][group]["template"]["metadata"]
+
+
+def _budget(name: str) -> Callable[[list[Manifest]], Manifest]:
+    return lambda objects: only(objects, "PodDisruptionBudget", name)["spec"]
+
+
+def _train(objects: list[Manifest]) -> Manifest:
+    return _spec(objects)["workerGroupSpecs"][1]["template"]["spec"]
 
 
 def _set(find: Callable[[list[Manifest]], Manifest], **values: Any) -> Callable[[list[Manifest]], None]:
@@ -97,6 +109,11 @@ def _disk_for_shared_memory(objects: list[Manifest]) -> None:
     volume["emptyDir"] = {}
 
 
+def _no_size_limit(objects: list[Manifest]) -> None:
+    (volume,) = (v for v in _group(objects)["template"]["spec"]["volumes"] if v["name"] == "home")
+    volume["emptyDir"] = {}
+
+
 NO_AUTOSCALER = _set(_spec, enableInTreeAutoscaling=False)
 MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
     "name too long": (
@@ -110,10 +127,9 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
         _set(_spec, authOptions={"mode": "disabled", "secretName": "x"}),
     ),
     "no token secret": ("authOptions.secretName", _set(_spec, authOptions={"mode": "token"})),
-    "no Redis": ("redisAddress is set", _set(_spec, gcsFaultToleranceOptions={})),
-    "Redis password in clear": (
-        "the Redis password comes from a Secret",
-        lambda objects: _spec(objects)["gcsFaultToleranceOptions"].update(redisPassword={"value": "hunter2"}),
+    "Redis for a job": (
+        "no gcsFaultToleranceOptions",
+        _set(_spec, gcsFaultToleranceOptions={"redisAddress": "r:6379"}),
     ),
     "tasks on the head": (
         'the head has num-cpus "0"',
@@ -132,7 +148,10 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
         lambda objects: _spec(objects)["autoscalerOptions"].pop("idleTimeoutSeconds"),
     ),
     "no role": ("has a label mipo.io/role", _set(_group, labels=None)),
-    "same role twice": ("has a label mipo.io/role", _set(_group, labels={"mipo.io/role": "train"})),
+    "same role twice": (
+        "groups with the same mipo.io/role differ in priority",
+        _set(_group, labels={"mipo.io/role": "train"}, priority=0),
+    ),
     "no maximum": ("maxReplicas are all written", _set(_group, maxReplicas=None)),
     "minimum above maximum": ("minReplicas <= replicas <= maxReplicas", _set(_group, minReplicas=9, replicas=9)),
     "never down to zero": ("starts from zero", _set(_group, minReplicas=1, replicas=1)),
@@ -177,7 +196,7 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
     ),
     "privileged": (
         "allowPrivilegeEscalation is false",
-        lambda objects: _redis(objects)["securityContext"].update(privileged=True),
+        lambda objects: _worker(objects)["securityContext"].update(privileged=True),
     ),
     "writable root": (
         "the root file system is read-only",
@@ -199,6 +218,19 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
         "requests and limits are given and equal",
         lambda objects: _worker(objects)["resources"]["requests"].update(cpu="1"),
     ),
+    "disk without end": (
+        "how much of the node's disk",
+        lambda objects: _worker(objects)["resources"]["limits"].pop("ephemeral-storage"),
+    ),
+    "more disk asked for than allowed": (
+        "no more of the node's disk is requested",
+        lambda objects: _worker(objects)["resources"]["requests"].update({"ephemeral-storage": "9Ti"}),
+    ),
+    "directory without end": ("volume home: an emptyDir has a sizeLimit", _no_size_limit),
+    "directories beyond the limit": (
+        "fit into the limit of ephemeral-storage",
+        lambda objects: _worker(objects)["resources"]["limits"].update({"ephemeral-storage": "7Gi"}),
+    ),
     "own probe": ("livenessProbe is the operator's", _set(_worker, livenessProbe={"exec": {"command": ["true"]}})),
     "nowhere to write": (
         "a volume is mounted at /tmp",
@@ -211,7 +243,7 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
     ),
     "other namespace": (
         "is in the namespace mipo-ray",
-        lambda objects: only(objects, "StatefulSet")["metadata"].update(namespace="default"),
+        lambda objects: only(objects, "RayJob")["metadata"].update(namespace="default"),
     ),
     "no recipe": (
         "ConfigMap mipo-recipe is among the objects",
@@ -226,9 +258,63 @@ MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
         lambda objects: objects.append({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "mipo-redis"}}),
     ),
     "token in the environment": ("HF_TOKEN2 comes from a Secret", _add_environment(_head, "HF_TOKEN2")),
+    "few submitters": ("submitterConfig.backoffLimit is at least 20", _set(_job, submitterConfig={"backoffLimit": 2})),
+    "few clusters": ("backoffLimit is at least 10", _set(_job, backoffLimit=3)),
+    "KubeRay's submitter": ("the submitter runs submit.py", _set(_submitter, command=None)),
+    "an environment that nobody passes on": (
+        "no runtimeEnvYAML",
+        _set(_job, runtimeEnvYAML="working_dir: s3://b/c.zip"),
+    ),
+    "another entrypoint": ("only argument is the entrypoint", _set(_submitter, args=["python -m mipo_ray.run x.yaml"])),
+    "engine that stays": (
+        "engines may go",
+        _set(_metadata(0), annotations={"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}),
+    ),
+    "training that goes": ("group train: stays while it runs", _set(_metadata(1), annotations={})),
+    "head without a budget": ("head: a PodDisruptionBudget keeps all", _set(_budget("head"), minAvailable=0)),
+    "two budgets": ("head: a PodDisruptionBudget keeps all", _set(_budget("submitter"), selector={})),
+    "a budget for fewer": ("group train: a PodDisruptionBudget keeps all", _set(_budget("train"), minAvailable=0)),
+    "submitter without a budget": (
+        "submitter: a PodDisruptionBudget keeps all",
+        _set(_budget("submitter"), selector={"matchLabels": {"app": "submitter"}}),
+    ),
+    "any architecture": ("kubernetes.io/arch is amd64", _set(_head, nodeSelector={})),
+    "training anywhere": ("training pods prefer one zone", _set(_train, affinity={})),
     "open network": ("closes every pod in both directions", _policies),
     "rule for everything": ("no rule opens everything", _open_policy),
 }
+
+
+def _fault_tolerance(objects: list[Manifest]) -> Manifest:
+    return only(objects, "RayCluster")["spec"]["gcsFaultToleranceOptions"]
+
+
+# Of a cluster that stays, which alone has Redis.
+LONG_LIVED_MISTAKES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
+    "no Redis": ("redisAddress is set", _set(_fault_tolerance, redisAddress=None)),
+    "Redis password in clear": (
+        "the Redis password comes from a Secret",
+        _set(_fault_tolerance, redisPassword={"value": "hunter2"}),
+    ),
+    "Redis that goes": (
+        "StatefulSet mipo-redis: stays while it runs",
+        lambda objects: only(objects, "StatefulSet")["spec"]["template"]["metadata"].pop("annotations"),
+    ),
+    "Redis without a budget": (
+        "StatefulSet mipo-redis: a PodDisruptionBudget keeps all",
+        lambda objects: objects.remove(only(objects, "PodDisruptionBudget", "mipo-redis")),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", LONG_LIVED_MISTAKES)
+def test_a_mistake_in_a_cluster_that_stays_is_noticed(mistake: str) -> None:
+    sentence, make = LONG_LIVED_MISTAKES[mistake]
+    objects = build("long-lived/cpu-demo")
+
+    make(objects)
+
+    assert [rule for rule in broken_rules(objects, RAY_VERSION) if sentence in rule]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -399,11 +399,14 @@ def test_half_a_download_is_never_used(model: Path) -> None:
     url = f"local://{model}"
     directory = Path(local_model_directory(url))
     truncate(directory / "model.safetensors", 10)
-    (directory.parent / f"{directory.name}.partial").mkdir()
-    (directory.parent / f"{directory.name}.partial" / "stale").write_text("")
+    left = directory.parent / f"{directory.name}.partial"
+    left.mkdir()
+    (left / "stale").write_text("")
+    for path in (left / "stale", left):  # a day ago
+        os.utime(path, (0, path.stat().st_mtime - 86_400))
     assert local_model_directory(url) == str(directory)
     check_model(str(directory))
-    assert not (directory.parent / f"{directory.name}.partial").exists()
+    assert not left.exists()
     assert not (directory / "stale").exists()
 
 
@@ -455,6 +458,7 @@ def test_make_once_leaves_nothing_after_an_error(tmp_path: Path) -> None:
 
 
 def test_make_once_starts_over_after_a_kill(tmp_path: Path) -> None:
+    """What the killed process left stays for an hour after its last write, in which it might be a live one's."""
     code = (
         "import os, sys; from pathlib import Path; from mipo_ray.models.cache import make_once\n"
         "def make(directory): (directory / 'half').write_text(''); os.kill(os.getpid(), 9)\n"
@@ -463,10 +467,81 @@ def test_make_once_starts_over_after_a_kill(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "wanted")], env=environment)
     assert killed.returncode == -9
-    assert (tmp_path / "wanted.partial" / "half").exists()
+    (left,) = tmp_path.glob("wanted.*.partial")
+    assert (left / "half").exists()
 
-    make_once(tmp_path / "wanted", lambda directory: (directory / "whole").touch(), always)
+    def make(directory: Path) -> None:
+        (directory / "whole").touch()
+
+    make_once(tmp_path / "wanted", make, always)
     assert [file.name for file in (tmp_path / "wanted").iterdir()] == ["whole"]
+    assert left.exists()
+
+    for path in (left / "half", left):
+        os.utime(path, (0, path.stat().st_mtime - 3700))
+    (tmp_path / "wanted" / "whole").unlink()
+    make_once(tmp_path / "wanted", make, lambda directory: (directory / "whole").exists())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["wanted", "wanted.lock"]
+
+
+# Each of three processes fills a directory with files of one text, slowly, and reads what it was given.
+WITHOUT_LOCKS = """
+import errno, fcntl, os, sys, time
+from pathlib import Path
+from mipo_ray.models import cache
+
+def flock(lock, operation):
+    if sys.argv[3] == "raises":
+        raise OSError(errno.ENOLCK, "No locks available")
+
+cache.fcntl.flock = flock
+directory, own = Path(sys.argv[1]), sys.argv[2]
+names = [f"file-{number}" for number in range(20)]
+begun = Path(sys.argv[1] + ".begun")
+begun.mkdir(exist_ok=True)
+
+def make(partial):
+    (begun / str(os.getpid())).touch()
+    while len(list(begun.iterdir())) < 3:  # all three are at it
+        time.sleep(0.01)
+    for name in names:
+        (partial / name).write_text(own)
+        time.sleep(0.002)
+
+def is_complete(made):
+    return all((made / name).is_file() for name in names)
+
+made = cache.make_once(directory, make, is_complete)
+texts = {(made / name).read_text() for name in names}
+assert len(texts) == 1, texts
+print(*texts)
+"""
+
+
+@pytest.mark.parametrize("lock", ["does nothing", "raises"])
+@pytest.mark.parametrize("before", ["nothing", "incomplete"])
+def test_make_once_loses_nothing_where_locks_do_nothing(tmp_path: Path, lock: str, before: str) -> None:
+    """As on NFS without flock: three processes are at work at once; all get the directory of whoever is first, or mend
+    together one that lacks files."""
+    if before == "incomplete":
+        (tmp_path / "wanted").mkdir()
+        (tmp_path / "wanted" / "file-0").write_text("made")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WITHOUT_LOCKS, str(tmp_path / "wanted"), own, lock],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for own in (["a", "b", "c"] if before == "nothing" else ["made"] * 3)
+    ]
+    done = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert [code for _, _, code in done] == [0, 0, 0], [error for _, error, _ in done]
+    (whose,) = {out.strip() for out, _, _ in done}
+    assert whose in ({"a", "b", "c"} if before == "nothing" else {"made"})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["wanted", "wanted.begun", "wanted.lock"]
 
 
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:

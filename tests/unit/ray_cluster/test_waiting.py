@@ -6,6 +6,7 @@ python -m pytest tests/unit/ray_cluster/test_waiting.py
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,18 @@ def test_a_wait_is_told_ever_more_rarely_and_its_end_once() -> None:
     )
     assert ", 8 minutes; " in lines[465]
     assert follow(wait, 4, None, range(1200, 1300)) == {1200: "4 engine actors have their nodes, after 20 minutes"}
+
+
+def test_a_wait_of_hours_says_how_long_it_may_last() -> None:
+    """As the cloud overlays set it: whoever reads the log knows that the run is well, and until when."""
+    wait = Wait(engines(), limit_minutes=720)
+    lines = follow(wait, 0, STARTING, range(0, 43200))
+    assert ", 15 s of at most 12 hours; the autoscaler is starting" in lines[15]
+    assert all(" of at most 12 hours; " in line for line in lines.values())
+    assert max(later - earlier for earlier, later in pairwise(lines)) == 300
+    assert " hours of at most " in list(lines.values())[-1]
+    with pytest.raises(WaitTimeoutError, match=r"waited 12 hours \(ray\.wait_timeout_minutes 720\)"):
+        wait.observe(0, STARTING, 43200)
 
 
 def test_actors_that_get_their_nodes_at_once_are_not_spoken_of() -> None:
