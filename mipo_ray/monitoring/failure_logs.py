@@ -13,6 +13,7 @@ import re
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,7 @@ def _cluster_logs(missing: list[str]) -> Iterator[tuple[str, str]]:
             missing.append(f"more than {MOST_FILES} logs: the others are left out")
             return
         with _noted(missing, f"{file.name} of node {file.node[:8]}"):
-            if text := _tail(get_log(node_id=file.node, filename=file.name, **asked)):
+            if text := _lines_of(file, asked):
                 kept += 1
                 yield file.kept_as, text
 
@@ -115,9 +116,6 @@ class _LogFile:
 
 def _files_of(job: str, actors: Sequence[Any], missing: list[str]) -> list[_LogFile]:
     """The logs of all processes of the job on living nodes, those of actors that died first, then of other actors."""
-    from ray.util.state import list_logs
-
-    address = ray.get_runtime_context().gcs_address
     classes = {(actor.node_id, str(actor.pid)): actor for actor in actors}
     ranked: list[tuple[int, _LogFile]] = []
     for node in ray.nodes():
@@ -126,8 +124,7 @@ def _files_of(job: str, actors: Sequence[Any], missing: list[str]) -> list[_LogF
             missing.append(f"the logs of {where}: it is gone")
             continue
         with _noted(missing, f"the logs of {where}"):
-            groups = list_logs(address, node["NodeID"], glob_filter="worker-*", timeout=ANSWER_SECONDS)
-            for name in sorted({name for names in groups.values() for name in names}):
+            for name in _names(node["NodeID"]):
                 if (match := re.fullmatch(rf"worker-\w+-({job}|{_NO_JOB})-(\d+)\.(?:out|err)", name)) is None:
                     continue
                 actor = classes.get((node["NodeID"], match[2]))
@@ -136,6 +133,39 @@ def _files_of(job: str, actors: Sequence[Any], missing: list[str]) -> list[_LogF
                 rank = 2 if actor is None else 0 if _cause(actor) else 1
                 ranked.append((rank, _LogFile(node["NodeID"], name, "" if actor is None else _class_of(actor))))
     return [file for _, file in sorted(ranked, key=lambda item: item[0])]
+
+
+def _names(node: str) -> list[str]:
+    """The names of a node's logs of workers."""
+    from ray.util.state import list_logs
+
+    try:
+        groups = list_logs(ray.get_runtime_context().gcs_address, node, glob_filter="worker-*", timeout=ANSWER_SECONDS)
+    except Exception:
+        if (own := _own_logs(node)) is None:
+            raise
+        return sorted(os.listdir(own))
+    return sorted({name for names in groups.values() for name in names})
+
+
+def _lines_of(file: _LogFile, asked: Mapping[str, Any]) -> str:
+    """The last lines of a log."""
+    from ray.util.state import get_log
+
+    try:
+        return _tail(get_log(node_id=file.node, filename=file.name, **asked))
+    except Exception:
+        if (own := _own_logs(file.node)) is None:
+            raise
+        with open(os.path.join(own, file.name), encoding="utf-8", errors="replace") as lines:
+            return _tail(iter(deque(lines, LINES)))
+
+
+def _own_logs(node: str) -> str | None:
+    """The logs of this driver's own node, None for another one. Of two clusters on a machine one does not get the port
+    by which Ray would be asked."""
+    here: Any = ray._private.worker._global_node
+    return here.get_logs_dir_path() if here and node == ray.get_runtime_context().get_node_id() else None
 
 
 def _class_of(actor: Any) -> str:

@@ -19,9 +19,9 @@ FAILURES = {
         "No module named 'nowhere'",
     ),
     "worker": (
-        ["train.deepspeed={zero_optimization: {reduce_bucket_size: lots}}", "train.max_failures=0"],
+        ["train.deepspeed={zero_optimization: {overlap_comm: perhaps}}", "train.max_failures=0"],
         ("RayTrainWorker-",),
-        "reduce_bucket_size",
+        "overlap_comm",
     ),
 }
 

@@ -84,7 +84,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
     for name in ("list_actors", "list_logs", "get_log"):
         monkeypatch.setattr(ray.util.state, name, getattr(cluster, name))
-    context = SimpleNamespace(get_job_id=lambda: JOB, gcs_address=ADDRESS)
+    context = SimpleNamespace(get_job_id=lambda: JOB, gcs_address=ADDRESS, get_node_id=lambda: "another")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     nodes = [{"NodeID": NODE, "Alive": True}, {"NodeID": GONE, "Alive": False, "NodeManagerAddress": "10.0.0.7"}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
@@ -201,3 +201,25 @@ def test_a_cluster_that_hangs_does_not_keep_a_run_from_ending(
         assert fail(run, RuntimeError("it broke")).keys() == {"driver.txt"}
     finally:
         released.set()
+
+
+def test_a_second_cluster_on_a_machine_is_read_by_its_driver(
+    cluster: Cluster, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ray's agents of both want one port, and the second's cannot be asked."""
+
+    def no_agent(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("Agent for node id doesn't exist.")
+
+    for name, text in cluster.logs.items():
+        (tmp_path / name).write_text(text if name != "worker-cc-02000000-14.err" else "line\n" * 300)
+    for name in ("list_logs", "get_log"):
+        monkeypatch.setattr(ray.util.state, name, no_agent)
+    context = SimpleNamespace(get_job_id=lambda: JOB, gcs_address=ADDRESS, get_node_id=lambda: NODE)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    node = SimpleNamespace(get_logs_dir_path=lambda: str(tmp_path))
+    monkeypatch.setattr(ray._private.worker, "_global_node", node)
+    files = fail(run, RuntimeError("it broke"))
+    assert files["Sampler-11-aaaaaaaa.err"] == "EngineCore failed: CUDA out of memory\n"
+    assert files["worker-14-aaaaaaaa.err"] == "line\n" * failure_logs.LINES
+    assert files["missing.txt"] == "the logs of node bbbbbbbb (10.0.0.7): it is gone\n"
