@@ -1,8 +1,8 @@
 """The pairs of a run in the form of another trainer: files in a directory, with a data card.
 
 One file for each round, since each round's pairs were sampled from another policy. Pairs are read and written some at a
-time, in the order of the run's files; those that a filter dropped are left out. A pair with K rejected responses becomes
-K rows, but for the run's own form, Parquet.
+time, in the order of the run's files; those that a filter dropped are left out. A pair with K rejected responses
+becomes K rows, but for the run's own form, Parquet.
 """
 
 from __future__ import annotations

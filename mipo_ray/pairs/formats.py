@@ -111,8 +111,8 @@ FORMATS: dict[str, Format] = {
         _openrlhf,
         {"prompt": _MESSAGES, **_ANSWERS},
         "https://github.com/OpenRLHF/OpenRLHF/blob/main/openrlhf/datasets/reward_dataset.py",
-        "python -m openrlhf.cli.train_dpo --dataset {file} --apply_chat_template --prompt_key prompt --chosen_key chosen "
-        "--rejected_key rejected",
+        "python -m openrlhf.cli.train_dpo --dataset {file} --apply_chat_template --prompt_key prompt "
+        "--chosen_key chosen --rejected_key rejected",
     ),
     "axolotl": Format(
         "Axolotl",
