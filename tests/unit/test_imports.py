@@ -11,6 +11,7 @@ import mipo_ray
 PACKAGE = Path(mipo_ray.__file__).parent
 # A room may import those of the lines below its own; two rooms of one line never import each other.
 FLOORS = """
+    __main__
     run evaluate compare
     comparison
     loop
