@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,3 +82,16 @@ def matches(file: Path, pattern: str) -> bool:
     if pattern.startswith("**/"):
         return fnmatch.fnmatch(file.name, pattern.removeprefix("**/"))
     return fnmatch.fnmatch(str(file), pattern) and str(file).count("/") == pattern.count("/")
+
+
+def test_the_page_names_the_extras_and_commands_that_there_are() -> None:
+    page = (REPOSITORY / "docs" / "install.md").read_text()
+    extras = PROJECT["project"]["optional-dependencies"].keys()
+    groups = re.findall(r"'\.\[([\w,]+)\]'|--extra (\w+)", page)
+    used = {name for group in groups for part in group for name in part.split(",")} - {""}
+    assert used
+    assert used <= extras
+    assert all(f"`{extra}`" in page for extra in extras)
+    assert all(f"`{name}`" in page for name in command.COMMANDS)
+    overrides = (REPOSITORY / "requirements/cpu-overrides.txt").read_text().splitlines()
+    assert set(re.findall(r'^    "(.* ; .*)",$', page, flags=re.MULTILINE)) <= set(overrides)
