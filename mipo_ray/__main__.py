@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("mipo_ray.evaluate", "measure accuracy tasks, and have answers judged"),
     "compare": ("mipo_ray.compare", "train baselines and kinds of MIPO on the same pairs"),
     "pairs": ("mipo_ray.pairs.__main__", "hand a run's preference pairs to other tools"),
+    "publish": ("mipo_ray.publish.__main__", "put a run's model on the Hugging Face Hub, with a card"),
 }
 
 

@@ -40,7 +40,7 @@ def public_place(place: str) -> str:
 
 def public_model(source: str) -> str:
     """A model as a run names it (`model.source`), for people."""
-    return "SmolLM2-135M-Instruct, which mipo-ray carries" if source == "embedded" else public_place(source)
+    return "SmolLM2-135M-Instruct (as mipo-ray carries it)" if source == "embedded" else public_place(source)
 
 
 def public_settings(config: Config) -> dict[str, Any]:

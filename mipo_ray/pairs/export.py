@@ -87,7 +87,7 @@ def write_pairs(run: RunDirectory, format_name: str, output: Path, numbers: Sequ
     """
     config = run_config(run)
     rounds = generated_rounds(run, config, numbers)
-    _make_empty(output)
+    make_empty(output)
     export = Export(format_name, config)
     for round, facts in rounds.items():
         empty = ExportedRound(round, facts, f"{round.name}.{FORMATS[format_name].suffix}")
@@ -98,7 +98,8 @@ def write_pairs(run: RunDirectory, format_name: str, output: Path, numbers: Sequ
     return export
 
 
-def _make_empty(output: Path) -> None:
+def make_empty(output: Path) -> None:
+    """Makes a directory to write to; raises UserError where it cannot be made, or has files in it."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         found = sorted(path.name for path in output.iterdir())
