@@ -28,7 +28,7 @@ _OWN_ERROR = 1e-5  # of the decomposition, in units of the change's own size
 
 @dataclass(frozen=True)
 class _Change:
-    """What was added to the weight of a layer, as b @ a; both float32, in peft's orientation: [rank, in], [out, rank]."""
+    """What was added to the weight of a layer, as b @ a: [out, rank] and [rank, in] in float32, as peft has them."""
 
     layer: str
     a: Tensor
@@ -127,7 +127,7 @@ class _Weights:
 
         files = sorted(Path(directory).glob("*.safetensors"))
         self._files = [safe_open(file, framework="pt") for file in files]
-        self.names = {name: file for file in self._files for name in file.keys()}
+        self.names = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118  (it is no dict)
 
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU."""

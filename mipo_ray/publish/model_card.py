@@ -1,4 +1,4 @@
-"""The model card of a run's policy: what it is, what was measured and how surely, how it was made, and what it is not."""
+"""The model card of a run's policy: what it is, what was measured and how surely, how it was made, its limits."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _LIMITS = (
     "and distinct words stand beside it.",
     "The judge of measures that end in `_initial` is the model that training began with. A rise says that the answers "
     "became more specific in its eyes, not that a person would prefer them.",
-    "Intervals are of 95 %, over the held-out prompts of one run with one seed; another seed may come to something else.",
+    "Intervals are of 95 %, over the held-out prompts of one run with one seed; another seed may come to other figures.",
 )
 
 
 def render_card(policy: Policy, name: str, *, adapter_rank: int | None = None) -> str:
-    """The card as Markdown, with the head that the Hub reads. adapter_rank: of a LoRA adapter; None: the whole model."""
+    """The card as Markdown, with the head that the Hub reads. adapter_rank: of an adapter; None: the whole model."""
     config = policy.config
     kind = "A LoRA adapter of" if adapter_rank is not None else "A language model made of"
     parts = [
@@ -143,8 +143,8 @@ def _loading(policy: Policy, name: str, adapter_rank: int | None) -> list[str]:
         serve += f"--lora-modules mipo={name}"
     lines += ["```python", *code, "```\n", "```sh", serve, "```\n"]
     lines.append(
-        "The chat template is the one of the model that training began with. The run gave it these variables beside the "
-        f"messages: `{arguments}`.\n"
+        "The chat template is the one of the model that training began with. The run gave it these variables beside "
+        f"the messages: `{arguments}`.\n"
     )
     return lines
 

@@ -12,7 +12,7 @@ MESSAGE = "A model of mipo-ray, with its card"
 
 
 def check_target(name: str, *, public: bool) -> None:
-    """Asks the Hub whether a model may go there: it answers, and a repository that is there is private, or may be public.
+    """Asks the Hub whether a model may go there: a repository that is there already is private, or may be public.
 
     Raises UserError where not.
     """
@@ -31,7 +31,7 @@ def check_target(name: str, *, public: bool) -> None:
 
 
 def upload(folder: Path, name: str, *, public: bool) -> str:
-    """Makes the repository where it is not there, private unless `public`, and commits every file of the folder at once.
+    """Makes the repository where it is not there, private unless `public`, and commits the files of the folder.
 
     Returns its address. Raises UserError for whatever the Hub refuses.
     """
