@@ -26,7 +26,7 @@ _LIMITS = (
     "and distinct words stand beside it.",
     "The judge of measures that end in `_initial` is the model that training began with. A rise says that the answers "
     "became more specific in its eyes, not that a person would prefer them.",
-    "Intervals are of 95 %, over the held-out prompts of one run with one seed; another seed may come to other figures.",
+    "Intervals are of 95 %, over the held-out prompts of one run with one seed; another seed may give other figures.",
 )
 
 

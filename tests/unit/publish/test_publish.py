@@ -48,9 +48,7 @@ def finish_round(run: RunDirectory, number: int, options: list[str]) -> None:
     figure = Entry(0.9, 0.8, 1.0, 20, "share", change=0.4, change_low=0.3, change_high=0.5)
     commit(run, f"rounds/{number:03d}/evaluate", config, results={"reward_accuracy": figure}, policy=run.root)
     accuracy = Entry(0.61, 0.55, 0.67, 500, "share", change=0.01, change_low=-0.02, change_high=0.04)
-    task = Evaluated(
-        kind="generative", data=f"{run.root}/items.json", metric="accuracy", metrics={"accuracy": accuracy}
-    )
+    task = Evaluated(kind="generative", data="own-data/items.json", metric="accuracy", metrics={"accuracy": accuracy})
     commit(run, f"rounds/{number:03d}/tasks/gsm8k", config, name="gsm8k", evaluation=task)
 
 
@@ -61,6 +59,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     monkeypatch.chdir(tmp_path)
     place = tmp_path / "secret-project"
     places = [f"model.path={place}/model", f"prompts.path={place}/people.jsonl", f"prompts.system=See {place}/x."]
+    places.append(f"prompts.template_arguments={{notes: {place}/notes.txt}}")
     options = [f"run_dir={place}/run", "rounds=2", *places]
     run = make_run(place / "run", [[make_pair(1)], [make_pair(2), make_pair(3, dropped="identical")]], *options)
     commit(
@@ -118,7 +117,7 @@ def test_nothing_of_this_machine_is_told(run: RunDirectory, tmp_path: Path) -> N
     assert "pairs/round_1.jsonl" in files
     assert "results/evaluation.json" in files
     for name, content in files.items():
-        for private in ("secret-project", str(tmp_path), SECRET):
+        for private in ("secret-project", "own-data", str(tmp_path), SECRET):
             assert private not in content.decode(), name
     assert json.loads(files["config.json"]) == {"model_type": "llama"}
     assert json.loads(files["results/results.json"])["1"]["reward_accuracy"]["value"] == 0.9
