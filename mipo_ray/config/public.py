@@ -19,28 +19,31 @@ LOCAL = "(files of the run's own)"
 REMOTE = "(files of an object store)"
 NO_PATH = "(path not shown)"
 
-# Last parts of the names of settings that say where something lies.
-_PLACES = ("path", "profiles_path", "model", "endpoint")
+EMBEDDED = "SmolLM2-135M-Instruct (as mipo-ray carries it)"
+
+# Settings that say where something lies: the names of models, and how the names of others end.
+_MODELS = ("model.path", "conditioning.similar.model")
+_FILES = ("path", "profiles_path")
 # An absolute path, or one below a home directory, of two parts at least: "and/or" and "/think" are words.
 _PATH = re.compile(r"(?<![\w.:/])(?:~[\w-]*|/[\w.@+-]+)(?:/[\w.@+*=-]+)+/?")
 _URL = re.compile(r"\b(?!https?://|hf://)[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 _SHORTEST_PLACE = 4  # characters of a directory whose name is looked for
 
 
-def public_place(place: str) -> str:
-    """A model or file as a run names it, where anybody can get it under that name; else what kind of place it is."""
-    if place == "embedded" or place.startswith("bundled:") or hub_file(place) is not None:
-        return place
-    if hub_model(place) is not None and not os.path.exists(place.partition("@")[0]):
-        return place
-    if "://" in place:
-        return REMOTE
-    return LOCAL if os.sep in place or os.path.exists(place) else place
+def public_file(path: str) -> str:
+    """A data file as a run names it, where anybody can get it under that name; else what kind of place that is."""
+    if path.startswith("bundled:") or hub_file(path) is not None:
+        return path
+    return REMOTE if "://" in path else LOCAL
 
 
 def public_model(source: str) -> str:
-    """A model as a run names it (`model.source`), for people."""
-    return "SmolLM2-135M-Instruct (as mipo-ray carries it)" if source == "embedded" else public_place(source)
+    """A model as a run names it (`model.source`), where anybody can get it under that name; else what kind of place."""
+    if source == "embedded":
+        return EMBEDDED
+    if hub_model(source) is not None and not os.path.exists(source.partition("@")[0]):
+        return source
+    return REMOTE if "://" in source else LOCAL
 
 
 def public_settings(config: Config) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def public_settings(config: Config) -> dict[str, Any]:
     defaults = result_fields(Config().model_dump(mode="json"))
     settings = result_fields(config.model_dump(mode="json"))
     changed = {name: value for name, value in settings.items() if value != defaults.get(name)}
-    return {name: _public(name.rpartition(".")[2], value) for name, value in redacted_values(changed).items()}
+    return {name: _public(name, value) for name, value in redacted_values(changed).items()}
 
 
 def public_text(text: str, private: Sequence[str] = ()) -> str:
@@ -67,4 +70,6 @@ def _public(name: str, value: Any) -> Any:
         return [_public(name, below) for below in value]
     if not isinstance(value, str):
         return value
-    return public_place(value) if name in _PLACES else public_text(value)
+    if name in _MODELS:
+        return public_model(value)
+    return public_file(value) if name.rpartition(".")[2] in _FILES else public_text(value)

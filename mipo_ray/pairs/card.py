@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import mipo_ray
-from mipo_ray.config.public import public_model, public_place, public_settings, public_text
+from mipo_ray.config.public import public_file, public_model, public_settings, public_text
 from mipo_ray.config.yaml_text import dump_yaml
 from mipo_ray.pairs.export import CARD, Export
 from mipo_ray.pairs.formats import FORMATS
@@ -57,7 +57,7 @@ def render_card(export: Export) -> str:
             "## How they were made\n",
             f"mipo-ray {mipo_ray.__version__}, with these settings; all others are its defaults.\n",
             f"```yaml\n{dump_yaml(public_settings(config))}```\n",
-            f"Model: {public_model(config.model.source)}. Prompts: {public_place(config.prompts.path)}. Mismatched "
+            f"Model: {public_model(config.model.source)}. Prompts: {public_file(config.prompts.path)}. Mismatched "
             f"prompts by the strategy {config.conditioning.strategy}. What the licences of the model and the prompts "
             "say holds for these pairs, too; none is stated here.",
             "",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mipo_ray.config.public import public_place, public_text
+from mipo_ray.config.public import public_file, public_model, public_text
 from mipo_ray.pairs.card import write_card
 from mipo_ray.pairs.export import CARD, write_pairs
 from mipo_ray.paths import files_below
@@ -82,7 +82,7 @@ def _without_paths(text: str) -> str:
     """A config.json without the names of local directories; else letter for letter what it was."""
     values = json.loads(text)
     private = [
-        key for key in _PATH_KEYS if isinstance(values.get(key), str) and public_place(values[key]) != values[key]
+        key for key in _PATH_KEYS if isinstance(values.get(key), str) and public_model(values[key]) != values[key]
     ]
     if not private:
         return text
@@ -107,5 +107,5 @@ def _public(value: Any, private: list[str], key: str = "") -> Any:
     if not isinstance(value, str):
         return value
     if key in ("data", "judge"):
-        return public_place(value)
+        return public_file(value) if key == "data" else public_model(value)
     return public_text(value, private)

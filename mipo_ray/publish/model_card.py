@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import Any
 
-from mipo_ray.config.public import public_model, public_place, public_settings
+from mipo_ray.config.public import public_file, public_model, public_settings
 from mipo_ray.config.yaml_text import dump_yaml
 from mipo_ray.evaluation.figures import format_change
 from mipo_ray.evaluation.intervals import Estimate, describe_change
@@ -94,7 +96,7 @@ def _measures(policy: Policy) -> list[str]:
         return ["## Measured\n", "Nothing was measured of this policy.\n"]
     return [
         "## Measured\n",
-        f"On prompts that training did not see ({public_place(policy.config.evaluate.prompts.path)}), and on the tasks "
+        f"On prompts that training did not see ({public_file(policy.config.evaluate.prompts.path)}), and on the tasks "
         "named. In brackets: 95 % intervals.\n",
         "| measure | n | before | this model | change | |",
         "|---|---|---|---|---|---|",
@@ -129,7 +131,7 @@ def _loading(policy: Policy, name: str, adapter_rank: int | None) -> list[str]:
             f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
             f'model = AutoModelForCausalLM.from_pretrained("{name}")',
         ]
-        serve = f"vllm serve {name}"
+        serve = f"vllm serve {name}{_template_option(policy)}"
     else:
         base = base_on_hub(policy)
         code = [
@@ -140,13 +142,19 @@ def _loading(policy: Policy, name: str, adapter_rank: int | None) -> list[str]:
             f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{name}")',
         ]
         serve = f"vllm serve {base} --enable-lora --max-lora-rank {lora_rank_of_vllm(adapter_rank)} "
-        serve += f"--lora-modules mipo={name}"
+        serve += f"--lora-modules mipo={name}{_template_option(policy)}"
     lines += ["```python", *code, "```\n", "```sh", serve, "```\n"]
     lines.append(
         "The chat template is the one of the model that training began with. The run gave it these variables beside "
         f"the messages: `{arguments}`.\n"
     )
     return lines
+
+
+def _template_option(policy: Policy) -> str:
+    """How vLLM's server is told the variables of the chat template; "" where there are none."""
+    arguments = policy.config.prompts.template_arguments
+    return f" --default-chat-template-kwargs {shlex.quote(json.dumps(arguments))}" if arguments else ""
 
 
 # What vLLM 0.29 takes for --max-lora-rank (MaxLoRARanks in vllm/config/lora.py).
@@ -162,7 +170,7 @@ def _making(policy: Policy) -> list[str]:
     config = policy.config
     lines = [
         "## How it was made\n",
-        f"Prompts: {public_place(config.prompts.path)}. Each round samples pairs from the policy before it and trains "
+        f"Prompts: {public_file(config.prompts.path)}. Each round samples pairs from the policy before it and trains "
         f"`{config.train.objective}` on those that no filter drops.\n",
         "| round | pairs kept of rows | steps | tokens | loss at first | at last |",
         "|---|---|---|---|---|---|",

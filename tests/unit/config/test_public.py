@@ -9,33 +9,44 @@ from pathlib import Path
 
 import pytest
 
-from mipo_ray.config.public import LOCAL, NO_PATH, REMOTE, public_place, public_settings, public_text
+from mipo_ray.config.public import LOCAL, NO_PATH, REMOTE, public_file, public_model, public_settings, public_text
 from mipo_ray.config.recipe import load_config
 
 
 @pytest.mark.parametrize(
-    ("place", "shown"),
+    ("source", "shown"),
     [
-        ("embedded", "embedded"),
-        ("bundled:instructions", "bundled:instructions"),
+        ("embedded", "SmolLM2-135M-Instruct (as mipo-ray carries it)"),
         ("meta-llama/Llama-3.2-1B-Instruct", "meta-llama/Llama-3.2-1B-Instruct"),
         ("Qwen/Qwen2.5-3B-Instruct@refs/pr/7", "Qwen/Qwen2.5-3B-Instruct@refs/pr/7"),
-        ("hf://datasets/openai/gsm8k/main/train.parquet", "hf://datasets/openai/gsm8k/main/train.parquet"),
         ("/home/ada/models/mine", LOCAL),
         ("~/models/mine", LOCAL),
+        ("s3://company-bucket/model", REMOTE),
+    ],
+)
+def test_a_model_is_named_where_anybody_can_get_it(source: str, shown: str) -> None:
+    assert public_model(source) == shown
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("bundled:instructions", "bundled:instructions"),
+        ("hf://datasets/openai/gsm8k/main/train.parquet", "hf://datasets/openai/gsm8k/main/train.parquet"),
+        ("data/train.jsonl", LOCAL),  # it has the form of a model's name
         ("../data/train-*.jsonl", LOCAL),
         ("s3://company-bucket/prompts.jsonl", REMOTE),
     ],
 )
-def test_a_place_is_named_where_anybody_can_go_there(place: str, shown: str) -> None:
-    assert public_place(place) == shown
+def test_a_file_is_named_where_anybody_can_get_it(path: str, shown: str) -> None:
+    assert public_file(path) == shown
 
 
 def test_a_directory_is_no_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """models/mine has the form of a name of the Hub, and is a folder here."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models/mine").mkdir(parents=True)
-    assert public_place("models/mine") == LOCAL
+    assert public_model("models/mine") == LOCAL
 
 
 def test_settings_are_those_that_differ_and_decide(tmp_path: Path) -> None:
