@@ -112,8 +112,8 @@ def test_the_folder_is_a_model_with_its_card(run: RunDirectory, tmp_path: Path) 
 
 
 def test_nothing_of_this_machine_is_told(run: RunDirectory, tmp_path: Path) -> None:
-    """Neither paths nor keys: in the cards, in what transformers notes, in the results of tasks. Rows of pairs are data,
-    as the user's prompts and variables have it."""
+    """Neither paths nor keys: in the cards, in what transformers notes, in the results of tasks. Rows of pairs are
+    data, as the user's prompts and variables have it."""
     files = dry_run(run, tmp_path / "out", "--pairs", "--results")
     assert "pairs/round_1.jsonl" in files
     assert "results/evaluation.json" in files
