@@ -6,72 +6,26 @@ python -m pytest tests/integration/test_publish_adapter.py
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import torch
 
-from mipo_ray.config.recipe import load_config
-from mipo_ray.config.train import LoraConfig
 from mipo_ray.publish.__main__ import main
-from mipo_ray.training.adapters import merged_weight, plain_weights, with_adapters
-from tests.helpers.paired_runs import make_pair, make_run
-from tests.helpers.stages import commit
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-NAME = "ada/tiny"
+from tests.helpers.adapted_run import NAME, downloaded_model, make_adapted_run
 
 
 @pytest.fixture
-def base(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tiny model where the Hub's client keeps what it has downloaded, under the name ada/tiny."""
-    place = tmp_path / "hub/models--ada--tiny"
-    shutil.copytree(tiny_model, place / "snapshots" / COMMIT)
-    (place / "refs").mkdir()
-    (place / "refs/main").write_text(COMMIT)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return place / "snapshots" / COMMIT
+def base(tiny_model: Path, tmp_path: Path) -> Iterator[Path]:
+    with downloaded_model(tiny_model, tmp_path / "hub") as directory:
+        yield directory
 
 
 @pytest.fixture
 def run(base: Path, tmp_path: Path) -> Path:
-    """A run of two rounds, in bfloat16: each puts an adapter of rank 2 on the policy before it, and merges it."""
-    directory = tmp_path / "run"
-    options = (f"model.path={NAME}", "train.lora.rank=2", "train.lora.target_modules=[q_proj, down_proj]")
-    run = make_run(directory, [[make_pair(1)], [make_pair(2)]], *options)
-    config = load_config(None, [f"run_dir={directory}", "rounds=2", *options])
-    source = base
-    for number in (0, 1):
-        manifest = directory / f"rounds/{number:03d}/generate/manifest.json"
-        facts = json.loads(manifest.read_text()) | {"policy_commit": COMMIT}
-        manifest.write_text(json.dumps(facts))
-        source = train(source, directory / f"rounds/{number:03d}/train/policy", config.train.lora, seed=number)
-        commit(run, f"rounds/{number:03d}/train", config)
-    return directory
-
-
-def train(source: Path, output: Path, lora: LoraConfig, *, seed: int) -> Path:
-    """A policy whose adapters moved, merged as a run merges them."""
-    from transformers import AutoModelForCausalLM
-
-    shutil.copytree(source, output)
-    torch.manual_seed(seed)
-    model = with_adapters(AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16), lora)
-    merged = {}
-    for weight in plain_weights(model):
-        if weight.adapter is None:
-            merged[weight.name] = weight.tensor
-        else:
-            torch.nn.init.normal_(weight.adapter.b, std=0.05)
-            merged[weight.name] = merged_weight(weight.tensor, weight.adapter)
-    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-    plain.load_state_dict(merged)
-    plain.save_pretrained(output)
-    return output
+    return make_adapted_run(base, tmp_path / "run")
 
 
 def logits(model: Any) -> Any:
