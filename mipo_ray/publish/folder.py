@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mipo_ray.config.public import public_file, public_model, public_text
+from mipo_ray.errors import UserError
 from mipo_ray.pairs.card import write_card
 from mipo_ray.pairs.export import CARD, write_pairs
 from mipo_ray.paths import files_below
@@ -44,8 +45,7 @@ def write_folder(publication: Publication, folder: Path, *, copies: bool) -> dic
         from mipo_ray.publish.adapter import write_adapter
 
         rank = write_adapter(policy, folder)
-    names = policy.run.list_files(policy.directory)
-    for name in names:
+    for name in policy.files:
         if not (publication.is_adapter and _is_the_models(name)):
             _bring(policy, name, folder / name, copies=copies)
     if publication.with_pairs:
@@ -66,6 +66,10 @@ def _is_the_models(name: str) -> bool:
 def _bring(policy: Policy, name: str, to: Path, *, copies: bool) -> None:
     """One file of the policy: a copy or a link; a small JSON file without the path that a model was loaded from."""
     source = policy.run.path(policy.directory, name)
+    if policy.run.is_local and Path(source).resolve() != Path(policy.run.path(policy.directory)).resolve() / name:
+        raise UserError(
+            f"{source}: expected a file that the run wrote, found a link; what it leads to is not published"
+        )
     to.parent.mkdir(parents=True, exist_ok=True)
     if name.endswith("config.json"):
         text = policy.run.filesystem.cat_file(source).decode("utf-8")

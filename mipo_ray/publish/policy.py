@@ -11,21 +11,25 @@ from mipo_ray.storage.manifests import GenerateFacts, TrainFacts
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
 
+_POLICY = "policy"  # below a train stage
+
 
 @dataclass(frozen=True)
 class Policy:
-    """A finished round's policy. trained: every round up to it; generated: those of them whose pairs are known."""
+    """A finished round's policy. trained: every round up to it; generated: those of them whose pairs are known; files:
+    those that its stage's manifest lists, below `directory`."""
 
     run: RunDirectory
     config: Config
     round: Round
     trained: dict[Round, TrainFacts]
     generated: dict[Round, GenerateFacts]
+    files: tuple[str, ...] = ()
 
     @property
     def directory(self) -> str:
         """Below the run directory."""
-        return f"{self.run.stage(self.round, 'train')}/policy"
+        return f"{self.run.stage(self.round, 'train')}/{_POLICY}"
 
 
 def find_policy(run: RunDirectory, number: int | None = None) -> Policy:
@@ -40,10 +44,13 @@ def find_policy(run: RunDirectory, number: int | None = None) -> Policy:
         raise UserError(f"{run.url}: expected {wanted}, found these: {there}")
     round = max(trained) if number is None else Round(number)
     sampled = {each: run.read_manifest(run.stage(each, "generate"), GenerateFacts) for each in rounds if each <= round}
+    manifest = manifests[round]
+    assert manifest is not None
     return Policy(
         run,
         config,
         round,
         {each: facts for each, facts in trained.items() if each <= round},
-        {each: manifest.facts for each, manifest in sampled.items() if manifest is not None},
+        {each: found.facts for each, found in sampled.items() if found is not None},
+        tuple(name.removeprefix(f"{_POLICY}/") for name in manifest.files if name.startswith(f"{_POLICY}/")),
     )

@@ -16,12 +16,15 @@ import torch
 
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.pairs.__main__ import main
+from mipo_ray.pairs.formats import FORMATS
 from mipo_ray.pairs.schema import kept_pairs
 from mipo_ray.training.attention import use_attention
 from mipo_ray.training.layout import lay_out, read_pairs
 from mipo_ray.training.logprobs import response_logprobs
 from mipo_ray.training.loss import PairLogprobs, pair_losses
+from tests.helpers.golden_run import GoldenRun
 from tests.helpers.paired_runs import make_pair, make_run
+from tests.helpers.runs import read_pairs as read_pairs_of_run
 from tests.helpers.tiny_model import CHAT_TEMPLATE, END
 
 BETA = 0.3
@@ -140,3 +143,26 @@ def dpo_loss(policy: Any, reference: Any, table: Any) -> float:
         scores = [response_logprobs(model, batch).view(len(trees), 1, 2) for model in (policy, reference)]
     tokens = torch.tensor([[len(response) for response in tree.responses] for tree in trees])
     return pair_losses(PairLogprobs(policy=scores[0], reference=scores[1], tokens=tokens), train).mean().item()
+
+
+def test_a_runs_own_pairs_leave_in_every_form(golden_run: GoldenRun, tmp_path: Path) -> None:
+    """Of a run that was really made: two rejected responses each, in a directory whose name has everything in it."""
+    pairs = [pair for number in (0, 1) for pair in read_pairs_of_run(golden_run.directory, number)]
+    kept = [pair for pair in pairs if not pair["dropped"]]
+    assert kept
+    for name, form in FORMATS.items():
+        output = tmp_path / name
+        assert main(["export", str(golden_run.directory), "--format", name, "--output", str(output)]) == 0
+        if form.row is None:
+            tables = [pyarrow.parquet.read_table(output / f"round_{number}.parquet") for number in (0, 1)]
+            found = [pair["pair_id"] for table in tables for pair in table.to_pylist()]
+            assert sorted(found) == sorted(pair["pair_id"] for pair in kept)
+        else:
+            lines = [line for number in (0, 1) for line in (output / f"round_{number}.jsonl").read_text().splitlines()]
+            assert len(lines) == sum(len(as_list(pair["rejected"])) for pair in kept)
+        assert golden_run.directory.name not in (output / "README.md").read_text()
+
+
+def as_list(rejected: str | list[str]) -> list[str]:
+    """The rejected responses of a pair of either version."""
+    return [rejected] if isinstance(rejected, str) else rejected

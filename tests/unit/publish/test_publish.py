@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 import yaml
 
@@ -20,7 +21,7 @@ from mipo_ray.publish.__main__ import main
 from mipo_ray.publish.model_card import lora_rank_of_vllm
 from mipo_ray.storage.entries import Entry, Evaluated
 from mipo_ray.storage.results import write_evaluation, write_results
-from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.storage.run_directory import RunDirectory, open_run
 from tests.helpers.fake_hub_api import TOKEN, FakeHubApi, FakeRepository
 from tests.helpers.paired_runs import make_pair, make_run
 from tests.helpers.stages import commit
@@ -124,6 +125,32 @@ def test_nothing_of_this_machine_is_told(run: RunDirectory, tmp_path: Path) -> N
     assert json.loads(files["config.json"]) == {"model_type": "llama"}
     assert json.loads(files["results/results.json"])["1"]["reward_accuracy"]["value"] == 0.9
     assert "base_model" not in files["README.md"].decode()  # nobody could load it by a name
+
+
+def test_a_run_on_an_object_store_is_published_as_one_on_a_disk(run: RunDirectory, tmp_path: Path) -> None:
+    """Its files are fetched through fsspec, pairs among them."""
+    store = fsspec.filesystem("memory")
+    store.put(run.root, "/bucket/run", recursive=True)
+    try:
+        remote = dry_run(open_run("memory://bucket/run"), tmp_path / "remote", "--pairs", "--results")
+    finally:
+        store.rm("/bucket", recursive=True)
+    assert remote == dry_run(run, tmp_path / "local", "--pairs", "--results")
+
+
+def test_only_what_the_run_wrote_is_published(
+    run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a file that somebody left there, nor what a link leads to."""
+    policy = Path(run.path("rounds/001/train/policy"))
+    (policy / "notes.txt").write_text("mine")
+    assert "notes.txt" not in dry_run(run, tmp_path / "out")
+    outside = tmp_path / "key"
+    (policy / "tokenizer.json").rename(outside)
+    (policy / "tokenizer.json").symlink_to(outside)
+    assert main([run.url, "--to", NAME, "--dry-run", "--output", str(tmp_path / "linked")]) == 2
+    assert "tokenizer.json: expected a file that the run wrote, found a link" in capsys.readouterr().err
+    assert not (tmp_path / "linked/tokenizer.json").exists()
 
 
 def test_an_earlier_round_can_be_published(run: RunDirectory, tmp_path: Path) -> None:
