@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--to {options.to}: expected a name of the Hub, ORG/NAME")
         if options.public and not options.upload:
             raise UserError("--public: says how --upload makes the repository; with --dry-run nothing is sent")
+        if options.output is not None and options.upload:
+            raise UserError("--output: says where --dry-run writes; with --upload nothing stays on this machine")
         run = open_run(options.run)
         publication = Publication(
             find_policy(run, options.round), options.to, options.adapter, options.pairs, options.results

@@ -211,6 +211,7 @@ def test_what_the_hub_refuses_is_one_line(run: RunDirectory, hub: FakeHubApi) ->
     [
         (["--to", "tea-model", "--dry-run"], "--to tea-model: expected a name of the Hub, ORG/NAME"),
         (["--to", NAME, "--dry-run", "--public"], "--public: says how --upload makes the repository"),
+        (["--to", NAME, "--upload", "--output", "here"], "--output: says where --dry-run writes"),
         (["--to", NAME, "--dry-run", "--round", "7"], "expected round 7 to be trained, found these: 0, 1"),
         (["--to", NAME, "--dry-run", "--adapter"], "this run trained whole weights (train.lora.rank=0)"),
     ],
