@@ -20,10 +20,12 @@ from mipo_ray.config.recipe import load_config
 from mipo_ray.publish.__main__ import main
 from mipo_ray.publish.model_card import lora_rank_of_vllm
 from mipo_ray.storage.entries import Entry, Evaluated
+from mipo_ray.storage.records import to_text
 from mipo_ray.storage.results import write_evaluation, write_results
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from tests.helpers.fake_hub_api import TOKEN, FakeHubApi, FakeRepository
 from tests.helpers.paired_runs import make_pair, make_run
+from tests.helpers.report_data import rich_run
 from tests.helpers.stages import commit
 
 NAME = "ada/tea-model"
@@ -110,6 +112,15 @@ def test_the_folder_is_a_model_with_its_card(run: RunDirectory, tmp_path: Path) 
     assert f'AutoModelForCausalLM.from_pretrained("{NAME}")' in card
     assert "no notion of truth" in card
     assert "torch" in card.split("## Versions")[1]
+
+
+def test_the_card_has_every_measure_of_tasks_and_judges(run: RunDirectory, tmp_path: Path) -> None:
+    evaluation = rich_run().evaluation
+    run.write_text("evaluation.json", to_text(evaluation))
+    card = dry_run(run, tmp_path / "out")["README.md"].decode()
+    names = {f"{task}.{metric}" for task, found in evaluation["1"].items() for metric in found.metrics}
+    assert {"judge_pairwise.net_win", "judge_pointwise.rating", "svamp.accuracy"} <= names
+    assert [name for name in names if f"| `{name}`, " not in card] == []
 
 
 def test_nothing_of_this_machine_is_told(run: RunDirectory, tmp_path: Path) -> None:
