@@ -5,26 +5,16 @@ python -m pytest tests/nightly/test_judge_server.py
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.golden_run import HELD_OUT, SAMPLES, GoldenRun
 from tests.helpers.runs import read_directory, run_command
+from tests.helpers.vllm_server import KEY, served_by_vllm
 
 PAIRS = HELD_OUT * SAMPLES
-KEY = "sk-of-this-test-1234567890"
-SERVER_SECONDS = 300
 
 
 @pytest.fixture
@@ -33,48 +23,15 @@ def run_dir(golden_run: GoldenRun, tmp_path: Path) -> Path:
     return golden_run.copy(tmp_path / "run")
 
 
-@contextlib.contextmanager
-def served_by_vllm(model: Path, log: Path, *options: str) -> Iterator[str]:
-    """vLLM's OpenAI-compatible server of a model, named "judge", with a key; yields its base URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={model}"]
-    command += ["--served-model-name=judge", "--host=127.0.0.1", f"--port={port}", *options]
-    with log.open("w") as file:
-        environment = {**os.environ, "VLLM_API_KEY": KEY}
-        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-    try:
-        deadline = time.monotonic() + SERVER_SECONDS
-        while not _answers(f"http://127.0.0.1:{port}/health"):
-            assert server.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < deadline, log.read_text()[-4000:]
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
-
-
 def test_vllms_own_server_judges(
     golden_run: GoldenRun, run_dir: Path, tiny_model: Path, ray_address: str, monkeypatch
 ) -> None:
     template = run_dir.parent / "short.txt.j2"
     template.write_text("Q: {{ question }}\nA: {{ answer_a }}\nB: {{ answer_b }}\nVerdict: A, B or tie?")
     options = [*golden_run.options, f"run_dir={run_dir}", f"evaluate.judge.pairwise_template={template}"]
-    with served_by_vllm(tiny_model, run_dir.parent / "server.log", "--max-model-len=512") as url:
+    with served_by_vllm(
+        tiny_model, run_dir.parent / "server.log", "--served-model-name=judge", "--max-model-len=512"
+    ) as url:
         options += ["evaluate.judge.model=judge", f"evaluate.judge.endpoint={url}"]
         monkeypatch.setenv("OPENAI_API_KEY", "sk-another-key")
         code, output = run_command(ray_address, *options)

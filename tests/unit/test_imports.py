@@ -11,15 +11,16 @@ import mipo_ray
 PACKAGE = Path(mipo_ray.__file__).parent
 # A room may import those of the lines below its own; two rooms of one line never import each other.
 FLOORS = """
-    run evaluate compare
-    command comparison
+    __main__
+    run evaluate compare publish
+    comparison
     loop
     report planning
     evaluation
     training generation
     session
     conditioning pairs monitoring
-    prompts storage ray_cluster
+    prompts storage ray_cluster command
     config
     models examples tables
     text measures errors paths seeds stop_signals terminal
