@@ -66,8 +66,8 @@ def _dollars(plan: Plan, hours: float, included: str) -> str:
     gpu, rounds = planned_gpu(plan.config.cost), plan.config.rounds
     each = hours * gpu.dollars_per_hour
     return (
-        f"cost            {_money(each)} per round, {_money(rounds * each)} for {rounds}: {_hours(3600 * hours)} hours at "
-        f"${gpu.dollars_per_hour:,.2f} for one {gpu.name} ({gpu.price}), {included}; not in it: evaluation, other "
+        f"cost            {_money(each)} per round, {_money(rounds * each)} for {rounds}: {_hours(3600 * hours)} hours "
+        f"at ${gpu.dollars_per_hour:,.2f} for one {gpu.name} ({gpu.price}), {included}; not in it: evaluation, other "
         "machines, disks, traffic"
     )
 
