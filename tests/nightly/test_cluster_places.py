@@ -24,7 +24,8 @@ PACKAGES = ("skypilot==0.14.1", "anyscale==0.26.112")
 _SKYPILOT = """
 import json, sys, sky
 given = json.loads(sys.argv[2])
-task = sky.Task.from_yaml_config(json.loads(sys.argv[1]), env_overrides=given["envs"], secrets_overrides=given["secrets"])
+overrides = {"env_overrides": given["envs"], "secrets_overrides": given["secrets"]}
+task = sky.Task.from_yaml_config(json.loads(sys.argv[1]), **overrides)
 (resources,) = task.resources
 print(json.dumps([task.name, task.num_nodes, resources.accelerators, task.envs["RUN_DIR"]]))
 """
