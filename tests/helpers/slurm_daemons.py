@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scancel", "squeue", "scontrol")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scancel", "squeue", "scontrol", "sinfo")
 NODES = ("n1", "n2")
 CPUS = 6
 
@@ -69,10 +69,21 @@ def slurm_daemons(place: Path) -> Iterator[dict[str, str]]:
         _wait_for_nodes(environment)
         yield environment
     finally:
+        _end_jobs(environment)
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
             daemon.wait(timeout=60)
+
+
+def _end_jobs(environment: dict[str, str]) -> None:
+    """Ends what still runs: without the daemons nobody would."""
+    subprocess.run(["scancel", "--user=root"], env=environment)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if not subprocess.run(["squeue", "--noheader"], env=environment, capture_output=True).stdout:
+            return
+        time.sleep(1)
 
 
 def _wait_for_nodes(environment: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """cluster/slurm/run.sbatch under Slurm's own daemons: a real run of the tiny model on two nodes, stopped and resumed.
 
-Both nodes are this machine. Skipped where Debian's packages slurmctld and slurmd are not installed. 3 minutes on two
-cores.
+Both nodes are this machine. Skipped where Debian's packages slurmctld and slurmd are not installed. 4 minutes on two
+busy cores.
 
 python -m pytest tests/nightly/test_slurm.py
 """
