@@ -18,7 +18,7 @@ echo "srun $*" >>"$FAKE_LOG"
 echo "token of srun $RAY_AUTH_TOKEN ${RAY_ADDRESS:-no address}" >>"$FAKE_LOG"
 [ "${FAKE_RAY:-}" != dies ] || exit 1
 trap 'echo "srun stopped" >>"$FAKE_LOG"; exit 0' TERM
-while :; do sleep 0.05; done
+for _ in {1..600}; do sleep 0.05; done # not for ever, where nobody stops it
 """
 _PYTHON = """#!/bin/bash
 if [ "$1" = -c ]; then
@@ -29,7 +29,7 @@ echo "python $*" >>"$FAKE_LOG"
 echo "token of driver $RAY_AUTH_TOKEN $RAY_ADDRESS" >>"$FAKE_LOG"
 if [ "${FAKE_DRIVER:-}" = stays ]; then
     trap 'sleep 0.3; echo "driver stopped" >>"$FAKE_LOG"; exit 143' TERM
-    while :; do sleep 0.05; done
+    for _ in {1..600}; do sleep 0.05; done
 fi
 exit "${FAKE_CODE:-0}"
 """

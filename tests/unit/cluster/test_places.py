@@ -1,7 +1,8 @@
 """The files for Slurm, SkyPilot and Anyscale: their shell, their fields, and the commands in them.
 
 Slurm and Ray are stand-ins here (`tests/helpers/fake_slurm.py`); Slurm's own daemons run the script in
-tests/nightly/test_slurm.py. SkyPilot's and Anyscale's own packages read the YAML in tests/nightly/test_cluster_places.py.
+tests/nightly/test_slurm.py. SkyPilot's and Anyscale's own packages read the YAML in
+tests/nightly/test_cluster_places.py.
 
 python -m pytest tests/unit/cluster/test_places.py
 """

@@ -101,6 +101,10 @@ def test_earlier_rounds_stand_in_place_of_the_assumptions() -> None:
     assert dollars(found["cost"])[0] == pytest.approx(6e6 / 3600 * price_table()["H100"].dollars_per_hour, rel=1e-4)
     assert "with the starts and the waiting" in found["cost"]
     assert found["earlier run"] == "not used: /runs/other: seed"
+    # Two samples of a prompt are two pair rows, whatever the number of negatives.
+    samples = ["generation.samples_per_prompt=2", "generation.negatives_per_prompt=4", "train.epochs=2"]
+    twice = lines(plan_of(ON_GPUS, *samples, earlier=earlier))
+    assert twice["GPU hours"].startswith("as measured, per round: 2,222.2 to generate, 1,111.1 to train")
 
 
 def test_cpus_cost_time_and_no_dollars() -> None:
