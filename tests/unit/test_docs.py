@@ -10,7 +10,8 @@ from tests.helpers.model_zoo import ZOO
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-EVERY_PAGE = [ROOT / "README.md", ROOT / "jobs" / "README.md", ROOT / "cluster" / "README.md", *PAGES]
+READMES = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ("benchmarks", "cluster", "jobs"))]
+EVERY_PAGE = [*READMES, *PAGES]
 every_page = pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: str(page.relative_to(ROOT)))
 
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"")

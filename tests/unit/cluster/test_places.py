@@ -9,6 +9,7 @@ python -m pytest tests/unit/cluster/test_places.py
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -140,6 +141,53 @@ def test_skypilots_fields() -> None:
     assert (ROOT / SKYPILOT["envs"]["RECIPE"]).is_file()
     assert "make setup ACCELERATOR=gpu" in SKYPILOT["setup"]
     assert ".PHONY: help setup " in (ROOT / "Makefile").read_text()
+
+
+_FAKE_RAY = """#!/bin/bash
+echo "ray $*" >>log
+case "$*" in *--head*) for _ in {1..600}; do sleep 0.05; done ;; esac
+"""
+_FAKE_PYTHON = """#!/bin/bash
+if [ "$1" = -c ]; then
+    for _ in {1..200}; do grep --quiet head log && break || sleep 0.05; done # the head is there first
+    echo 2
+    exit
+fi
+echo "python $* at $RAY_ADDRESS" >>log
+exit 7
+"""
+
+
+def run_section(place: Path, rank: int) -> tuple[int, list[str]]:
+    """SkyPilot's `run` on one of two nodes, with stand-ins for Ray and the driver: exit code, and what was called."""
+    folder = place / str(rank) / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name, text in {"ray": _FAKE_RAY, "python": _FAKE_PYTHON}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    given = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "8"}
+    values = {"RUN_DIR": "s3://bucket/run", "RECIPE": "jobs/instructions.yaml", "OVERRIDES": "rounds=3 seed=1"}
+    done = subprocess.run(
+        ["bash", "-c", SKYPILOT["run"]],
+        cwd=place / str(rank),
+        env={"PATH": os.environ["PATH"], "SKYPILOT_NODE_RANK": str(rank), **given, **values},
+        timeout=60,
+    )
+    return done.returncode, (place / str(rank) / "log").read_text().splitlines()
+
+
+def test_skypilots_first_node_runs_and_the_others_join(tmp_path: Path) -> None:
+    """The job's exit code is the run's on the first node; another one ends well when the head is gone."""
+    code, calls = run_section(tmp_path, 0)
+    assert code == 7
+    assert any("--head --block --port 6379 --num-gpus 8" in call for call in calls)
+    overrides = "jobs/instructions.yaml run_dir=s3://bucket/run rounds=3 seed=1"
+    assert f"python -m mipo_ray.run {overrides} at 10.0.0.1:6379" in calls
+    code, calls = run_section(tmp_path, 1)
+    assert code == 0
+    assert calls[0] == "ray health-check --address 10.0.0.1:6379"
+    assert calls[1].startswith("ray start --block --address 10.0.0.1:6379 --num-gpus 8")
+    assert len(calls) == 2
 
 
 def test_anyscales_fields() -> None:
