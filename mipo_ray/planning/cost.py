@@ -22,7 +22,7 @@ def describe_cost(plan: Plan, shape: ModelShape | str, work: RoundWork) -> list[
     """Lines for the plan: hours and, on GPUs, dollars of a round and of the run, without evaluation."""
     config, resources = plan.config, plan.resources
     measured = plan.earlier.measured(on_gpu=resources.on_gpu)
-    lines = [f"earlier run     not used: {reason}" for reason in plan.earlier.left_out]
+    lines = [f"earlier run     not used: {reason}" for reason in plan.earlier.not_used(on_gpu=resources.on_gpu)]
     if measured is not None:
         rows = plan.prompts.rows * config.generation.samples_per_prompt
         seconds = measured.seconds(rows, config.train.epochs)
@@ -55,8 +55,9 @@ def _describe_measured(plan: Plan, measured: Measured, rows: int) -> list[str]:
     if not on_gpu:
         label, shown, device = ("time", _minutes, "divided by the engines and by the workers")
     rounds = f"{measured.rounds} round{'s' if measured.rounds > 1 else ''}"
+    places = ", ".join(plan.earlier.places(on_gpu=on_gpu))
     return [
-        f"measured        by {rounds} of {', '.join(plan.earlier.places)}: per round {count(generated)} tokens "
+        f"measured        by {rounds} of {places}: per round {count(generated)} tokens "
         f"generated, {measured.kept / measured.rows:.0%} of the pairs kept, {count(trained)} tokens trained on",
         f"{label:<16}as measured, per round: {shown(seconds[0])} to generate, {shown(seconds[1])} to train, {device}",
     ]

@@ -61,16 +61,25 @@ class Measured:
 
 @dataclass(frozen=True)
 class EarlierRuns:
-    """What was measured on each kind of device, from which runs, and which of them were left out and why."""
+    """The rounds of earlier runs, each with its run directory, and which named runs were left out and why."""
 
-    rounds: tuple[Measured, ...] = ()
-    places: tuple[str, ...] = ()
+    rounds: tuple[tuple[str, Measured], ...] = ()
     left_out: tuple[str, ...] = ()
 
     def measured(self, *, on_gpu: bool) -> Measured | None:
         """The sum of the rounds on that kind of device; None where there are none."""
-        found = [one for one in self.rounds if one.on_gpu == on_gpu]
+        found = [one for _, one in self.rounds if one.on_gpu == on_gpu]
         return functools.reduce(Measured.__add__, found) if found else None
+
+    def places(self, *, on_gpu: bool) -> tuple[str, ...]:
+        """The run directories with rounds on that kind of device."""
+        return tuple(dict.fromkeys(place for place, one in self.rounds if one.on_gpu == on_gpu))
+
+    def not_used(self, *, on_gpu: bool) -> list[str]:
+        """Each run that does not count on that kind of device, with the reason."""
+        devices = "CPUs there, GPUs here" if on_gpu else "GPUs there, CPUs here"
+        others = set(self.places(on_gpu=not on_gpu)) - set(self.places(on_gpu=on_gpu))
+        return [*self.left_out, *(f"{place}: {devices}" for place in sorted(others))]
 
 
 def read_earlier_runs(config: Config, run: RunDirectory) -> EarlierRuns:
@@ -78,18 +87,17 @@ def read_earlier_runs(config: Config, run: RunDirectory) -> EarlierRuns:
 
     Raises StorageError for a directory there that is none of a run.
     """
-    found: list[Measured] = []
-    places, left_out = [], []
+    found: list[tuple[str, Measured]] = []
+    left_out = []
     named = [open_run(url) for url in config.cost.earlier_runs]
     for place in dict.fromkeys([run, *named]):
         text = place.read_text("config.yaml")
         if text is None and place in named:
             raise StorageError(f"cost.earlier_runs: {place.url}: expected a run directory, found no config.yaml there")
         rounds, reason = ([], "") if text is None else _rounds_of(config, place, text)
-        found += rounds
-        places += [place.url] if rounds else []
+        found += [(place.url, one) for one in rounds]
         left_out += [f"{place.url}: {reason}"] if reason and place in named else []
-    return EarlierRuns(tuple(found), tuple(places), tuple(left_out))
+    return EarlierRuns(tuple(found), tuple(left_out))
 
 
 def _rounds_of(config: Config, place: RunDirectory, text: str) -> tuple[list[Measured], str]:

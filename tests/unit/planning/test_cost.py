@@ -90,7 +90,7 @@ def test_a_price_of_ones_own_and_another_gpu() -> None:
 
 def test_earlier_rounds_stand_in_place_of_the_assumptions() -> None:
     """Also of a model whose shape is not known. A million rows are 10,000 times the measured ones, in two epochs."""
-    earlier = EarlierRuns((MEASURED,), ("/runs/before",), ("/runs/other: seed",))
+    earlier = EarlierRuns((("/runs/before", MEASURED),), ("/runs/other: seed",))
     found = lines(plan_of(ON_GPUS, "train.epochs=2", "rounds=1", earlier=earlier), "not downloaded yet")
     assert found["measured"] == (
         "by 2 rounds of /runs/before: per round 100 million tokens generated, 40% of the pairs kept, 160 million "
@@ -109,9 +109,9 @@ def test_earlier_rounds_stand_in_place_of_the_assumptions() -> None:
 
 def test_cpus_cost_time_and_no_dollars() -> None:
     """What GPUs took says nothing of CPUs, and without a measurement there is no estimate for them."""
-    on_gpus = EarlierRuns((MEASURED,), ("/runs/before",))
-    assert lines(plan_of(ON_CPUS, earlier=on_gpus)) == {}
-    on_cpus = EarlierRuns((Measured(**{**vars(MEASURED), "on_gpu": False}),), ("/runs/before",))
+    on_gpus = EarlierRuns((("/runs/before", MEASURED),))
+    assert lines(plan_of(ON_CPUS, earlier=on_gpus)) == {"earlier run": "not used: /runs/before: GPUs there, CPUs here"}
+    on_cpus = EarlierRuns((("/runs/before", Measured(**{**vars(MEASURED), "on_gpu": False})),))
     found = lines(plan_of(ON_CPUS, "rounds=1", earlier=on_cpus))
     assert list(found) == ["measured", "time"]
     assert found["time"].startswith("as measured, per round: 66,666.7 minutes to generate, 16,666.7 minutes to train")

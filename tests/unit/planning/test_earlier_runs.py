@@ -101,11 +101,12 @@ def test_the_runs_own_rounds_and_those_of_named_runs_are_added(tmp_path: Path) -
     own = write_run(tmp_path / "own", config, round_of(0))
     other = write_run(tmp_path / "other", config, [*round_of(0), *round_of(1)])
     found = read(config, own, other)
-    assert (found.places, found.left_out) == ((str(own), str(other)), ())
+    assert (found.places(on_gpu=False), found.not_used(on_gpu=False)) == ((str(own), str(other)), [])
     measured = found.measured(on_gpu=False)
     assert measured is not None
     assert (measured.rounds, measured.rows, measured.generated_tokens) == (3, 300, 9000)
     assert found.measured(on_gpu=True) is None
+    assert found.not_used(on_gpu=True) == [f"{place}: CPUs there, GPUs here" for place in (other, own)]
     assert read(config, tmp_path / "nothing yet").rounds == ()
 
 
@@ -116,7 +117,7 @@ def test_a_run_that_is_not_like_this_one_is_left_out_with_the_reason(tmp_path: P
     alike = write_run(tmp_path / "alike", config_of("generation.pool.max_size=7"), round_of(0))
     longer = write_run(tmp_path / "longer", config_of("generation.sampling.max_tokens=300"), round_of(0))
     found = read(config, own, alike, longer)
-    assert found.places == (str(alike),)
+    assert found.places(on_gpu=False) == (str(alike),)
     assert found.left_out == (f"{longer}: generation.sampling.max_tokens is 300 there, 48 here",)
     empty = write_run(tmp_path / "empty", config, [])
     assert read(config, own, empty).left_out == (f"{empty}: no finished round in its metrics.jsonl",)
