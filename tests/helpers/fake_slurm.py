@@ -14,14 +14,20 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm" / "run.sbatch"
 
 _SRUN = """#!/bin/bash
+trap 'echo "srun stopped" >>"$FAKE_LOG"; exit 0' TERM
 echo "srun $*" >>"$FAKE_LOG"
 echo "token of srun $RAY_AUTH_TOKEN ${RAY_ADDRESS:-no address}" >>"$FAKE_LOG"
 [ "${FAKE_RAY:-}" != dies ] || exit 1
-trap 'echo "srun stopped" >>"$FAKE_LOG"; exit 0' TERM
 for _ in {1..600}; do sleep 0.05; done # not for ever, where nobody stops it
 """
 _PYTHON = """#!/bin/bash
 if [ "$1" = -c ]; then
+    # Nodes join after they were started, on a busy machine too.
+    touch "$FAKE_LOG"
+    for _ in {1..400}; do
+        [ "$(grep --count "token of srun" "$FAKE_LOG")" -lt "$FAKE_STEPS" ] || break
+        sleep 0.05
+    done
     echo "$FAKE_JOINED"
     exit 0
 fi
@@ -29,6 +35,7 @@ echo "python $*" >>"$FAKE_LOG"
 echo "token of driver $RAY_AUTH_TOKEN $RAY_ADDRESS" >>"$FAKE_LOG"
 if [ "${FAKE_DRIVER:-}" = stays ]; then
     trap 'sleep 0.3; echo "driver stopped" >>"$FAKE_LOG"; exit 143' TERM
+    echo "driver listens" >>"$FAKE_LOG"
     for _ in {1..600}; do sleep 0.05; done
 fi
 exit "${FAKE_CODE:-0}"
@@ -66,6 +73,7 @@ class FakeSlurm:
             "MIPO_RAY_HEAD_ADDRESS": "10.0.0.1",
             "FAKE_LOG": str(self.place / "log"),
             "FAKE_JOINED": str(self.nodes),
+            "FAKE_STEPS": "1" if self.nodes == 1 else "2",
         }
         return subprocess.Popen(
             ["bash", str(SCRIPT), *arguments],

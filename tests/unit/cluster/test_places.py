@@ -92,10 +92,9 @@ def test_a_signal_goes_to_the_run_which_ends_in_order_before_ray(tmp_path: Path)
     slurm = FakeSlurm(tmp_path, variables={"FAKE_DRIVER": "stays"})
     process = slurm.start()
     deadline = time.monotonic() + 30
-    while "token of driver" not in slurm.log:
+    while "driver listens" not in slurm.log:
         assert time.monotonic() < deadline, slurm.log
         time.sleep(0.05)
-    time.sleep(0.3)  # until the driver can hear it
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 143
@@ -149,6 +148,7 @@ case "$*" in *--head*) for _ in {1..600}; do sleep 0.05; done ;; esac
 """
 _FAKE_PYTHON = """#!/bin/bash
 if [ "$1" = -c ]; then
+    touch log
     for _ in {1..200}; do grep --quiet head log && break || sleep 0.05; done # the head is there first
     echo 2
     exit
