@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mipo_ray.config.base import Section, check_room, execution_only
 from mipo_ray.config.conditioning import ConditioningConfig
+from mipo_ray.config.cost import CostConfig
 from mipo_ray.config.evaluate import EvaluateConfig
 from mipo_ray.config.field_types import Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Window
 from mipo_ray.config.filters import FiltersConfig
@@ -111,6 +112,7 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig, description="training")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="held-out measurement")
     ray: RayConfig = Field(default_factory=RayConfig, description="the cluster")
+    cost: CostConfig = Field(default_factory=CostConfig, description="what the plan reckons hours and dollars by")
     schedule: Literal["auto", "sequential", "streaming"] = execution_only(
         "auto",
         "sequential: a round trains when all its pairs are generated, in the order of pair_id; streaming: it trains on "

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from mipo_ray.monitoring.event_lines import parse_events
 from mipo_ray.monitoring.metrics import METRICS
 from mipo_ray.monitoring.ray_metrics import RayMetrics, number
 from mipo_ray.monitoring.trackers import Trackers, tracker_environment
@@ -164,12 +165,3 @@ def recording(run: RunDirectory, trackers: Sequence[str] = ()) -> Iterator[Event
 def read_events(run: RunDirectory) -> list[dict[str, Any]]:
     """Every event of metrics.jsonl; a last line that a kill cut off is left out."""
     return parse_events(run.read_text("metrics.jsonl") or "")
-
-
-def parse_events(text: str) -> list[dict[str, Any]]:
-    """The events in the text of a metrics.jsonl."""
-    events = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError, RecursionError):
-            events.append(json.loads(line))
-    return events

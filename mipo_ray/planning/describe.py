@@ -15,9 +15,11 @@ from mipo_ray.models.chat_template import end_of_turn, read_chat_template
 from mipo_ray.models.directory import local_path
 from mipo_ray.models.hub import COMMIT, hub_file, hub_model
 from mipo_ray.models.shape import model_shape
+from mipo_ray.planning.cost import describe_cost, describe_task_cost
 from mipo_ray.planning.disk import describe_disk
-from mipo_ray.planning.estimates import describe_estimates, describe_task_estimate
+from mipo_ray.planning.estimates import describe_estimates, round_work
 from mipo_ray.planning.plan import Plan
+from mipo_ray.planning.prices import planned_gpu
 from mipo_ray.ray_cluster.resources import (
     Request,
     Resources,
@@ -73,9 +75,10 @@ def describe(plan: Plan) -> str:
     lines += _not_pinned(plan)
     lines += describe_acts(config)
     lines += _autoscaling_notes(plan)
-    lines += describe_estimates(
-        config, plan.resources, model_shape(config.model.source), plan.prompts.rows, plan.prompts.characters, responses
-    )
+    shape = model_shape(config.model.source)
+    work = round_work(config, plan.prompts.rows, plan.prompts.characters, responses)
+    lines += describe_estimates(config, plan.resources, shape, work)
+    lines += describe_cost(plan, shape, work)
     lines += describe_disk(plan.unwritten(plan.resources.dtype))
     lines += [f"tokens          {note}" for note in plan.token_notes]
     lines.append("stages")
@@ -112,7 +115,8 @@ def describe_tasks(config: Config, resources: Resources, tasks: Sequence[Checked
         lines.append(f"task window     {task_window(config)} tokens")
     generated = sum(task.items * task.sampling.max_tokens for task in tasks if task.sampling is not None)
     characters = sum(task.characters for task in tasks)
-    return lines + describe_task_estimate(resources, model_shape(config.model.source), characters, generated)
+    shape, gpu = model_shape(config.model.source), planned_gpu(config.cost)
+    return lines + describe_task_cost(resources, gpu, shape, characters, generated)
 
 
 def _request(request: Request, plan: Plan) -> str:

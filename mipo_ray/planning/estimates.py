@@ -1,4 +1,4 @@
-"""Estimates for `--dry-run`: memory of a training worker and of an engine, tokens and GPU-seconds of a round.
+"""Estimates for `--dry-run`: memory of a training worker and of an engine, tokens and FLOPs of a round.
 
 Arithmetic over the model's shape and the configuration; nothing is measured. What it assumes is printed beside it, and
 what it leaves out stands with each function. Bytes and tokens throughout. No torch, no Ray.
@@ -15,10 +15,6 @@ from mipo_ray.models.shape import ModelShape
 from mipo_ray.ray_cluster.resources import Resources
 
 BYTES = {"float32": 4, "bfloat16": 2}
-# Dense peak of one H100 SXM by its data sheet, and what part of it is assumed: for prompts and scoring, for decoding
-# (which waits for memory) and for training.
-PEAK_FLOPS = {"bfloat16": 989e12, "float32": 67e12}
-PREFILL_SHARE, DECODE_SHARE, TRAIN_SHARE = 0.4, 0.1, 0.4
 CHARACTERS_PER_TOKEN = 4
 # logprobs.CHUNK_BYTES and GPU_CHUNK_BYTES: one chunk of float32 logits, and a second one in backward.
 LOGIT_BYTES, GPU_LOGIT_BYTES = 2 * 128 * 1024**2, 2 * 512 * 1024**2
@@ -137,8 +133,9 @@ class RoundWork:
     trained_tokens: float
 
 
-def round_work(config: Config, rows: int, prompt_tokens: float, responses: int) -> RoundWork:
-    """The work of a round over `rows` prompts of `prompt_tokens` each; every response as long as it may be."""
+def round_work(config: Config, rows: int, characters: int, responses: int) -> RoundWork:
+    """The work of a round over `rows` prompts of so many characters in all; every response as long as it may be."""
+    prompt_tokens = characters / rows / CHARACTERS_PER_TOKEN
     generation, train = config.generation, config.train
     pairs = rows * generation.samples_per_prompt
     longest = generation.sampling.max_tokens
@@ -165,21 +162,15 @@ def training_flops(shape: ModelShape, train: TrainConfig, work: RoundWork) -> fl
     return float(per_token * shape.parameters * work.trained_tokens)
 
 
-def describe_estimates(
-    config: Config, resources: Resources, shape: ModelShape | str, rows: int, characters: int, responses: int
-) -> list[str]:
-    """Lines for the plan. `shape` is the reason where it is not known; `characters` are those of all `rows` prompts."""
-    prompt_tokens = characters / rows / CHARACTERS_PER_TOKEN
-    work = round_work(config, rows, prompt_tokens, responses)
+def describe_estimates(config: Config, resources: Resources, shape: ModelShape | str, work: RoundWork) -> list[str]:
+    """Lines for the plan: a round's work, and the memory it takes. `shape` is the reason where it is not known."""
     lines = [
-        f"work            estimate per round, without evaluation: {_count(work.prompt_tokens)} prompt tokens, up to "
-        f"{_count(work.generated_tokens)} generated, {_count(work.scored_tokens)} scored, "
-        f"{_count(work.trained_tokens)} trained on ({CHARACTERS_PER_TOKEN} characters a token, no filters)"
+        f"work            estimate per round, without evaluation: {count(work.prompt_tokens)} prompt tokens, up to "
+        f"{count(work.generated_tokens)} generated, {count(work.scored_tokens)} scored, "
+        f"{count(work.trained_tokens)} trained on ({CHARACTERS_PER_TOKEN} characters a token, no filters)"
     ]
     if isinstance(shape, str):
         return [*lines, f"memory          no estimate: {shape}"]
-    if resources.on_gpu:
-        lines.append(_gpu_seconds(config, resources, shape, work))
     train = config.train
     memory = training_memory(shape, train, resources.dtype, train.fewest_workers, on_gpu=resources.on_gpu)
     engine = engine_memory(
@@ -199,42 +190,13 @@ def describe_estimates(
     ]
 
 
-def describe_task_estimate(resources: Resources, shape: ModelShape | str, characters: int, generated: int) -> list[str]:
-    """A line for the plan: the accuracy tasks of one policy, which read `characters` and sample `generated` tokens."""
-    prompt_tokens = characters / CHARACTERS_PER_TOKEN
-    line = (
-        f"task work       estimate per policy: {_count(prompt_tokens)} prompt tokens without the prefix cache, up to "
-        f"{_count(generated)} generated"
-    )
-    if isinstance(shape, str) or not resources.on_gpu:
-        return [line]
-    work = RoundWork(prompt_tokens, generated, 0.0, 0.0)
-    return [f"{line}; {_count(_generation_seconds(shape, resources, work))} GPU seconds"]
-
-
-def _generation_seconds(shape: ModelShape, resources: Resources, work: RoundWork) -> float:
-    peak = PEAK_FLOPS[resources.dtype]
-    read, decoded = generation_flops(shape, work)
-    return read / (peak * PREFILL_SHARE) + decoded / (peak * DECODE_SHARE)
-
-
-def _gpu_seconds(config: Config, resources: Resources, shape: ModelShape, work: RoundWork) -> str:
-    peak = PEAK_FLOPS[resources.dtype]
-    generation = _generation_seconds(shape, resources, work)
-    training = training_flops(shape, config.train, work) / (peak * TRAIN_SHARE)
-    return (
-        f"GPU seconds     estimate per round: {_count(generation)} to generate, {_count(training)} to train, on GPUs "
-        f"of {peak / 1e12:g} TFLOP/s (H100, {resources.dtype}) used to {PREFILL_SHARE:.0%} for prompts, "
-        f"{DECODE_SHARE:.0%} for decoding, {TRAIN_SHARE:.0%} for training"
-    )
-
-
 def size(amount: float) -> str:
     """Bytes for people."""
     return f"{amount / 1024**3:,.1f} GiB" if amount >= 1024**3 else f"{amount / 1024**2:,.0f} MiB"
 
 
-def _count(amount: float) -> str:
+def count(amount: float) -> str:
+    """An amount in three digits, for the plan."""
     for unit, name in ((1e9, " billion"), (1e6, " million")):
         if amount >= unit:
             return f"{amount / unit:.3g}{name}"

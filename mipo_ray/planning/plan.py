@@ -13,6 +13,7 @@ from mipo_ray.models.source import check_embedding_model, check_model, check_pol
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.disk import Unwritten, check_disk
+from mipo_ray.planning.earlier_runs import EarlierRuns, read_earlier_runs
 from mipo_ray.planning.lifetime import Lifetime, engine_lifetime
 from mipo_ray.planning.schedule import Schedule, round_schedule
 from mipo_ray.planning.token_counts import TokenCounts
@@ -26,7 +27,8 @@ from mipo_ray.storage.run_directory import RunDirectory
 @dataclass(frozen=True)
 class Inputs:
     """What a run reads, checked: nobody checks it again. `finished` holds the names of the stages that are done;
-    `held_out` is None where the run does not measure; `token_notes` say what `TokenCounts` found."""
+    `held_out` is None where the run does not measure; `token_notes` say what `TokenCounts` found; `earlier` is what
+    earlier rounds took."""
 
     config: Config
     run: RunDirectory
@@ -35,6 +37,7 @@ class Inputs:
     tasks: tuple[CheckedTask, ...]
     finished: tuple[str, ...]
     token_notes: tuple[str, ...] = field(default=(), kw_only=True)
+    earlier: EarlierRuns = field(default=EarlierRuns(), kw_only=True)
 
     @property
     def stages(self) -> list[str]:
@@ -105,7 +108,8 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
         refuse_other_references(config, run, held_out)
     check_chats(config, tasks)
     check_finished_tasks(tasks, run, range(config.rounds))
-    inputs = Inputs(config, run, prompts, held_out, tasks, finished_stages(config, run, tasks))
+    earlier = read_earlier_runs(config, run)
+    inputs = Inputs(config, run, prompts, held_out, tasks, finished_stages(config, run, tasks), earlier=earlier)
     return inputs if inputs.is_finished else replace(inputs, token_notes=counts.notes())
 
 

@@ -19,7 +19,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from mipo_ray.config.recipe import fields, load_config
+from mipo_ray.config.recipe import fields, load_config, to_yaml
 from mipo_ray.config.schema import Config
 from mipo_ray.planning.plan import check_inputs, make_plan
 from mipo_ray.ray_cluster.resources import Node
@@ -187,6 +187,35 @@ def test_the_plan_says_its_numbers(options: list[str], capsys: pytest.CaptureFix
     ]
     assert all(state == ["to", "do"] for _, *state in stages)
     assert plan.splitlines()[-1] == "dry run: nothing was started"
+
+
+def test_the_plan_reckons_by_the_rounds_of_another_run(
+    options: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """21 prompts by a round of 10 pair rows, which took 20 s of one engine and 30 s of one worker."""
+    config = load_config(f"{tmp_path}/defaults.yaml", options[1:])
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "config.yaml").write_text(to_yaml(config))
+    generated = {"event": "generated", "generated_tokens": 500, "engine": "a"}
+    pairs = {"event": "pairs", "rows": 10, "kept": 5, "generated_tokens": 500}
+    step = {"event": "train_step", "pairs": 5, "forward_tokens": 700}
+    stages = {"generate": ([generated, pairs], 20.0), "train": ([step], 30.0)}
+    rows = [
+        {"round": 0, "stage": stage, **event}
+        for stage, (inner, seconds) in stages.items()
+        for event in ({"event": "stage_start"}, *inner, {"event": "stage", "stage_seconds": seconds})
+    ]
+    write_rows(tmp_path / "before" / "metrics.jsonl", rows)
+    plan = dry_run([*options, f"cost.earlier_runs=[{tmp_path}/before]"], capsys)
+    lines = {line.split("  ")[0]: " ".join(line.split()) for line in plan.splitlines()}
+    assert lines["measured"] == (
+        f"measured by 1 round of {tmp_path}/before: per round 1,050 tokens generated, 50% of the pairs kept, 1,470 "
+        "tokens trained on"
+    )
+    assert lines["time"].startswith("time as measured, per round: 0.7 minutes to generate, 1.1 minutes to train")
+    assert "cost" not in lines
+    code = main(["--dry-run", *options, f"cost.earlier_runs=[{tmp_path}/nowhere]"])
+    assert (code, "found no config.yaml there" in capsys.readouterr().err) == (2, True)
 
 
 def test_the_plan_shows_the_judge(

@@ -11,7 +11,8 @@ from tests.helpers.model_zoo import ZOO
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 CLUSTER_PAGES = sorted((ROOT / "cluster").rglob("*.md"))
-EVERY_PAGE = [ROOT / "README.md", ROOT / "jobs" / "README.md", *CLUSTER_PAGES, *PAGES]
+READMES = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ("benchmarks", "jobs"))]
+EVERY_PAGE = [*READMES, *CLUSTER_PAGES, *PAGES]
 every_page = pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: str(page.relative_to(ROOT)))
 
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"")
