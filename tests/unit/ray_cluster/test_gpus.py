@@ -113,4 +113,4 @@ def test_engines_scorers_and_workers_refuse_before_they_look_for_a_model(monkeyp
     monkeypatch.setattr(ray.train, "get_dataset_shard", lambda _: [])
     worker = SimpleNamespace(device="cuda", dtype="bfloat16", policy_dir="/nowhere/model")
     with pytest.raises(UserError, match=r"^Tesla T4 .*no bfloat16"):
-        worker_loop({"settings": worker, "stage": None})
+        worker_loop({"settings": worker, "stage": None, "stream": None})
