@@ -125,7 +125,8 @@ def _files_of(job: str, actors: Sequence[Any], missing: list[str]) -> list[_LogF
             continue
         with _noted(missing, f"the logs of {where}"):
             for name in _names(node["NodeID"]):
-                if (match := re.fullmatch(rf"worker-\w+-({re.escape(job)}|{_NO_JOB})-(\d+)\.(?:out|err)", name)) is None:
+                match = re.fullmatch(rf"worker-\w+-({re.escape(job)}|{_NO_JOB})-(\d+)\.(?:out|err)", name)
+                if match is None:
                     continue
                 actor = classes.get((node["NodeID"], match[2]))
                 if actor is None and match[1] == _NO_JOB:
