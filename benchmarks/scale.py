@@ -96,9 +96,9 @@ def measure_here(setting: Setting) -> dict[str, float]:
     machines that are never idle (of engines by the tokens that were sampled). driver_mib: the driver's largest memory.
     cpu_seconds: of the driver; all_cpu_seconds: of every process.
     """
-    from benchmarks.simulated import set_speeds, simulate
+    from benchmarks.simulated import VARIABLE, as_text, simulate
 
-    set_speeds(setting.speeds)
+    os.environ[VARIABLE] = as_text(setting.speeds)
     simulate()
     with tempfile.TemporaryDirectory() as scratch:
         cluster = _cluster(setting)

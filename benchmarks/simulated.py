@@ -3,7 +3,9 @@
 What they replace is the engine and the optimizer step alone: prompts, conditioning, Ray Data's pool, assembly, the
 files, Ray Train, and the streams of pairs to its workers are the real ones. Lengths are drawn from each request's own
 seed, so that two runs have the same work. How fast they are stands in an environment variable, which every process of a
-local cluster inherits.
+cluster inherits.
+
+    MIPO_RAY_SIMULATED='{}' python -m benchmarks.simulated [RECIPE] [key=value ...]     a run of simulated machines
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -61,18 +64,18 @@ class Speeds:
         return int(min(max(1.0, draw), most))
 
 
-def set_speeds(speeds: Speeds) -> None:
-    """For this process and for those that it starts."""
-    os.environ[VARIABLE] = json.dumps(asdict(speeds))
+def as_text(speeds: Speeds) -> str:
+    """What `VARIABLE` is to hold in the environment of a cluster whose machines are so fast."""
+    return json.dumps(asdict(speeds))
 
 
 def speeds_here() -> Speeds:
-    """As `set_speeds` set them in the process that started this one."""
+    """Those of the environment."""
     return Speeds(**json.loads(os.environ[VARIABLE]))
 
 
 def simulate() -> None:
-    """From now on this driver's generate stages sample from simulated engines, and its train stages sleep."""
+    """From now on this process's generate stages sample from simulated engines, and its train stages sleep."""
     vars(sampler)["Sampler"] = SimulatedSampler
     vars(trainer)["worker_loop"] = simulated_worker_loop
 
@@ -179,3 +182,12 @@ def simulated_worker_loop(loop_config: dict[str, Any]) -> TrainSummary:
         last_loss=0.6931,
         seconds=time.monotonic() - started,
     )
+
+
+if __name__ == "__main__":
+    # By its name: an actor must not be of a module that is called __main__ where it runs.
+    from benchmarks import simulated
+    from mipo_ray import run
+
+    simulated.simulate()
+    sys.exit(run.main())

@@ -1,6 +1,6 @@
 """A Ray cluster that grows and shrinks on this machine, and runs of the command on it, apart from all other processes.
 
-python -m tests.helpers.autoscaling_cluster DIRECTORY '{"NAME": ["key=value", ...]}' (see `run_apart`)
+python -m tests.helpers.autoscaling_cluster DIRECTORY '{"NAME": ["mipo_ray.run", "key=value", ...]}' (see `run_apart`)
 
 The cluster starts with its head alone. Ray's own autoscaler (version 2) adds and removes nodes through Ray's fake
 provider, whose nodes are raylets on this machine (`fake_nodes`). For each of the runs, one after the other,
@@ -49,7 +49,10 @@ def why_not_apart() -> str | None:
 
 
 def run_apart(directory: Path, runs: dict[str, list[str]], timeout: float) -> None:
-    """Starts the cluster and makes the runs where no other process, port or /tmp/ray can be seen; all ends with it."""
+    """Starts the cluster and makes the runs where no other process, port or /tmp/ray can be seen; all ends with it.
+
+    runs: by name, the module that runs and its arguments.
+    """
     for name in ("ray", "home"):
         (directory / name).mkdir()
     command = [sys.executable, "-m", "tests.helpers.autoscaling_cluster", str(directory), json.dumps(runs)]
@@ -72,18 +75,19 @@ def _unshare() -> list[str]:
 def cluster_config() -> dict[str, Any]:
     """The cluster's description: as in cluster/, a group of nodes for each phase and a head without logical CPUs.
 
-    A node holds one engine of 2 CPUs and a task beside it, or all training workers. Sizes are bytes.
+    A node holds one engine of 2 CPUs and a task beside it, or all training workers; one of the group `gpu` a GPU that
+    nobody may use. Sizes are bytes.
     """
     resources = {"CPU": 3, "memory": 8 * 1024**3, "object_store_memory": 200 * 1024**2}
     groups = {
         role: {
-            "resources": resources,
+            "resources": resources | ({"GPU": 1} if role == "gpu" else {}),
             "labels": {ROLE: role},
             "min_workers": 0,
             "max_workers": most,
             "node_config": {},
         }
-        for role, most in (("generate", 2), ("train", 1))
+        for role, most in (("generate", 2), ("train", 1), ("gpu", 4))
     }
     provider = {
         "type": "external",
@@ -95,7 +99,7 @@ def cluster_config() -> dict[str, Any]:
     return {
         "cluster_name": "mipo",
         "provider": provider,
-        "max_workers": 3,
+        "max_workers": 7,
         "idle_timeout_minutes": IDLE_SECONDS / 60,
         "head_node_type": HEAD,
         "available_node_types": {
@@ -129,7 +133,7 @@ def main(directory: Path, runs: dict[str, list[str]]) -> None:
             stdin=subprocess.PIPE,
         )
         _wait_for(lambda seen=seen: seen.exists() and '"nodes"' in seen.read_text())
-        command = [sys.executable, "-m", "mipo_ray.run", *arguments, f"ray.address={ADDRESS}", "ray.autoscaling=true"]
+        command = [sys.executable, "-m", *arguments, f"ray.address={ADDRESS}", "ray.autoscaling=true"]
         with (directory / f"{name}.log").open("w") as log:
             done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
         (directory / f"{name}.exit").write_text(str(done.returncode))

@@ -15,22 +15,27 @@ from typing import Any
 
 import pytest
 
+from benchmarks.simulated import VARIABLE, Speeds, as_text
 from tests.helpers.autoscaling_cluster import ROLE, run_apart, why_not_apart
 from tests.helpers.runs import has_traceback
 
 ENGINE = "MapWorker(MapBatches(Sampler))"
+SIMULATED = "MapWorker(MapBatches(SimulatedSampler))"
 LIVING = "LivingEngine"
 WORKER = "RayTrainWorker"
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """What three runs left behind: `run`, of one round, `kept`, whose engines outlive their stage, and `nowhere`, whose
-    engines no node type fits."""
+    """What four runs left behind: `run`, of one round, `kept`, whose engines outlive their stage, `nowhere`, whose
+    engines no node type fits, and `gpus`, whose pool grows over nodes with pretended GPUs, where engines and workers
+    are simulated."""
     if (reason := why_not_apart()) is not None:
         pytest.skip(f"the cluster cannot run apart from this machine's other processes: {reason}")
     directory = tmp_path_factory.mktemp("autoscaling")
-    make_runs(directory, tiny_model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, as_text(Speeds(train_tokens_per_second=1000.0)))
+        make_runs(directory, tiny_model)
     return directory
 
 
@@ -39,6 +44,7 @@ def make_runs(directory: Path, model: Path) -> None:
     (directory / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (directory / "recipe.yaml").write_text("{}")  # the defaults, not the demo
     options = [
+        "mipo_ray.run",
         str(directory / "recipe.yaml"),
         "rounds=1",
         f"model.path={model}",
@@ -57,12 +63,32 @@ def make_runs(directory: Path, model: Path) -> None:
         directory,
         {
             # Its training takes longer than the autoscaler leaves an idle node alone.
-            "run": [*options, f"run_dir={directory}/run_directory", on("generate"), "train.epochs=300"],
+            "run": [*options, f"run_dir={directory}/run_directory", on("generate"), "train.epochs=100"],
             "kept": [*options, f"run_dir={directory}/kept", on("generate"), "generation.pool.lifetime=run"],
             "nowhere": [*options, f"run_dir={directory}/other", on("nowhere"), "ray.wait_timeout_minutes=0.5"],
+            "gpus": [*simulated(directory, options), f"run_dir={directory}/gpus", on("gpu")],
         },
-        timeout=1200,
+        timeout=1500,
     )
+
+
+def simulated(directory: Path, options: list[str]) -> list[str]:
+    """The same with engines of a GPU each, of which there is work for four: some 80 seconds for one of them."""
+    rows = [{"prompt": f"Question {index}?", "context": f"I am user {index}."} for index in range(800)]
+    (directory / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        "benchmarks.simulated",
+        *options[1:],
+        f"prompts.path={directory}/many.jsonl",
+        "generation.sampling.max_tokens=200",
+        "generation.pool.min_size=1",
+        "generation.pool.max_size=4",
+        "generation.pool.cpus_per_engine=1",
+        "generation.pool.gpus_per_engine=1",
+        "train.gpus_per_worker=0",
+        "train.batch_size=32",
+        "model.dtype=float32",
+    ]
 
 
 def on(role: str) -> str:
@@ -133,6 +159,21 @@ def test_engines_and_workers_run_on_their_groups(cluster):
         assert all(sample["nodes"].get(role, 0) for sample in at_work)
     both = [sample for sample in seen if ENGINE in sample["actors"] and WORKER in sample["actors"]]
     assert both == []
+
+
+@pytest.mark.parametrize("source", ["nodes", "alive"])
+def test_a_pool_over_gpu_nodes_grows_to_its_size_and_leaves_none_behind(cluster, source):
+    """Ray Data's budget begins at one engine (ray-project/ray#59144), and its pools keep the last (#66196): here the
+    first must grow, and the last node be gone while training still works."""
+    assert (cluster / "gpus.exit").read_text() == "0", output(cluster, "gpus")
+    seen = samples(cluster, "gpus")
+    found = counts(seen, source, "gpu")
+    assert (found[0], max(found), found[-1]) == (0, 4, 0), found
+    top = found.index(4)
+    assert found == sorted(found[:top]) + sorted(found[top:], reverse=True), found  # it grows once and shrinks once
+    last_worker = max(index for index, sample in enumerate(seen) if WORKER in sample["actors"])
+    last_engine = max(index for index, sample in enumerate(seen) if SIMULATED in sample["actors"])
+    assert 0 in [sample[source].get("gpu", 0) for sample in seen[last_engine:last_worker]]
 
 
 def test_engines_that_no_node_type_fits_are_waited_for_no_longer_than_allowed(cluster):
