@@ -67,12 +67,17 @@ def train(
 def _training_pairs(
     session: Session, round: Round, only: frozenset[str] | None, generated: Future[Any] | None
 ) -> AllPairs | ArrivingPairs:
-    """The round's pairs, as they arrive or all of them; what an interruption left of another training is removed."""
+    """The round's pairs, as they arrive or all of them; what an interruption left of another training is removed.
+
+    A training that was begun goes on in its order; a new one streams where `generated` says so.
+    """
     stage, generating = session.stage(round, "train"), session.stage(round, "generate")
     conditioned = conditioned_as(session.run, generating.directory)
     as_they_arrive = f"as written, of {conditioned}"
-    begun_so = session.run.read_text(_trained_on(stage)) == as_they_arrive
-    if only is None and conditioned is not None and (generated is not None or begun_so):
+    begun, finished = session.run.read_text(_trained_on(stage)), generating.read_manifest(GenerateFacts)
+    begun_by_pair_id = finished is not None and begun == finished.finished
+    streams = begun == as_they_arrive or (generated is not None and not begun_by_pair_id)
+    if only is None and conditioned is not None and streams:
         _keep_work_on(stage, as_they_arrive)
         stream = PairStream(session.run, generating.directory, session.config.generation.samples_per_prompt)
         return ArrivingPairs(stream, functools.partial(_failure_of, generated))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from mipo_ray.training.agreement import SamplerDisagrees
 from mipo_ray.training.layout import read_pairs
 from mipo_ray.training.shares import StepShares, own_steps, stream_kept_pairs
 from mipo_ray.training.steps import known_steps, steps_of
-from mipo_ray.training.trainer import AllPairs, Models, train_policy
+from mipo_ray.training.trainer import AllPairs, ArrivingPairs, Models, train_policy
 from mipo_ray.training.worker import train_round
 from mipo_ray.training.worker_settings import WorkerSettings
 from tests.helpers.covering import by_night
@@ -407,3 +407,32 @@ def test_a_stage_keeps_what_an_interruption_left_as_long_as_its_pairs_are_the_sa
     with pytest.raises(RuntimeError, match="as before"):
         stage_module.train(session, Round(0))
     assert found == kept
+
+
+@pytest.mark.parametrize(
+    ("begun", "streams", "kind"),
+    [
+        ("monday", True, AllPairs),  # by pair_id, before streaming was asked for
+        ("as written, of x_000000-0", False, ArrivingPairs),  # streamed, before it was no longer asked for
+        ("as written, of another", True, ArrivingPairs),
+        ("as written, of another", False, AllPairs),
+    ],
+)
+def test_a_training_goes_on_in_the_order_that_it_was_begun_in(ray_cluster, monkeypatch, tmp_path, begun, streams, kind):
+    session = session_with_pairs(Config(), tmp_path, Round(0), "monday")
+    session.run.write_text("rounds/000/generate/conditioned/x_000000-0.parquet", "rows")
+    session.run.write_text(f"{STAGE}/pairs.txt", begun)
+    session.run.write_text(f"{STAGE}/ray_train/books", "from before")
+    found: list[Any] = []
+
+    def remember(stage: Stage, models: Models, pairs: Any) -> None:
+        found.extend([type(pairs), "ray_train/books" in session.run.list_files(STAGE)])
+        raise RuntimeError("as before")
+
+    monkeypatch.setattr(stage_module, "train_policy", remember)
+    monkeypatch.setattr(stage_module, "_kept_pairs", lambda *_: None)
+    generated: Future[None] = Future()
+    generated.set_result(None)
+    with pytest.raises(RuntimeError, match="as before"):
+        stage_module.train(session, Round(0), generated=generated if streams else None)
+    assert found == [kind, begun != "as written, of another"]
