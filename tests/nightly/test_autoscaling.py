@@ -63,7 +63,7 @@ def make_runs(directory: Path, model: Path) -> None:
         directory,
         {
             # Its training takes longer than the autoscaler leaves an idle node alone.
-            "run": [*options, f"run_dir={directory}/run_directory", on("generate"), "train.epochs=100"],
+            "run": [*options, f"run_dir={directory}/run_directory", on("generate"), "train.epochs=10"],
             "kept": [*options, f"run_dir={directory}/kept", on("generate"), "generation.pool.lifetime=run"],
             "nowhere": [*options, f"run_dir={directory}/other", on("nowhere"), "ray.wait_timeout_minutes=0.5"],
             "gpus": [*simulated(directory, options), f"run_dir={directory}/gpus", on("gpu")],
