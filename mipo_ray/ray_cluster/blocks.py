@@ -38,7 +38,9 @@ def map_actors(
     The execution raises WaitTimeoutError when no actor gets a node within `wait_minutes`.
     """
     watch_actors(dataset, request, wait_minutes)
-    return dataset.map_batches(
+    # As map_batches, which refuses a block as the batch of an actor with GPUs: one block may be too much for a model.
+    # Here the actor itself feeds its engine, or cuts what it scores.
+    return dataset.map_batches_internal(
         actor_class,
         fn_constructor_args=arguments,
         batch_format="pyarrow",

@@ -16,12 +16,14 @@ import pyarrow.parquet
 import pytest
 import ray
 import ray.data
+from ray.data import ActorPoolStrategy
 
 from mipo_ray.errors import UserError
 from mipo_ray.prompts.files import find_files
 from mipo_ray.prompts.reading import read_rows as read_prompt_rows
 from mipo_ray.ray_cluster import connection
-from mipo_ray.ray_cluster.blocks import map_blocks, resumed_context
+from mipo_ray.ray_cluster.blocks import map_actors, map_blocks, resumed_context
+from mipo_ray.ray_cluster.resources import Request
 from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.tables.parquet import open_table
 from tests.helpers.planted_tables import PICKLED, write_planted
@@ -117,3 +119,19 @@ def test_a_column_that_is_to_be_unpickled_does_not_run_in_a_worker(
     # What was planted does run where nobody looks.
     ray.get(unpickled_in_a_worker.remote(str(planted)))
     assert mark.exists()
+
+
+class Whole:
+    """An actor that gives back what it is given."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return block
+
+
+def test_a_whole_block_goes_to_an_actor_with_gpus_too() -> None:
+    """Ray Data's public `map_batches` refuses that, for models that would take the block as their batch."""
+    request = Request("generation", "engine", "generation.pool.min_size", 1, 1, 1.0, 1.0, {})
+    pool = ActorPoolStrategy(size=1)
+    planned = map_actors(ray.data.range(8), Whole, (), request=request, pool=pool, wait_minutes=1.0)
+    operator = planned._logical_plan.dag
+    assert (operator.ray_remote_args["num_gpus"], operator.batch_size) == (1.0, None)
