@@ -1,6 +1,6 @@
 """A run that fails in an engine or in a training worker leaves the reason in its run directory, by Ray's own logs.
 
-python -m pytest tests/integration/test_failure_logs.py
+python -m pytest tests/nightly/test_failure_logs.py
 """
 
 from __future__ import annotations
