@@ -1,6 +1,6 @@
 """What a failed run keeps of a cluster's logs: the last lines, of whom, without secrets, and what could not be had.
 
-Ray's interface is a stand-in here; tests/integration/test_failure_logs.py has the real one.
+Ray's interface is a stand-in here; tests/nightly/test_failure_logs.py has the real one.
 
 python -m pytest tests/unit/monitoring/test_failure_logs.py
 """
