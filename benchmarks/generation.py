@@ -8,7 +8,7 @@
 
 One engine of the embedded model each, with the same arguments, requests, seeds and sampling; its start does not count.
 Answers end where the model ends them, so that their lengths are skewed. Each measurement is a process of its own, the
-three in turn. Writes benchmarks/results/generation.json and .md; about a quarter of an hour on two cores.
+three in turn. Writes benchmarks/results/generation.json and .md. It has not run whole yet.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@
 
 Engines and optimizer steps sleep (`benchmarks/simulated.py` says what else is real). Each measurement is a process of
 its own with a Ray cluster of its own, of nodes that this machine pretends to have. Writes
-benchmarks/results/scale_PART.json and .md. With 5 repeats on two cores `engines` takes half an hour, `schedule` an
-hour, `prompts` a quarter.
+benchmarks/results/scale_PART.json and .md. None of the three has run whole yet.
 """
 
 from __future__ import annotations

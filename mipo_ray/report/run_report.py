@@ -47,7 +47,8 @@ def write_report(config: Config, run: RunDirectory) -> None:
     generated = _finished(run, rounds, "generate", GenerateFacts)
     trained = _finished(run, rounds, "train", TrainFacts)
     measured = _finished(run, rounds, "evaluate", EvaluateFacts)
-    idle = _idle_gpu_seconds(run)
+    events = read_events(run)
+    idle = _idle_gpu_seconds(events)
     stages = []
     for round in rounds:
         if round in generated:
@@ -64,8 +65,8 @@ def write_report(config: Config, run: RunDirectory) -> None:
         title=f"mipo-ray: {config.model.source}, {config.conditioning.strategy}",
         config_yaml=to_yaml(config),
         results=read_results(run),
-        train_steps=_train_steps(run),
-        stages=stages + _other_stages(run),
+        train_steps=_train_steps(events),
+        stages=stages + _other_stages(events),
         pair_statistics={round.number: manifest.facts.statistics for round, manifest in generated.items()},
         example_pairs=_example_pairs(run, list(generated.values())),
         answers=_answers(run, list(measured)) if measured else [],
@@ -97,19 +98,19 @@ def _shown(round_index: int | None) -> int | str:
     return "base" if round_index is None else round_index
 
 
-def _idle_gpu_seconds(run: RunDirectory) -> dict[tuple[int | None, str], float]:
+def _idle_gpu_seconds(events: list[dict[str, Any]]) -> dict[tuple[int | None, str], float]:
     """By round and stage, over all attempts."""
     found: dict[tuple[int | None, str], float] = {}
-    for event in read_events(run):
+    for event in events:
         if (idle := event.get("idle_gpu_seconds")) is not None:
             place = event["round"], event["stage"]
             found[place] = found.get(place, 0.0) + idle
     return found
 
 
-def _train_steps(run: RunDirectory) -> list[dict[str, Any]]:
+def _train_steps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One event per round and step: the newest, since a stage that was interrupted reported its first steps twice."""
-    steps = {(event["round"], event["step"]): event for event in read_events(run) if event["event"] == "train_step"}
+    steps = {(event["round"], event["step"]): event for event in events if event["event"] == "train_step"}
     return [steps[key] for key in sorted(steps)]
 
 
@@ -124,11 +125,11 @@ def _some(facts: Any, *names: str) -> dict[str, float]:
     return {name: value for name in names if (value := getattr(facts, name)) is not None}
 
 
-def _other_stages(run: RunDirectory) -> list[ShownStage]:
+def _other_stages(events: list[dict[str, Any]]) -> list[ShownStage]:
     """Tasks and judgements, which share engines: their seconds as metrics.jsonl tells them, the newest of each."""
     seconds = {
         (event["round"], event["stage"]): event["stage_seconds"]
-        for event in read_events(run)
+        for event in events
         if event["event"] == "stage" and event["stage"] not in ("generate", "train", "evaluate")
     }
     return [ShownStage(_shown(index), stage, took) for (index, stage), took in seconds.items()]

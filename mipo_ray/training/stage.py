@@ -47,10 +47,10 @@ def train(
         models = Models(policy, reference=policy if config.train.reference == "round_start" else config.model.source)
         with progress(stage.events, "train_step", "step", f"{round.label}  train"):
             summary = train_policy(stage, models, pairs)
-        if isinstance(pairs, ArrivingPairs):
+        is_streamed = isinstance(pairs, ArrivingPairs)
+        if is_streamed:
             _check_all_were_there(session, round, summary, generated)
         run.remove(f"{stage.directory}/{CHECKPOINTS}")
-        is_streamed = isinstance(pairs, ArrivingPairs)
         facts = TrainFacts(
             summary=summary,
             reference=models.reference if config.train.needs_reference else None,
