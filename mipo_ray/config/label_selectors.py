@@ -37,6 +37,19 @@ def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
     return all(_holds(labels.get(key), condition) for key, condition in selector.items())
 
 
+def off_group(own: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
+    """Conditions that hold on the nodes of selector `own` and on no node of `other`: for a key whose one value differs
+    between the two, not that of `other`. Empty where there is no such key."""
+    for key in own.keys() & other.keys():
+        ours, theirs = (_CONDITION.fullmatch(selector[key]) for selector in (own, other))
+        assert ours is not None, own
+        assert theirs is not None, other
+        values = [found["single"] for found in (ours, theirs)]
+        if all(values) and values[0] != values[1] and not (ours["negated"] or theirs["negated"]):
+            return {key: f"!{values[1]}"}
+    return {}
+
+
 def shown(selector: Mapping[str, str]) -> str:
     """The selector, or a node's labels, in one line."""
     return ", ".join(f"{key}={value}" for key, value in sorted(selector.items()))

@@ -13,6 +13,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
 
 from mipo_ray.config.generation import EnginePoolConfig
+from mipo_ray.ray_cluster.growth import allow_gpus
 from mipo_ray.ray_cluster.resources import Request
 from mipo_ray.ray_cluster.tables import WrittenIds
 from mipo_ray.ray_cluster.watch import watch_actors
@@ -38,6 +39,7 @@ def map_actors(
     The execution raises WaitTimeoutError when no actor gets a node within `wait_minutes`.
     """
     watch_actors(dataset, request, wait_minutes)
+    allow_gpus(dataset.context.execution_options, request)
     # As map_batches, which refuses a block as the batch of an actor with GPUs: one block may be too much for a model.
     # Here the actor itself feeds its engine, or cuts what it scores.
     return dataset.map_batches_internal(

@@ -47,6 +47,7 @@ def connect(config: Config) -> list[Node]:
     import ray
     import ray.data
 
+    from mipo_ray.ray_cluster.growth import keep_to_group
     from mipo_ray.ray_cluster.nodes import present_nodes
 
     address = ray_address(config)
@@ -74,6 +75,7 @@ def connect(config: Config) -> list[Node]:
     context.enable_progress_bars = False
     # A UserError in a task must reach `user_error` as what it is, and not wrapped as a failed transformation.
     context.raise_original_map_exception = True
+    keep_to_group(context.execution_options, config, training=False)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     return present_nodes()
 

@@ -106,7 +106,15 @@ def attention_inputs(model: Any, batch: TokenBatch) -> dict[str, Any]:
     raise ValueError(f"expected a model set up by use_attention for packed rows, found attention {name!r}")
 
 
-@torch.compiler.disable  # lengths differ from row to row, and each would be compiled anew
+def leave_out_of_compilation() -> None:
+    """Keeps `segmented_attention` out of layers that are compiled, of models that were set up by `use_attention`."""
+    from transformers import AttentionInterface
+
+    # Lengths differ from row to row, and each would be compiled anew. No decorator says so, as its import of torch's
+    # compiler would cost every process a second.
+    AttentionInterface.register(SEGMENTED, torch.compiler.disable(segmented_attention))
+
+
 def segmented_attention(
     module: nn.Module,
     query: Tensor,

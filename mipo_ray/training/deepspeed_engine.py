@@ -20,7 +20,7 @@ from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.ray_cluster.resources import TRAINS_ON_GPUS_ONLY
 from mipo_ray.training.adapters import with_adapters
-from mipo_ray.training.attention import use_attention
+from mipo_ray.training.attention import leave_out_of_compilation, use_attention
 from mipo_ray.training.layout import Pair
 from mipo_ray.training.logprobs import ResponseLogprobs, check_logprobs
 from mipo_ray.training.reference import (
@@ -177,6 +177,7 @@ def compile_layers(model: Any) -> None:
     """Compiles each decoder layer at its first call; equal layers share what is compiled, and lengths may change."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    leave_out_of_compilation()
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):  # what every family's decoder layer is
             layer.compile(dynamic=True)

@@ -16,11 +16,13 @@ import pyarrow.fs
 import ray.data
 import ray.train
 
+from mipo_ray.config.schema import Config
 from mipo_ray.config.train import Objective, TrainConfig
 from mipo_ray.errors import UserError
 from mipo_ray.pairs.label_control import shuffle_labels
 from mipo_ray.pairs.schema import SAMPLER_LOGPROB, kept_pairs, missing_columns, pair_columns
 from mipo_ray.ray_cluster.blocks import map_blocks, ordered_context
+from mipo_ray.ray_cluster.growth import keep_to_group
 from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.tables.parquet import open_table
 from mipo_ray.training.layout import Pair, laid_out_tokens, read_lengths, read_pairs
@@ -73,9 +75,11 @@ class StepShares(ray.train.DataConfig):
     What a worker streams is read by `own_steps`.
     """
 
-    def __init__(self, train: TrainConfig):
-        super().__init__(execution_options=ray.data.ExecutionOptions(preserve_order=True))
-        self._train = train
+    def __init__(self, config: Config):
+        options = ray.data.ExecutionOptions(preserve_order=True)
+        keep_to_group(options, config, training=True)
+        super().__init__(execution_options=options)
+        self._train = config.train
 
     def configure(
         self, datasets: dict[str, ray.data.Dataset], world_size: int, *arguments: Any, **options: Any

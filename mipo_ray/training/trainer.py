@@ -130,7 +130,7 @@ def train_policy(stage: Stage, models: Models, pairs: AllPairs | ArrivingPairs) 
         scaling_config=_scaling(config.train, request),
         run_config=_run_config(stage),
         datasets={"pairs": pairs.rows} if isinstance(pairs, AllPairs) else None,
-        dataset_config=StepShares(config.train),
+        dataset_config=StepShares(config),
     )
     watched = functools.partial(watch_workers, request, config.ray.wait_timeout_minutes, trainer.end)
     if isinstance(pairs, ArrivingPairs):

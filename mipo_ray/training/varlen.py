@@ -8,20 +8,18 @@ each response that follows it. Nothing is computed across segments, and no masks
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from mipo_ray.training.layout import Segment
 
-# Before torch 2.12 the kernel took fewer key heads than query heads without being told.
-_GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 LARGEST_HEAD = 256  # of the kernel
 
 
@@ -93,12 +91,21 @@ def varlen_attention(
     query, key, value = (of.squeeze(0).transpose(0, 1) for of in states)  # [tokens, heads, head size]
     if row.sources is not None:
         key, value = (_Repeated.apply(of, row.sources, row.uses) for of in (key, value))
-    options: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0), **_GROUPED}
-    attended = varlen_attn(
-        query, key, value, row.query_ends, row.key_ends, row.longest_query, row.longest_key, **options
-    )
+    window_size = (-1 if window is None else window - 1, 0)
+    ends = (row.query_ends, row.key_ends, row.longest_query, row.longest_key)
+    attended = _kernel()(query, key, value, *ends, scale=scale, window_size=window_size)
     assert isinstance(attended, Tensor)  # and no log-sum-exp beside it, which was not asked for
     return attended.unsqueeze(0)
+
+
+@functools.cache
+def _kernel() -> Callable[..., Any]:
+    """torch's varlen_attn, whose import takes a second: of CPUs, which have no use for it, nobody waits for that."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Before torch 2.12 the kernel took fewer key heads than query heads without being told.
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    return functools.partial(varlen_attn, **grouped)
 
 
 class _Repeated(torch.autograd.Function):

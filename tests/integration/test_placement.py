@@ -82,11 +82,13 @@ def test_a_request_that_no_node_fits_is_an_error_at_once_where_the_cluster_does_
     assert not any(name.startswith("MapWorker") for name in actors_by_role(cluster))
 
 
-@pytest.mark.parametrize("role", ["generate", "train"])
-def test_the_actors_of_a_phase_run_on_its_group(cluster, role):
-    done = run(cluster, "tests.helpers.placed_actors", cluster.address, json.dumps({ROLE: role}))
+@pytest.mark.parametrize(("role", "other"), [("generate", "train"), ("train", "generate")])
+def test_the_actors_of_a_phase_run_on_its_group_and_its_reading_off_the_other(cluster, role, other):
+    done = run(cluster, "tests.helpers.placed_actors", cluster.address, role)
     assert done.returncode == 0, done.stdout
-    assert json.loads(done.stdout.splitlines()[-1]) == {"roles": 8 * [role]}
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["role"] == 64 * [role]
+    assert other not in found["read"]
 
 
 def test_training_workers_ask_for_their_group_and_its_spread():

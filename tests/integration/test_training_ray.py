@@ -324,24 +324,24 @@ def test_pairs_without_a_column_of_the_objective_are_refused_by_name(ray_cluster
 
 
 def test_the_sort_of_pairs_does_not_cut_their_steps(ray_cluster, tmp_path):
-    train = Config.model_validate({"train": TRAIN}).train
+    config = Config.model_validate({"train": TRAIN})
     kept = [pair["pair_id"] for index, pair in enumerate(PAIRS) if index % 4 != 3]
     pairs = stream_kept_pairs(write_pair_files(tmp_path, 1), LocalFileSystem(), "dpo")
-    (shard,) = StepShares(train).configure({"pairs": pairs}, 1, None, None)
-    steps = [[pair.pair_id for pair in step] for step in own_steps(shard["pairs"], train, 1)]
+    (shard,) = StepShares(config).configure({"pairs": pairs}, 1, None, None)
+    steps = [[pair.pair_id for pair in step] for step in own_steps(shard["pairs"], config.train, 1)]
     assert [sorted(step) for step in steps] == [kept[:4], kept[4:8], kept[8:]]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_workers_stream_every_step_whole_and_in_order(ray_cluster, workers):
-    train = Config.model_validate({"train": TRAIN}).train
+    config = Config.model_validate({"train": TRAIN})
     with ordered_context() as context:
         context.target_max_block_size = 64  # bytes: every row would be a block of its own
         dataset = ray.data.from_arrow(pa.Table.from_pylist(PAIRS, SCHEMA)).repartition(3)
-    shards = [shard["pairs"] for shard in StepShares(train).configure({"pairs": dataset}, workers, None, None)]
+    shards = [shard["pairs"] for shard in StepShares(config).configure({"pairs": dataset}, workers, None, None)]
     with ThreadPoolExecutor(workers) as pool:  # each waits for all the others
         for _ in range(2):
-            own = list(pool.map(lambda shard: list(own_steps(shard, train, workers)), shards))
+            own = list(pool.map(lambda shard: list(own_steps(shard, config.train, workers)), shards))
             assert [len(steps) for steps in own] == [3] * workers
             for index, expected in enumerate([PAIRS[:4], PAIRS[4:8], PAIRS[8:]]):
                 shares = [steps[index] for steps in own]

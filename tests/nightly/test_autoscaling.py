@@ -164,12 +164,15 @@ def test_engines_and_workers_run_on_their_groups(cluster):
 @pytest.mark.parametrize("source", ["nodes", "alive"])
 def test_a_pool_over_gpu_nodes_grows_to_its_size_and_leaves_none_behind(cluster, source):
     """Ray Data's budget begins at one engine (ray-project/ray#59144), and its pools keep the last (#66196): here the
-    first must grow, and the last node be gone while training still works. A node may come again for a moment, as Ray
-    Data asks for nodes of any group for its reading and writing."""
+    first must grow, and the last node be gone while training still works. It grows once and shrinks once: no reading of
+    training brings a node back (`ray_cluster/growth.py`)."""
     assert (cluster / "gpus.exit").read_text() == "0", output(cluster, "gpus")
     seen = samples(cluster, "gpus")
     found = counts(seen, source, "gpu")
     assert (found[0], max(found), found[-1]) == (0, 4, 0), found
+    top = found.index(4)
+    assert found[: top + 1] == sorted(found[: top + 1]), found
+    assert found[top:] == sorted(found[top:], reverse=True), found
     last_worker = max(index for index, sample in enumerate(seen) if WORKER in sample["actors"])
     last_engine = max(index for index, sample in enumerate(seen) if SIMULATED in sample["actors"])
     assert 0 in [sample[source].get("gpu", 0) for sample in seen[last_engine:last_worker]]

@@ -251,6 +251,13 @@ def test_the_recipe_fits_the_groups(overlay: str, tmp_path: Path) -> None:
 
     assert _places(engines, config.generation.pool.gpus_per_engine) >= config.generation.pool.max_size
     assert _places(workers, config.train.gpus_per_worker) >= config.train.num_workers
+    # Reading stays off the nodes of the other phase (ray_cluster/growth.py), and so needs a CPU beside the actors.
+    for node, gpus, cpus in (
+        (engines, config.generation.pool.gpus_per_engine, config.generation.pool.cpus_per_engine),
+        (workers, config.train.gpus_per_worker, config.train.cpus_per_worker),
+    ):
+        actors = node["resources"]["GPU"] / gpus if gpus else 1
+        assert node["resources"]["CPU"] >= actors * cpus + 1
     assert config.run_dir.startswith("/mnt/mipo-runs/")
     assert config.ray.autoscaling == ray_cluster_spec(item)["enableInTreeAutoscaling"]
     # Engines that outlive their stage would hold the GPUs that training waits for, or nodes that nobody uses.

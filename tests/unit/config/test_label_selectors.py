@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mipo_ray.config.label_selectors import check_selector, matches, shown
+from mipo_ray.config.label_selectors import check_selector, matches, off_group, shown
 from mipo_ray.config.recipe import ConfigError, load_config
 
 LABELS = {"mipo.io/role": "generate", "ray.io/accelerator-type": "H100"}
@@ -50,6 +50,37 @@ def test_an_exclamation_mark_is_the_opposite(labels: dict[str, str], key: str, a
     assert matches(labels, selector) == (labels.get(key) in among)
     assert matches(labels, check_selector({key: f"!{condition}"})) != matches(labels, selector)
     assert matches(labels, {key: among[0]}) == matches(labels, {key: f"in({among[0]})"})
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "expected"),
+    [
+        ({"role": "generate"}, {"role": "train"}, {"role": "!train"}),
+        ({"role": "generate", "zone": "a"}, {"role": "train", "zone": "a"}, {"role": "!train"}),
+        ({"role": "train"}, {"role": "train"}, {}),
+        ({"role": "generate"}, {"zone": "a"}, {}),
+        ({}, {"role": "train"}, {}),
+        # Conditions that hold on nodes of both.
+        ({"role": "!train"}, {"role": "train"}, {}),
+        ({"role": "in(train, generate)"}, {"role": "train"}, {}),
+    ],
+)
+def test_what_keeps_off_another_group_still_takes_its_own(
+    own: dict[str, str], other: dict[str, str], expected: dict[str, str]
+) -> None:
+    assert off_group(own, other) == expected
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.sampled_from("xyz")), st.data())
+def test_a_node_of_the_own_group_is_never_kept_off_and_one_of_the_other_always(
+    labels: dict[str, str], data: st.DataObject
+) -> None:
+    selectors = st.dictionaries(st.sampled_from("abc"), st.sampled_from(["x", "y", "!x", "in(x, y)"]))
+    own, other = data.draw(selectors), data.draw(selectors)
+    if condition := off_group(own, other):
+        check_selector(condition)
+        assert matches(labels, condition) or not matches(labels, own)
+        assert not (matches(labels, condition) and matches(labels, other))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def fake_varlen_attn(
 
 @pytest.fixture
 def fake_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(varlen, "varlen_attn", fake_varlen_attn)
+    monkeypatch.setattr(varlen, "_kernel", lambda: fake_varlen_attn)
     monkeypatch.setattr(attention, "has_varlen_kernel", lambda query, value: True)
 
 
