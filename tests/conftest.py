@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from mipo_ray.ray_cluster.connection import address_known_beforehand
+from mipo_ray.ray_cluster.connection import WORKERS_KEPT, address_known_beforehand
 from mipo_ray.ray_cluster.protection import on_loopback
 from tests.helpers.fake_judge_endpoint import FakeJudgeEndpoint, longer
 from tests.helpers.golden_run import JUDGE_KEY, GoldenRun, Place, make_golden_run
@@ -61,7 +61,8 @@ def ray_cluster(test_environment: None) -> Iterator[Any]:
     """
     import ray
 
-    with address_known_beforehand(), on_loopback(True):
+    with pytest.MonkeyPatch.context() as patch, address_known_beforehand(), on_loopback(True):
+        patch.setenv(WORKERS_KEPT, "22")  # as many as the commands keep: each new one would import everything again
         context = ray.init(
             address="local",
             num_cpus=6,

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-ROWS = 48
+ROWS = 24
 SAMPLES = 2
 NEGATIVES = 4
 STRATEGIES = (
@@ -58,7 +58,7 @@ conditioning:
   strategy: mixture
   mixture: {{{", ".join(f"{name}: 1" for name in STRATEGIES)}}}
   fallback: random_prompt
-  block_size: 24
+  block_size: 12
   similar: {{min_similarity: -1.0, max_similarity: 1.0}}
 generation:
   samples_per_prompt: {SAMPLES}

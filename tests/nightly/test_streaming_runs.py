@@ -15,8 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mipo_ray.storage.run_directory import open_run
 from tests.helpers.engine_processes import wait_until_nothing_is_left
 from tests.helpers.runs import arguments, events, finish, kill_when, read_pairs, start, stop_when, write_prompts
+from tests.helpers.streamed_training import (
+    assert_equal,
+    in_this_process,
+    in_training_order,
+    rows_of,
+    streamed,
+    write_conditioned,
+    written_beside,
+)
+from tests.helpers.tiny_training import save_tied_llama
 
 PROMPTS = 96
 BATCH = 4
@@ -100,3 +111,16 @@ def test_a_streamed_round_is_the_same_however_often_it_is_stopped(ray_address, t
     weights = [load_file(place / "rounds/000/train/policy/model.safetensors") for place in (run_dir, again)]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, atol=0, rtol=0, msg=name)
+
+
+def test_blocks_that_come_late_and_in_any_order_train_the_policy_of_pairs_that_are_all_there(ray_cluster, tmp_path):
+    """Two workers, two epochs, of which only the first waits; a worker that dies goes on at a checkpoint."""
+    model_dir = save_tied_llama(tmp_path / "initial")
+    rows, run = rows_of(22), open_run(str(tmp_path / "run"))
+    write_conditioned(run, rows)
+    options = ("train.num_workers=2", "train.epochs=2")
+    with written_beside(run, rows, [2, 0, 3, 1]):
+        found = streamed(model_dir, run, 7, *options)
+    assert (tmp_path / "run/killed").exists()
+    assert math.log(2) == pytest.approx(found.steps[0]["loss"], abs=1e-6)
+    assert_equal(found, in_this_process(model_dir, tmp_path, in_training_order(rows), "train.epochs=2"), 1e-5)

@@ -1,6 +1,6 @@
 """The commands of docs/sharing.md and of model cards, read by vLLM's own argument parser. No engine is started.
 
-python -m pytest tests/integration/test_serving_commands.py
+python -m pytest tests/nightly/test_serving_commands.py
 """
 
 from __future__ import annotations
