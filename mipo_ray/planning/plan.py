@@ -22,6 +22,7 @@ from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, res
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.training.deepspeed_config import check_deepspeed_keys
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
     check_trackers(config.trackers)
     check_model(config.model.source)
     check_policy_model(config.model.source, config.windows)
+    check_deepspeed_keys(config.train)
     if "similar_prompt" in config.conditioning.strategies and config.conditioning.similar.model is not None:
         check_embedding_model(config.conditioning.similar.model)
     counts = TokenCounts(config, count_all=count_all)

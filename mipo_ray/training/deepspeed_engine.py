@@ -21,6 +21,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.ray_cluster.resources import TRAINS_ON_GPUS_ONLY
 from mipo_ray.training.adapters import with_adapters
 from mipo_ray.training.attention import leave_out_of_compilation, use_attention
+from mipo_ray.training.deepspeed_config import deepspeed_config
 from mipo_ray.training.layout import Pair
 from mipo_ray.training.logprobs import ResponseLogprobs, check_logprobs
 from mipo_ray.training.reference import (
@@ -60,52 +61,6 @@ def join_process_group(device: str) -> None:
     os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
     backend = "gloo" if device == "cpu" else "nccl"
     distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
-
-
-def deepspeed_config(train: TrainConfig, dtype: str) -> dict[str, Any]:
-    """The DeepSpeed configuration of the policy: the generated keys with `train.deepspeed` merged over them.
-
-    The worker sets the learning rate and closes every accumulation window itself, so that `lr` here is the first value
-    only, and the batch sizes are placeholders that DeepSpeed demands.
-
-    Raises UserError for a dtype that is neither float32 nor bfloat16: float16 needs loss scaling, which skips steps.
-    """
-    if dtype not in DTYPES:
-        raise UserError(f"model.dtype: expected one of {', '.join(DTYPES)} for training, found {dtype!r}")
-    zero: dict[str, Any] = {"stage": train.zero_stage}
-    if train.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if train.offload_parameters:
-        zero["offload_param"] = {"device": "cpu"}
-    generated: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": zero,
-        # DeepSpeed's own Adam for offloaded states is compiled at start; torch's runs on the CPU too.
-        "zero_force_ds_cpu_optimizer": False,
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": train.learning_rate,
-                "betas": list(train.adam_betas),
-                "eps": 1e-8,
-                "weight_decay": train.weight_decay,
-                # torch's own fused AdamW: DeepSpeed's compiles itself at start, which needs a CUDA toolkit on every
-                # node.
-                "torch_adam": True,
-                "fused": True,
-            },
-        },
-        "steps_per_print": None,
-    }
-    if dtype == "bfloat16":
-        # DeepSpeed keeps float32 master weights. Without ZeRO it cannot sum the gradients of several micro-batches in
-        # float32; stage 1 can and computes the same otherwise.
-        generated["bf16"] = {"enabled": True}
-        generated["data_types"] = {"grad_accum_dtype": "fp32"}
-        zero["stage"] = max(train.zero_stage, 1)
-    return _merged(generated, train.deepspeed)
 
 
 def policy_engine(model_dir: str, train: TrainConfig, dtype: str, device: str, *, trust_remote_code: bool) -> Any:
@@ -207,16 +162,6 @@ def _checkpoint_gradients(model: Any) -> None:
             for name, value in vars(layer).items():
                 if "dropout" in name and isinstance(value, float):
                     setattr(layer, name, 0.0)
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] = _merged(result[key], value)
-        else:
-            result[key] = value
-    return result
 
 
 def policy_and_reference(

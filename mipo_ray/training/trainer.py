@@ -25,7 +25,7 @@ from mipo_ray.session import Stage
 from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.training.agreement import SamplerDisagrees
 from mipo_ray.training.checkpoint import CheckpointRefused
-from mipo_ray.training.deepspeed_engine import deepspeed_config
+from mipo_ray.training.deepspeed_config import deepspeed_config
 from mipo_ray.training.ray_worker import CHECKPOINTS, worker_loop
 from mipo_ray.training.shares import StepShares
 from mipo_ray.training.step import TrainingDiverged

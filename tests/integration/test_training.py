@@ -29,7 +29,7 @@ from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.training import deepspeed_engine as prepare
 from mipo_ray.training import profile, worker
 from mipo_ray.training.checkpoint import Checkpoints
-from mipo_ray.training.deepspeed_engine import deepspeed_config
+from mipo_ray.training.deepspeed_config import deepspeed_config
 from mipo_ray.training.reference import read_logprobs
 from mipo_ray.training.step import TrainingDiverged
 from mipo_ray.training.steps import known_steps, steps_of

@@ -181,7 +181,8 @@ def test_what_keeps_packages_from_compiling_is_there() -> None:
     import torch
 
     from mipo_ray.config.train import TrainConfig
-    from mipo_ray.training.deepspeed_engine import deepspeed_config, quiet_libraries
+    from mipo_ray.training.deepspeed_config import deepspeed_config
+    from mipo_ray.training.deepspeed_engine import quiet_libraries
 
     assert hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
     torch_version = (importlib.metadata.version("torch")).split("+")[0]
