@@ -11,6 +11,7 @@ from mipo_ray.config import Config
 from mipo_ray.monitoring.events import Events
 from mipo_ray.ray_cluster.living import LivingActors
 from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.storage.lock import check_locks
 from mipo_ray.storage.manifests import AnyFacts, Manifest, Work
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
@@ -127,8 +128,10 @@ class StageReport:
     def commit(self, stage: Stage, facts: AnyFacts, files: Sequence[str] | None = None) -> Manifest[AnyFacts]:
         """Writes the manifest that makes `stage` finished, with its round, the seconds so far and its facts.
 
-        `files` are those that make up the stage; None: all that lie there.
+        `files` are those that make up the stage; None: all that lie there. Raises StorageError where another process
+        has taken the run directory over.
         """
+        check_locks()
         self.took = self.seconds
         work = Work(stage.round.index, self.took, facts, files)
         manifest = stage.run.commit(stage.directory, stage.config, work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -41,7 +42,11 @@ class Lock:
 def hold_lock(run: RunDirectory) -> Iterator[None]:
     """Holds the run directory against a second process; raises StorageError when another one holds it.
 
-    The lock is an object with a heartbeat. One of a dead process on this host is taken over at once (and one of a
+    The lock is an object with a heartbeat. Where another process has it although this one did not give it up (this
+    host, or the way to its storage, stood still for longer than STALE_LOCK_SECONDS), the block is interrupted as by
+    Ctrl-C and ends with StorageError; `check_locks` finds it out sooner.
+
+    One of a dead process on this host is taken over at once (and one of a
     living process never), one of another host when its heartbeat is older than STALE_LOCK_SECONDS. A younger one may be
     that of a host that has just died: its next beat is waited for, for at most STALE_LOCK_SECONDS.
     """
@@ -54,14 +59,44 @@ def hold_lock(run: RunDirectory) -> Iterator[None]:
             with contextlib.suppress(Exception):
                 if _holds_lock(run, owner):
                     run.write_text("lock.json", _content(owner))
+                elif _taken_over(run, owner) is not None:
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    return
 
+    _held[run] = owner
     try:
         with thread_beside(beat, "run-directory-heartbeat"):
             yield
+    except KeyboardInterrupt:
+        check_locks()
+        raise
     finally:
+        del _held[run]
         with contextlib.suppress(FileNotFoundError):
             if _holds_lock(run, owner):
                 run.filesystem.rm_file(run.path("lock.json"))
+
+
+# The locks of this process: what asks before it commits need not be handed them.
+_held: dict[RunDirectory, Lock] = {}
+
+
+def check_locks() -> None:
+    """Raises StorageError where another process has taken over a run directory that this one holds, since it stood
+    still for too long: what it would write now is the other's to write."""
+    for run, owner in _held.items():
+        if (other := _taken_over(run, owner)) is not None:
+            raise StorageError(
+                f"{run.url}: process {other.pid} on {other.host} took this run directory over, since this process or "
+                f"its storage stood still for more than {STALE_LOCK_SECONDS:.0f} s. This process stops; the other one "
+                "goes on with the run."
+            )
+
+
+def _taken_over(run: RunDirectory, owner: Lock) -> Lock | None:
+    """The lock of another process where it is in the place of `owner`'s; None where that, or none, is there."""
+    found = _read_lock(run)
+    return None if found is None or _is_of(found, owner) else found
 
 
 def _acquire(run: RunDirectory, owner: Lock) -> None:
@@ -134,7 +169,11 @@ def _read_lock(run: RunDirectory) -> Lock | None:
 
 def _holds_lock(run: RunDirectory, owner: Lock) -> bool:
     held = _read_lock(run)
-    return held is not None and replace(held, heartbeat=owner.heartbeat) == owner
+    return held is not None and _is_of(held, owner)
+
+
+def _is_of(held: Lock, owner: Lock) -> bool:
+    return replace(held, heartbeat=owner.heartbeat) == owner
 
 
 def _content(owner: Lock) -> str:

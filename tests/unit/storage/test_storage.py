@@ -28,16 +28,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.config.recipe import config_hash, load_config
-from mipo_ray.monitoring.events import read_events
+from mipo_ray.monitoring.events import NO_EVENTS, read_events
+from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.session import Session, StageReport
 from mipo_ray.storage import lock as run_lock
 from mipo_ray.storage.lock import STALE_LOCK_SECONDS, hold_lock
 from mipo_ray.storage.manifests import GenerateFacts
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError, open_run
-from tests.helpers.stages import commit
+from tests.helpers.stages import FACTS, commit
 
 CONFIG = load_config()
 STAGE = "rounds/000/generate"
+RESOURCES = Resources(on_gpu=False, dtype="float32", gpus_per_engine=0.0, gpus_per_worker=0.0)
 
 
 class FakeFullFileSystem(MemoryFileSystem):
@@ -584,6 +587,44 @@ def test_a_lock_that_another_process_took_over_is_left_to_it(run: RunDirectory) 
     with hold_lock(run):
         write_lock(run)
     assert json.loads(run.read_text("lock.json") or "")["host"] == "elsewhere"
+
+
+def test_a_holder_that_stood_still_is_interrupted_once_another_has_its_lock(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_lock() -> None:
+        with hold_lock(run):
+            write_lock(run)
+            time.sleep(60)
+            pytest.fail("nobody interrupted")
+
+    monkeypatch.setattr(run_lock, "HEARTBEAT_SECONDS", 0.05)
+    run.check_writable()
+    with pytest.raises(StorageError, match="process 1 on elsewhere took this run directory over"):
+        lose_the_lock()
+    assert json.loads(run.read_text("lock.json") or "")["host"] == "elsewhere"
+
+
+def test_ctrl_c_is_not_taken_for_a_lost_lock(run: RunDirectory) -> None:
+    run.check_writable()
+    with pytest.raises(KeyboardInterrupt), hold_lock(run):
+        raise KeyboardInterrupt
+    assert names(run) == set()
+
+
+def test_nothing_is_committed_to_a_run_directory_that_another_process_has(local_run: RunDirectory) -> None:
+    local_run.check_writable()
+    stage = Session(CONFIG, local_run, RESOURCES, NO_EVENTS).stage(Round(0), "generate")
+    local_run.write_text(f"{STAGE}/part.txt", "x")
+    facts: Any = FACTS[GenerateFacts]
+    with hold_lock(local_run):
+        write_lock(local_run)
+        with pytest.raises(StorageError, match="This process stops; the other one goes on with the run"):
+            StageReport().commit(stage, facts)
+        assert not local_run.is_finished(STAGE)
+        local_run.filesystem.rm_file(local_run.path("lock.json"))
+        StageReport().commit(stage, facts)  # by hand, so that nobody else has it
+    assert local_run.is_finished(STAGE)
 
 
 @pytest.mark.parametrize(
