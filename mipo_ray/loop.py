@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mipo_ray.evaluation.figures import final_tables
+from mipo_ray.evaluation.held_out.scorers import scorers_of_run
 from mipo_ray.evaluation.judge.stage import reach_judge
 from mipo_ray.evaluation.stage import evaluate
 from mipo_ray.generation.living_engine import engines_of_run
@@ -45,12 +46,13 @@ def run_rounds(plan: Plan) -> Results:
 @contextmanager
 def session_of(plan: Plan) -> Iterator[Session]:
     """The session of a checked run, on a cluster that is connected; when the block ends its events are on storage and
-    its engines are gone."""
+    its engines and scorers are gone."""
     with (
         recording(plan.run, plan.config.trackers) as events,
         engines_of_run(plan.config, plan.resources, plan.lifetime.living) as engines,
+        scorers_of_run(plan.config, plan.resources, keeps_scorers=plan.lifetime.keeps_scorers) as scorers,
     ):
-        yield Session(plan.config, plan.run, plan.resources, events, engines)
+        yield Session(plan.config, plan.run, plan.resources, events, engines, scorers)
 
 
 def refuse_what_cannot_run(plan: Plan, session: Session) -> None:

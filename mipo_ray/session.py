@@ -28,6 +28,8 @@ class Session:
     events: Events
     living_engines: LivingActors | None = None
     """The policy's engines that outlive a stage; None: every stage starts its own."""
+    living_scorers: LivingActors | None = None
+    """The scorer that outlives a stage; None: every stage starts its own."""
 
     @property
     def kept_gpus(self) -> float:

@@ -69,7 +69,7 @@ def describe(plan: Plan) -> str:
         )
         lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
     lines += [_request(request, plan) for request in requests(config, plan.resources)]
-    lines.append(f"engines live    for the {plan.lifetime}")
+    lines.append(f"engines live    for the {plan.lifetime}{', and a scorer' * plan.lifetime.keeps_scorers}")
     lines.append(f"schedule        {plan.schedule}")
     lines += _end_of_turn(config)
     lines += _not_pinned(plan)

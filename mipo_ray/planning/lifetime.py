@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from mipo_ray.config.schema import Config
 from mipo_ray.models.shape import model_shape
-from mipo_ray.planning.estimates import engine_memory, training_memory
+from mipo_ray.planning.estimates import BYTES, engine_memory, training_memory
 from mipo_ray.ray_cluster.resources import (
     TASK_CPUS,
     Node,
@@ -29,11 +29,13 @@ PROCESS_BYTES = 1024**3
 
 @dataclass(frozen=True)
 class Lifetime:
-    """How long the policy's engines live, and why. `most`: how many there may be at once."""
+    """How long the policy's engines live, and why. `most`: how many there may be at once. `keeps_scorers`: whether a
+    scorer lives as long as the run, too."""
 
     is_run: bool
     why: str
     most: int
+    keeps_scorers: bool = False
 
     @property
     def living(self) -> int:
@@ -71,7 +73,8 @@ def engine_lifetime(
     if what := no_memory(config, resources, nodes, workers=0 if engines_alone else config.train.num_workers):
         missing.append(what)
     if not missing:
-        return Lifetime(True, "generation.pool.lifetime" if chosen == "run" else "all fits at once", most)
+        keeps = not engines_alone and keeps_scorers(config, resources, nodes)
+        return Lifetime(True, "generation.pool.lifetime" if chosen == "run" else "all fits at once", most, keeps)
     if chosen == "run":
         raise ResourceError(f"generation.pool.lifetime=run: {missing[0]}; set it to stage, or add nodes")
     return Lifetime(False, missing[0], most)
@@ -103,8 +106,17 @@ def no_room(engines: Request, other: Request, nodes: Sequence[Node]) -> str:
     return f"no room for {engines.fewest} engines and {other.fewest} {other.kind}s at once"
 
 
-def no_memory(config: Config, resources: Resources, nodes: Sequence[Node], *, workers: int) -> str:
-    """Why engines and so many training workers may not have the memory at once; "" where they do, or nobody knows.
+def keeps_scorers(config: Config, resources: Resources, nodes: Sequence[Node]) -> bool:
+    """Whether a scorer may outlive its evaluation, beside engines that do: on CPUs, where it takes memory alone. A GPU
+    would stand idle for it while answers are generated and trained on, which costs more than its start."""
+    if resources.on_gpu or not config.evaluate.enabled:
+        return False
+    return not no_memory(config, resources, nodes, workers=config.train.num_workers, scorers=1)
+
+
+def no_memory(config: Config, resources: Resources, nodes: Sequence[Node], *, workers: int, scorers: int = 0) -> str:
+    """Why engines and so many training workers and scorers may not have the memory at once; "" where they do, or nobody
+    knows.
 
     A GPU's memory is its actor's alone; without GPUs all share that of the nodes, from which Ray has taken the object
     store's part.
@@ -118,7 +130,8 @@ def no_memory(config: Config, resources: Resources, nodes: Sequence[Node], *, wo
     engines = engine_request(config, resources).fewest
     engine = engine_memory(shape, resources.dtype, 1, config.model.max_model_len).weights + CACHE_BYTES + PROCESS_BYTES
     worker = training_memory(shape, config.train, resources.dtype, config.train.num_workers, on_gpu=False)
-    needed = engines * engine + workers * (worker.device + worker.host + PROCESS_BYTES)
+    scorer = 2 * shape.parameters * BYTES[resources.dtype] + PROCESS_BYTES  # the initial model and a policy
+    needed = engines * engine + workers * (worker.device + worker.host + PROCESS_BYTES) + scorers * scorer
     if needed <= memory:
         return ""
     return f"engines and workers need {needed / 1024**3:.1f} GiB at once, the nodes have {memory / 1024**3:.1f}"

@@ -1,4 +1,4 @@
-"""The scoring actor: log-probs of given responses under given conditionings, by one or more models.
+"""What the scoring actors do: log-probs of given responses under given conditionings, by one or more models.
 
 It computes them with the trainer's own function and layout `shared`, in which a prompt stands once for all responses
 under it; a model that cannot honour that layout is scored in `padded`.
@@ -46,38 +46,54 @@ class ScorerSettings:
 
 
 class Scorer:
-    """A Ray Data actor that scores blocks of rows (SCORING_COLUMNS); `gpus` are those that it reserves."""
+    """Scores blocks of rows (SCORING_COLUMNS); a Ray Data actor, or in one that outlives the stage. `gpus` are those
+    that the actor reserves."""
 
     def __init__(self, settings: ScorerSettings, events: Events, gpus: float = 0.0):
         self._idle = IdleClock(gpus)
         import torch
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
-
-        from mipo_ray.models.source import local_model_directory
 
         logging.disable_progress_bar()
         if settings.on_gpu:
             check_torch_gpu(settings.dtype)
         else:
             torch.set_num_threads(os.cpu_count() or 1)  # Ray set it from the actor's logical CPUs
+        self._loaded: dict[str, tuple[Any, Layout]] = {}
+        self.hold(settings, events)
+
+    def hold(self, settings: ScorerSettings, events: Events) -> None:
+        """Loads the models that are not here yet, in the place of those that are no longer asked for."""
         self._settings = settings
         self._events = events
-        self._models: dict[str, Any] = {}
-        self._layouts: dict[str, Layout] = {}
-        for name, path in settings.models.items():
-            directory = local_model_directory(path, trust_remote_code=settings.trust_remote_code)
-            # A model that needs several GPUs for its engine is spread over as many here, layer by layer.
-            several = settings.on_gpu and torch.cuda.device_count() > 1
-            model = AutoModelForCausalLM.from_pretrained(
-                directory,
-                dtype=getattr(torch, settings.dtype),
-                device_map="auto" if several else None,
-                use_safetensors=True,
-                trust_remote_code=settings.trust_remote_code,
-            ).eval()
-            self._models[name] = model.to("cuda") if settings.on_gpu and not several else model
-            self._layouts[name] = "padded" if several else layout_for(self._models[name])
+        wanted = settings.models.values()
+        self._loaded = {path: loaded for path, loaded in self._loaded.items() if path in wanted}
+        for path in wanted:
+            if path not in self._loaded:
+                self._loaded[path] = self._load(path)
+        self._models = {name: self._loaded[path][0] for name, path in settings.models.items()}
+        self._layouts = {name: self._loaded[path][1] for name, path in settings.models.items()}
+
+    def _load(self, path: str) -> tuple[Any, Layout]:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from mipo_ray.models.source import local_model_directory
+
+        settings = self._settings
+        directory = local_model_directory(path, trust_remote_code=settings.trust_remote_code)
+        # A model that needs several GPUs for its engine is spread over as many here, layer by layer.
+        several = settings.on_gpu and torch.cuda.device_count() > 1
+        model = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=getattr(torch, settings.dtype),
+            device_map="auto" if several else None,
+            use_safetensors=True,
+            trust_remote_code=settings.trust_remote_code,
+        ).eval()
+        if settings.on_gpu and not several:
+            model = model.to("cuda")
+        return model, "padded" if several else layout_for(model)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Adds the `logprobs_<name>` columns; drops the token ids, which are large."""

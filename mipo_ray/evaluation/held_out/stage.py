@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy
 
 from mipo_ray.conditioning.blocks import condition_block, rows_per_block
 from mipo_ray.conditioning.strategies import STRATEGIES
@@ -35,7 +34,8 @@ from mipo_ray.evaluation.held_out.matrix import (
     read_matrix_rows,
     render_matrix,
 )
-from mipo_ray.evaluation.held_out.scorer import SAMPLER_LOGPROB, SCORING_COLUMNS, Scorer, ScorerSettings
+from mipo_ray.evaluation.held_out.scorer import SAMPLER_LOGPROB, SCORING_COLUMNS
+from mipo_ray.evaluation.held_out.scorers import score_blocks
 from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS
 from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
 from mipo_ray.generation.sampler import round_engines, sample_responses
@@ -44,8 +44,7 @@ from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.dataset import blocks_of, read_prompts
-from mipo_ray.ray_cluster.blocks import map_actors, map_blocks, named, ordered_context
-from mipo_ray.ray_cluster.resources import scorer_request
+from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.tables import read_rows
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Stage
@@ -126,22 +125,8 @@ def _scored(answers: ray.data.Dataset, count: int, stage: Stage, models: dict[st
 
     Blocks are as large as the pool allows: within one, a prompt goes once through a model for all responses under it.
     """
-    config, resources = stage.config, stage.session.resources
-    settings = ScorerSettings(
-        models=models,
-        dtype=resources.dtype,
-        batch_size=config.evaluate.scoring_batch_size,
-        on_gpu=resources.on_gpu,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    return map_actors(
-        answers.repartition(target_num_rows_per_block=min(HELD_OUT_BLOCK, -(-count // config.evaluate.scorers))),
-        Scorer,
-        (settings, stage.events, resources.gpus_per_engine),
-        request=scorer_request(config, resources),
-        pool=ActorPoolStrategy(min_size=1, max_size=config.evaluate.scorers),
-        wait_minutes=config.ray.wait_timeout_minutes,
-    )
+    block = min(HELD_OUT_BLOCK, -(-count // stage.config.evaluate.scorers))
+    return score_blocks(answers.repartition(target_num_rows_per_block=block), models, stage)
 
 
 def prepare_held_out(stage: Stage, held_out: PromptSummary) -> None:

@@ -37,6 +37,23 @@ def test_on_a_laptop_with_little_memory_they_do_not() -> None:
     assert "GiB at once, the nodes have 4.0" in found.why
 
 
+def test_on_a_laptop_a_scorer_stays_too_where_it_has_the_memory() -> None:
+    roomy = Node({"CPU": 6.0, "memory": 16.0 * GIB})
+    assert lifetime([roomy]).keeps_scorers
+    assert not lifetime([roomy], "evaluate.enabled=false").keeps_scorers
+    assert not lifetime([roomy], "generation.pool.lifetime=stage").keeps_scorers
+    assert not lifetime([roomy], engines_alone=True).keeps_scorers
+    sizes = [Node({"CPU": 6.0, "memory": quarters * GIB / 4}) for quarters in range(4, 66)]
+    found = [(lifetime([size]).is_run, lifetime([size]).keeps_scorers) for size in sizes]
+    assert set(found) == {(False, False), (True, False), (True, True)}
+    assert found == sorted(found)
+
+
+def test_no_gpu_stands_idle_for_a_scorer() -> None:
+    found = lifetime([EIGHT_GPUS], "train.num_workers=2")
+    assert (found.is_run, found.keeps_scorers) == (True, False)
+
+
 def test_on_a_laptop_a_judges_engines_take_the_place_of_the_policys() -> None:
     judge = ["evaluate.judge.model=org/judge", "evaluate.judge.protocols=[pointwise]"]
     assert "a judge's own engines share the memory" in lifetime([LAPTOP], *judge).why

@@ -1,34 +1,75 @@
-"""In which layout a scorer runs a model.
+"""A scorer that takes the models of one policy after another.
 
 python -m pytest tests/unit/evaluation/held_out/test_scorer.py
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from mipo_ray.evaluation.held_out.scorer import layout_for
-from mipo_ray.training.layout import lay_out
-from mipo_ray.training.logprobs import response_logprobs
-from tests.helpers.tiny_families import plain_logprobs, random_trees, tiny_model
-
-TREES = random_trees([(5, (3, 1, 4)), (9, (6, 2))])
+from mipo_ray.evaluation.held_out import scorer as scorer_module
+from mipo_ray.evaluation.held_out.scorer import Scorer, ScorerSettings
+from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA
+from tests.helpers.tiny_model import make_tiny_model
 
 
-@pytest.mark.parametrize(
-    ("family", "options", "layout"),
-    [
-        ("Llama", {}, "shared"),
-        ("Mistral", {"sliding_window": 4}, "shared"),
-        ("Gemma2", {"attn_logit_softcapping": 5.0}, "padded"),  # torch's attention cannot soft-cap scores
-        ("Bloom", {}, "padded"),  # adds a bias for positions to its scores
-    ],
-)
-def test_a_model_is_scored_in_a_layout_that_it_can_honour(family: str, options: dict, layout: str) -> None:
-    model = tiny_model(family, **options)
-    expected = plain_logprobs(model, TREES)
-    assert layout_for(model) == layout
+class DeafEvents:
+    def emit(self, event: dict[str, Any]) -> None: ...
+
+
+PROMPT, RESPONSE = [11, 12, 13], [21, 22, 23, 24]
+
+
+def asked(models: list[str]) -> pa.Table:
+    row = {
+        "prompt_id": "row",
+        "kind": "answer",
+        "conditionings": [PROMPT, PROMPT[::-1]],
+        "response_token_ids": RESPONSE,
+        "models": models,
+    }
+    return pa.Table.from_pylist([row], schema=RESPONSE_SCHEMA)
+
+
+def plain_logprob(model_dir: Path) -> float:
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     with torch.no_grad():
-        found = response_logprobs(model, lay_out(TREES, layout))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        logprobs = model(torch.tensor([PROMPT + RESPONSE])).logits[0].log_softmax(-1)
+    return sum(float(logprobs[len(PROMPT) - 1 + place, token]) for place, token in enumerate(RESPONSE))
+
+
+def test_it_scores_by_what_it_was_told_last_and_loads_each_model_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initial, first, second = (make_tiny_model(tmp_path / str(seed), seed=seed) for seed in range(3))
+    loaded: list[str] = []
+    load = Scorer._load
+
+    def counted(self: Scorer, path: str) -> Any:
+        loaded.append(path)
+        return load(self, path)
+
+    monkeypatch.setattr(Scorer, "_load", counted)
+    monkeypatch.setattr(scorer_module.os, "cpu_count", lambda: torch.get_num_threads())
+
+    def settings(**models: Path) -> ScorerSettings:
+        paths = {name: str(path) for name, path in models.items()}
+        return ScorerSettings(paths, "float32", batch_size=2, on_gpu=False, trust_remote_code=False)
+
+    events: Any = DeafEvents()
+    scorer = Scorer(settings(initial=initial), events)
+    expected = {"initial": plain_logprob(initial)}
+    for policy in (first, second):
+        scorer.hold(settings(initial=initial, policy=policy), events)
+        expected["policy"] = plain_logprob(policy)
+        scored = scorer(asked(["initial", "policy"]))
+        for name, logprob in expected.items():
+            assert scored[f"logprobs_{name}"].to_pylist()[0][0] == pytest.approx(logprob, abs=1e-4)
+    assert loaded == [str(initial), str(first), str(second)]
+    assert set(scorer._loaded) == {str(initial), str(second)}  # no memory for what is no longer asked for
