@@ -219,8 +219,8 @@ def test_a_stopped_job_ends_in_order_and_the_same_command_goes_on(cluster, recip
     assert "Job 'third' succeeded" in ray(cluster, "job", "status", "third").stdout
     assert left_over(cluster) == []
     assert snapshot(generate) == finished
-    # One a pass over Parquet files, not the 32 of Ray's default.
-    assert 0 < len(listed(cluster, "actors", "class_name=FooterReader")) < 32
+    # A run's own files are read without an actor for their footers (ray_cluster/tables.py).
+    assert listed(cluster, "actors", "class_name=FooterReader") == []
 
     manifest = json.loads((generate / "manifest.json").read_text())
     pairs = pyarrow.parquet.ParquetDataset([generate / name for name in manifest["files"]]).read(["prompt_id"])
