@@ -24,7 +24,7 @@ from mipo_ray.storage.results import read_results
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.terminal import say
 from mipo_ray.training.stage import train
-from mipo_ray.training.trainer import check_model_is_trainable
+from mipo_ray.training.trainer import begin_model_check
 
 
 def run_rounds(plan: Plan) -> Results:
@@ -58,9 +58,10 @@ def session_of(plan: Plan) -> Iterator[Session]:
 def refuse_what_cannot_run(plan: Plan, session: Session) -> None:
     """What only the cluster can tell, before any engine samples: a model that cannot be trained so, a judge that does
     not answer, and prompts that cannot be used."""
-    check_model_is_trainable(plan.config)
+    wait_for_model_check = begin_model_check(plan.config)  # in a process that imports for some seconds
     reach_judge(plan.config.evaluate.judge)
     condition_prompts(session, Round(0), plan.prompts)
+    wait_for_model_check()
 
 
 def stream_round(session: Session, round: Round, prompts: PromptSummary) -> None:

@@ -46,13 +46,20 @@ _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 def check_model_is_trainable(config: Config) -> None:
-    """Finds out, on a node of the cluster and without weights, whether the initial model can be trained so, and whether
-    engines and trainer read the same model: of one that had to be downloaded this is told here first.
+    """`begin_model_check`, and waits for it."""
+    begin_model_check(config)()
 
-    Raises what `source.check_policy_model` and `trainable.check_trainable` raise, as a RayTaskError's cause.
+
+def begin_model_check(config: Config) -> Callable[[], None]:
+    """Begins to find out, on a node of the cluster and without weights, whether the initial model can be trained so, and
+    whether engines and trainer read the same model: of one that had to be downloaded this is told here first.
+
+    The function that it returns waits for the end, and raises what `source.check_policy_model` and
+    `trainable.check_trainable` raise, as a RayTaskError's cause.
     """
     task = ray.remote(num_cpus=1)(_check_model).options(name="check_model_is_trainable")
-    ray.get(task.remote(config.model.source, config.windows, config.train, config.model.trust_remote_code))
+    checked = task.remote(config.model.source, config.windows, config.train, config.model.trust_remote_code)
+    return lambda: ray.get(checked)
 
 
 def _check_model(path: str, windows: dict[str, int], train: TrainConfig, trust_remote_code: bool) -> None:
