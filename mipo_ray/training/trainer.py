@@ -51,7 +51,7 @@ def check_model_is_trainable(config: Config) -> None:
 
 
 def begin_model_check(config: Config) -> Callable[[], None]:
-    """Begins to find out, on a node of the cluster and without weights, whether the initial model can be trained so, and
+    """Begins to find out, on a node of the cluster and without weights, whether the initial model can be trained so and
     whether engines and trainer read the same model: of one that had to be downloaded this is told here first.
 
     The function that it returns waits for the end, and raises what `source.check_policy_model` and
