@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
+_AGAIN_SECONDS = 0.1
 
 
 class StopSignals:
     """Makes a signal raise KeyboardInterrupt in the main thread, which blocks of `with` and `finally` tidy up after.
 
-    Ray passes that one on from a waiting `ray.get`, and turns or swallows others.
+    Ray passes that one on from a waiting `ray.get`, and turns or swallows others. Where Python itself has to swallow
+    it, in a destructor or a callback of C, it is raised again a moment later (`raise_again`).
     """
 
     received: signal.Signals | None = None
+    _was_swallowed = False
 
     def listen(self) -> None:
         """Registers, in the main thread.
@@ -32,18 +36,35 @@ class StopSignals:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         # A second SIGTERM (`ray job stop` tells every process, Kubernetes after its hook) must not disturb the tidying
         # up. A second Ctrl-C may: somebody sits there who does not want to wait for it.
-        if self.received is None or number == signal.SIGINT:
-            self.received = signal.Signals(number)
+        if self.received is None or self._was_swallowed or number == signal.SIGINT:
+            self.received = self.received or signal.Signals(number)
+            self._was_swallowed = False
             raise KeyboardInterrupt
+
+    def raise_again(self, swallowed: sys.UnraisableHookArgs) -> bool:
+        """Whether what Python could not raise was this; then it is raised anew, when the main thread has gone on."""
+        if self.received is None or not issubclass(swallowed.exc_type, KeyboardInterrupt):
+            return False
+        self._was_swallowed = True
+        main = threading.main_thread().ident or 0
+        again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (main, self.received))
+        again.daemon = True
+        again.start()
+        return True
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopSignals]:
     """Listens while the block runs, and gives the signals back to those who had them before."""
     signals = StopSignals()
+    tell = sys.unraisablehook
     with kept_handlers():
         signals.listen()
-        yield signals
+        sys.unraisablehook = lambda swallowed: None if signals.raise_again(swallowed) else tell(swallowed)
+        try:
+            yield signals
+        finally:
+            sys.unraisablehook = tell
 
 
 @contextlib.contextmanager

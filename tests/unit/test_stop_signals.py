@@ -99,6 +99,33 @@ def test_a_run_that_waits_for_the_directory_leaves_it_to_its_holder(
     assert (run / "lock.json").read_text() == lock
 
 
+DESTRUCTOR = """
+import time
+from mipo_ray.stop_signals import stop_signals
+
+class Slow:
+    def __del__(self):
+        print("in a destructor", flush=True)
+        time.sleep(60)
+
+with stop_signals() as signals:
+    try:
+        Slow()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("stopped by", signals.received.name)
+"""
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_signal_in_a_destructor_is_not_lost(stop: signal.Signals) -> None:
+    """What is raised there Python prints and forgets."""
+    with started("-c", DESTRUCTOR, until="in a destructor") as process:
+        process.send_signal(stop)
+        output, errors = process.communicate(timeout=30)
+    assert (output, errors) == (f"stopped by {stop.name}\n", "")
+
+
 def test_a_signal_that_the_process_was_told_to_ignore_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
