@@ -75,6 +75,9 @@ class GenerationConfig(Section):
     score_pmi: bool = Field(
         True, description="score each chosen response under the mismatched prompt too, which gives the pair's PMI"
     )
+    stall_minutes: PositiveFloat | None = execution_only(
+        30.0, "an engine that has requests and does no step for so long is replaced; null: it is waited for without end"
+    )
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="sampling parameters")
     pool: EnginePoolConfig = Field(default_factory=EnginePoolConfig, description="the vLLM actors")
 

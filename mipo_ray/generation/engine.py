@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +13,13 @@ from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.generation.rendering import load_tokenizer
 from mipo_ray.generation.thinking import thought_reader
 from mipo_ray.generation.turn_tokens import turn_tokens
-from mipo_ray.generation.vllm_arguments import EngineSettings, engine_arguments, set_environment, stat_loggers
+from mipo_ray.generation.vllm_arguments import (
+    EngineSettings,
+    EngineStalled,
+    engine_arguments,
+    set_environment,
+    stat_loggers,
+)
 from mipo_ray.generation.weight_swap import EXTENSION
 from mipo_ray.models.probes import probes
 from mipo_ray.pairs.schema import RESPONSES, TOKEN_IDS
@@ -58,14 +65,17 @@ class Engine:
         self._thoughts = thought_reader(tokenizer, settings.thought_marks)
         self._trust_remote_code = settings.trust_remote_code
         self._engine = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(**{**arguments, **settings.engine_args}), stat_loggers=stat_loggers()
+            AsyncEngineArgs(**{**arguments, **settings.engine_args}), stat_loggers=stat_loggers(self._stepped)
         )
         self._request_count = 0
+        self._stall_seconds = None if settings.stall_minutes is None else 60 * settings.stall_minutes
+        self._stepped()
 
     async def respond(self, requests: pa.ChunkedArray, sampling: Sampling) -> pa.Array:
         """The responses (pairs.RESPONSES) to every row's requests (REQUESTS).
 
-        sampling: parameters by the name that requests give; those of DEFAULT_SAMPLING where they give none.
+        sampling: parameters by the name that requests give; those of DEFAULT_SAMPLING where they give none. Raises
+        EngineStalled where the engine does no step for `stall_minutes`, as everything does that has it work.
         """
 
         async def respond(request: dict[str, Any]) -> dict[str, Any]:
@@ -155,12 +165,34 @@ class Engine:
     async def _run(self, token_ids: list[int], parameters: Any) -> Any:
         """The engine's finished output of one request."""
         from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
 
+        parameters.output_kind = RequestOutputKind.FINAL_ONLY  # else an object for every token, with all before it
         self._request_count += 1
         prompt = TokensPrompt(prompt_token_ids=token_ids)
-        async for output in self._engine.generate(prompt, parameters, str(self._request_count)):
-            final = output
+        outputs = self._engine.generate(prompt, parameters, str(self._request_count))
+        (final,) = await self._unless_stalled(_all_of(outputs))
         return final
+
+    def _stepped(self) -> None:
+        self._last_step = time.monotonic()
+
+    async def _unless_stalled(self, outputs: Awaitable[list[Any]]) -> list[Any]:
+        """The outputs, as long as the engine goes on with whatever requests it has."""
+        asked = time.monotonic()
+        waiting = asyncio.ensure_future(outputs)
+        try:
+            while self._stall_seconds is not None and not waiting.done():
+                still_for = time.monotonic() - max(asked, self._last_step)
+                if still_for >= self._stall_seconds:
+                    raise EngineStalled(
+                        f"the engine has requests and did no step for {still_for / 60:.3g} minutes "
+                        f"(generation.stall_minutes {self._stall_seconds / 60:g})"
+                    )
+                await asyncio.wait({waiting}, timeout=self._stall_seconds - still_for)
+            return await waiting
+        finally:
+            waiting.cancel()
 
     def __del__(self) -> None:
         # Without it the engine's process outlives the pool and reports that its client died.
@@ -171,6 +203,10 @@ class Engine:
 def engine_death(name: str, error: Exception) -> dict[str, Any]:
     """The event of an engine that died in the actor `name`."""
     return {"event": "engine_death", "engine": name, "engine_deaths": 1, "error": str(error)}
+
+
+async def _all_of(outputs: AsyncIterable[Any]) -> list[Any]:
+    return [output async for output in outputs]
 
 
 async def _gather_rows(

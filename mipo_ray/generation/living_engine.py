@@ -7,7 +7,6 @@ clients (`sampler.Sampler`), and these actors keep the engines. See `ray_cluster
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ import ray
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import brief
 from mipo_ray.generation.engine import Engine, Sampling, engine_death
-from mipo_ray.generation.vllm_arguments import EngineSettings, is_dead_engine
+from mipo_ray.generation.vllm_arguments import EngineSettings, end_with_engine, is_dead_engine
 from mipo_ray.monitoring.events import Events
 from mipo_ray.ray_cluster.living import LivingActors
 from mipo_ray.ray_cluster.resources import Resources, engine_request
@@ -141,7 +140,7 @@ class LivingEngine:
         if is_dead_engine(error):
             if self._events is not None:
                 self._events.emit_and_wait(engine_death(self._name, error))
-            os._exit(1)
+            end_with_engine()
         return error
 
     def _emit(self, event: dict[str, Any]) -> None:

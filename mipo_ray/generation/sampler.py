@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from mipo_ray.config.generation import EnginePoolConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.generation.engine import Engine, Sampling, engine_death
-from mipo_ray.generation.vllm_arguments import EngineSettings, engine_settings, is_dead_engine
+from mipo_ray.generation.vllm_arguments import EngineSettings, end_with_engine, engine_settings, is_dead_engine
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.pairs.schema import SCORES
@@ -154,8 +153,7 @@ class Sampler:
                 block = block.append_column("scores", pa.array(scores, type=SCORES))
         except Exception as error:
             if self._engine.is_gone(error):
-                # Ray restarts an actor elsewhere only after a system error: an exception would fail the whole stage.
-                os._exit(1)
+                end_with_engine()  # an exception would fail the whole stage
             raise
         finally:
             self._idle.work_ends()

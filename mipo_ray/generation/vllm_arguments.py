@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from shutil import which
-from typing import Any
+from typing import Any, NoReturn
 
 from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.config.schema import Config
@@ -25,7 +27,8 @@ class EngineSettings:
 
     engine_args: raw vLLM engine arguments of the configuration. chat: how conversations become token ids.
     thought_marks: the configuration's `model.thought_marks`. probe_logprobs: what the engine must give for the probe
-    sequences, where the trainer noted it (nats; see `models.probes`).
+    sequences, where the trainer noted it (nats; see `models.probes`). stall_minutes: the configuration's
+    `generation.stall_minutes`.
     """
 
     model_path: str
@@ -38,6 +41,7 @@ class EngineSettings:
     chat: ChatSettings
     thought_marks: tuple[tuple[str, str], ...] = ()
     probe_logprobs: tuple[float, ...] | None = None
+    stall_minutes: float | None = None
 
 
 def engine_settings(config: Config, model_path: str, resources: Resources) -> EngineSettings:
@@ -52,6 +56,7 @@ def engine_settings(config: Config, model_path: str, resources: Resources) -> En
         engine_args=config.generation.pool.engine_args,
         chat=config.prompts.chat,
         thought_marks=config.model.thought_marks or (),
+        stall_minutes=config.generation.stall_minutes,
     )
 
 
@@ -116,15 +121,16 @@ def _attention_without_nvcc(settings: EngineSettings) -> dict[str, Any]:
     return {"attention_backend": "FLASH_ATTN"} if prefers_flashinfer and not is_named and not which("nvcc") else {}
 
 
-def stat_loggers() -> list[Any]:
-    """vLLM's own gauges and counters as Ray metrics, for `AsyncLLM.from_engine_args`: `ray_vllm_...` at Ray's endpoint.
+def stat_loggers(stepped: Callable[[], None]) -> list[Any]:
+    """For `AsyncLLM.from_engine_args`: `stepped` is called at each step of the engine, and vLLM's own gauges and
+    counters are Ray metrics, `ray_vllm_...` at Ray's endpoint.
 
     Given alone, they do not turn on vLLM's log lines (`disable_log_stats` stays true). Its histograms (latencies of
     single requests) are left out: they are nine tenths of an engine's 280 series, and Ray's endpoint keeps counters and
     histograms of every engine that ever ran on a node until the cluster ends.
     """
     import ray.util.metrics
-    from vllm.v1.metrics import ray_wrappers
+    from vllm.v1.metrics import loggers, ray_wrappers
 
     # vLLM takes Ray's metrics for missing where Ray Serve cannot be imported, of which it needs nothing here.
     ray_wrappers.ray_metrics = ray.util.metrics
@@ -132,7 +138,15 @@ def stat_loggers() -> list[Any]:
     class GaugesAndCounters(ray_wrappers.RayPrometheusStatLogger):
         _histogram_cls = _NoHistogram  # type: ignore[assignment]
 
-    return [GaugesAndCounters]
+    class Steps(loggers.StatLoggerBase):
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def record(self, *_: Any, **__: Any) -> None:
+            stepped()
+
+        def log_engine_initialized(self) -> None: ...
+
+    return [GaugesAndCounters, Steps]
 
 
 class _NoHistogram:
@@ -146,8 +160,21 @@ class _NoHistogram:
     def observe(self, _: float) -> None: ...
 
 
+class EngineStalled(RuntimeError):
+    """An engine that has requests and does no step any more."""
+
+
 def is_dead_engine(error: BaseException) -> bool:
-    """Whether `error` says that the engine's process is gone, so that its actor is of no use any more."""
+    """Whether `error` says that the engine's process is gone or does nothing any more, so that its actor is of no
+    use."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    return isinstance(error, EngineDeadError)
+    return isinstance(error, EngineDeadError | EngineStalled)
+
+
+def end_with_engine() -> NoReturn:
+    """Ends this process, an actor whose engine is of no use any more, as a system error, after which alone Ray starts
+    an actor again elsewhere; and the engine's process, which may only stand still, and would keep its GPU."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)

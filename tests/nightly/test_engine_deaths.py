@@ -1,4 +1,4 @@
-"""A living engine that dies: Ray starts it again, and what it was sampling is sampled again.
+"""A living engine that dies, or stands still: Ray starts it again, and what it was sampling is sampled again.
 
 python -m pytest tests/nightly/test_engine_deaths.py
 """
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 import ray.data
 
 from mipo_ray.config.generation import SamplingConfig
@@ -29,10 +30,11 @@ ROWS = 12
 GREEDY = {DEFAULT_SAMPLING: SamplingConfig(temperature=0.0, max_tokens=24)}
 
 
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_engines_that_die_are_replaced_and_their_rows_sampled_again(
-    ray_cluster: None, tiny_model: Path, tmp_path: Path
+    ray_cluster: None, tiny_model: Path, tmp_path: Path, fault: signal.Signals
 ) -> None:
-    config = load_config(None, [f"model.path={tiny_model}", "model.max_model_len=128"])
+    config = load_config(None, [f"model.path={tiny_model}", "model.max_model_len=128", "generation.stall_minutes=0.1"])
     resources = Resources(on_gpu=False, dtype="float32", gpus_per_engine=0.0, gpus_per_worker=0.0)
     asked = [[{"prompt_token_ids": list(range(20 + row, 60 + row)), "seed": row}] for row in range(ROWS)]
     table = pa.table({"row": list(range(ROWS)), "requests": pa.array(asked, REQUESTS)})
@@ -40,11 +42,11 @@ def test_engines_that_die_are_replaced_and_their_rows_sampled_again(
     marker = tmp_path / "killed"
 
     def kill_once(block: pa.Table) -> pa.Table:
-        """Behind the engines: the first block that comes out takes the engine with it."""
+        """Behind the engines: the first block that comes out takes the engine with it, or makes it stand still."""
         if not marker.exists():
             marker.write_text("")
             for process in engine_processes():
-                os.kill(process, signal.SIGKILL)
+                os.kill(process, fault)
         return block
 
     with recording(open_run(str(tmp_path / "run"))) as writer, engines_of_run(config, resources, most=1) as living:
@@ -57,4 +59,6 @@ def test_engines_that_die_are_replaced_and_their_rows_sampled_again(
     answers = {row["row"]: list(row["responses"][0]["token_ids"]) for row in found}
     assert answers == {row["row"]: list(row["responses"][0]["token_ids"]) for row in again}
     assert sum(event["event"] == "engine_start" for event in events(tmp_path / "run")) == 2
+    (death,) = [event for event in events(tmp_path / "run") if event["event"] == "engine_death"]
+    assert ("did no step for 0.1 minutes" in death["error"]) == (fault == signal.SIGSTOP)
     wait_until_nothing_is_left()

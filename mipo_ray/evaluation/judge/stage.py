@@ -179,6 +179,7 @@ def judge_engines(config: Config, resources: Resources) -> Engines:
         on_gpu=own.on_gpu,
         engine_args=judge.engine_args,
         chat=judge_chat(config),
+        stall_minutes=config.generation.stall_minutes,
     )
     return Engines(settings, engine_request(config, own), pool, config.ray.wait_timeout_minutes)
 
