@@ -40,6 +40,7 @@ EXECUTION_ONLY = {
     "generation.pool.batches_in_flight",
     "generation.pool.engine_args",
     "generation.pool.label_selector",
+    "generation.stall_minutes",
     "filters.max_dropped_share",
     "train.offload_reference",
     "train.layout",
