@@ -36,9 +36,10 @@ def _raylet(address: str) -> str:
 
 
 def living_actors() -> list[Any]:
-    """The actors with engines that outlive a stage which are not dead yet."""
+    """The actors with engines and scorers that outlive a stage which are not dead yet."""
     address = ray.get_runtime_context().gcs_address
-    found = list_actors(address=address, filters=[("class_name", "=", "LivingEngine")])
+    names = ("LivingEngine", "LivingScorer")
+    found = [actor for name in names for actor in list_actors(address=address, filters=[("class_name", "=", name)])]
     return [actor for actor in found if actor.state != "DEAD"]
 
 
