@@ -29,15 +29,11 @@ from typing import Any
 import torch
 from torch import distributed
 
-from mipo_ray.errors import UserError, cut
+from mipo_ray.errors import cut
+from mipo_ray.training.whole_checkpoints import PROGRESS, CheckpointRefused, gathered, note_files
 
 _TAG = "state"
 _UNIVERSAL = "universal"
-_PROGRESS = "progress.json"
-
-
-class CheckpointRefused(UserError):
-    """A checkpoint that this training cannot go on from. All workers find it together, and would again."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class Checkpoints:
     """Where checkpoints go and come from.
 
     publish(directory, steps): called by every worker with the local directory of its shard, which may go afterwards.
-    latest(): a context with the local directory that holds the newest checkpoint, all shards of it, or None.
+    latest(): a context with the local directory that holds the newest whole checkpoint, all shards of it, or None.
     scratch: the directory below which shards are written before they are published; None: the temporary one.
     """
 
@@ -71,7 +67,8 @@ def save_checkpoint(engine: Any, directory: Path, progress: Progress) -> None:
         engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
     if distributed.get_rank() == 0:
         facts = {"workers": distributed.get_world_size(), "engine": _kind(engine), "progress": asdict(progress)}
-        (directory / _PROGRESS).write_text(json.dumps(facts))
+        (directory / PROGRESS).write_text(json.dumps(facts))
+    note_files(directory, distributed.get_rank())
 
 
 def load_checkpoint(engine: Any, directory: Path) -> Progress:
@@ -84,9 +81,9 @@ def load_checkpoint(engine: Any, directory: Path) -> Progress:
     Raises CheckpointRefused for a checkpoint of another ZeRO stage or dtype, which DeepSpeed cannot load, and for one
     whose progress cannot be read; RuntimeError for a directory without one.
     """
-    if not (directory / _PROGRESS).is_file():
-        raise RuntimeError(f"{directory}: expected a checkpoint with {_PROGRESS}, found none")
-    written_with, workers, progress = _read_progress(directory / _PROGRESS)
+    if not (directory / PROGRESS).is_file():
+        raise RuntimeError(f"{directory}: expected a checkpoint with {PROGRESS}, found none")
+    written_with, workers, progress = _read_progress(directory / PROGRESS)
     if written_with != _kind(engine):
         raise CheckpointRefused(
             f"{directory}: this checkpoint was written with {cut(str(written_with))}, and training now runs with "
@@ -132,7 +129,7 @@ def _universal(directory: Path) -> Iterator[Path]:
     """A directory of this node that holds the checkpoint in the universal format while all workers are inside."""
     with tempfile.TemporaryDirectory(prefix="mipo-ray-universal-") as scratch:
         node = socket.gethostname()
-        first_of_node = _gathered(node).index(node) == distributed.get_rank()
+        first_of_node = gathered(node).index(node) == distributed.get_rank()
         problem, is_refused = None, False
         if first_of_node:
             try:
@@ -142,8 +139,8 @@ def _universal(directory: Path) -> Iterator[Path]:
             except Exception as error:  # told to all, who would else wait for this process
                 problem = f"{type(error).__name__}: {error}"
         # This also makes the others wait for the conversion.
-        found = _gathered((node, scratch, first_of_node, problem))
-        refused = _gathered(is_refused)
+        found = gathered((node, scratch, first_of_node, problem))
+        refused = gathered(is_refused)
         for (other_node, _, _, reason), is_foreign in zip(found, refused, strict=True):
             if is_foreign:
                 raise CheckpointRefused(reason)
@@ -232,13 +229,6 @@ def _own_step_counters(engine: Any) -> None:
     for parameter, state in engine.optimizer.optimizer.state.items():
         if isinstance(state.get("step"), torch.Tensor):
             state["step"] = state["step"].clone().to(parameter.device)
-
-
-def _gathered(value: Any) -> list[Any]:
-    """The value of every worker, by rank."""
-    values = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
 
 
 @contextlib.contextmanager

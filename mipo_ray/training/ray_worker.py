@@ -6,9 +6,12 @@ A module of its own that imports no torch: Ray Train's controller has to import 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import posixpath
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +76,8 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
                 output_dir=output,
                 threads=threads,
             )
-            checkpoints = Checkpoints(publish, _latest, _scratch(stage, is_first=context.get_world_rank() == 0))
+            latest = functools.partial(_latest, stage.run, f"{stage.directory}/{CHECKPOINTS}")
+            checkpoints = Checkpoints(publish, latest, _scratch(stage, is_first=context.get_world_rank() == 0))
             return train_round(settings, steps(settings), report, checkpoints)
     except (TrainingDiverged, CheckpointRefused, SamplerDisagrees) as error:
         # All workers meet it together. Returned and not raised: a worker that fails is started again.
@@ -111,11 +115,21 @@ def _publish(run: RunDirectory, checkpoints: str, shard: Path, steps: int) -> No
     ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
 
 
-@contextlib.contextmanager
-def _latest() -> Iterator[Path | None]:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as directory:
-        yield Path(plain_path(directory))
+def _latest(run: RunDirectory, checkpoints: str) -> AbstractContextManager[Path | None]:
+    """The newest checkpoint that is whole, of those below `checkpoints` of the run."""
+    from mipo_ray.training.whole_checkpoints import first_whole
+
+    newest = ray.train.get_checkpoint()
+    if newest is None:
+        return contextlib.nullcontext()
+    newest_name = posixpath.basename(newest.path.rstrip("/"))
+    found = {file.partition("/")[0] for file in run.list_files(checkpoints)}
+    # Ray Train names them by the time. What is newer than it knows of was not complete.
+    older = sorted((name for name in found if name.startswith("checkpoint_") and name < newest_name), reverse=True)
+
+    @contextlib.contextmanager
+    def opened(name: str) -> Iterator[Path]:
+        with ray.train.Checkpoint(run.path(checkpoints, name), run.arrow_filesystem()).as_directory() as directory:
+            yield Path(plain_path(directory))
+
+    return first_whole(run.path(checkpoints), [newest_name, *older], opened)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mipo_ray.training.layout import Pair
 from mipo_ray.training.shares import deal
 from mipo_ray.training.step import optimizer_step
 from mipo_ray.training.steps import known_steps
+from mipo_ray.training.whole_checkpoints import first_whole
 from mipo_ray.training.worker import train_round
 from mipo_ray.training.worker_settings import WorkerSettings
 from tests.helpers.tiny_training import ragged_pairs, read_all, save_tied_llama
@@ -115,9 +117,10 @@ def train(directory: Path, output: str, checkpoints: Checkpoints | None = None, 
 def copied_to(directory: Path) -> Checkpoints:
     """Checkpoints that are brought together by copying, as Ray Train does."""
 
-    @contextlib.contextmanager
-    def latest():
-        yield directory if directory.exists() else None
+    def latest() -> AbstractContextManager[Path | None]:
+        if not directory.exists():
+            return contextlib.nullcontext()
+        return first_whole(str(directory.parent), [directory.name], lambda _: contextlib.nullcontext(directory))
 
     def publish(shard: Path, steps: int) -> None:
         shutil.copytree(shard, directory, dirs_exist_ok=True)

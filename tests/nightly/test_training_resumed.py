@@ -15,6 +15,7 @@ from mipo_ray.storage.run_directory import open_run
 from tests.helpers.ray_training import (
     KILLED_STEP,
     PAIRS,
+    STAGE,
     STEPS_WITH_A_KILL,
     assert_equal_outcomes,
     in_this_process,
@@ -38,3 +39,30 @@ def test_the_same_call_goes_on_after_a_failure_with_the_workers_that_fit_then(ra
     outcome = on_ray(model_dir, run, events, min_workers=1, cpus_per_worker=4)
     assert [step["step"] for step in outcome.steps] == STEPS_WITH_A_KILL
     assert_equal_outcomes(outcome, in_this_process(model_dir, tmp_path, PAIRS), tolerance=1e-5)
+
+
+def test_a_checkpoint_that_is_damaged_costs_the_steps_since_the_one_before(ray_cluster, tmp_path, capfd):
+    model_dir, run = save_tied_llama(tmp_path / "initial"), open_run(str(tmp_path / "run"))
+    events = KillsItsWorker(monitoring.start(run), KILLED_STEP, tmp_path / "killed")
+    with pytest.raises(RuntimeError, match="training worker"):
+        on_ray(model_dir, run, events)
+    books = tmp_path / "run" / STAGE / "ray_train"
+    older, newest = sorted(books.glob("checkpoint_*/"))
+    shard = next(newest.rglob("*optim_states.pt"))
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    outcome = on_ray(model_dir, run, events)
+    assert [step["step"] for step in outcome.steps] == [0, 1, 2, 3, 4, 2, 3, 4, 5]
+    assert_equal_outcomes(outcome, in_this_process(model_dir, tmp_path, PAIRS), tolerance=1e-5)
+    assert f"training goes on from {older.name}, since {newest.name}: " in capfd.readouterr().err
+
+
+def test_checkpoints_of_which_none_is_whole_are_refused_once(ray_cluster, tmp_path):
+    model_dir, run = save_tied_llama(tmp_path / "initial"), open_run(str(tmp_path / "run"))
+    events = KillsItsWorker(monitoring.start(run), KILLED_STEP, tmp_path / "killed")
+    with pytest.raises(RuntimeError, match="training worker"):
+        on_ray(model_dir, run, events)
+    books = tmp_path / "run" / STAGE / "ray_train"
+    for progress in books.glob("checkpoint_*/progress.json"):
+        progress.unlink()
+    with pytest.raises(UserError, match=f"{books}: expected a checkpoint as it was written.*Remove {books} to train"):
+        on_ray(model_dir, run, events, max_failures=3)

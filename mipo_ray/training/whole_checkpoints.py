@@ -1,0 +1,114 @@
+"""Whether a checkpoint is whole, and which one to go on from where the newest is not.
+
+Each worker notes the size and the checksum of every file of its shard beside them. Before a checkpoint is read they are
+compared: storage that failed, or was tidied up by hand, may have lost a file or a part of one, and of weights that are
+half others nobody would be told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+
+from mipo_ray.errors import UserError
+from mipo_ray.terminal import say_error
+
+PROGRESS = "progress.json"
+
+
+class CheckpointRefused(UserError):
+    """A checkpoint that this training cannot go on from. All workers find it together, and would again."""
+
+
+def note_files(shard: Path, rank: int) -> None:
+    """Writes files-RANK.json into a worker's shard: each of its files with bytes and SHA-256."""
+    files = {
+        path.relative_to(shard).as_posix(): [path.stat().st_size, _checksum(path)]
+        for path in sorted(shard.rglob("*"))
+        if path.is_file()
+    }
+    (shard / f"files-{rank}.json").write_text(json.dumps(files))
+
+
+def find_damage(checkpoint: Path, ranks: Collection[int]) -> str:
+    """What is wrong with a checkpoint of all shards, "" where nothing is.
+
+    Sizes are compared for every shard, checksums for those of `ranks`. Of a checkpoint of an earlier release, which
+    has no notes, nothing is known.
+    """
+    notes = {int(path.stem.removeprefix("files-")): path for path in checkpoint.glob("files-*.json")}
+    if not notes and (checkpoint / PROGRESS).is_file():
+        return ""
+    try:
+        workers = int(json.loads((checkpoint / PROGRESS).read_text())["workers"])
+        if missing := sorted(set(range(workers)) - notes.keys()):
+            return f"files-{missing[0]}.json is missing"
+        for rank in range(workers):
+            for name, (size, checksum) in json.loads(notes[rank].read_text()).items():
+                path = checkpoint / name
+                if not path.is_file():
+                    return f"{name} is missing"
+                if path.stat().st_size != size:
+                    return f"{name}: expected {size:,} bytes, found {path.stat().st_size:,}"
+                if rank in ranks and _checksum(path) != checksum:
+                    return f"{name}: expected what was written, found other bytes"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its notes cannot be read ({type(error).__name__})"
+    return ""
+
+
+@contextlib.contextmanager
+def first_whole(
+    where: str, names: Sequence[str], open_checkpoint: Callable[[str], AbstractContextManager[Path]]
+) -> Iterator[Path]:
+    """The directory of the first of the checkpoints `names` in `where` that is whole; says which were passed over, and
+    why.
+
+    Every worker must call it, with the newest first; where their names differ, rank 0's hold. Raises CheckpointRefused
+    where none is whole.
+    """
+    damages: list[str] = []
+    for name in gathered(list(names))[0]:
+        with contextlib.ExitStack() as stack:
+            directory, damage = None, ""
+            try:
+                directory = stack.enter_context(open_checkpoint(name))
+                damage = find_damage(directory, _own_ranks(directory))
+            except OSError as error:
+                damage = f"cannot be read: {error}"
+            damage = next((found for found in gathered(damage) if found), "")
+            if not damage and directory is not None:
+                if damages and distributed.get_rank() == 0:
+                    say_error(f"warning: training goes on from {name}, since {'; '.join(damages)}")
+                yield directory
+                return
+            damages.append(f"{name}: {damage}")
+    raise CheckpointRefused(
+        f"{where}: expected a checkpoint as it was written, found none: {'; '.join(damages)}. Remove {where} to train "
+        "this round from its beginning."
+    )
+
+
+def _own_ranks(checkpoint: Path) -> Collection[int]:
+    """The shards that this worker reads: its own and rank 0's or, where another number of workers wrote it, all."""
+    written = len(list(checkpoint.glob("files-*.json")))
+    return {0, distributed.get_rank()} if written == distributed.get_world_size() else range(written)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every worker, by rank."""
+    values = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
