@@ -9,7 +9,6 @@ import asyncio
 import io
 import itertools
 import sys
-from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
@@ -78,7 +77,7 @@ def test_figures_name_what_they_are() -> None:
     assert figures(None) == ""
     assert figures(Answer(BASE, "x", 5, is_cut=False, copy_rate=0.0)) == "5 tokens; copy rate 0"
     answer = Answer(BASE, "x", 48, is_cut=True, copy_rate=0.25, context_pmi=-1.5)
-    assert figures(answer) == "48 tokens, cut at the limit; copy rate 0.250; context PMI -1.50 nats"
+    assert figures(answer) == "48 tokens, cut at the limit; copy rate 0.250; context PMI -1.500 nats"
 
 
 def test_what_is_no_terminal_gets_plain_lines_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +86,7 @@ def test_what_is_no_terminal_gets_plain_lines_once(capsys: pytest.CaptureFixture
     answers = asyncio.run(show(answerer, question, ROUNDS, Console(file=io.StringIO(), force_terminal=False)))
     assert [answer.round for answer in answers] == list(ROUNDS)
     assert capsys.readouterr().out == (
-        "base\nNothing.\n1 tokens, cut at the limit; copy rate 0.125; context PMI -1.50 nats\n\n"
+        "base\nNothing.\n1 tokens, cut at the limit; copy rate 0.125; context PMI -1.500 nats\n\n"
         "round 1\nA soup\\x1b[2J.\n2 tokens; copy rate 0.125; context PMI +11.25 nats\n"
     )
 
@@ -103,7 +102,7 @@ def test_a_terminal_shows_answers_while_they_come() -> None:
 
 
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Lines that somebody types, and then the end of the input."""
     lines: list[str] = []
 
@@ -114,7 +113,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr("builtins.input", read)
     monkeypatch.setattr(sys, "__stdout__", io.StringIO())
-    yield lines
+    return lines
 
 
 def test_a_conversation_goes_on_until_the_end_of_the_input(

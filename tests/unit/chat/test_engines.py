@@ -43,7 +43,7 @@ class FakeMethod:
 class FakeActor:
     """An actor with an engine that does not compute: it says its policy's name, and notes what it was told.
 
-    A log-prob is minus the length of the prompt, so that a PMI is told by the prompts. error: what its next call raises.
+    A log-prob is minus the length of the prompt, so that a PMI is told by the prompts. error: what `hold` raises.
     """
 
     def __init__(self, log: list[Any]) -> None:
@@ -78,6 +78,14 @@ def _ready(value: Any) -> Any:
     future = asyncio.get_running_loop().create_future()
     future.set_result(value)
     return future
+
+
+@pytest.fixture(autouse=True)
+def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The streams that were cancelled. Ray's own function would start a cluster."""
+    found: list[Any] = []
+    monkeypatch.setattr(ray, "cancel", found.append)
+    return found
 
 
 @pytest.fixture
@@ -208,9 +216,7 @@ def test_an_engine_that_died_is_told_and_the_next_question_is_answered() -> None
 
 
 @pytest.mark.usefixtures("tokenizer")
-def test_an_answer_that_nobody_waits_for_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    cancelled: list[Any] = []
-    monkeypatch.setattr(ray, "cancel", cancelled.append)
+def test_an_answer_that_nobody_waits_for_is_cancelled(cancelled: list[Any]) -> None:
     answerer, _ = answerer_of(2, 2, [])
 
     async def ask() -> list[Any]:

@@ -68,7 +68,7 @@ def test_a_question_gets_what_the_runs_prompts_get(role: str) -> None:
         {"role": "user", "content": "What {{ x }}?"},
     ]
     assert row["question_messages"] == plain
-    changed = plain[:3] + [{"role": "user", "content": "I am a nurse.\n\nWhat {{ x }}?"}]
+    changed = [*plain[:3], {"role": "user", "content": "I am a nurse.\n\nWhat {{ x }}?"}]
     if role == "system":
         changed = [{"role": "system", "content": "Be brief.\n\nI am a nurse."}, *plain[1:]]
     assert row["messages"] == changed
@@ -77,7 +77,7 @@ def test_a_question_gets_what_the_runs_prompts_get(role: str) -> None:
 
 @pytest.mark.parametrize(("text", "context"), [("", "x"), (" \n", ""), ("a\ud800", ""), ("a", "\ud800")])
 def test_what_is_no_question_is_refused(text: str, context: str) -> None:
-    with pytest.raises(UserError, match="the question, field '(prompt|context)': expected"):
+    with pytest.raises(UserError, match=r"the question, field '(prompt|context)': expected"):
         prompt_row(asked(text, context), config_of().prompts)
 
 
