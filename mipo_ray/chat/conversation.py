@@ -85,7 +85,7 @@ def figures(answer: Answer | None) -> str:
     """What stands below an answer: its length, what it copies, its PMI. "" while it is not whole."""
     if answer is None:
         return ""
-    found = [f"{answer.tokens} tokens{', cut at the limit' if answer.is_cut else ''}"]
+    found = [f"{len(answer.token_ids)} tokens{', cut at the limit' if answer.is_cut else ''}"]
     found.append(f"copy rate {format_value(answer.copy_rate, 'share')}")
     if answer.context_pmi is not None:
         found.append(f"context PMI {format_value(answer.context_pmi, 'nats', signed=True)} nats")

@@ -146,7 +146,7 @@ class EngineAnswerer:
             yield Answer(
                 round,
                 response["text"],
-                len(response["token_ids"]),
+                tuple(response["token_ids"]),
                 response["finish_reason"] == "length",
                 copy_rate(answer_of(response["text"]), source),
                 scores.get(round),

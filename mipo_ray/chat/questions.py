@@ -44,8 +44,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer. text: thoughts in it stand between <think> and </think>; tokens: of all of it, the end token
-    included; is_cut: at the length limit; copy_rate: see `text.statistics`.
+    """A whole answer. text: thoughts in it stand between <think> and </think>; token_ids: of all of it, with the end
+    token where it stopped by itself; is_cut: at the length limit; copy_rate: see `text.statistics`.
 
     context_pmi: log p(answer | question, context) - log p(answer | question) by the initial model, nats per answer;
     None without a context, and where the answer leaves no room for it in the window.
@@ -53,15 +53,21 @@ class Answer:
 
     round: Round
     text: str
-    tokens: int
+    token_ids: tuple[int, ...]
     is_cut: bool
     copy_rate: float
     context_pmi: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` and the page have it."""
-        figures = {"tokens": self.tokens, "cut": self.is_cut, "copy_rate": self.copy_rate}
-        return {"round": self.round.key, "text": self.text, **figures, "context_pmi_nats": self.context_pmi}
+        return {
+            "round": self.round.key,
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "cut": self.is_cut,
+            "copy_rate": self.copy_rate,
+            "context_pmi_nats": self.context_pmi,
+        }
 
 
 class Answerer(Protocol):

@@ -42,7 +42,9 @@ class FakeAnswerer:
         for round in rounds:
             text = self.answers[round.key]
             pmi = context_pmi(round) if question.context else None
-            yield Answer(round, text, len(text.split(" ")), is_cut=round.is_base, copy_rate=0.125, context_pmi=pmi)
+            yield Answer(
+                round, text, tuple(range(len(text.split(" ")))), is_cut=round.is_base, copy_rate=0.125, context_pmi=pmi
+            )
 
 
 def context_pmi(round: Round) -> float:

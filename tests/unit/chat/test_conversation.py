@@ -20,6 +20,7 @@ from mipo_ray.storage.rounds import BASE, Round
 from tests.helpers.fake_answerer import FakeAnswerer
 
 ROUNDS = (BASE, Round(1))
+IDS = tuple(range(48))
 LONG = "It depends on what you like to eat, and on how much time there is before your shift begins. [bold]Soup[/bold]."
 
 
@@ -31,8 +32,8 @@ def drawn(shown: Shown, width: int) -> str:
 
 def whole() -> Shown:
     shown = Shown(ROUNDS)
-    shown.add(Answer(BASE, "I do not know.", 5, is_cut=False, copy_rate=0.0))
-    shown.add(Answer(Round(1), LONG, 48, is_cut=True, copy_rate=0.25, context_pmi=15.834))
+    shown.add(Answer(BASE, "I do not know.", IDS[:5], is_cut=False, copy_rate=0.0))
+    shown.add(Answer(Round(1), LONG, IDS, is_cut=True, copy_rate=0.25, context_pmi=15.834))
     return shown
 
 
@@ -69,14 +70,14 @@ def test_pieces_add_up_until_the_whole_answer_takes_their_place() -> None:
     for text in ("On", "ce", " upon"):
         shown.add(Piece(BASE, text))
     assert "base\nOnce upon\n" in shown.lines()
-    shown.add(Answer(BASE, "<think>Once</think> upon", 3, is_cut=False, copy_rate=0.0))
+    shown.add(Answer(BASE, "<think>Once</think> upon", IDS[:3], is_cut=False, copy_rate=0.0))
     assert "base\n<think>Once</think> upon\n3 tokens" in shown.lines()
 
 
 def test_figures_name_what_they_are() -> None:
     assert figures(None) == ""
-    assert figures(Answer(BASE, "x", 5, is_cut=False, copy_rate=0.0)) == "5 tokens; copy rate 0"
-    answer = Answer(BASE, "x", 48, is_cut=True, copy_rate=0.25, context_pmi=-1.5)
+    assert figures(Answer(BASE, "x", IDS[:5], is_cut=False, copy_rate=0.0)) == "5 tokens; copy rate 0"
+    answer = Answer(BASE, "x", IDS, is_cut=True, copy_rate=0.25, context_pmi=-1.5)
     assert figures(answer) == "48 tokens, cut at the limit; copy rate 0.250; context PMI -1.500 nats"
 
 

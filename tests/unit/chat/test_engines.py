@@ -131,7 +131,7 @@ def test_each_policy_has_an_engine_and_all_answer_at_once() -> None:
     for round, name in ((BASE, "initial"), (Round(0), "m0")):
         assert "".join(piece.text for piece in pieces if piece.round == round) == f"{name} grows"
     base, policy = (part for part in parts if isinstance(part, Answer))
-    assert (base.round, base.text, base.tokens, base.is_cut) == (BASE, "initial grows", 3, False)
+    assert (base.round, base.text, base.token_ids, base.is_cut) == (BASE, "initial grows", (1, 2, 3), False)
     assert (policy.round, policy.text, policy.is_cut) == (Round(0), "m0 grows", True)
     assert isinstance(parts[-2], Answer)
 

@@ -96,7 +96,9 @@ def test_answers_come_piece_by_piece_and_then_with_their_figures(server: Server)
     answers = [event for event in events if event["event"] == "answer"]
     assert [answer["round"] for answer in answers] == ["base", "1"]
     assert [answer["context_pmi_nats"] for answer in answers] == [context_pmi(BASE), context_pmi(Round(1))]
-    assert answers[0] | {"tokens": 4, "cut": True, "copy_rate": 0.125, "text": ANSWERS["base"]} == answers[0]
+    assert (
+        answers[0] | {"token_ids": [0, 1, 2, 3], "cut": True, "copy_rate": 0.125, "text": ANSWERS["base"]} == answers[0]
+    )
     assert events[-1] == {"event": "done", "vote": None}
     question, rounds = server.answerer.asked[0]
     assert (question.text, question.context, question.seed) == ("What shall I cook?", "I am a nurse.", 11)

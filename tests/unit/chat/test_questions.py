@@ -88,11 +88,11 @@ def test_new_seeds_differ_and_can_be_given_again() -> None:
 
 
 def test_an_answer_as_json() -> None:
-    answer = Answer(Round(1), "Soup.", 2, is_cut=False, copy_rate=0.5, context_pmi=1.25)
+    answer = Answer(Round(1), "Soup.", (7, 8), is_cut=False, copy_rate=0.5, context_pmi=1.25)
     assert answer.to_json() == {
         "round": "1",
         "text": "Soup.",
-        "tokens": 2,
+        "token_ids": [7, 8],
         "cut": False,
         "copy_rate": 0.5,
         "context_pmi_nats": 1.25,
