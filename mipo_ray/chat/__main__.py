@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -64,7 +65,9 @@ def _once(chat: ChatRun, question: Question, *, as_json: bool) -> int:
     from mipo_ray.chat.conversation import show, terminal
     from mipo_ray.chat.engines import running_engines
 
-    with running_engines(chat) as answerer, asyncio.Runner() as runner:
+    # Ray passes on what its workers print: among JSON it has no place.
+    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with aside, running_engines(chat) as answerer, asyncio.Runner() as runner:
         runner.run(answerer.start())
         if not as_json:
             runner.run(show(answerer, question, chat.rounds, terminal()))

@@ -26,10 +26,11 @@ ANSWERS = {"base": "Nothing.", "0": "Bread.", "1": "A soup, as a nurse needs."}
 
 
 class StartedFakeAnswerer(FakeAnswerer):
-    """The fake, started as engines are."""
+    """The fake, started as engines are, whose workers may print something."""
 
     async def start(self) -> None:
-        """Nothing has to start."""
+        """Prints as Ray does what a worker printed."""
+        print("(LivingEngine pid=7) loading")
 
 
 @pytest.fixture
