@@ -105,7 +105,7 @@ def test_three_policies_answer_with_names_and_figures(opened: OpenPage) -> None:
     assert opened.article(".figures") == [
         "15 tokens, cut at the limit; copy rate 0.125; context PMI \u22121.50 nats",
         "5 tokens; copy rate 0.125; context PMI +10.25 nats",
-        "12 tokens; copy rate 0.125; context PMI +11.25 nats",
+        "13 tokens; copy rate 0.125; context PMI +11.25 nats",
     ]
     assert opened.article(".question") == ["What shall I cook?"]
     assert opened.article(".settings-line") == ["temperature 0, top-p 0.9, at most 20 tokens, seed 11"]
@@ -119,7 +119,7 @@ def test_three_policies_answer_with_names_and_figures(opened: OpenPage) -> None:
 
 
 def test_an_answer_is_shown_while_it_comes_and_can_be_stopped(opened: OpenPage) -> None:
-    opened.answerer.slow = 0.2
+    opened.answerer.slow = 0.5
     opened.answerer.answers["1"] = "word " * 500
     opened.fill(question="What shall I cook?")
     opened.click("#ask")
@@ -154,8 +154,11 @@ def test_a_blind_vote_names_the_policies_afterwards_and_is_counted(opened: OpenP
         assert all("context PMI" in line for line in opened.article(".figures"))
         vote = read_votes(opened.page.chat.run)[number]
         assert vote.choice == (None if place == 3 else keys[place - 1])
-    counts = opened.browser.evaluate("document.getElementById('counts').innerText").split()
-    assert counts[counts.index("base") + 2] == counts[counts.index("1") + 2] == "3"
+    rows = opened.browser.evaluate(
+        "[...document.querySelectorAll('#counts tbody tr')].map((row) => [...row.cells].map((cell) => cell.innerText))"
+    )
+    assert [(policy, shown) for policy, _, shown in rows] == [("base", "3"), ("round 1", "3")]
+    assert sum(int(chosen) for _, chosen, _ in rows) == 2
     assert "3 votes, 1 of them for no difference" in opened.text()
     opened.visit()  # whoever comes back finds them
     assert "3 votes, 1 of them for no difference" in opened.text()
