@@ -21,6 +21,7 @@ COMMANDS = {
     "run": ("mipo_ray.run", "improve a model: the demo, or a recipe"),
     "evaluate": ("mipo_ray.evaluate", "measure accuracy tasks, and have answers judged"),
     "compare": ("mipo_ray.compare", "train baselines and kinds of MIPO on the same pairs"),
+    "chat": ("mipo_ray.chat.__main__", "ask a run's policies, in the terminal or on a local page"),
     "pairs": ("mipo_ray.pairs.__main__", "hand a run's preference pairs to other tools"),
     "publish": ("mipo_ray.publish.__main__", "put a run's model on the Hugging Face Hub, with a card"),
 }

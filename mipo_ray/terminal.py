@@ -8,13 +8,14 @@ them (`\\x1b`), and so are those that turn the direction of a line around.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from mipo_ray.redaction import redacted
+from mipo_ray.redaction import redacted, redacted_values
 
 MOST_OF_A_LINE = 20_000  # characters
 
@@ -38,6 +39,11 @@ def say(text: str = "", *, end: str = "\n", file: TextIO | None = None) -> None:
 def say_error(text: str) -> None:
     """Prints a text on standard error."""
     say(text, file=sys.stderr)
+
+
+def say_json(value: Any) -> None:
+    """Prints a value of plain types as JSON for programs: ASCII alone, without secrets, lines as long as they are."""
+    print(json.dumps(redacted_values(value), indent=2), flush=True)
 
 
 def guard_tracebacks() -> None:

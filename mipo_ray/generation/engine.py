@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -83,6 +83,17 @@ class Engine:
 
         return pa.array(await _gather_rows(respond, requests.to_pylist()), type=RESPONSES)
 
+    async def stream(self, request: dict[str, Any], sampling: SamplingConfig) -> AsyncIterator[str | dict[str, Any]]:
+        """The response to one request (an item of REQUESTS) while it is sampled: its text piece by piece, as the engine
+        decodes it, and at last all of the response (an item of pairs.RESPONSES)."""
+        sent = 0
+        async for output in self._outputs(request["prompt_token_ids"], self._parameters(request, sampling)):
+            text = output.outputs[0].text
+            if len(text) > sent:
+                yield text[sent:]
+            sent = len(text)
+        yield self._response(request, output)
+
     async def score(self, rows: list[list[dict[str, Any]]], window: int) -> list[list[dict[str, Any]]]:
         """Log-probs of given responses under given prompts (pairs.SCORES, as `assemble.to_score` asks for them); null
         where both together fill `window` tokens."""
@@ -123,9 +134,14 @@ class Engine:
         self._engine.shutdown()
 
     async def _respond(self, request: dict[str, Any], sampling: SamplingConfig) -> dict[str, Any]:
+        return self._response(
+            request, await self._run(request["prompt_token_ids"], self._parameters(request, sampling))
+        )
+
+    def _parameters(self, request: dict[str, Any], sampling: SamplingConfig) -> Any:
         from vllm import SamplingParams
 
-        parameters = SamplingParams(
+        return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
@@ -135,7 +151,9 @@ class Engine:
             stop_token_ids=list(self._turn_tokens.added),
             logprobs=0,
         )
-        output = await self._run(request["prompt_token_ids"], parameters)
+
+    def _response(self, request: dict[str, Any], output: Any) -> dict[str, Any]:
+        """An item of pairs.RESPONSES, from the engine's finished output."""
         final = output.outputs[0]
         token_ids = list(final.token_ids)
         text, answer_tokens = self._thoughts.read(
@@ -164,15 +182,21 @@ class Engine:
 
     async def _run(self, token_ids: list[int], parameters: Any) -> Any:
         """The engine's finished output of one request."""
-        from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
         parameters.output_kind = RequestOutputKind.FINAL_ONLY  # else an object for every token, with all before it
-        self._request_count += 1
-        prompt = TokensPrompt(prompt_token_ids=token_ids)
-        outputs = self._engine.generate(prompt, parameters, str(self._request_count))
-        (final,) = await self._unless_stalled(_all_of(outputs))
+        (final,) = await self._unless_stalled(_all_of(self._outputs(token_ids, parameters)))
         return final
+
+    def _outputs(self, token_ids: list[int], parameters: Any) -> AsyncIterator[Any]:
+        """The engine's outputs of one request, of which each holds the ones before it."""
+        from vllm.inputs import TokensPrompt
+
+        self._request_count += 1
+        outputs: AsyncIterator[Any] = self._engine.generate(
+            TokensPrompt(prompt_token_ids=token_ids), parameters, str(self._request_count)
+        )
+        return outputs
 
     def _stepped(self) -> None:
         self._last_step = time.monotonic()
@@ -205,7 +229,7 @@ def engine_death(name: str, error: Exception) -> dict[str, Any]:
     return {"event": "engine_death", "engine": name, "engine_deaths": 1, "error": str(error)}
 
 
-async def _all_of(outputs: AsyncIterable[Any]) -> list[Any]:
+async def _all_of(outputs: AsyncIterator[Any]) -> list[Any]:
     return [output async for output in outputs]
 
 

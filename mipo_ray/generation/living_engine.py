@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import ray
 
+from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import brief
 from mipo_ray.generation.engine import Engine, Sampling, engine_death
@@ -64,9 +65,10 @@ class LivingEngine:
         # The beginning of the actor's id, by which the Ray dashboard finds it.
         self._name = str(ray.get_runtime_context().get_actor_id())[:8]
 
-    async def hold(self, settings: EngineSettings, events: Events) -> None:
+    async def hold(self, settings: EngineSettings, events: Events | None) -> None:
         """Makes the engine one of this policy, with an empty prefix cache; a new one where it cannot take the weights.
 
+        events: where it is written down; None: nowhere.
         Raises WrongWeights where a new engine, too, is not the policy that the trainer exported.
         """
         self._events = events
@@ -90,6 +92,23 @@ class LivingEngine:
         assert self._engine is not None
         try:
             return await self._engine.respond(requests, sampling)
+        except Exception as error:
+            raise self._end_if_dead(error) from None
+
+    async def stream(self, request: dict[str, Any], sampling: SamplingConfig) -> AsyncIterator[str | dict[str, Any]]:
+        """See `Engine.stream`."""
+        assert self._engine is not None
+        try:
+            async for part in self._engine.stream(request, sampling):
+                yield part
+        except Exception as error:
+            raise self._end_if_dead(error) from None
+
+    async def probe(self) -> list[float]:
+        """See `Engine.probe`."""
+        assert self._engine is not None
+        try:
+            return await self._engine.probe()
         except Exception as error:
             raise self._end_if_dead(error) from None
 

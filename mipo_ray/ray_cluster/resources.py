@@ -215,8 +215,14 @@ def check_resources(
                     f"{keys[phase]}, add nodes, or set ray.autoscaling=true where the cluster adds them itself"
                 )
     for request in asked:
-        if nodes is not None and (room := request.room(nodes)) < request.fewest:
-            raise ResourceError(_too_small(request, room, nodes))
+        if nodes is not None:
+            check_places(request, nodes)
+
+
+def check_places(request: Request, nodes: Sequence[Node]) -> None:
+    """Raises ResourceError where these nodes have no room for the fewest actors of a request."""
+    if (room := request.room(nodes)) < request.fewest:
+        raise ResourceError(_too_small(request, room, nodes))
 
 
 def _too_small(request: Request, room: int, nodes: Sequence[Node]) -> str:

@@ -1,6 +1,6 @@
 """A headless Chromium driven over its DevTools pipe: no port, no driver, no package beyond the standard library.
 
-Used by tests/nightly/test_report_browser.py; methods are named as in the DevTools protocol. A picture of a report:
+Used by the tests/nightly/test_*_browser.py; methods are named as in the DevTools protocol. A picture of a report:
 
 python -m tests.helpers.chromium RUN/report.html picture.png --width 390 --height 844 --dark
 """
@@ -27,7 +27,7 @@ SECONDS = 120.0  # how long an answer may take on a busy machine
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
-    *("--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-pipe"),
+    *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--remote-debugging-pipe"),
 ]
 
 
@@ -78,14 +78,19 @@ class Chromium:
         return self._call(method, parameters, self._session)
 
     def open(self, file: Path, width: int, *, dark: bool, height: int = 900) -> None:
-        """Loads a file in a window of this size (CSS pixels), with `events` from then on; RuntimeError without it."""
+        """As `visit`, of a file."""
+        self.visit(file.as_uri(), width, dark=dark, height=height)
+
+    def visit(self, url: str, width: int, *, dark: bool, height: int = 900) -> None:
+        """Loads an address in a window of this size (CSS pixels), with `events` from then on; RuntimeError without
+        it."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.events.clear()
-        if error := self.call("Page.navigate", url=file.as_uri()).get("errorText"):
-            raise RuntimeError(f"{file}: {error}")
+        if error := self.call("Page.navigate", url=url).get("errorText"):
+            raise RuntimeError(f"{url}: {error}")
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._receive()
 

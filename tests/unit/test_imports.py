@@ -12,7 +12,7 @@ PACKAGE = Path(mipo_ray.__file__).parent
 # A room may import those of the lines below its own; two rooms of one line never import each other.
 FLOORS = """
     __main__
-    run evaluate compare publish
+    run evaluate compare publish chat
     comparison
     loop
     report planning

@@ -107,9 +107,7 @@ def test_the_newest_that_is_whole_is_taken(tmp_path: Path, capsys: pytest.Captur
         "expected what was written, found other bytes; middle: state/rank_0.pt is missing\n"
     )
     with (
-        pytest.raises(
-            CheckpointRefused, match=r"^runs/mine: .* new: state/rank_2.*Remove runs/mine to train"
-        ),
+        pytest.raises(CheckpointRefused, match=r"^runs/mine: .* new: state/rank_2.*Remove runs/mine to train"),
         first_whole("runs/mine", ["new"], opened),
     ):
         pass
