@@ -815,13 +815,43 @@ def test_a_finished_run_answers_with_its_results(finished_run: RunDirectory, opt
     )
     done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    first, *table, imported = done.stdout.splitlines()
-    assert first == f"{finished_run.url}: finished before, nothing to do"
+    *found, _, last, imported = done.stdout.splitlines()
+    assert found[0].split() == ["length", "37.5", "->", "42.5", "tokens", "+5.0", "[+4.0,", "+6.0]", "rose"]
+    assert found[1].startswith("(after round 1; ")
+    assert last == f"{finished_run.url}: finished before, nothing to do"
     assert imported == "[]"
-    rows = [line.split() for line in table if "[" in line and "interval" not in line]
+    assert snapshot(finished_run) == before
+
+
+def test_the_whole_table_of_a_finished_run(
+    finished_run: RunDirectory, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--full", *options]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "[" in line and "interval" not in line]
     assert [row[:4] for row in rows] == [["response_tokens", "tokens", "37.5", "0"], ["1", "42.5", "+5.0", "[+4.0,"]]
     assert "41.5" in rows[0]
-    assert snapshot(finished_run) == before
+
+
+def test_a_finished_run_answers_machines_and_the_quiet(
+    finished_run: RunDirectory, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--json", *options]) == 0
+    (end,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (end["event"], end["run_dir"]) == ("end", finished_run.url)
+    (found,) = end["findings"]
+    assert (found["measure"], found["base"], found["value"], found["change_low"]) == ("response_tokens", 37.5, 42.5, 4)
+    assert main(["--quiet", *options]) == 0
+    assert "finished before" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--quiet", "--json", *options])
+
+
+def test_a_mistake_is_json_too(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", *options, "rounds=-1"]) == 2
+    printed = capsys.readouterr()
+    (error,) = map(json.loads, printed.out.splitlines())
+    assert (error["event"], error["kind"]) == ("error", "ConfigError")
+    assert printed.err.startswith("error: ")
 
 
 def test_a_dry_run_over_a_finished_run_says_so(

@@ -78,6 +78,7 @@ class Scorer:
             ).eval()
             self._models[name] = model.to("cuda") if settings.on_gpu and not several else model
             self._layouts[name] = "padded" if several else layout_for(self._models[name])
+        events.tell({"event": "ready"})
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Adds the `logprobs_<name>` columns; drops the token ids, which are large."""
