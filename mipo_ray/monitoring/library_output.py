@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import re
+import secrets
 import sys
 import tempfile
 import time
@@ -51,7 +52,7 @@ def apart(run: RunDirectory) -> Iterator[Streams]:
     a killed run left is searched when the next one begins. An object store gets the file when the block ends.
     """
     _tidy(run)
-    name = f"{LIBRARIES}/{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}-{os.getpid()}.log"
+    name = f"{LIBRARIES}/{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}.log"
     path = _place(run, name)
     with new_file(path, 0o600) as file:
         try:
@@ -149,8 +150,11 @@ def _keep(run: RunDirectory, name: str, path: str) -> None:
         text = _read(path)
         if text.strip():
             run.write_text(name, text)
-        if not text.strip() or not run.is_local:
-            os.remove(path)
+        if text.strip() and run.is_local:
+            return
+        os.remove(path)
+        for directory in (LIBRARIES, LOGS) if run.is_local else ():
+            os.rmdir(run.path(directory))  # where nothing else is in it
         if not run.is_local:
             os.rmdir(os.path.dirname(path))
 

@@ -65,8 +65,11 @@ class LiveView:
     def show(self, run: RunState, news: Sequence[Event], now: float) -> None:
         """Draws the run anew, as wide as the terminal now is."""
         assert self._live is not None
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # rich looks at descriptors that are elsewhere
-            self._console.size = os.get_terminal_size(self._streams.out.fileno())
+        # rich itself asks the descriptors 0 to 2, which are elsewhere.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            size = os.get_terminal_size(self._streams.out.fileno())
+            if size.columns and size.lines:  # some terminals do not say
+                self._console.size = size
         self._live.update(drawing(run, now, self._console.width), refresh=True)
 
 
