@@ -41,9 +41,11 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
             return 128 + number
 
 
-def add_display(parser: argparse.ArgumentParser) -> None:
-    """Adds `--quiet` and `--json`, which show what a command does in another way; the namespace has `display`:
-    "auto", "quiet" or "json"."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command with a recipe knows: `--dry-run`, the word for one that may run code, and `--quiet` or
+    `--json`. The namespace has dry_run, trust_recipe and display ("auto", "quiet" or "json")."""
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument(FLAG, action="store_true", help=FLAG_HELP)
     parser.set_defaults(display="auto")
     choice = parser.add_mutually_exclusive_group()
     for name, meaning in (
@@ -67,9 +69,7 @@ def parse_recipe(
     """
     recipe, number = ("RECIPE.yaml", "+") if default is None else ("[RECIPE.yaml]", "*")
     parser.add_argument("arguments", nargs=number, metavar=f"{recipe} [key=value ...]", help="recipe and overrides")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    parser.add_argument(FLAG, action="store_true", help=FLAG_HELP)
-    add_display(parser)
+    add_options(parser)
     options = parser.parse_intermixed_args(arguments)
     recipes, options.overrides = split_arguments(options.arguments, more_keys)
     if not recipes and default is not None:

@@ -23,11 +23,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mipo_ray.command import add_display, run_command
+from mipo_ray.command import add_options, run_command
 from mipo_ray.conditioning.needs import check_held_out
 from mipo_ray.config.recipe import load_config, load_run_config, split_arguments
 from mipo_ray.config.schema import Config
-from mipo_ray.config.trust import FLAG, FLAG_HELP, describe_acts
+from mipo_ray.config.trust import describe_acts
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.figures import task_table
 from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse_other_references
@@ -202,8 +202,8 @@ def _run(inputs_of: Callable[[], EvaluationInputs], run: RunDirectory, display: 
 
             with connected_work(), kept_logs(run):
                 measure_policies(plan)
-        minutes = (time.monotonic() - started) / 60
-        say(f"\n{task_table(read_evaluation(run))}\nfinished in {minutes:.1f} minutes; results: {run.url}")
+        last = f"finished in {(time.monotonic() - started) / 60:.1f} minutes; results: {run.url}"
+        say(f"\n{task_table(read_evaluation(run))}\n{last}")
     return 0
 
 
@@ -290,10 +290,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="RECIPE_OR_RUN [key=value ...]",
         help="a recipe (.yaml) or a run directory; tasks=[...], or any field of a recipe",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     parser.add_argument("--tokens", action="store_true", help=TOKENS_HELP)
-    parser.add_argument(FLAG, action="store_true", help=FLAG_HELP)
-    add_display(parser)
+    add_options(parser)
     options = parser.parse_intermixed_args(arguments)
     targets, options.overrides = split_arguments(options.arguments, SHORT_KEYS)
     if len(targets) != 1:
