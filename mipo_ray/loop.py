@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from mipo_ray.evaluation.judge.stage import reach_judge
@@ -46,13 +46,13 @@ def run_rounds(plan: Plan) -> Results:
 
 
 @contextmanager
-def session_of(plan: Plan) -> Iterator[Session]:
+def session_of(plan: Plan, stages: Sequence[str] | None = None) -> Iterator[Session]:
     """The session of a checked run, on a cluster that is connected and watched; when the block ends its events are on
-    storage and its engines are gone."""
+    storage and its engines are gone. stages: those that will be done, by their directories; None: all of the plan."""
     with (
         recording(plan.run, plan.config.trackers) as events,
         engines_of_run(plan.config, plan.resources, plan.lifetime.living) as engines,
-        watched(events, agenda_of(plan)),
+        watched(events, agenda_of(plan, stages)),
     ):
         yield Session(plan.config, plan.run, plan.resources, events, engines)
 

@@ -9,10 +9,11 @@ from mipo_ray.monitoring.run_state import Agenda, Event, StageKey
 from mipo_ray.planning.plan import Plan
 
 
-def agenda_of(plan: Plan) -> Agenda:
-    """The stages of a run and the seconds that they took: its own of earlier attempts, and those of earlier runs."""
+def agenda_of(plan: Plan, stages: Sequence[str] | None = None) -> Agenda:
+    """The stages of a run (None: all of its plan), and the seconds that such stages took in its own earlier attempts and
+    in earlier runs."""
     own = stage_seconds(parse_events(plan.run.read_text("metrics.jsonl") or ""))
-    return agenda(plan.stages, plan.finished, {**_of_earlier_runs(plan), **own})
+    return agenda(plan.stages if stages is None else stages, plan.finished, {**_of_earlier_runs(plan), **own})
 
 
 def agenda(stages: Sequence[str], finished: Collection[str], seconds: dict[str, float]) -> Agenda:
