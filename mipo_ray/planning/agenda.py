@@ -10,8 +10,8 @@ from mipo_ray.planning.plan import Plan
 
 
 def agenda_of(plan: Plan, stages: Sequence[str] | None = None) -> Agenda:
-    """The stages of a run (None: all of its plan), and the seconds that such stages took in its own earlier attempts and
-    in earlier runs."""
+    """The stages of a run (None: all of its plan), and the seconds that such stages took: in its own earlier attempts,
+    and in earlier runs."""
     own = stage_seconds(parse_events(plan.run.read_text("metrics.jsonl") or ""))
     return agenda(plan.stages if stages is None else stages, plan.finished, {**_of_earlier_runs(plan), **own})
 
