@@ -26,9 +26,8 @@ from mipo_ray.command import parse_recipe, run_command
 from mipo_ray.config.recipe import fields, load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.monitoring.display import said_as, shown, tell
-from mipo_ray.monitoring.views import Display
 from mipo_ray.planning.describe import describe
-from mipo_ray.planning.plan import Inputs, check_inputs, make_plan
+from mipo_ray.planning.plan import check_inputs, make_plan
 from mipo_ray.planning.token_counts import TOKENS_HELP
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.storage.lock import hold_lock
@@ -56,7 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if inputs.is_finished:
                 _say_end(run, f"{run.url}: finished before, nothing to do", full=options.full)
                 return 0
-            _run(inputs, options.display)
+            with shown(run, options.display):
+                plan = make_plan(inputs, connect(config))
+                run.record_config(config)
+                say(describe(plan))
+
+                from mipo_ray.loop import run_rounds
+                from mipo_ray.monitoring.failure_logs import kept_logs
+
+                with connected_work(), kept_logs(run):
+                    run_rounds(plan)
             minutes = (time.monotonic() - started) / 60
             _say_end(run, f"finished in {minutes:.1f} minutes; results and report: {run.url}", full=options.full)
         return 0
@@ -66,21 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return work()
 
     return run_command(as_asked, resumes=not options.dry_run)
-
-
-def _run(inputs: Inputs, display: Display) -> None:
-    """Connects to Ray and runs what is unfinished, in sight of whoever watches."""
-    config, run = inputs.config, inputs.run
-    with shown(run, display):
-        plan = make_plan(inputs, connect(config))
-        run.record_config(config)
-        say(describe(plan))
-
-        from mipo_ray.loop import run_rounds
-        from mipo_ray.monitoring.failure_logs import kept_logs
-
-        with connected_work(), kept_logs(run):
-            run_rounds(plan)
 
 
 def _dry_run(config: Config, run: RunDirectory, *, count_all: bool) -> int:

@@ -26,6 +26,7 @@ from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.run import DEMO_RECIPE, main
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from mipo_ray.terminal import say
 from tests.helpers.chat_templates import ALTERNATING, LOSING, NO_SYSTEM, ONE_TURN, THINKING
 from tests.helpers.stages import commit
 
@@ -844,6 +845,41 @@ def test_a_finished_run_answers_machines_and_the_quiet(
     assert "finished before" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--quiet", "--json", *options])
+
+
+@pytest.mark.parametrize("display", ["auto", "quiet", "json"])
+def test_a_run_is_shown_as_asked(
+    display: str, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With stand-ins for the cluster and for the rounds: what they print is not shown, what they say is."""
+
+    def fake_connect(config: Config) -> list[Node]:
+        print("Token authentication is enabled for this Ray cluster.")
+        return [Node(CPU_ONLY)]
+
+    def fake_run_rounds(plan: Any) -> None:
+        print("[State Transition] RUNNING -> SHUTTING_DOWN.", file=sys.stderr)
+        say("round 0  generate  started")
+        results = {"base": {"response_tokens": entry(37.5)}, "0": {"response_tokens": entry(41.5, 4.0)}}
+        plan.run.write_text("results.json", json.dumps(results))
+
+    monkeypatch.setattr("mipo_ray.run.connect", fake_connect)
+    monkeypatch.setattr("mipo_ray.loop.run_rounds", fake_run_rounds)
+    assert main([*([] if display == "auto" else [f"--{display}"]), *options]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
+    if display == "json":
+        found = [json.loads(line) for line in lines]
+        assert [one["event"] for one in found] == ["message", "message", "end"]
+        assert found[0]["text"].startswith("run directory   ")
+        lines = [found[1]["text"], found[2]["text"]]
+    assert ("round 0  generate  started" in lines) == (display != "quiet")
+    assert lines[-1].startswith("finished in 0.0 minutes; results and report: ")
+    assert len(lines) == 4 or display != "quiet"
+    (file,) = Path("run/logs/libraries").iterdir()
+    kept = file.read_text().splitlines()
+    assert [line.split()[0] for line in kept] == ["Token", "[State"]
 
 
 def test_a_mistake_is_json_too(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
