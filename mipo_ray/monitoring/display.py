@@ -28,14 +28,14 @@ def current_view() -> View | None:
 
 @contextlib.contextmanager
 def said_as(display: Display) -> Iterator[None]:
-    """For the whole of a command: with `json` whatever it says is JSON, and so is the error that ends it."""
+    """For the whole of a command: with `json` whatever it says is JSON, and so is the error or stop that ends it."""
     if display != "json":
         yield
         return
     with _through(view := JsonLines(Streams(sys.stdout, sys.stderr))):
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             view.tell({"event": "error", "time": time.time(), "kind": type(error).__name__, "text": plain(str(error))})
             raise
 

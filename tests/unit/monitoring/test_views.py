@@ -135,6 +135,9 @@ def test_an_error_is_an_object_too_and_the_end_is_one(capsys: pytest.CaptureFixt
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["event"] for one in found] == ["message", "end", "error"]
     assert found[2]["text"] == "prompts.path: expected a file"
+    with pytest.raises(KeyboardInterrupt), said_as("json"):
+        raise KeyboardInterrupt
+    assert json.loads(capsys.readouterr().out)["kind"] == "KeyboardInterrupt"
     with said_as("auto"):
         tell({"event": "end"}, "the end as text")
     assert capsys.readouterr().out == "the end as text\n"
