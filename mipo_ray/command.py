@@ -41,22 +41,35 @@ def run_command(work: Callable[[], int], *, resumes: bool) -> int:
             return 128 + number
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command with a recipe knows: `--dry-run`, the word for one that may run code, and `--quiet` or
+    `--json`. The namespace has dry_run, trust_recipe and display ("auto", "quiet" or "json")."""
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument(FLAG, action="store_true", help=FLAG_HELP)
+    parser.set_defaults(display="auto")
+    choice = parser.add_mutually_exclusive_group()
+    for name, meaning in (
+        ("quiet", "print errors and the end alone"),
+        ("json", "print one JSON object on each line, for machines"),
+    ):
+        choice.add_argument(f"--{name}", dest="display", action="store_const", const=name, help=meaning)
+
+
 def parse_recipe(
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None,
     default: str | None = None,
     more_keys: Collection[str] = (),
 ) -> argparse.Namespace:
-    """Reads `[--dry-run] [RECIPE.yaml] [key=value ...]` in any order: the namespace has dry_run, trust_recipe,
-    recipe and overrides.
+    """Reads `[--dry-run] [--quiet | --json] [RECIPE.yaml] [key=value ...]` in any order: the namespace has dry_run,
+    trust_recipe, display, recipe and overrides.
 
     default: the recipe where none is named; None: one must be. more_keys: keys of the recipe beside those of the
     configuration. Ends the process with code 2 for another number of recipes.
     """
     recipe, number = ("RECIPE.yaml", "+") if default is None else ("[RECIPE.yaml]", "*")
     parser.add_argument("arguments", nargs=number, metavar=f"{recipe} [key=value ...]", help="recipe and overrides")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
-    parser.add_argument(FLAG, action="store_true", help=FLAG_HELP)
+    add_options(parser)
     options = parser.parse_intermixed_args(arguments)
     recipes, options.overrides = split_arguments(options.arguments, more_keys)
     if not recipes and default is not None:

@@ -20,6 +20,8 @@ from mipo_ray.command import parse_recipe, run_command
 from mipo_ray.comparison.definition import BASE, Comparison, describe_arm, load_comparison
 from mipo_ray.config.trust import describe_acts
 from mipo_ray.errors import UserError
+from mipo_ray.monitoring.display import said_as, shown
+from mipo_ray.monitoring.views import Display
 from mipo_ray.planning.describe import describe
 from mipo_ray.planning.plan import Inputs, Plan, check_inputs, make_plan
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
@@ -35,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         comparison = load_comparison(options.recipe, options.overrides, trusts_recipe=options.trust_recipe)
-        return _dry_run(comparison) if options.dry_run else _run(comparison)
+        with said_as(options.display):
+            return _dry_run(comparison) if options.dry_run else _run(comparison, options.display)
 
     return run_command(work, resumes=not options.dry_run)
 
@@ -47,7 +50,7 @@ def _dry_run(comparison: Comparison) -> int:
     return 0
 
 
-def _run(comparison: Comparison) -> int:
+def _run(comparison: Comparison, display: Display) -> int:
     root = comparison.root()
     _check_root(root)
     root.check_writable()
@@ -64,15 +67,16 @@ def _run(comparison: Comparison) -> int:
                 run_report.bring_up_to_date(plan.config, plan.run)
             _report(comparison, root)
             return 0
-        plans = _plans(inputs, connect(comparison.shared))
-        say(describe_comparison(comparison, plans))
+        with shown(root, display):
+            plans = _plans(inputs, connect(comparison.shared))
+            say(describe_comparison(comparison, plans))
 
-        from mipo_ray.comparison.arms import run_arms
-        from mipo_ray.comparison.tables import write_comparison
-        from mipo_ray.monitoring.failure_logs import kept_logs
+            from mipo_ray.comparison.arms import run_arms
+            from mipo_ray.comparison.tables import write_comparison
+            from mipo_ray.monitoring.failure_logs import kept_logs
 
-        with connected_work(), kept_logs(root):
-            run_arms(comparison, plans, lambda: write_comparison(comparison, root))
+            with connected_work(), kept_logs(root):
+                run_arms(comparison, plans, lambda: write_comparison(comparison, root))
         _report(comparison, root)
         say(f"finished in {(time.monotonic() - started) / 60:.1f} minutes")
     return 0

@@ -23,18 +23,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mipo_ray.command import run_command
+from mipo_ray.command import add_options, run_command
 from mipo_ray.conditioning.needs import check_held_out
 from mipo_ray.config.recipe import load_config, load_run_config, split_arguments
 from mipo_ray.config.schema import Config
-from mipo_ray.config.trust import FLAG, FLAG_HELP, describe_acts
+from mipo_ray.config.trust import describe_acts
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.figures import task_table
 from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse_other_references
 from mipo_ray.evaluation.tasks.task import task_names
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.models.source import check_model, check_sampled_model
+from mipo_ray.monitoring.display import said_as, shown
 from mipo_ray.monitoring.trackers import check_trackers
+from mipo_ray.monitoring.views import Display
+from mipo_ray.planning.agenda import agenda
 from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.describe import describe_judge, describe_tasks
 from mipo_ray.planning.lifetime import Lifetime, engine_lifetime, one_stage
@@ -87,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> int:
         config, run, rounds = _load(options.target, options.overrides, trusts_recipe=options.trust_recipe)
         inputs_of = functools.partial(check_evaluation_inputs, config, run, rounds, count_all=options.tokens)
-        return _dry_run(inputs_of) if options.dry_run else _run(inputs_of, run)
+        with said_as(options.display):
+            return _dry_run(inputs_of) if options.dry_run else _run(inputs_of, run, options.display)
 
     return run_command(work, resumes=not options.dry_run)
 
@@ -177,7 +181,7 @@ def _dry_run(inputs_of: Callable[[], EvaluationInputs]) -> int:
     return 0
 
 
-def _run(inputs_of: Callable[[], EvaluationInputs], run: RunDirectory) -> int:
+def _run(inputs_of: Callable[[], EvaluationInputs], run: RunDirectory, display: Display) -> int:
     run.check_writable()
     with hold_lock(run):
         started = time.monotonic()
@@ -188,17 +192,18 @@ def _run(inputs_of: Callable[[], EvaluationInputs], run: RunDirectory) -> int:
         if not inputs.unfinished:
             say("\n".join([f"{run.url}: finished before, nothing to do", *_not_judged(inputs), _finish(inputs)]))
             return 0
-        plan = make_evaluation_plan(inputs, connect(config))
-        if run.read_text("config.yaml") is None:
-            run.record_config(config)
-        say(describe(plan))
+        with shown(run, display):
+            plan = make_evaluation_plan(inputs, connect(config))
+            if run.read_text("config.yaml") is None:
+                run.record_config(config)
+            say(describe(plan))
 
-        from mipo_ray.monitoring.failure_logs import kept_logs
+            from mipo_ray.monitoring.failure_logs import kept_logs
 
-        with connected_work(), kept_logs(run):
-            measure_policies(plan)
-        minutes = (time.monotonic() - started) / 60
-        say(f"\n{task_table(read_evaluation(run))}\nfinished in {minutes:.1f} minutes; results: {run.url}")
+            with connected_work(), kept_logs(run):
+                measure_policies(plan)
+        last = f"finished in {(time.monotonic() - started) / 60:.1f} minutes; results: {run.url}"
+        say(f"\n{task_table(read_evaluation(run))}\n{last}")
     return 0
 
 
@@ -232,6 +237,7 @@ def measure_policies(plan: EvaluationPlan) -> None:
     from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
     from mipo_ray.generation.living_engine import engines_of_run
     from mipo_ray.monitoring.events import recording
+    from mipo_ray.monitoring.watch import watched
     from mipo_ray.report.run_report import write_report
     from mipo_ray.session import Session
 
@@ -239,6 +245,7 @@ def measure_policies(plan: EvaluationPlan) -> None:
     with (
         recording(run, config.trackers) as events,
         engines_of_run(config, plan.resources, plan.lifetime.living) as engines,
+        watched(events, agenda(plan.unfinished, (), {})),
     ):
         session = Session(config, run, plan.resources, events, engines)
         if plan.judged:
@@ -283,9 +290,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="RECIPE_OR_RUN [key=value ...]",
         help="a recipe (.yaml) or a run directory; tasks=[...], or any field of a recipe",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     parser.add_argument("--tokens", action="store_true", help=TOKENS_HELP)
-    parser.add_argument(FLAG, action="store_true", help=FLAG_HELP)
+    add_options(parser)
     options = parser.parse_intermixed_args(arguments)
     targets, options.overrides = split_arguments(options.arguments, SHORT_KEYS)
     if len(targets) != 1:

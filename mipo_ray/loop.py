@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from mipo_ray.evaluation.figures import final_tables
 from mipo_ray.evaluation.held_out.scorers import scorers_of_run
 from mipo_ray.evaluation.judge.stage import reach_judge
 from mipo_ray.evaluation.stage import evaluate
+from mipo_ray.evaluation.summary import closing_text
 from mipo_ray.generation.living_engine import engines_of_run
 from mipo_ray.generation.requests import condition_prompts
 from mipo_ray.generation.stage import generate
 from mipo_ray.monitoring.events import recording
+from mipo_ray.monitoring.watch import watched
+from mipo_ray.planning.agenda import agenda_of
 from mipo_ray.planning.plan import Plan
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.beside import work_beside
@@ -39,18 +41,20 @@ def run_rounds(plan: Plan) -> Results:
                 generate(session, round, plan.prompts)
                 train(session, round)
             measure_round(plan, session, round)
-            say(f"\n{final_tables(plan.run)}\n" if plan.held_out else "", end="")
+            if plan.held_out and round != session.rounds[-1]:  # with the last one's the command ends
+                say(closing_text(plan.run, full=False))
     return read_results(plan.run)
 
 
 @contextmanager
-def session_of(plan: Plan) -> Iterator[Session]:
-    """The session of a checked run, on a cluster that is connected; when the block ends its events are on storage and
-    its engines and scorers are gone."""
+def session_of(plan: Plan, stages: Sequence[str] | None = None) -> Iterator[Session]:
+    """The session of a checked run, on a cluster that is connected and watched; when the block ends its events are on
+    storage and its engines and scorers are gone. stages: those that will be done, by their directories; None: all."""
     with (
         recording(plan.run, plan.config.trackers) as events,
         engines_of_run(plan.config, plan.resources, plan.lifetime.living) as engines,
         scorers_of_run(plan.config, plan.resources, keeps_scorers=plan.lifetime.keeps_scorers) as scorers,
+        watched(events, agenda_of(plan, stages)),
     ):
         yield Session(plan.config, plan.run, plan.resources, events, engines, scorers)
 

@@ -5,6 +5,8 @@
     python -m mipo_ray.run --dry-run jobs/NAME.yaml                   check everything and print the plan
     python -m mipo_ray.run --dry-run --tokens jobs/NAME.yaml          count the tokens of every long prompt, too
     python -m mipo_ray.run --trust-recipe jobs/NAME.yaml              one that may run code (docs/security.md)
+    python -m mipo_ray.run --full run_dir=runs/mine                   end with the table of every measure
+    python -m mipo_ray.run --quiet | --json ...                       errors and the end alone; JSON for machines
     ray job submit -- python -m mipo_ray.run run_dir=s3://...         on a cluster
 
 Exit codes: 0 finished, 1 failed, 2 something to mend in the configuration, the input or the cluster, 130 stopped by
@@ -23,8 +25,9 @@ from pathlib import Path
 from mipo_ray.command import parse_recipe, run_command
 from mipo_ray.config.recipe import fields, load_config
 from mipo_ray.config.schema import Config
+from mipo_ray.monitoring.display import said_as, shown, tell
 from mipo_ray.planning.describe import describe
-from mipo_ray.planning.plan import Inputs, check_inputs, make_plan
+from mipo_ray.planning.plan import check_inputs, make_plan
 from mipo_ray.planning.token_counts import TOKENS_HELP
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.storage.lock import hold_lock
@@ -50,21 +53,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             here, is_local = unbounded_node(config)
             make_plan(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
             if inputs.is_finished:
-                return _finished(inputs)
-            plan = make_plan(inputs, connect(config))
-            run.record_config(config)
-            say(describe(plan))
+                _say_end(run, f"{run.url}: finished before, nothing to do", full=options.full)
+                return 0
+            with shown(run, options.display):
+                plan = make_plan(inputs, connect(config))
+                run.record_config(config)
+                say(describe(plan))
 
-            from mipo_ray.loop import run_rounds
-            from mipo_ray.monitoring.failure_logs import kept_logs
+                from mipo_ray.loop import run_rounds
+                from mipo_ray.monitoring.failure_logs import kept_logs
 
-            with connected_work(), kept_logs(run):
-                run_rounds(plan)
+                with connected_work(), kept_logs(run):
+                    run_rounds(plan)
             minutes = (time.monotonic() - started) / 60
-            say(f"finished in {minutes:.1f} minutes; results and report: {run.url}")
+            _say_end(run, f"finished in {minutes:.1f} minutes; results and report: {run.url}", full=options.full)
         return 0
 
-    return run_command(work, resumes=not options.dry_run)
+    def as_asked() -> int:
+        with said_as(options.display):
+            return work()
+
+    return run_command(as_asked, resumes=not options.dry_run)
 
 
 def _dry_run(config: Config, run: RunDirectory, *, count_all: bool) -> int:
@@ -75,13 +84,13 @@ def _dry_run(config: Config, run: RunDirectory, *, count_all: bool) -> int:
     return 0
 
 
-def _finished(inputs: Inputs) -> int:
-    from mipo_ray.evaluation.figures import final_tables
+def _say_end(run: RunDirectory, last: str, *, full: bool) -> None:
+    """Says what the run reached; for machines, too."""
+    from mipo_ray.evaluation.summary import closing_text, closing_values
 
-    say(f"{inputs.run.url}: finished before, nothing to do")
-    if inputs.config.evaluate.enabled:
-        say(final_tables(inputs.run))
-    return 0
+    text = closing_text(run, full=full)
+    event = {"event": "end", "run_dir": run.url, "findings": closing_values(run), "text": last}
+    tell(event, "\n".join([*([text, ""] if text else []), last]))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -92,6 +101,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--tokens", action="store_true", help=TOKENS_HELP)
+    parser.add_argument("--full", action="store_true", help="end with the table of every measure")
     return parse_recipe(parser, arguments, default=DEMO_RECIPE)
 
 

@@ -12,8 +12,8 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from mipo_ray.redaction import redacted, redacted_values
 
@@ -31,14 +31,37 @@ def plain(text: str) -> str:
     return "\n".join(f"{line[:MOST_OF_A_LINE]}..." if len(line) > MOST_OF_A_LINE else line for line in lines)
 
 
-def say(text: str = "", *, end: str = "\n", file: TextIO | None = None) -> None:
-    """Prints a text at once."""
-    print(plain(text), end=end, file=file, flush=True)
+# Takes what is said, with its line end, and whether it is an error; None: it is printed.
+Listener = Callable[[str, bool], None]
+_listener: Listener | None = None
+
+
+def say(text: str = "", *, end: str = "\n") -> None:
+    """Prints a text at once, or gives it to who listens."""
+    _say(plain(text) + end, is_error=False)
 
 
 def say_error(text: str) -> None:
-    """Prints a text on standard error."""
-    say(text, file=sys.stderr)
+    """Prints a text on standard error, or gives it to who listens."""
+    _say(plain(text) + "\n", is_error=True)
+
+
+def _say(text: str, *, is_error: bool) -> None:
+    if _listener is not None:
+        _listener(text, is_error)
+    else:
+        print(text, end="", file=sys.stderr if is_error else sys.stdout, flush=True)
+
+
+@contextlib.contextmanager
+def said_to(listener: Listener) -> Iterator[None]:
+    """While the block runs, what is said in this process goes to `listener` and is not printed."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
 
 
 def say_json(value: Any) -> None:
@@ -58,11 +81,16 @@ def guarded_streams() -> Iterator[None]:
     That is for what does not come through `say`: lines of Ray's workers, warnings and log lines of libraries.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_Guarded(stream) for stream in before)
+    sys.stdout, sys.stderr = (guarded(stream) for stream in before)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def guarded(stream: Any) -> Any:
+    """A text stream as `guarded_streams` puts it before another one."""
+    return _Guarded(stream)
 
 
 class _Guarded:

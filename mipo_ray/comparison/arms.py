@@ -106,7 +106,7 @@ def _session_for(plan: Plan, stages: Sequence[str]) -> Iterator[Session]:
     if all(plan.run.is_finished(stage) for stage in stages):
         yield Session(plan.config, plan.run, plan.resources, NO_EVENTS)
     else:
-        with session_of(replace(plan, lifetime=one_stage(plan.lifetime))) as session:
+        with session_of(replace(plan, lifetime=one_stage(plan.lifetime)), stages) as session:
             yield session
 
 

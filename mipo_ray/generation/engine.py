@@ -22,6 +22,7 @@ from mipo_ray.generation.vllm_arguments import (
 )
 from mipo_ray.generation.weight_swap import EXTENSION
 from mipo_ray.models.probes import probes
+from mipo_ray.monitoring.progress import Tally
 from mipo_ray.pairs.schema import RESPONSES, TOKEN_IDS
 from mipo_ray.paths import plain_path
 from mipo_ray.ray_cluster.gpus import check_engine_gpus
@@ -71,17 +72,25 @@ class Engine:
         self._stall_seconds = None if settings.stall_minutes is None else 60 * settings.stall_minutes
         self._stepped()
 
-    async def respond(self, requests: pa.ChunkedArray, sampling: Sampling) -> pa.Array:
+    async def respond(self, requests: pa.ChunkedArray, sampling: Sampling, tally: Tally | None = None) -> pa.Array:
         """The responses (pairs.RESPONSES) to every row's requests (REQUESTS).
 
-        sampling: parameters by the name that requests give; those of DEFAULT_SAMPLING where they give none. Raises
-        EngineStalled where the engine does no step for `stall_minutes`, as everything does that has it work.
+        sampling: parameters by the name that requests give; those of DEFAULT_SAMPLING where they give none. tally:
+        counts each row that has its responses. Raises EngineStalled where the engine does no step for `stall_minutes`,
+        as everything does that has it work.
         """
 
         async def respond(request: dict[str, Any]) -> dict[str, Any]:
             return await self._respond(request, sampling[request.get("sampling") or DEFAULT_SAMPLING])
 
-        return pa.array(await _gather_rows(respond, requests.to_pylist()), type=RESPONSES)
+        def count(responses: list[dict[str, Any]]) -> None:
+            if tally is not None and responses:
+                tally.answered(len(responses), sum(len(response["token_ids"]) for response in responses))
+
+        responses = await _gather_rows(respond, requests.to_pylist(), count)
+        if tally is not None:
+            tally.tell()
+        return pa.array(responses, type=RESPONSES)
 
     async def stream(self, request: dict[str, Any], sampling: SamplingConfig) -> AsyncIterator[str | dict[str, Any]]:
         """The response to one request (an item of REQUESTS) while it is sampled: its text piece by piece, as the engine
@@ -234,7 +243,15 @@ async def _all_of(outputs: AsyncIterator[Any]) -> list[Any]:
 
 
 async def _gather_rows(
-    function: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]], rows: list[list[dict[str, Any]]]
+    function: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]],
+    rows: list[list[dict[str, Any]]],
+    finished: Callable[[list[dict[str, Any]]], None] = lambda row: None,
 ) -> list[list[dict[str, Any]]]:
-    """`function` of every item of every row, all of them under way at the same time."""
-    return await asyncio.gather(*(asyncio.gather(*(function(item) for item in row)) for row in rows))
+    """`function` of every item of every row, all of them under way at the same time; `finished` hears of each row."""
+
+    async def gather(row: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        results = await asyncio.gather(*map(function, row))
+        finished(results)
+        return results
+
+    return await asyncio.gather(*map(gather, rows))

@@ -21,6 +21,7 @@ from mipo_ray.errors import brief
 from mipo_ray.generation.engine import Engine, Sampling, engine_death
 from mipo_ray.generation.vllm_arguments import EngineSettings, end_with_engine, is_dead_engine
 from mipo_ray.monitoring.events import Events
+from mipo_ray.monitoring.progress import Tally
 from mipo_ray.ray_cluster.living import LivingActors
 from mipo_ray.ray_cluster.resources import Resources, engine_request
 from mipo_ray.terminal import say_error
@@ -62,6 +63,7 @@ class LivingEngine:
         self._engine: Engine | None = None
         self._held: EngineSettings | None = None
         self._events: Events | None = None
+        self._tally: Tally | None = None
         # The beginning of the actor's id, by which the Ray dashboard finds it.
         self._name = str(ray.get_runtime_context().get_actor_id())[:8]
 
@@ -71,7 +73,7 @@ class LivingEngine:
         events: where it is written down; None: nowhere.
         Raises WrongWeights where a new engine, too, is not the policy that the trainer exported.
         """
-        self._events = events
+        self._events, self._tally = events, None if events is None else Tally(events)
         wanted = replace(settings, max_model_len=self._window)
         # Of a policy of an earlier version nothing could be proven: it gets an engine of its own.
         if self._held is None or not takes_weights_of(self._held, wanted):
@@ -86,12 +88,14 @@ class LivingEngine:
                     f"anew: {type(error).__name__}: {brief(str(error))}"
                 )
                 await self._start(wanted)
+        if events is not None:
+            events.tell({"event": "ready", "engine": self._name})
 
     async def respond(self, requests: pa.ChunkedArray, sampling: Sampling) -> pa.Array:
         """See `Engine.respond`."""
         assert self._engine is not None
         try:
-            return await self._engine.respond(requests, sampling)
+            return await self._engine.respond(requests, sampling, self._tally)
         except Exception as error:
             raise self._end_if_dead(error) from None
 

@@ -21,6 +21,7 @@ from mipo_ray.generation.engine import Engine, Sampling, engine_death
 from mipo_ray.generation.vllm_arguments import EngineSettings, end_with_engine, engine_settings, is_dead_engine
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.idle import IdleClock
+from mipo_ray.monitoring.progress import Tally
 from mipo_ray.pairs.schema import SCORES
 from mipo_ray.ray_cluster.blocks import engine_pool, map_actors, map_clients
 from mipo_ray.ray_cluster.living import Lease, LivingActors
@@ -186,14 +187,16 @@ class OwnEngine:
         started = time.monotonic()
         self.name = str(ray.get_runtime_context().get_actor_id())[:8]
         self._events = events
+        self._tally = Tally(events)
         self._engine = Engine(settings)
         seconds = time.monotonic() - started
         start = {"event": "engine_start", "engine_starts": 1, "engine_start_seconds": seconds}
         events.emit({**start, "engine": self.name})
+        events.tell({"event": "ready", "engine": self.name})
 
     async def respond(self, requests: pa.ChunkedArray, sampling: Sampling) -> pa.Array:
         """See `Engine.respond`."""
-        return await self._engine.respond(requests, sampling)
+        return await self._engine.respond(requests, sampling, self._tally)
 
     async def score(self, rows: list[list[dict[str, Any]]], window: int) -> list[list[dict[str, Any]]]:
         """See `Engine.score`."""

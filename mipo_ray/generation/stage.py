@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mipo_ray.generation.engine import DEFAULT_SAMPLING
 from mipo_ray.generation.requests import check_dropped, condition_prompts
 from mipo_ray.generation.sampler import round_engines, sample_responses
 from mipo_ray.models.hub import model_commit
+from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.assemble import assemble_pairs, to_score
 from mipo_ray.pairs.schema import as_version_2
@@ -66,13 +69,14 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
         )
         pairs = map_blocks(
             sampled,
-            assemble_pairs,
+            _assemble_and_tell,
+            events=stage.events,
             seed=config.seed,
             round_index=round.number,
             generation=config.generation,
             filters=config.filters,
         )
-        with progress(stage.events, "generated", "rows", f"{round.label}  generate", total=conditioned.rows):
+        with progress(stage.events, "generate", "rows", conditioned.rows):
             named(pairs, f"{round.name}_pairs").write_parquet(stage.path(), filesystem=filesystem)
 
     files = stage.run.list_parquet(stage.directory)
@@ -96,6 +100,14 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
         rows_per_block=conditioned.rows_per_block,
         gpus=most_gpus(engines.request),
     )
+
+
+def _assemble_and_tell(block: pa.Table, *, events: Events, **arguments: Any) -> pa.Table:
+    """`assemble_pairs`, and tells how many of the block's pairs were kept."""
+    pairs = assemble_pairs(block, **arguments)
+    kept = pc.sum(pc.equal(pairs["dropped"], "")).as_py() or 0
+    events.tell({"event": "assembled", "pairs": pairs.num_rows, "kept": kept})
+    return pairs
 
 
 def _statistics(stage: Stage, files: list[str]) -> PairStatistics:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,13 @@ from mipo_ray.monitoring.ray_metrics import RayMetrics, number
 from mipo_ray.monitoring.trackers import Trackers, tracker_environment
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.terminal import say_error
 
 FLUSH_SECONDS = 5.0
 # How long the end of a run waits for the last numbers to reach Ray's endpoint.
 LAST_EXPORT_SECONDS = 10.0
+# That nobody has asked for yet.
+MOST_NEWS = 10_000
 
 COUNTED = {(metric.event, metric.key) for metric in METRICS if metric.kind == "counter"}
 
@@ -35,7 +39,8 @@ class EventWriter:
 
     def __init__(self, run: RunDirectory):
         self._run = run
-        self._stages: dict[tuple[int | None, str], dict[str, dict[str, Any]]] = {}
+        self._sums: dict[tuple[int | None, str], dict[str, float]] = {}
+        self._news: deque[dict[str, Any]] = deque(maxlen=MOST_NEWS)
         self._pending: list[str] = []
         self._flushed = time.monotonic()
         # An object store cannot append: there the whole object is written anew at each flush.
@@ -45,7 +50,7 @@ class EventWriter:
             self._pending.append("")
         self._metrics = RayMetrics(run.url)
         self._metrics.keep_repeating()
-        self._trackers = Trackers()
+        self._trackers = Trackers(self._warn)
         for event in parse_events(before):
             self._metrics.restore(event)
             self._trackers.count(event)
@@ -58,23 +63,37 @@ class EventWriter:
         """Records one event; it is on storage within a few seconds, or at the next `flush`."""
         event = {"time": time.time(), **event}
         kind = str(event.get("event"))
-        state = self.state(event.get("round"), str(event.get("stage")))
-        state["latest"][kind] = event
+        sums = self._sums_of(event.get("round"), str(event.get("stage")))
+        self._news.append(event)
         self._pending.append(json.dumps(event))
         for name, value in event.items():
             if (kind, name) in COUNTED and number(value):
-                state["sums"][name] = state["sums"].get(name, 0) + value
+                sums[name] = sums.get(name, 0) + value
         self._metrics.record(event)
         self._trackers.log(event)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
-    def state(self, round_index: int | None, stage: str) -> dict[str, dict[str, Any]]:
-        """What a stage reported since the writer started: `latest` event by kind, and `sums` of what is counted.
+    def tell(self, event: dict[str, Any]) -> None:
+        """Takes an event that is only for whoever watches: it is written nowhere."""
+        self._news.append({"time": time.time(), **event})
 
-        `sums` are by key of the event, for those that `metrics` has as counters.
-        """
-        return self._stages.setdefault((round_index, stage), {"latest": {}, "sums": {}})
+    def news(self) -> list[dict[str, Any]]:
+        """What was emitted and told since the last call, in order; of very many the newest."""
+        news = list(self._news)
+        self._news.clear()
+        return news
+
+    def total(self, round_index: int | None, stage: str, name: str) -> float:
+        """The sum of a key that `metrics` has as a counter over a stage's events, since the writer started."""
+        return self._sums_of(round_index, stage).get(name, 0)
+
+    def _sums_of(self, round_index: int | None, stage: str) -> dict[str, float]:
+        return self._sums.setdefault((round_index, stage), {})
+
+    def _warn(self, text: str) -> None:
+        say_error(text)
+        self.tell({"event": "warning", "text": text})
 
     def flush(self) -> None:
         """Brings every event to storage."""
@@ -110,9 +129,14 @@ class Events:
         """Records an event without waiting for it."""
         self.writer.emit.remote({"round": self.round.index, "stage": self.stage, **event})
 
+    def tell(self, event: dict[str, Any]) -> None:
+        """Tells whoever watches, without waiting; nothing is recorded (see `EventWriter.tell`)."""
+        self.writer.tell.remote({"round": self.round.index, "stage": self.stage, **event})
+
     def total(self, name: str) -> float:
-        """The sum of an event's counted key (see `EventWriter.state`) over this stage, since the run started."""
-        return ray.get(self.writer.state.remote(self.round.index, self.stage))["sums"].get(name, 0)
+        """The sum of an event's counted key (see `EventWriter.total`) over this stage, since the run started."""
+        total: float = ray.get(self.writer.total.remote(self.round.index, self.stage, name))
+        return total
 
     def at(self, round: Round, stage: str) -> Events:
         """The same writer for another stage."""

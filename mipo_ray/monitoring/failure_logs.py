@@ -214,7 +214,8 @@ def _submission_id() -> str | None:
 
 def _remove_old(run: RunDirectory) -> None:
     """Leaves room for one more failure among the newest."""
-    places = sorted({name.split("/")[0] for name in run.list_files(LOGS)})
+    # Beside them lies what libraries printed (`library_output`), which has a name that is no time.
+    places = sorted({name.split("/")[0] for name in run.list_files(LOGS) if name[:1].isdigit()})
     for place in places[: max(0, len(places) - MOST_KEPT + 1)]:
         run.remove(f"{LOGS}/{place}")
 

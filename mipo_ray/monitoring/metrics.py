@@ -269,6 +269,12 @@ TRAINING = (
         ("learning_rate", "learning_rate", "", "learning rate of the step"),
         ("step_seconds", "step_duration_seconds", "seconds", "time of the step"),
         ("tokens_per_second", "tokens_per_second", "tokens_per_second", "tokens trained on per second of the step"),
+        (
+            "memory_bytes",
+            "peak_memory_bytes",
+            "bytes",
+            "most memory that the first worker held: its GPU's, else its own",
+        ),
     ),
 )
 

@@ -1,44 +1,47 @@
-"""A progress bar on the driver over one stage, fed by its events."""
+"""What a stage tells while it works, for whoever watches: its phases, and what has been finished since."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
-import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 
-import ray
-
 from mipo_ray.monitoring.events import Events
-from mipo_ray.stop_signals import thread_beside
+
+# Between two counts that an actor tells.
+TELL_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def progress(events: Events, event: str, count: str, description: str, total: int | None = None) -> Iterator[None]:
-    """A progress bar on the driver over one stage, fed by its events of one kind.
-
-    `count` names the field to follow: a counted one (`EventWriter.state`) is summed up; `step` is taken as it is, with
-    the event's `total_steps` and, where the objective has them, its loss, reward margin and reward accuracy beside the
-    bar.
-    """
-    from tqdm import tqdm
-
-    interval = 1.0 if sys.stderr.isatty() else 15.0  # seconds between two lines in a log file
-
-    def follow(stop: threading.Event) -> None:
-        with tqdm(desc=description, total=total, unit=count.removesuffix("s"), mininterval=interval) as bar:
-            finished = False
-            while not finished:
-                finished = stop.wait(1.0)
-                state = ray.get(events.writer.state.remote(events.round.index, events.stage))
-                newest = state["latest"].get(event, {})
-                if "total_steps" in newest:
-                    bar.total = newest["total_steps"]
-                    names = [name for name in ("loss", "reward_margin", "reward_accuracy") if name in newest]
-                    shown = {name: f"{newest[name]:.4g}" for name in names}
-                    bar.set_postfix(shown, refresh=False)
-                done = newest.get(count, 0) if "total_steps" in newest else state["sums"].get(count, 0)
-                bar.update(done - bar.n)
-
-    with thread_beside(follow, "progress"):
+def progress(events: Events, phase: str, unit: str, total: int | None = None) -> Iterator[None]:
+    """While the block runs, the stage of `events` is in a phase of that name, which will finish `total` of `unit`
+    ("rows", "responses", "steps"); None: the events of the phase say how many."""
+    told = {"phase": phase, "unit": unit, **({} if total is None else {"total": total})}
+    events.tell({"event": "phase_start", **told})
+    try:
         yield
+    finally:
+        events.tell({"event": "phase_end", "phase": phase})
+
+
+class Tally:
+    """Counts what an actor finishes and tells it once a second, so that one sees it move between two blocks."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._counts: Counter[str] = Counter()
+        self._told = 0.0
+
+    def answered(self, answers: int, tokens: int) -> None:
+        """A row has all of its `answers`, which have so many tokens."""
+        self._counts.update(rows=1, answers=answers, tokens=tokens)
+        if time.monotonic() - self._told >= TELL_SECONDS:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tells what was counted since it was last told."""
+        self._told = time.monotonic()
+        if self._counts:
+            self._events.tell({"event": "answered", **self._counts})
+            self._counts.clear()

@@ -77,7 +77,8 @@ def tracker_environment() -> dict[str, str]:
 class Trackers:
     """The trackers of a run: none until `open`. One that fails on the way is left out from then on, and said to be."""
 
-    def __init__(self) -> None:
+    def __init__(self, warn: Callable[[str], None] = say_error) -> None:
+        self._warn = warn
         self._open: dict[str, Tracker] = {}
         self._steps: Counter[str] = Counter()
 
@@ -131,7 +132,7 @@ class Trackers:
             yield
         except Exception as error:
             self._open.pop(name, None)
-            say_error(f"tracker {name} failed and gets no more numbers: {type(error).__name__}: {error}")
+            self._warn(f"tracker {name} failed and gets no more numbers: {type(error).__name__}: {error}")
 
 
 def _prefix(event: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ WRITING = ".writing"  # suffix of a file that is not complete yet
 PROBE = ".probe-"
 # Files with the configuration, which might hold a secret that is not known as one: for their owner alone.
 PRIVATE = ("config.yaml", "report.html")
-LOGS = "logs"  # what failed runs leave; private as well
+LOGS = "logs"  # what libraries print, and what failed runs leave; private as well
 
 
 class StorageError(UserError):
@@ -246,8 +246,8 @@ class RunDirectory:
         """
         text = self.read_text("config.yaml")
         if text is None:
-            # A kill or a full disk may have left a probe or an unfinished write.
-            own = ("lock", PROBE)
+            # A kill or a full disk may have left a probe or an unfinished write, and a refusal what libraries printed.
+            own = ("lock", PROBE, f"{LOGS}/")
             if any(not name.startswith(own) and not name.endswith(WRITING) for name in self.list_files("")):
                 raise StorageError(
                     f"{self.url}: not empty and without a config.yaml, so not a run directory; choose another run_dir"

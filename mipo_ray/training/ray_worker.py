@@ -9,6 +9,7 @@ import contextlib
 import functools
 import os
 import posixpath
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -62,11 +63,14 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
 
     def report(metrics: dict[str, float]) -> None:
         idle.work_was(metrics["step_seconds"])
-        stage.events.emit({"event": "train_step", **metrics, **idle.take()})
+        memory = {"memory_bytes": peak_memory(settings.device)}
+        stage.events.emit({"event": "train_step", **metrics, **memory, **idle.take()})
 
     def publish(directory: Path, steps: int) -> None:
         _publish(stage.run, f"{stage.directory}/{CHECKPOINTS}", directory, steps)
 
+    if context.get_world_rank() == 0:
+        stage.events.tell({"event": "ready"})
     try:
         with stage.run.local_output(f"{stage.directory}/policy") as output:
             settings = replace(
@@ -82,6 +86,15 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
     except (TrainingDiverged, CheckpointRefused, SamplerDisagrees) as error:
         # All workers meet it together. Returned and not raised: a worker that fails is started again.
         return error
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that this process has held so far: of its GPU, on a CPU of main memory."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_reserved())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _scratch(stage: Stage, *, is_first: bool) -> Path | None:

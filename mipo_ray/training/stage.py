@@ -45,7 +45,7 @@ def train(
         pairs = _training_pairs(session, round, only, generated)
         policy = session.policy(round.before)
         models = Models(policy, reference=policy if config.train.reference == "round_start" else config.model.source)
-        with progress(stage.events, "train_step", "step", f"{round.label}  train"):
+        with progress(stage.events, "train", "steps"):
             summary = train_policy(stage, models, pairs)
         is_streamed = isinstance(pairs, ArrivingPairs)
         if is_streamed:

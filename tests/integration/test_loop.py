@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from mipo_ray import run
 from mipo_ray.pairs.schema import SAMPLER_LOGPROB
-from tests.helpers.golden_run import PROMPTS, RESPONSES
+from tests.helpers.golden_run import JUDGE_KEY, PROMPTS, RESPONSES, GoldenRun
 from tests.helpers.runs import (
     arguments,
     events,
@@ -44,9 +44,31 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+# What libraries print in such a run.
+NOISE = ("[State Transition]", "worker group", "WARNING", "core_worker", "NUMA", "%|")
+
+
+def check_what_was_shown(golden_run: GoldenRun) -> None:
+    """The output of its last process is the run's own: a plan, stages, progress, and the primary measure in the end."""
+    lines = golden_run.output.splitlines()
+    assert not [line for line in lines if any(noise in line for noise in NOISE)]
+    ends = [line for line in lines if re.match(r"(base   |round \d)  \S+ +(started|done in|finished before)", line)]
+    assert len(ends) > 8
+    primary = max(number for number, line in enumerate(lines) if line.startswith("context PMI "))
+    assert [line.split("  ")[0] for line in lines[primary + 1 : primary + 4]] == [
+        "judge_pairwise net win",
+        "length",
+        "copied 3-grams",
+    ]
+    assert lines[-1].startswith("finished in ")
+    printed = [file.read_text() for file in sorted((golden_run.directory / "logs/libraries").iterdir())]
+    assert any("worker group" in text for text in printed)
+    assert JUDGE_KEY not in "".join(printed)
+
+
 def test_two_rounds_end_to_end(golden_run, ray_address, capsys):
     run_dir = golden_run.directory
-    assert "reward_margin" in golden_run.output
+    check_what_was_shown(golden_run)
 
     names = [f"rounds/{index:03d}/{stage}" for index in (0, 1) for stage in ("generate", "train", "evaluate")]
     manifests = {name: json.loads((run_dir / name / "manifest.json").read_text()) for name in ["base/evaluate", *names]}
@@ -118,7 +140,7 @@ def test_two_rounds_end_to_end(golden_run, ray_address, capsys):
         f"run_dir={run_dir}",
         f"ray.address={ray_address}",
     )
-    assert run.main(options) == 0
+    assert run.main(["--full", *options]) == 0
     output = capsys.readouterr().out
     assert "finished before" in output
     assert "reward_margin" in output

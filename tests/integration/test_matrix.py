@@ -38,6 +38,9 @@ class DeafEvents:
     def emit(self, event: dict[str, Any]) -> None:
         pass
 
+    def tell(self, event: dict[str, Any]) -> None:
+        pass
+
 
 def logprob(model: Any, prompt: list[int], response: list[int]) -> float:
     """log p(response | prompt), nats, by one forward pass without padding."""

@@ -38,7 +38,8 @@ def test_the_reason_of_a_failure_stays_in_the_run_directory(
     code, output = run_command(ray_address, *options, environment={"WANDB_API_KEY": "f0e1d2c3b4a5968778695a4b"})
     assert code == 1, output
 
-    (failure,) = (tmp_path / "run" / "logs").iterdir()
+    (failure,) = [place for place in (tmp_path / "run" / "logs").iterdir() if place.name != "libraries"]
+    assert "the last lines that libraries printed (all of them: " in output
     assert f"the last lines of engines, workers and this driver: {failure}\n" in output
     files = {file.name: file.read_text() for file in failure.iterdir()}
     assert "Traceback" in files["driver.txt"]

@@ -26,6 +26,7 @@ from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.run import DEMO_RECIPE, main
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from mipo_ray.terminal import say
 from tests.helpers.chat_templates import ALTERNATING, LOSING, NO_SYSTEM, ONE_TURN, THINKING
 from tests.helpers.stages import commit
 
@@ -815,13 +816,78 @@ def test_a_finished_run_answers_with_its_results(finished_run: RunDirectory, opt
     )
     done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    first, *table, imported = done.stdout.splitlines()
-    assert first == f"{finished_run.url}: finished before, nothing to do"
+    *found, _, last, imported = done.stdout.splitlines()
+    assert found[0].split() == ["length", "37.5", "->", "42.5", "tokens", "+5.0", "[+4.0,", "+6.0]", "rose"]
+    assert found[1].startswith("(after round 1; ")
+    assert last == f"{finished_run.url}: finished before, nothing to do"
     assert imported == "[]"
-    rows = [line.split() for line in table if "[" in line and "interval" not in line]
+    assert snapshot(finished_run) == before
+
+
+def test_the_whole_table_of_a_finished_run(
+    finished_run: RunDirectory, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--full", *options]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "[" in line and "interval" not in line]
     assert [row[:4] for row in rows] == [["response_tokens", "tokens", "37.5", "0"], ["1", "42.5", "+5.0", "[+4.0,"]]
     assert "41.5" in rows[0]
-    assert snapshot(finished_run) == before
+
+
+def test_a_finished_run_answers_machines_and_the_quiet(
+    finished_run: RunDirectory, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--json", *options]) == 0
+    (end,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (end["event"], end["run_dir"]) == ("end", finished_run.url)
+    (found,) = end["findings"]
+    assert (found["measure"], found["base"], found["value"], found["change_low"]) == ("response_tokens", 37.5, 42.5, 4)
+    assert main(["--quiet", *options]) == 0
+    assert "finished before" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--quiet", "--json", *options])
+
+
+@pytest.mark.parametrize("display", ["auto", "quiet", "json"])
+def test_a_run_is_shown_as_asked(
+    display: str, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With stand-ins for the cluster and for the rounds: what they print is not shown, what they say is."""
+
+    def fake_connect(config: Config) -> list[Node]:
+        print("Token authentication is enabled for this Ray cluster.")
+        return [Node(CPU_ONLY)]
+
+    def fake_run_rounds(plan: Any) -> None:
+        print("[State Transition] RUNNING -> SHUTTING_DOWN.", file=sys.stderr)
+        say("round 0  generate  started")
+        results = {"base": {"response_tokens": entry(37.5)}, "0": {"response_tokens": entry(41.5, 4.0)}}
+        plan.run.write_text("results.json", json.dumps(results))
+
+    monkeypatch.setattr("mipo_ray.run.connect", fake_connect)
+    monkeypatch.setattr("mipo_ray.loop.run_rounds", fake_run_rounds)
+    assert main([*([] if display == "auto" else [f"--{display}"]), *options]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
+    if display == "json":
+        found = [json.loads(line) for line in lines]
+        assert [one["event"] for one in found] == ["message", "message", "end"]
+        assert found[0]["text"].startswith("run directory   ")
+        lines = [found[1]["text"], found[2]["text"]]
+    assert ("round 0  generate  started" in lines) == (display != "quiet")
+    assert lines[-1].startswith("finished in 0.0 minutes; results and report: ")
+    assert len(lines) == 4 or display != "quiet"
+    (file,) = Path("run/logs/libraries").iterdir()
+    kept = file.read_text().splitlines()
+    assert [line.split()[0] for line in kept] == ["Token", "[State"]
+
+
+def test_a_mistake_is_json_too(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", *options, "rounds=-1"]) == 2
+    printed = capsys.readouterr()
+    (error,) = map(json.loads, printed.out.splitlines())
+    assert (error["event"], error["kind"]) == ("error", "ConfigError")
+    assert printed.err.startswith("error: ")
 
 
 def test_a_dry_run_over_a_finished_run_says_so(

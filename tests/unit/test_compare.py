@@ -722,7 +722,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     opened: list[str] = []
 
     @contextmanager
-    def session_of(plan: Plan) -> Iterator[Session]:
+    def session_of(plan: Plan, stages: Sequence[str]) -> Iterator[Session]:
+        assert not all(plan.run.is_finished(stage) for stage in stages)
         opened.append(plan.run.url)
         yield Session(plan.config, plan.run, plan.resources, Events(object()))
 

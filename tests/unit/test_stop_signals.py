@@ -26,9 +26,10 @@ STOPS = [signal.SIGINT, signal.SIGTERM]
 COMMAND = """
 import os, signal, sys, time
 from mipo_ray import run
+from mipo_ray.terminal import say
 
 def fake_connect(config):
-    print("connecting", flush=True)
+    say("connecting")
     try:
         time.sleep(600)
     finally:

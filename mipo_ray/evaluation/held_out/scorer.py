@@ -73,6 +73,7 @@ class Scorer:
                 self._loaded[path] = self._load(path)
         self._models = {name: self._loaded[path][0] for name, path in settings.models.items()}
         self._layouts = {name: self._loaded[path][1] for name, path in settings.models.items()}
+        events.tell({"event": "ready"})
 
     def _load(self, path: str) -> tuple[Any, Layout]:
         import torch

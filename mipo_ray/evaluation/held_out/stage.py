@@ -102,7 +102,7 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
             models=list(models),
             matrix=matrix,
         )
-        with progress(stage.events, "generated", "rows", f"{round.label}  answer", total=prompts):
+        with progress(stage.events, "answer", "rows", prompts):
             named(answers, f"{round.name}_answers").write_parquet(stage.path("responses"), filesystem=filesystem)
 
     with ordered_context():
@@ -115,7 +115,7 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
         # An answer each, and the held-out pairs: rejected ones for the base, both sides for a round's policy.
         total = prompts * (config.evaluate.samples_per_prompt + (1 if round.is_base else 2))
         total += sum(len(part.prompt_ids) for part in matrix.values())
-        with progress(stage.events, "scored", "scored_responses", f"{round.label}  score", total=total):
+        with progress(stage.events, "score", "responses", total):
             scores = named(_scored(answers, total, stage, models), f"{round.name}_scores")
             scores.write_parquet(stage.path("scores"), filesystem=filesystem)
 

@@ -21,6 +21,7 @@ from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.config.trust import is_openai
 from mipo_ray.errors import UserError
 from mipo_ray.monitoring.events import Events
+from mipo_ray.monitoring.progress import Tally
 from mipo_ray.redaction import read_secret
 
 ENGINE = "endpoint"  # where events of vLLM actors name an engine
@@ -89,6 +90,7 @@ class EndpointJudge:
         self._judge = judge
         self._key = key
         self._events = events
+        self._tally = Tally(events)
         assert judge.endpoint is not None
         with _the_key_alone(judge.endpoint):
             self._client = openai.AsyncOpenAI(
@@ -99,12 +101,14 @@ class EndpointJudge:
             )
         self._free = asyncio.Semaphore(judge.max_concurrent_requests)
         self._limit = LIMITS[0]
+        events.tell({"event": "ready", "engine": ENGINE})
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         """Judges every row of the block; yields the block once. Raises UserError when the server refuses a request."""
         started = time.monotonic()
         rows = block.select(["prompt_id", "prompt"]).to_pylist()
-        judged = await asyncio.gather(*map(self._ask, rows))
+        judged = await asyncio.gather(*map(self._counted, rows))
+        self._tally.tell()
         block = block.append_column("judgement", pa.array([text for text, _, _ in judged], pa.string()))
         block = block.append_column("finish_reason", pa.array([reason for _, reason, _ in judged], pa.string()))
         block = block.append_column("tokens", pa.array([tokens for _, _, tokens in judged], pa.int32()))
@@ -118,6 +122,11 @@ class EndpointJudge:
             }
         )
         yield block
+
+    async def _counted(self, row: dict[str, Any]) -> tuple[str, str, int]:
+        answer = await self._ask(row)
+        self._tally.answered(1, answer[2])
+        return answer
 
     async def _ask(self, row: dict[str, Any]) -> tuple[str, str, int]:
         """What the server answers: text, finish reason, tokens (0 where it does not say)."""

@@ -89,7 +89,7 @@ def _judge(judged: Judged) -> JudgeFacts:
     label = f"{stage.round.label}  {protocol}"
     # Files alone do not tell: a kill in the middle of a write leaves some that Ray Data removes when it goes on.
     if run.read_text(f"{stage.directory}/judged.txt") is None:
-        with progress(stage.events, "generated", "rows", label, total=expected):
+        with progress(stage.events, protocol, "rows", expected):
             _ask(judged)
         run.write_text(f"{stage.directory}/judged.txt", f"{expected} judgements\n")
     rows = _judgements(run, stage.directory)

@@ -177,7 +177,7 @@ def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
         engines = task_engines(session, round)
         answered = sample_responses(rows, engines, sampling, stage.events, options_to_score)
         examples = map_blocks(answered, examples_of, tasks={task.name: task.task for task in tasks})
-        with progress(stage.events, "generated", "rows", f"{round.label}  tasks   ", total=total):
+        with progress(stage.events, "tasks", "rows", total):
             named(examples, f"{round.name}_tasks").write_parquet(run.path(directory, "rows"), filesystem=filesystem)
     return directory
 

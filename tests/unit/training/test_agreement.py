@@ -205,6 +205,8 @@ def test_the_column_is_read_and_null_for_swapped_labels() -> None:
 class DeafEvents:
     def emit(self, event: dict[str, Any]) -> None: ...
 
+    def tell(self, event: dict[str, Any]) -> None: ...
+
 
 @pytest.mark.parametrize("judges", [["initial"], ["initial", "policy"]])
 def test_held_out_answers_are_compared_by_the_scorer(judges: list[str], tmp_path: Path) -> None:

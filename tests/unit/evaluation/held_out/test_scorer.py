@@ -22,6 +22,8 @@ from tests.helpers.tiny_model import make_tiny_model
 class DeafEvents:
     def emit(self, event: dict[str, Any]) -> None: ...
 
+    def tell(self, event: dict[str, Any]) -> None: ...
+
 
 PROMPT, RESPONSE = [11, 12, 13], [21, 22, 23, 24]
 

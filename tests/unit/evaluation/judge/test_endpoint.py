@@ -35,6 +35,9 @@ class FakeEvents:
     def emit(self, event: dict[str, Any]) -> None:
         self.emitted.append(event)
 
+    def tell(self, event: dict[str, Any]) -> None:
+        """Counts that nobody watches."""
+
 
 class AnotherServer:
     """Answers every request with HTTP 200 and the same body; keeps the headers that it was sent, as text."""

@@ -1,0 +1,118 @@
+"""What a run ends with: the primary measure first, and the lines that say whether its rise can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mipo_ray.evaluation.figures import final_tables, format_change
+from mipo_ray.evaluation.intervals import Estimate, describe_change
+from mipo_ray.measures import HELD_OUT, format_value, measure_of
+from mipo_ray.storage.entries import Entry, Evaluation, Results
+from mipo_ray.storage.results import read_evaluation, read_results, rounds_of
+from mipo_ray.storage.rounds import BASE
+from mipo_ray.storage.run_directory import RunDirectory
+
+# What a run is for, in the judgement of the initial model: the first that it has, as rows without a context have none
+# of context PMI.
+PRIMARY = ("context_pmi_initial", "pmi_initial")
+# How a PMI is raised without saying more: by length, which this bound leaves out, and by copying the prompt.
+BESIDE = ("infonce_initial", "response_tokens", "copy_rate")
+LINES = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A measure of the newest policy beside the base's; `word`: what the change says, "" without an interval."""
+
+    name: str
+    title: str
+    base: float | None
+    entry: Entry
+    word: str
+
+
+def findings(results: Results, evaluation: Evaluation) -> list[Finding]:
+    """The primary measure, what a judge or the first task found where there is one, and what a PMI is read beside."""
+    measured = rounds_of(results)
+    policy = measured[-1] if measured else BASE.key
+    entries, base = results.get(policy, {}), results.get(BASE.key, {})
+    names = [name for name in PRIMARY if name in entries][:1]
+    held_out = [_finding(name, entries[name], base.get(name)) for name in (*names, *BESIDE) if name in entries]
+    own = evaluation.get(policy, {})
+    judged_first = sorted(own, key=lambda name: own[name].kind != "judge")
+    others = [
+        _finding(f"{name}.{metric}", own[name].metrics[metric], _of_base(evaluation, name, metric))
+        for name in judged_first
+        if (metric := own[name].metric) is not None
+    ][:1]
+    if others and len(held_out) == LINES:
+        held_out = [found for found in held_out if found.name != "infonce_initial"]
+    return [*held_out[:1], *others, *held_out[1:]]
+
+
+def closing_text(run: RunDirectory, *, full: bool) -> str:
+    """What a run is found to have reached; `full`: every measure as a table. "" where nothing was measured."""
+    results, evaluation = read_results(run), read_evaluation(run)
+    if full or not results:
+        return final_tables(run)
+    lines = finding_lines(findings(results, evaluation))
+    measured = rounds_of(results)
+    after = f"after round {measured[-1]}; changes from the base, 95 % intervals" if measured else "the base"
+    return "\n".join([*lines, f"({after}; every measure: --full, or {run.path('report.html')})"])
+
+
+def finding_lines(found: Sequence[Finding]) -> list[str]:
+    """A line for each finding, in columns."""
+    rows = [
+        (
+            one.title,
+            "" if one.base is None else f"{format_value(one.base, one.entry.unit)} ->",
+            format_value(one.entry.value, one.entry.unit),
+            one.entry.unit,
+            format_change(one.entry),
+            one.word,
+        )
+        for one in found
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers = (1, 2)
+    return [
+        "  ".join(
+            cell.rjust(width) if column in numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            if width
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def closing_values(run: RunDirectory) -> list[dict[str, Any]]:
+    """The findings for machines, the primary measure first."""
+    return [
+        {
+            "measure": one.name,
+            "unit": one.entry.unit,
+            "base": one.base,
+            "value": one.entry.value,
+            "change": one.entry.change,
+            "change_low": one.entry.change_low,
+            "change_high": one.entry.change_high,
+            "verdict": one.word or None,
+        }
+        for one in findings(read_results(run), read_evaluation(run))
+    ]
+
+
+def _of_base(evaluation: Evaluation, name: str, metric: str) -> Entry | None:
+    base = evaluation.get(BASE.key, {}).get(name)
+    return None if base is None else base.metrics.get(metric)
+
+
+def _finding(name: str, entry: Entry, base: Entry | None) -> Finding:
+    title, better = measure_of(name).title, measure_of(name).better
+    change = Estimate.of_change(entry)
+    word = entry.verdict or ("" if change is None else describe_change(change, better))
+    ceiling = "" if entry.ceiling is None or name not in HELD_OUT else f" (at most {entry.ceiling:.3f})"
+    return Finding(name, f"{title}{ceiling}", None if base is None or entry is base else base.value, entry, word)

@@ -1,0 +1,89 @@
+"""What a run ends with: the primary measure first, and what it is read beside.
+
+python -m pytest tests/unit/evaluation/test_summary.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mipo_ray.evaluation.summary import closing_text, closing_values, finding_lines, findings
+from mipo_ray.measures import HELD_OUT
+from mipo_ray.storage.entries import Entry, Evaluated, Evaluation, Results
+from mipo_ray.storage.records import to_text
+from mipo_ray.storage.run_directory import open_run
+
+
+def entry(name: str, value: float, change: float | None = None, width: float = 0.5) -> Entry:
+    bounds = (None, None, None) if change is None else (change, change - width, change + width)
+    return Entry(value, value - 1, value + 1, 20, HELD_OUT[name].unit, None, *bounds)
+
+
+def results(*, with_context: bool = True) -> Results:
+    names = [name for name in HELD_OUT if with_context or not name.startswith("context")]
+    return {
+        "base": {name: entry(name, 1.0) for name in names},
+        "0": {name: entry(name, 1.0, 0.0) for name in names},
+        "1": {name: entry(name, 3.0, 2.0) for name in names},
+    }
+
+
+def judged(metric: str, value: float, change: float, verdict: str) -> Evaluated:
+    figures = Entry(value, None, None, 20, "share", None, change, change - 0.1, change + 0.1, verdict=verdict)
+    return Evaluated(kind="judge" if metric == "net_win" else "generative", metric=metric, metrics={metric: figures})
+
+
+def test_the_primary_measure_is_first_and_there_are_four() -> None:
+    found = findings(results(), {})
+    assert [one.name for one in found] == ["context_pmi_initial", "infonce_initial", "response_tokens", "copy_rate"]
+    assert next((one.base, one.entry.value, one.word) for one in found) == (1.0, 3.0, "better")
+    assert [one.word for one in found[2:]] == ["rose", "rose"]  # no longer answer is better for being longer
+
+
+def test_rows_without_a_context_are_about_the_prompt() -> None:
+    assert findings(results(with_context=False), {})[0].name == "pmi_initial"
+
+
+def test_a_judge_comes_before_a_task_and_stands_in_place_of_the_bound() -> None:
+    evaluation: Evaluation = {"base": {"gsm8k": judged("accuracy", 0.4, 0.0, "")}}
+    evaluation["1"] = {
+        "gsm8k": judged("accuracy", 0.5, 0.1, "not distinguishable"),
+        "judge_pairwise": judged("net_win", 0.2, 0.2, "better"),
+    }
+    names = [one.name for one in findings(results(), evaluation)]
+    assert names == ["context_pmi_initial", "judge_pairwise.net_win", "response_tokens", "copy_rate"]
+    del evaluation["1"]["judge_pairwise"]
+    found = findings(results(), evaluation)
+    assert [(one.name, one.base, one.word) for one in found][1] == ("gsm8k.accuracy", 0.4, "not distinguishable")
+
+
+def test_the_base_alone_has_no_change() -> None:
+    found = findings({"base": results()["base"]}, {})
+    assert {(one.base, one.word) for one in found} == {(None, "")}
+    assert all("->" not in line for line in finding_lines(found))
+
+
+def test_the_lines_stand_in_columns() -> None:
+    lines = finding_lines(findings(results(), {}))
+    assert lines[0] == "context PMI     1.000 ->  3.000  nats per response  +2.000 [+1.500, +2.500]  better"
+    assert len({line.index("->") for line in lines}) == 1
+    assert max(map(len, lines)) <= 110
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_where_the_rest_is(full: bool, tmp_path: Path) -> None:
+    run = open_run(str(tmp_path))
+    assert closing_text(run, full=full) == ""
+    assert closing_values(run) == []
+    run.write_text("results.json", to_text(results()))
+    lines = closing_text(run, full=full).splitlines()
+    if full:
+        assert len(lines) == 2 + 2 * len(HELD_OUT)
+    else:
+        assert lines[-1] == (
+            f"(after round 1; changes from the base, 95 % intervals; every measure: --full, or {tmp_path}/report.html)"
+        )
+        assert len(lines) == 5
+    assert next(one["measure"] for one in closing_values(run)) == "context_pmi_initial"
