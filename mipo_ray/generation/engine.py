@@ -127,13 +127,13 @@ class Engine:
         from mipo_ray.models.source import local_model_directory
 
         model = local_model_directory(model_path, trust_remote_code=self._trust_remote_code)
-        await self._engine.collective_rpc("swap_weights", args=(plain_path(model),))
+        await self._unless_stalled(self._engine.collective_rpc("swap_weights", args=(plain_path(model),)))
 
     async def forget_prompts(self) -> None:
         """Empties the prefix cache: what it holds was computed with other weights, or by another stage, whose responses
         should be what a fresh engine gives."""
         for _ in range(20):
-            if await self._engine.reset_prefix_cache():
+            if await self._unless_stalled(self._engine.reset_prefix_cache()):
                 return
             await asyncio.sleep(0.1)  # the last request's blocks may not be free yet
         raise RuntimeError("the engine kept its prefix cache: expected no request under way")
@@ -210,16 +210,16 @@ class Engine:
     def _stepped(self) -> None:
         self._last_step = time.monotonic()
 
-    async def _unless_stalled(self, outputs: Awaitable[list[Any]]) -> list[Any]:
-        """The outputs, as long as the engine goes on with whatever requests it has."""
+    async def _unless_stalled(self, answer: Awaitable[Any]) -> Any:
+        """What the engine answers, as long as it goes on with whatever requests it has."""
         asked = time.monotonic()
-        waiting = asyncio.ensure_future(outputs)
+        waiting = asyncio.ensure_future(answer)
         try:
             while self._stall_seconds is not None and not waiting.done():
                 still_for = time.monotonic() - max(asked, self._last_step)
                 if still_for >= self._stall_seconds:
                     raise EngineStalled(
-                        f"the engine has requests and did no step for {still_for / 60:.3g} minutes "
+                        f"the engine does not answer, and did no step for {still_for / 60:.3g} minutes "
                         f"(generation.stall_minutes {self._stall_seconds / 60:g})"
                     )
                 await asyncio.wait({waiting}, timeout=self._stall_seconds - still_for)

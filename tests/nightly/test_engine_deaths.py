@@ -26,8 +26,8 @@ from mipo_ray.storage.run_directory import open_run
 from tests.helpers.engine_processes import engine_processes, wait_until_nothing_is_left
 from tests.helpers.runs import events
 
-ROWS = 12
-GREEDY = {DEFAULT_SAMPLING: SamplingConfig(temperature=0.0, max_tokens=24)}
+ROWS = 60  # many more than are under way when the first are answered
+GREEDY = {DEFAULT_SAMPLING: SamplingConfig(temperature=0.0, max_tokens=60)}
 
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
