@@ -87,9 +87,10 @@ class Phase:
         return self.tokens / seconds if self.tokens and seconds > 0 else None
 
     def seconds_left(self, now: float) -> float | None:
-        """By its own speed so far; None where nothing is done, or it is not known how much there is."""
+        """By its own speed so far; None where it is not known how much there is, or no block was finished: many rows
+        are answered at the same time, and what the first of them took says nothing of the others."""
         seconds = self.changed - self.waits_since
-        if self.total is None or not self.done or seconds <= 0:
+        if self.total is None or not self.in_blocks or seconds <= 0:
             return None
         each = seconds / self.done
         return max(0.0, each * (self.total - self.done) - (now - self.changed))
