@@ -93,8 +93,8 @@ def format_of(row: SourceRow) -> PairFormat:
             f"{row.where}: expected the columns of preference pairs (prompt, chosen and rejected, or as the tools that "
             f"pairs.format names document them), found {cut(', '.join(row.values)) or 'none'}"
         )
-    if "prompt" in found:
-        return "trl"
+    if "prompt" in found:  # TRL has no column for a system message, and would leave it out
+        return "axolotl" if "system" in row.values else "trl"
     if found & {"conversations", "instruction"}:
         return "llama-factory"
     return "axolotl" if found & {"messages", "question", "input"} else "trl"
@@ -107,7 +107,7 @@ def read_pair(row: SourceRow, format: PairFormat) -> GivenPair:
     """
     columns = COLUMNS[format]
     for name in _UNREAD:
-        if row.values.get(name):
+        if row.values.get(name) not in (None, "", "[]", [], {}):
             raise UserError(f"{row.where}, field {name!r}: expected text alone, found {_show(row.values[name])}")
     prompt_column = _first(row, columns.prompt, format)
     chosen_column = _first(row, columns.chosen, format) or prompt_column

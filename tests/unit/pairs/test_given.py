@@ -58,6 +58,16 @@ DOCUMENTED: dict[str, tuple[str, dict[str, Any], GivenPair]] = {
         WITH_SYSTEM,
     ),
     "axolotl, icr": ("axolotl", {"system": "", "input": "?", "chosen": "!", "rejected": "."}, PAIR),
+    "axolotl, prompt_pairs": (
+        "axolotl",
+        {"system": "Be brief.", "prompt": "?", "chosen": "!", "rejected": "."},
+        WITH_SYSTEM,
+    ),
+    "axolotl, ultra": (
+        "axolotl",
+        {"system": None, "prompt": "?", "chosen": [*PROMPT, ANSWER], "rejected": [*PROMPT, OTHER]},
+        PAIR,
+    ),
     "axolotl, argilla": (
         "axolotl",
         {"system": "Be brief.", "instruction": "?", "chosen_response": "!", "rejected_response": "."},
@@ -112,7 +122,7 @@ def test_a_documented_row_is_read_and_its_format_found(form: Any, values: dict[s
     assert read_pair(row(values), form) == expected
     assert format_of(row(values)) == form
     # As a table has it: every key in every row, and in every message.
-    nulls = {**dict.fromkeys(("tools", "images", "label")), **values}
+    nulls = {"tools": "[]", "images": [], "label": None, **values}
     assert read_pair(row(nulls), format_of(row(nulls))) == expected
 
 
