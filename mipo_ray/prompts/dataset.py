@@ -81,8 +81,7 @@ class CheckedFiles(Datasource):
             input_files=tuple(file.source.path for file in files),
             exec_stats=None,
         )
-        # Not a method: a read task carries its own files only.
-        return ReadTask(functools.partial(self._read, files), metadata, self._schema, row_limit)
+        return ReadTask(_reader(self._read, files), metadata, self._schema, row_limit)
 
 
 class PromptSource(CheckedFiles):
@@ -102,6 +101,15 @@ def blocks_of(dataset: ray.data.Dataset, rows_per_block: int) -> ray.data.Datase
     """
     dataset.context.execution_options.preserve_order = True
     return dataset.repartition(target_num_rows_per_block=rows_per_block, strict=True)
+
+
+def _reader(read: TablesOf, files: list[CheckedFile]) -> Callable[[], Iterator[pa.Table]]:
+    """A function of its own, so that a read task carries its own files only; Ray Data asks for its name."""
+
+    def read_files() -> Iterator[pa.Table]:
+        return read(files)
+
+    return read_files
 
 
 def _prompt_tables(prompts: PromptsConfig, files: list[CheckedFile]) -> Iterator[pa.Table]:
