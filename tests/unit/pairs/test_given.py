@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -285,6 +286,14 @@ def test_files_of_every_kind_hold_the_same_pairs(tmp_path: Path) -> None:
         ]
         assert found[2]["messages"] == [{"role": "user", "content": "q2"}]
         assert len({values["prompt_id"] for values in found}) == 5
+
+
+def test_files_lie_on_any_filesystem() -> None:
+    store = fsspec.filesystem("memory")
+    for number, values in enumerate(ROWS):
+        store.pipe(f"/given/{number}.jsonl", json.dumps(values).encode())
+    pairs = PairsConfig(path="memory://given/*.jsonl")
+    assert [values["chosen"] for values in read_again(pairs, check_pairs(pairs))] == [f"yes {i}" for i in range(5)]
 
 
 def test_a_glob_and_a_limit_choose_the_rows(tmp_path: Path) -> None:
