@@ -151,6 +151,7 @@ def inputs_of(place: Path, model: Path, *overrides: str) -> Inputs:
 
 def take(inputs: Inputs) -> Manifest[GenerateFacts]:
     assert isinstance(inputs.prompts, PairSummary)
+    inputs.run.record_config(inputs.config)
     with recording(inputs.run) as sent, DataContext.current(DataContext.get_current().copy()):
         DataContext.get_current().raise_original_map_exception = True  # as `connection.connect` has it
         session = Session(inputs.config, inputs.run, resolve(inputs.config, {"CPU": 6.0}), sent)
