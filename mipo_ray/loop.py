@@ -9,11 +9,13 @@ from mipo_ray.evaluation.held_out.scorers import scorers_of_run
 from mipo_ray.evaluation.judge.stage import reach_judge
 from mipo_ray.evaluation.stage import evaluate
 from mipo_ray.evaluation.summary import closing_text
+from mipo_ray.generation.given_pairs import take_pairs
 from mipo_ray.generation.living_engine import engines_of_run
 from mipo_ray.generation.requests import condition_prompts
 from mipo_ray.generation.stage import generate
 from mipo_ray.monitoring.events import recording
 from mipo_ray.monitoring.watch import watched
+from mipo_ray.pairs.given import PairSummary
 from mipo_ray.planning.agenda import agenda_of
 from mipo_ray.planning.plan import Plan
 from mipo_ray.prompts.check import PromptSummary
@@ -35,7 +37,9 @@ def run_rounds(plan: Plan) -> Results:
         refuse_what_cannot_run(plan, session)
         measure_round(plan, session, BASE)
         for round in session.rounds:
-            if plan.schedule.streams:
+            if isinstance(plan.prompts, PairSummary):
+                train(session, round)  # on pairs that were taken before anything else
+            elif plan.schedule.streams:
                 stream_round(session, round, plan.prompts)
             else:
                 generate(session, round, plan.prompts)
@@ -61,10 +65,13 @@ def session_of(plan: Plan, stages: Sequence[str] | None = None) -> Iterator[Sess
 
 def refuse_what_cannot_run(plan: Plan, session: Session) -> None:
     """What only the cluster can tell, before any engine samples: a model that cannot be trained so, a judge that does
-    not answer, and prompts that cannot be used."""
+    not answer, and prompts, or pairs that exist, that cannot be used. Such pairs are the round's from then on."""
     wait_for_model_check = begin_model_check(plan.config)  # in a process that imports for some seconds
     reach_judge(plan.config.evaluate.judge)
-    condition_prompts(session, Round(0), plan.prompts)
+    if isinstance(plan.prompts, PairSummary):
+        take_pairs(session, Round(0), plan.prompts)
+    else:
+        condition_prompts(session, Round(0), plan.prompts)
     wait_for_model_check()
 
 

@@ -2,6 +2,7 @@
 
     python -m mipo_ray.run [key=value ...]                            the demo: mipo_ray/examples/demo.yaml
     python -m mipo_ray.run jobs/NAME.yaml train.beta=0.2 rounds=3     a recipe with overrides
+    python -m mipo_ray.run pairs.path=FILE model.path=NAME            on preference pairs that exist
     python -m mipo_ray.run --dry-run jobs/NAME.yaml                   check everything and print the plan
     python -m mipo_ray.run --dry-run --tokens jobs/NAME.yaml          count the tokens of every long prompt, too
     python -m mipo_ray.run --trust-recipe jobs/NAME.yaml              one that may run code (docs/security.md)
@@ -35,6 +36,7 @@ from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.terminal import say
 
 DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
+PAIRS_RECIPE = str(Path(__file__).parent / "examples" / "preferences.yaml")  # the same, where pairs exist
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,11 +104,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tokens", action="store_true", help=TOKENS_HELP)
     parser.add_argument("--full", action="store_true", help="end with the table of every measure")
-    return parse_recipe(parser, arguments, default=DEMO_RECIPE)
+    options = parse_recipe(parser, arguments, default=DEMO_RECIPE)
+    if options.recipe == DEMO_RECIPE and any(override.startswith("pairs.path=") for override in options.overrides):
+        options.recipe = PAIRS_RECIPE
+    return options
 
 
 def _field_help() -> str:
-    lines = ["Without a recipe the demo runs: mipo_ray/examples/demo.yaml. Fields (key = default: meaning):"]
+    lines = [
+        "Without a recipe the demo runs, mipo_ray/examples/demo.yaml; with pairs.path preferences.yaml beside it. "
+        "Fields (key = default: meaning):"
+    ]
     defaults = Config()
     for path, info in fields():
         # Of the whole configuration: a section may be given other defaults than its class (evaluate.prompts).

@@ -61,7 +61,7 @@ def _run_seed(
         plan.run.record_config(plan.config)
         if comparison.same_pairs(arm) == arm:
             with _session_for(plan, []) as session:  # conditioning sends no event
-                condition_prompts(session, Round(0), plan.prompts)
+                condition_prompts(session, Round(0), plan.sampled)
     _say(BASE, seed)
     with _session_for(base, measured_stages(base.config, base.run, rounds.BASE, base.tasks)) as session:
         measure_round(base, session, rounds.BASE)
@@ -94,7 +94,7 @@ def _generate(comparison: Comparison, arm: str, plan: Plan, round: Round) -> Non
         say(f"{round.label}  generate  the same pairs as those of {source}: copied")
         return
     with _session_for(plan, [stage]) as session:
-        generate(session, round, plan.prompts)
+        generate(session, round, plan.sampled)
 
 
 @contextmanager

@@ -99,6 +99,8 @@ def load_comparison(recipe: str | Path, overrides: Sequence[str] = (), *, trusts
             f"{recipe}: arms: expected a mapping of arms, each a mapping of overrides; found {brief(arms)}"
         )
     shared = _checked("", values)
+    if shared.pairs.path is not None:
+        raise ConfigError("pairs.path: the arms of a comparison sample their pairs: expected none, found one")
     if not shared.evaluate.enabled:
         raise ConfigError("evaluate.enabled: a comparison measures: expected true, found false")
     if unquoted := [str(name) for name in arms if not isinstance(name, str)]:

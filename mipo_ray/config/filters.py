@@ -37,7 +37,9 @@ class FiltersConfig(Section):
     """
 
     drop_too_long: bool = Field(
-        False, description="drop prompts that do not fit the context window; false: stop before any engine starts"
+        False,
+        description="drop prompts, or pairs of pairs.path, that do not fit the context window; false: stop before any "
+        "engine starts",
     )
     control_tokens: bool = Field(
         True,

@@ -17,6 +17,7 @@ from mipo_ray.config.evaluate import EvaluateConfig
 from mipo_ray.config.field_types import Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Window
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
+from mipo_ray.config.pairs import OF_SAMPLING, READ_OF_PROMPTS, PairsConfig, other_than_default
 from mipo_ray.config.prompts import TrainingPromptsConfig
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import brief
@@ -106,6 +107,7 @@ class Config(Section):
     seed: NonNegativeInt = Field(0, description="seed of every random choice")
     model: ModelConfig = Field(default_factory=ModelConfig, description="the initial policy")
     prompts: TrainingPromptsConfig = Field(default_factory=TrainingPromptsConfig, description="training prompts")
+    pairs: PairsConfig = Field(default_factory=PairsConfig, description="pairs that exist, in place of sampled ones")
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig, description="mismatched prompts")
     generation: GenerationConfig = Field(default_factory=GenerationConfig, description="sampling")
     filters: FiltersConfig = Field(default_factory=FiltersConfig, description="pair filters")
@@ -134,6 +136,50 @@ class Config(Section):
         if self.evaluate.task_max_model_len is not None:
             found["evaluate.task_max_model_len"] = self.evaluate.task_max_model_len
         return found
+
+    @property
+    def starts_engines(self) -> bool:
+        """Whether anything is sampled: a run on pairs that exist that measures nothing needs no engine."""
+        return self.pairs.path is None or self.evaluate.enabled
+
+    @model_validator(mode="after")
+    def _pairs_exist_or_are_sampled(self) -> Config:
+        if self.pairs.path is None:
+            if alone := other_than_default(self.pairs, ("format", "limit")):
+                raise ValueError(f"pairs.{alone[0]} says how pairs.path is read: set pairs.path")
+            return self
+        if self.rounds != 1:
+            raise ValueError(
+                f"pairs.path holds the pairs of one round: expected rounds=1, found {self.rounds}; train.epochs passes "
+                "over them more than once"
+            )
+        if self.train.objective == "sami":
+            raise ValueError("train.objective sami compares two prompts, and pairs.path has one: choose another one")
+        if self.schedule == "streaming":
+            raise ValueError("schedule streaming trains while pairs are sampled, and pairs.path holds them all")
+        default = EvaluateConfig().prompts.path
+        if self.evaluate.enabled and self.evaluate.prompts.path == default:
+            raise ValueError(
+                "with pairs.path a run measures on held-out prompts of your own: set evaluate.prompts.path, and "
+                f"conditioning.strategy to what it measures (found {default}), or evaluate.enabled=false"
+            )
+        if unread := self._unread_with_pairs():
+            raise ValueError(
+                f"{', '.join(unread)}: expected only what training on pairs.path reads; these are about prompts and "
+                "samples, of which it has none: take them out, or take pairs.path out"
+            )
+        return self
+
+    def _unread_with_pairs(self) -> list[str]:
+        """What is set and would do nothing where pairs exist; what they have in common with sampled ones is read."""
+        names = {"prompts": [name for name in type(self.prompts).model_fields if name not in READ_OF_PROMPTS]}
+        if not self.evaluate.enabled:  # held-out answers are compared by the strategies
+            names["conditioning"] = list(ConditioningConfig.model_fields)
+        return [
+            f"{section}.{name}"
+            for section, candidates in {**names, **OF_SAMPLING}.items()
+            for name in other_than_default(getattr(self, section), candidates)
+        ]
 
     @model_validator(mode="after")
     def _fits_the_window(self) -> Config:

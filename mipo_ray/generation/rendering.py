@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
 from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.errors import UserError
 from mipo_ray.models.chat_template import ChatTemplate, ChatTemplateError, TemplateTooCostly
-from mipo_ray.prompts.chat_check import refuse_control_tokens
+from mipo_ray.prompts.chat_check import another_beginning, refuse_control_tokens
 
 DROP_HINT = ", or set filters.drop_too_long=true"
 
@@ -57,6 +57,19 @@ def render_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], chat: Cha
 def render_turns(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
     """A conversation whose answer is its last message, as text; raises the same."""
     return _Renderer(tokenizer, ChatSettings({})).text(messages, add_generation_prompt=False)
+
+
+def render_answer(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], answer: str, chat: ChatSettings
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt, as `render_prompts` gives them, and of an answer behind it, with all that the template
+    writes around the answer.
+
+    Together they are those of the whole conversation, unless a token would reach over the end of the prompt: then the
+    answer's turn is tokenised by itself, since no model is ever asked with half of that token. Raises the same, and
+    ChatTemplateError where the conversation does not begin with the prompt.
+    """
+    return _Renderer(tokenizer, chat).answer_ids(messages, {"role": "assistant", "content": answer})
 
 
 def text_token_ids(tokenizer: Any, text: str) -> list[int]:
@@ -104,6 +117,14 @@ def control_tokens(tokenizer: Any) -> tuple[str, ...]:
     )
 
 
+class _Rendered(NamedTuple):
+    """A conversation as text, "" where it was rendered by other means, and as token ids; options: the tokenizer's."""
+
+    text: str
+    token_ids: list[int]
+    options: dict[str, bool]
+
+
 class _Renderer:
     """Renders conversations for one tokenizer: by its chat template within limits, or by other means that it has."""
 
@@ -121,6 +142,23 @@ class _Renderer:
 
     def token_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The token ids of a conversation; raises UserError where it has control tokens and these are refused."""
+        return self._rendered(messages).token_ids
+
+    def answer_ids(self, messages: Sequence[Mapping[str, str]], turn: Mapping[str, str]) -> tuple[list[int], list[int]]:
+        """Those of a prompt, and of the turn that answers it; see `render_answer`."""
+        prompt = self._rendered(messages)
+        whole = self._rendered([*messages, turn], add_generation_prompt=False)
+        length = len(prompt.token_ids)
+        if not whole.text.startswith(prompt.text):
+            raise ChatTemplateError(f"{_begun(messages)}: {another_beginning(prompt.text)}")
+        if whole.token_ids[:length] == prompt.token_ids:
+            return prompt.token_ids, whole.token_ids[length:]
+        if self._template is None:
+            raise ChatTemplateError(f"{_begun(messages)}: {another_beginning(self.text(messages))}")
+        rest = self._tokenizer(whole.text[len(prompt.text) :], add_special_tokens=False, **whole.options)
+        return prompt.token_ids, list(rest["input_ids"])
+
+    def _rendered(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> _Rendered:
         copies = [dict(message) for message in messages]
         quotes = any(token in message["content"] for token in self._quoted for message in copies)
         if quotes and self._chat.control_tokens == "refuse":
@@ -130,14 +168,15 @@ class _Renderer:
         with _refusals_told(copies):
             if self._template is None:
                 token_ids: list[int] = self._by_other_means(
-                    copies, add_generation_prompt=True, tokenize=True, **options
+                    copies, add_generation_prompt=add_generation_prompt, tokenize=True, **options
                 )
-                return token_ids
+                return _Rendered("", token_ids, options)
             arguments = self._chat.arguments
             if quotes:
                 copies, arguments = self._marked(copies), self._marked(arguments)
-            text = self._template.render(copies, arguments)
-            return list(self._tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+            text = self._template.render(copies, arguments, add_generation_prompt=add_generation_prompt)
+            ids = self._tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+            return _Rendered(text, list(ids), options)
 
     @functools.cached_property
     def _quoted(self) -> tuple[str, ...]:

@@ -79,18 +79,8 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
         with progress(stage.events, "generate", "rows", conditioned.rows):
             named(pairs, f"{round.name}_pairs").write_parquet(stage.path(), filesystem=filesystem)
 
-    files = stage.run.list_parquet(stage.directory)
-    statistics = _statistics(stage, files)
     expected = conditioned.rows * config.generation.samples_per_prompt
-    if statistics.fingerprint != conditioned.fingerprint or statistics.rows != expected:
-        raise RuntimeError(
-            f"{stage.directory}: the written pairs do not cover the prompts exactly once: expected {expected} rows, "
-            f"found {statistics.rows}. Remove {stage.path()} to generate again."
-        )
-    check_dropped(statistics, stage.directory, config)
-    for reason, dropped in statistics.dropped.items():
-        stage.events.emit({"event": "dropped", "reason": reason, "dropped_pairs": dropped})
-    stage.events.emit({"event": "pairs", **_numbers(statistics)})
+    files, statistics = count_pairs(stage, expected, conditioned.fingerprint)
     return GenerateFacts(
         pairs=files,
         statistics=statistics,
@@ -108,6 +98,26 @@ def _assemble_and_tell(block: pa.Table, *, events: Events, **arguments: Any) -> 
     kept = pc.sum(pc.equal(pairs["dropped"], "")).as_py() or 0
     events.tell({"event": "assembled", "pairs": pairs.num_rows, "kept": kept})
     return pairs
+
+
+def count_pairs(stage: Stage, expected: int, fingerprint: str) -> tuple[list[str], PairStatistics]:
+    """The files of pairs that were written, and their statistics, which it sends as events too.
+
+    expected, fingerprint: how many rows there are to be, and of which prompts. Raises RuntimeError where they are
+    others, and TooManyDroppedError when more than `filters.max_dropped_share` of the rows were dropped.
+    """
+    files = stage.run.list_parquet(stage.directory)
+    statistics = _statistics(stage, files)
+    if statistics.fingerprint != fingerprint or statistics.rows != expected:
+        raise RuntimeError(
+            f"{stage.directory}: the written pairs do not cover the prompts exactly once: expected {expected} rows, "
+            f"found {statistics.rows}. Remove {stage.path()} to generate again."
+        )
+    check_dropped(statistics, stage.directory, stage.config)
+    for reason, dropped in statistics.dropped.items():
+        stage.events.emit({"event": "dropped", "reason": reason, "dropped_pairs": dropped})
+    stage.events.emit({"event": "pairs", **_numbers(statistics)})
+    return files, statistics
 
 
 def _statistics(stage: Stage, files: list[str]) -> PairStatistics:

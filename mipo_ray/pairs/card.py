@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mipo_ray
 from mipo_ray.config.public import public_file, public_model, public_settings, public_text
+from mipo_ray.config.schema import Config
 from mipo_ray.config.yaml_text import dump_yaml
 from mipo_ray.pairs.export import CARD, Export
 from mipo_ray.pairs.formats import FORMATS
@@ -27,7 +28,7 @@ def render_card(export: Export) -> str:
     config = export.config
     head = {
         "task_categories": ["text-generation"],
-        "tags": ["dpo", "preference", "mipo", "mipo-ray"],
+        "tags": ["dpo", "preference", *(["mipo"] if config.pairs.path is None else []), "mipo-ray"],
         "size_categories": [_size(sum(each.rows for each in export.rounds))],
         "configs": [{"config_name": each.round.name, "data_files": each.file} for each in export.rounds],
     }
@@ -35,12 +36,11 @@ def render_card(export: Export) -> str:
     return "\n".join(
         [
             f"---\n{dump_yaml(head)}---\n",
-            f"# Preference pairs of a MIPO run, for {form.tool}\n",
-            f"A model made these pairs of its own answers, with no labels and no judge ([MIPO]({PAPER})): the chosen "
-            "response was sampled under the prompt, the rejected one under a mismatched prompt. They teach a model to "
-            "say what depends on its prompt. They do not say which answer is true, safe or liked.\n",
+            *_origin(export),
             "## Rounds\n",
-            "Each round's pairs were sampled from the policy that the round before it left.\n",
+            "Each round's pairs were sampled from the policy that the round before it left.\n"
+            if config.pairs.path is None
+            else "",
             "| file | sampled from | pairs | rows | with a response cut at the length limit | dropped by filters |",
             "|---|---|---|---|---|---|",
             *_rounds(export),
@@ -57,11 +57,39 @@ def render_card(export: Export) -> str:
             "## How they were made\n",
             f"mipo-ray {mipo_ray.__version__}, with these settings; all others are its defaults.\n",
             f"```yaml\n{dump_yaml(public_settings(config))}```\n",
-            f"Model: {public_model(config.model.source)}. Prompts: {public_file(config.prompts.path)}. Mismatched "
-            f"prompts by the strategy {config.conditioning.strategy}. What the licences of the model and the prompts "
-            "say holds for these pairs, too; none is stated here.",
+            _sources(config),
             "",
         ]
+    )
+
+
+def _origin(export: Export) -> list[str]:
+    """What these pairs are."""
+    tool = FORMATS[export.format].tool
+    if export.config.pairs.path is not None:
+        return [
+            f"# Preference pairs that a run was given, for {tool}\n",
+            "They are the rows of preference data that existed, those that the run trained on; nothing here says who "
+            "chose between the responses.\n",
+        ]
+    return [
+        f"# Preference pairs of a MIPO run, for {tool}\n",
+        f"A model made these pairs of its own answers, with no labels and no judge ([MIPO]({PAPER})): the chosen "
+        "response was sampled under the prompt, the rejected one under a mismatched prompt. They teach a model to "
+        "say what depends on its prompt. They do not say which answer is true, safe or liked.\n",
+    ]
+
+
+def _sources(config: Config) -> str:
+    if config.pairs.path is not None:
+        return (
+            f"Pairs: {public_file(config.pairs.path)}. What their licence says holds for these rows, too; none is "
+            "stated here."
+        )
+    return (
+        f"Model: {public_model(config.model.source)}. Prompts: {public_file(config.prompts.path)}. Mismatched "
+        f"prompts by the strategy {config.conditioning.strategy}. What the licences of the model and the prompts say "
+        "holds for these pairs, too; none is stated here."
     )
 
 
@@ -71,6 +99,8 @@ def _rounds(export: Export) -> list[str]:
         source = "the model itself" if each.round.number == 0 else f"the policy of round {each.round.number - 1}"
         if each.facts.policy_commit is not None:
             source += f" at commit {each.facts.policy_commit}"
+        if export.config.pairs.path is not None:
+            source = "not sampled by the run"
         dropped = each.facts.statistics.dropped
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none"
         lines.append(f"| `{each.file}` | {source} | {each.pairs} | {each.rows} | {each.truncated} | {reasons} |")
@@ -81,16 +111,21 @@ def _limits(export: Export) -> list[str]:
     config, has_ids = export.config, FORMATS[export.format].row is None
     lines = ["## What to know\n"]
     if not has_ids:
+        ids = (
+            "that were sampled; a tool that tokenises the texts anew may come to others, and ends every response, also "
+            "one that was cut at the length limit, as the chat template ends a turn."
+            if config.pairs.path is None
+            else "of its own model and chat template."
+        )
         lines += [
-            "- These are texts. The run trained on the token ids that were sampled; a tool that tokenises the texts "
-            "anew may come to others, and ends every response, also one that was cut at the length limit, as the chat "
-            "template ends a turn. The format `parquet` holds the ids.",
+            f"- These are texts. The run trained on the token ids {ids} The format `parquet` holds the ids.",
             f"- Chat templates were given these variables beside the messages: `{config.prompts.template_arguments}`.",
         ]
-    if config.generation.rejected_per_pair > 1 and not has_ids:
+    if any(each.rows > each.pairs for each in export.rounds) and not has_ids:
+        most = max(each.rows // max(each.pairs, 1) for each in export.rounds)
         lines.append(
-            f"- A pair had {config.generation.rejected_per_pair} rejected responses, and is as many rows here. The "
-            "run's loss of a pair is the mean over them."
+            f"- A pair had {most} rejected responses, and is as many rows here. The run's loss of a pair is the mean "
+            "over them."
         )
     if config.train.shuffle_labels:
         lines.append(

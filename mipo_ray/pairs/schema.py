@@ -94,6 +94,9 @@ PAIR_SCHEMA_2 = pa.schema(
 )
 
 
+# The strategy of pairs that were not sampled but given to the run (`pairs.path`).
+GIVEN = "given"
+
 # What a row of version 1 holds that was dropped before it had a mismatched prompt.
 _NOT_SAMPLED: dict[str, Any] = {
     "mismatched_messages": [],

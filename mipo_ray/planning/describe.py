@@ -15,11 +15,13 @@ from mipo_ray.models.chat_template import end_of_turn, read_chat_template
 from mipo_ray.models.directory import local_path
 from mipo_ray.models.hub import COMMIT, hub_file, hub_model
 from mipo_ray.models.shape import model_shape
+from mipo_ray.pairs.given import PairSummary
 from mipo_ray.planning.cost import describe_cost, describe_task_cost
 from mipo_ray.planning.disk import describe_disk
-from mipo_ray.planning.estimates import describe_estimates, round_work
+from mipo_ray.planning.estimates import RoundWork, describe_estimates, given_work, round_work
 from mipo_ray.planning.plan import Plan
 from mipo_ray.planning.prices import planned_gpu
+from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import (
     Request,
     Resources,
@@ -31,22 +33,14 @@ from mipo_ray.ray_cluster.resources import (
 def describe(plan: Plan) -> str:
     """The plan as text, for `--dry-run`."""
     config, train = plan.config, plan.config.train
-    pool, sampling = config.generation.pool, config.generation.sampling
-    samples, negatives = config.generation.samples_per_prompt, config.generation.negatives_per_prompt
-    responses = plan.prompts.rows * samples + round(plan.prompts.rows * negatives * _share_sampled_afresh(config))
-    pairs, rejected = plan.most_pairs, config.generation.rejected_per_pair
+    pool = config.generation.pool
     device = "GPU" if plan.resources.on_gpu else "CPU"
     lines = [
         f"run directory   {plan.run.url}",
         f"model           {config.model.source}, {plan.resources.dtype}, window {config.model.max_model_len} tokens",
         f"rounds          {config.rounds}, seed {config.seed}",
-        f"prompts         {plan.prompts.rows:,} rows of {config.prompts.source} "
-        f"({plan.prompts.rows_with_context:,} with a context)",
-        f"conditioning    {_strategy(config)}, blocks of {config.conditioning.block_size}",
-        f"generate        {responses:,} responses of up to {sampling.max_tokens} tokens, temperature "
-        f"{sampling.temperature:g}; for each prompt {samples} matched, {negatives} mismatched: {pairs:,} pairs before "
-        f"filters" + (f", each with {rejected} rejected" if rejected > 1 else ""),
-        *_training(train, pairs),
+        *(_given(config, plan.prompts) if isinstance(plan.prompts, PairSummary) else _sampled(config, plan.prompts)),
+        *_training(train, plan.most_pairs),
     ]
     if plan.held_out is not None:
         evaluate = config.evaluate
@@ -69,14 +63,15 @@ def describe(plan: Plan) -> str:
         )
         lines.append(f"{phase:<16}{what}; reserves {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs at least ({device})")
     lines += [_request(request, plan) for request in requests(config, plan.resources)]
-    lines.append(f"engines live    for the {plan.lifetime}{', and a scorer' * plan.lifetime.keeps_scorers}")
+    if config.starts_engines:
+        lines.append(f"engines live    for the {plan.lifetime}{', and a scorer' * plan.lifetime.keeps_scorers}")
     lines.append(f"schedule        {plan.schedule}")
     lines += _end_of_turn(config)
     lines += _not_pinned(plan)
     lines += describe_acts(config)
     lines += _autoscaling_notes(plan)
     shape = model_shape(config.model.source)
-    work = round_work(config, plan.prompts.rows, plan.prompts.characters, responses)
+    work = _work(plan)
     lines += describe_estimates(config, plan.resources, shape, work)
     lines += describe_cost(plan, shape, work)
     lines += describe_disk(plan.unwritten(plan.resources.dtype))
@@ -86,6 +81,47 @@ def describe(plan: Plan) -> str:
     for stage in plan.stages:
         lines.append(f"  {stage:<{width}}{'finished' if stage in plan.finished else 'to do'}")
     return "\n".join(lines)
+
+
+def _given(config: Config, pairs: PairSummary) -> list[str]:
+    """What a run on pairs that exist trains on."""
+    responses = f"{pairs.rejected} rejected responses each" if pairs.rejected > 1 else "one rejected response each"
+    return [
+        f"pairs           {pairs.rows:,} rows of {config.pairs.path}, in the columns of {pairs.format}, {responses}; "
+        "nothing is sampled for training"
+    ]
+
+
+def _sampled(config: Config, prompts: PromptSummary) -> list[str]:
+    """What a round samples, of what."""
+    generation = config.generation
+    samples, negatives, rejected = (
+        generation.samples_per_prompt,
+        generation.negatives_per_prompt,
+        generation.rejected_per_pair,
+    )
+    return [
+        f"prompts         {prompts.rows:,} rows of {config.prompts.source} "
+        f"({prompts.rows_with_context:,} with a context)",
+        f"conditioning    {_strategy(config)}, blocks of {config.conditioning.block_size}",
+        f"generate        {_responses(config, prompts):,} responses of up to {generation.sampling.max_tokens} tokens, "
+        f"temperature {generation.sampling.temperature:g}; for each prompt {samples} matched, {negatives} mismatched: "
+        f"{prompts.rows * samples:,} pairs before filters"
+        + (f", each with {rejected} rejected" if rejected > 1 else ""),
+    ]
+
+
+def _responses(config: Config, prompts: PromptSummary) -> int:
+    """How many responses a round samples."""
+    samples, negatives = config.generation.samples_per_prompt, config.generation.negatives_per_prompt
+    return prompts.rows * samples + round(prompts.rows * negatives * _share_sampled_afresh(config))
+
+
+def _work(plan: Plan) -> RoundWork:
+    config, prompts = plan.config, plan.prompts
+    if isinstance(prompts, PairSummary):
+        return given_work(config, prompts)
+    return round_work(config, prompts.rows, prompts.characters, _responses(config, prompts))
 
 
 def describe_judge(evaluate: EvaluateConfig, prompts: int) -> list[str]:
@@ -139,7 +175,7 @@ def _not_pinned(plan: Plan) -> list[str]:
     named = hub_model(config.model.source)
     if named is not None and not local_path(config.model.source).is_dir():
         found.append(named)
-    paths = [config.prompts.source, *(task.path for task in plan.tasks)]
+    paths = [config.pairs.path or config.prompts.source, *(task.path for task in plan.tasks)]
     paths += [] if plan.held_out is None else [config.evaluate.prompts.source]
     found += [(file.repository, file.revision) for path in paths if (file := hub_file(path)) is not None]
     loose = dict.fromkeys(name for name, revision in found if revision is None or not COMMIT.fullmatch(revision))

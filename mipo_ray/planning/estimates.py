@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.models.shape import ModelShape
+from mipo_ray.pairs.given import PairSummary
 from mipo_ray.ray_cluster.resources import Resources
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -150,6 +151,20 @@ def round_work(config: Config, rows: int, characters: int, responses: int) -> Ro
     )
 
 
+def given_work(config: Config, pairs: PairSummary) -> RoundWork:
+    """The work of a round on pairs that exist, which are as long as they are."""
+    train = config.train
+    sequences = 1 + pairs.rejected
+    responses = pairs.response_characters * (1 / sequences if train.objective == "sft" else 1)
+    prompts = 1 if train.layout == "shared" or train.objective == "sft" else sequences
+    return RoundWork(
+        prompt_tokens=0.0,
+        generated_tokens=0.0,
+        scored_tokens=0.0,
+        trained_tokens=train.epochs * (prompts * pairs.prompt_characters + responses) / CHARACTERS_PER_TOKEN,
+    )
+
+
 def generation_flops(shape: ModelShape, work: RoundWork) -> tuple[float, float]:
     """FLOPs of prompts and scoring, and of decoding: 2 per parameter and token, without attention's own."""
     read = work.prompt_tokens + work.scored_tokens
@@ -173,18 +188,22 @@ def describe_estimates(config: Config, resources: Resources, shape: ModelShape |
         return [*lines, f"memory          no estimate: {shape}"]
     train = config.train
     memory = training_memory(shape, train, resources.dtype, train.fewest_workers, on_gpu=resources.on_gpu)
-    engine = engine_memory(
-        shape, resources.dtype, config.generation.pool.tensor_parallel_size, config.model.max_model_len
-    )
     parts = ", ".join(
         f"{name} {size(getattr(memory, name))}"
         for name in ("weights", "gradients", "optimizer", "reference", "activations", "logits", "buffers")
         if getattr(memory, name)
     )
     offloaded = f"; {size(memory.host)} more in its node's memory" if memory.host else ""
+    lines.append(
+        f"worker memory   estimate of each of {train.fewest_workers}: {size(memory.device)}: {parts}{offloaded}"
+    )
+    if not config.starts_engines:
+        return lines
+    engine = engine_memory(
+        shape, resources.dtype, config.generation.pool.tensor_parallel_size, config.model.max_model_len
+    )
     return [
         *lines,
-        f"worker memory   estimate of each of {train.fewest_workers}: {size(memory.device)}: {parts}{offloaded}",
         f"engine memory   estimate for each of its devices: weights {size(engine.weights)}, KV cache "
         f"{size(engine.cache_window)} for one window of {config.model.max_model_len:,} tokens; vLLM takes more for it",
     ]

@@ -59,6 +59,8 @@ def engine_lifetime(
     nodes: None where it is not known which there will be. engines_alone: for a command that trains and scores nothing.
     Raises ResourceError where they are to live as long as the run and there is no room for what comes beside them.
     """
+    if not config.starts_engines and not engines_alone:
+        return Lifetime(False, "no engine", 0)
     chosen, engines = config.generation.pool.lifetime, engine_request(config, resources)
     most = engines.most
     if nodes is not None and not config.ray.autoscaling:

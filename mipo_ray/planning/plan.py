@@ -7,16 +7,19 @@ from dataclasses import dataclass, field, replace
 
 from mipo_ray.conditioning.needs import check_held_out, check_training_prompts
 from mipo_ray.config.schema import Config
+from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse_other_references
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.models.source import check_embedding_model, check_model, check_policy_model
 from mipo_ray.monitoring.trackers import check_trackers
+from mipo_ray.pairs.given import GivenPair, PairSummary, check_pairs
 from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.disk import Unwritten, check_disk
 from mipo_ray.planning.earlier_runs import EarlierRuns, read_earlier_runs
 from mipo_ray.planning.lifetime import Lifetime, engine_lifetime
 from mipo_ray.planning.schedule import Schedule, round_schedule
 from mipo_ray.planning.token_counts import TokenCounts
+from mipo_ray.prompts.chat_check import chat_check
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results
@@ -27,13 +30,13 @@ from mipo_ray.training.deepspeed_config import check_deepspeed_keys
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads, checked: nobody checks it again. `finished` holds the names of the stages that are done;
-    `held_out` is None where the run does not measure; `token_notes` say what `TokenCounts` found; `earlier` is what
-    earlier rounds took."""
+    """What a run reads, checked: nobody checks it again. `prompts` are those to train on, or the pairs that exist in
+    their place; `finished` holds the names of the stages that are done; `held_out` is None where the run does not
+    measure; `token_notes` say what `TokenCounts` found; `earlier` is what earlier rounds took."""
 
     config: Config
     run: RunDirectory
-    prompts: PromptSummary
+    prompts: PromptSummary | PairSummary
     held_out: PromptSummary | None
     tasks: tuple[CheckedTask, ...]
     finished: tuple[str, ...]
@@ -48,6 +51,13 @@ class Inputs:
             names += [self.run.stage(round, "generate"), self.run.stage(round, "train")]
             names += measured_stages(self.config, self.run, round, self.tasks)
         return names
+
+    @property
+    def sampled(self) -> PromptSummary:
+        """The training prompts of a run that samples its pairs; raises RuntimeError for one on pairs that exist."""
+        if isinstance(self.prompts, PairSummary):
+            raise RuntimeError("expected a run that samples its pairs, found pairs.path")
+        return self.prompts
 
     @property
     def most_pairs(self) -> int:
@@ -98,7 +108,7 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
     if "similar_prompt" in config.conditioning.strategies and config.conditioning.similar.model is not None:
         check_embedding_model(config.conditioning.similar.model)
     counts = TokenCounts(config, count_all=count_all)
-    prompts = check_training_prompts(config, [counts.of_prompts("prompts")])
+    prompts = _check_training_data(config, counts)
     held_out = None
     if config.evaluate.enabled:
         held_out = check_held_out(config, [counts.of_prompts("evaluate.prompts")])
@@ -113,6 +123,25 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
     earlier = read_earlier_runs(config, run)
     inputs = Inputs(config, run, prompts, held_out, tasks, finished_stages(config, run, tasks), earlier=earlier)
     return inputs if inputs.is_finished else replace(inputs, token_notes=counts.notes())
+
+
+def _check_training_data(config: Config, counts: TokenCounts) -> PromptSummary | PairSummary:
+    """What the run trains on: checked prompts or, with `pairs.path`, checked pairs and their chat template."""
+    if config.pairs.path is None:
+        return check_training_prompts(config, [counts.of_prompts("prompts")])
+    chat = chat_check(config.model.source, config.prompts.chat, config.prompts)
+
+    def watch(where: str, pair: GivenPair) -> None:
+        chat.look(where, pair.messages)
+        chat.look_at_answers(where, pair.messages, (pair.chosen, *pair.rejected), pair.template_arguments)
+
+    summary = check_pairs(config.pairs, watch)
+    if config.train.shuffle_labels and summary.rejected > 1:
+        raise UserError(
+            "train.shuffle_labels swaps chosen and rejected: expected one rejected response in each row of "
+            f"{config.pairs.path}, found {summary.rejected}"
+        )
+    return summary
 
 
 def make_plan(inputs: Inputs, nodes: Sequence[Node], *, are_all: bool = True) -> Plan:

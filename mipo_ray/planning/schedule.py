@@ -34,6 +34,8 @@ def round_schedule(
     nodes: None where it is not known which there will be. rows: the training prompts. engines: how many there may be at
     once. Raises ResourceError where rounds are to stream and engines and training workers do not fit at once.
     """
+    if config.pairs.path is not None:
+        return Schedule(False, "the pairs exist")
     if config.schedule == "sequential":
         return Schedule(False, "schedule")
     missing = "" if nodes is None or config.ray.autoscaling else _what_is_missing(config, resources, nodes, engines)

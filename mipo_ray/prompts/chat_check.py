@@ -8,10 +8,11 @@ text itself is. Nothing here imports ray, torch, transformers or vllm.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mipo_ray.config.prompts import ChatSettings, PromptsConfig
-from mipo_ray.errors import UserError
+from mipo_ray.errors import UserError, brief
 from mipo_ray.models.chat_template import ChatTemplate, ChatTemplateError, read_chat_template
 from mipo_ray.prompts.reading import nearest
 from mipo_ray.prompts.rows import Message, PromptRow
@@ -39,6 +40,7 @@ class ChatCheck:
         self._section = section
         self._shapes: set[tuple[str, ...]] = set()
         self._rendered = 0
+        self._answers_rendered = 0
 
     def look(self, where: str, *conversations: Sequence[Message]) -> None:
         """Checks the conversations of one row, `where` it stands.
@@ -58,6 +60,43 @@ class ChatCheck:
             if self._chat.control_tokens == "refuse":
                 self._refuse_control_tokens(where, messages)
         self._rendered += 1
+
+    def look_at_answers(
+        self, where: str, messages: Sequence[Message], answers: Sequence[str], arguments: Mapping[str, Any]
+    ) -> None:
+        """Checks, of the first rows, that an answer's turn begins as a prompt for it ends, and shows the whole answer;
+        of every row, that the answers hold no control token where these are refused.
+
+        arguments: the row's own, over those of the run. Raises UserError, which names the row, for what does not.
+        """
+        if self._template is None:
+            return
+        turns = [{"role": "assistant", "content": answer} for answer in answers]
+        for turn in turns:
+            if self._answers_rendered < ROWS_RENDERED:
+                self._look_at_answer(where, messages, turn, {**self._chat.arguments, **arguments})
+            if self._chat.control_tokens == "refuse":
+                self._refuse_control_tokens(where, [turn])
+        self._answers_rendered += 1
+
+    def _look_at_answer(
+        self, where: str, messages: Sequence[Message], turn: Message, arguments: Mapping[str, Any]
+    ) -> None:
+        assert self._template is not None
+        try:
+            prompt = self._template.render(messages, arguments)
+            whole = self._template.render([*messages, turn], arguments, add_generation_prompt=False)
+        except ChatTemplateError as error:
+            raise UserError(
+                f"{where}: {self._template.shown}: the chat template refuses the prompt with its answer: {error}"
+            ) from None
+        if not whole.startswith(prompt):
+            raise UserError(f"{where}: {self._template.shown}: {another_beginning(prompt)}")
+        if lost_message([turn], whole[len(prompt) :]) is not None:
+            raise UserError(
+                f"{where}: {self._template.shown}: the chat template leaves out a part of the answer "
+                f"{brief(turn['content'], 60)}: expected all of its text behind the prompt, found it missing"
+            )
 
     def watch(self, where: str, row: PromptRow) -> None:
         """Looks at both conversations of a prompt row: with its context and without."""
@@ -129,6 +168,15 @@ def refuse_control_tokens(where: str, message: Message, control_tokens: Sequence
                 "(prompts.control_tokens=refuse); take it out, or set prompts.control_tokens=text, by which it is "
                 "tokenised as text"
             )
+
+
+def another_beginning(prompt: str) -> str:
+    """What to say of a template whose prompt for an answer is not how it begins the turn of one."""
+    return (
+        "expected the turn of an answer to begin as a prompt for one ends, so that the model is trained on what it is "
+        f"asked later; found another beginning than {prompt[-60:]!r}; prompts.template_arguments gives the template "
+        "its variables (enable_thinking, ...)"
+    )
 
 
 def made_up_messages(roles: Sequence[str]) -> list[Message]:

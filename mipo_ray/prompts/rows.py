@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple, TypedDict
 
@@ -74,7 +74,7 @@ class ContentHash:
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=8)
 
-    def add(self, row: PromptRow) -> None:
+    def add(self, row: Mapping[str, Any]) -> None:
         # All of the row but `text`, which follows from `messages`.
         values = [value for name, value in row.items() if name != "text"]
         self._hash.update(json.dumps(values).encode() + b"\n")
@@ -193,7 +193,7 @@ def _own_messages(row: SourceRow, prompts: PromptsConfig) -> list[Message]:
     if isinstance(value, str):
         return [{"role": "user", "content": _filled(row, column, value)}]
     if isinstance(value, list):
-        return _chat(row, column, value)
+        return chat_messages(row, column, value)
     expected = "a string or a list of {role, content} messages"
     raise UserError(f"{row.where}, field {column!r}: expected {expected}, found {_show(value)}")
 
@@ -207,7 +207,11 @@ def _templated(row: SourceRow, prompts: PromptsConfig, template: str) -> str:
     return encodable(f"{row.where}, question_template", text)
 
 
-def _chat(row: SourceRow, column: str, values: list[Any]) -> list[Message]:
+def chat_messages(row: SourceRow, column: str, values: list[Any]) -> list[Message]:
+    """The messages of a prompt, which end with the user's, as `column` holds them.
+
+    Raises UserError naming file, row, field and message, what was expected and what was found.
+    """
     where = f"{row.where}, field {column!r}"
     if not values:
         raise UserError(f"{where}: expected at least one chat message, found an empty list")

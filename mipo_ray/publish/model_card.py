@@ -31,6 +31,12 @@ _LIMITS = (
     "Intervals are of 95 %, over the held-out prompts of one run with one seed; another seed may give other figures.",
 )
 
+# Of a policy that was trained on pairs which existed.
+_LIMITS_OF_GIVEN = (
+    "Training rewards what was chosen in its pairs, with the faults that those choices have.",
+    _LIMITS[-1],
+)
+
 
 def render_card(policy: Policy, name: str, *, adapter_rank: int | None = None) -> str:
     """The card as Markdown, with the head that the Hub reads. adapter_rank: of an adapter; None: the whole model."""
@@ -39,16 +45,13 @@ def render_card(policy: Policy, name: str, *, adapter_rank: int | None = None) -
     parts = [
         f"---\n{dump_yaml(_head(policy, is_adapter=adapter_rank is not None))}---\n",
         f"# {name.partition('/')[2]}\n",
-        f"{kind} {public_model(config.model.source)} by {len(policy.trained)} "
-        f"{'round' if len(policy.trained) == 1 else 'rounds'} of MIPO ([Mutual Information Preference Optimization]"
-        f"({PAPER})) with mipo-ray: with preference pairs of its own answers, no labels, no verifier and no reward "
-        f"model. Rejected answers answered mismatched prompts by the strategy `{config.conditioning.strategy}`.\n",
+        f"{kind} {public_model(config.model.source)} by {_method(policy)}\n",
         *_control(policy),
         *_measures(policy),
         *_loading(policy, name, adapter_rank),
         *_making(policy),
         "## Limits\n",
-        *(f"- {limit}" for limit in _LIMITS),
+        *(f"- {limit}" for limit in (_LIMITS if config.pairs.path is None else _LIMITS_OF_GIVEN)),
         "",
         "## Versions\n",
         "Installed where this card was written; earlier rounds may have been made with others.\n",
@@ -69,12 +72,31 @@ def _head(policy: Policy, *, is_adapter: bool) -> dict[str, Any]:
     head: dict[str, Any] = {
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["mipo", "dpo", "mipo-ray", *(["lora"] if is_adapter else [])],
+        "tags": [
+            *(["mipo"] if policy.config.pairs.path is None else []),
+            *("dpo", "mipo-ray"),
+            *(["lora"] if is_adapter else []),
+        ],
     }
     base = EMBEDDED_ON_HUB if policy.config.model.source == "embedded" else base_on_hub(policy)
     if base is not None:
         head |= {"base_model": base, "base_model_relation": "adapter" if is_adapter else "finetune"}
     return head
+
+
+def _method(policy: Policy) -> str:
+    config = policy.config
+    if config.pairs.path is not None:
+        return (
+            f"preference optimisation (`{config.train.objective}`) with mipo-ray, on preference pairs that existed: "
+            f"{public_file(config.pairs.path)}."
+        )
+    return (
+        f"{len(policy.trained)} {'round' if len(policy.trained) == 1 else 'rounds'} of MIPO ([Mutual Information "
+        f"Preference Optimization]({PAPER})) with mipo-ray: with preference pairs of its own answers, no labels, no "
+        "verifier and no reward model. Rejected answers answered mismatched prompts by the strategy "
+        f"`{config.conditioning.strategy}`."
+    )
 
 
 def _control(policy: Policy) -> list[str]:
@@ -171,7 +193,10 @@ def _making(policy: Policy) -> list[str]:
     lines = [
         "## How it was made\n",
         f"Prompts: {public_file(config.prompts.path)}. Each round samples pairs from the policy before it and trains "
-        f"`{config.train.objective}` on those that no filter drops.\n",
+        f"`{config.train.objective}` on those that no filter drops.\n"
+        if config.pairs.path is None
+        else f"Pairs: {public_file(config.pairs.path)}. It was trained by `{config.train.objective}` on those that no "
+        "filter drops.\n",
         "| round | pairs kept of rows | steps | tokens | loss at first | at last |",
         "|---|---|---|---|---|---|",
     ]

@@ -118,12 +118,13 @@ def total(nodes: Sequence[Node]) -> dict[str, float]:
 
 
 def requests(config: Config, resources: Resources) -> list[Request]:
-    """What the phases ask for, in order: engines, training workers, with evaluation scoring actors, and the judge's own
-    engines.
+    """What the phases ask for, in order: engines, where the run samples or measures, training workers, with evaluation
+    scoring actors, and the judge's own engines.
 
     The evaluation's engines are the generation's; its scoring actors take the place of an engine each.
     """
-    asked = [engine_request(config, resources), worker_request(config, resources)]
+    asked = [engine_request(config, resources)] if config.starts_engines else []
+    asked.append(worker_request(config, resources))
     if config.evaluate.enabled:
         asked.append(scorer_request(config, resources))
     if config.evaluate.judge.has_own_engines:
@@ -199,10 +200,11 @@ def check_resources(
 
     engines_alone: for a command that trains nothing and scores nothing: engines, the judge's own among them.
     """
-    asked = requests(config, resources)
     if engines_alone:
-        asked = [request for request in asked if request.kind in ("engine", "judge")]
+        asked = [engine_request(config, resources)]
+        asked += [judge_request(config, resources)] if config.evaluate.judge.has_own_engines else []
     else:
+        asked = requests(config, resources)
         _check_attention(config, resources)
     if config.ray.autoscaling:
         return

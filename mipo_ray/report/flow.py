@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mipo_ray.pairs.schema import GIVEN
 from mipo_ray.report.charts import Part
 from mipo_ray.report.cost import ShownStage
 from mipo_ray.storage.pair_statistics import PairStatistics
@@ -45,11 +46,16 @@ def _flow(number: int, of_round: PairStatistics, counts: Mapping[tuple[int | str
     steps = []
     if "prompts" in generate:
         steps.append(Step(f"{generate['prompts']:,}", "prompts", []))
+    if set(of_round.by_strategy) == {GIVEN}:
+        steps.append(Step(f"{rows:,}", "pairs that exist", []))
+    else:
+        steps.append(Step(f"{rows:,}", "conditioned rows", strategies))
+        steps.append(
+            Step(f"{of_round.generated_tokens:,}", "tokens sampled", ["for chosen and rejected answers"])
+            if of_round.generated_tokens is not None
+            else Step(f"{rows:,}", "rows sampled", [])
+        )
     steps += [
-        Step(f"{rows:,}", "conditioned rows", strategies),
-        Step(f"{of_round.generated_tokens:,}", "tokens sampled", ["for chosen and rejected answers"])
-        if of_round.generated_tokens is not None
-        else Step(f"{rows:,}", "rows sampled", []),
         Step(f"{rows - kept:,}", "rows dropped", [f"{reason}: {count:,}" for reason, count in dropped]),
         Step(f"{kept:,}", "pairs", ["a chosen answer against the rejected"]),
     ]

@@ -62,7 +62,7 @@ def write_report(config: Config, run: RunDirectory) -> None:
         if round in measured:
             stages.append(_stage(measured[round], "evaluate", _some(measured[round].facts, *_MEASURED)))
     data = ReportData(
-        title=f"mipo-ray: {config.model.source}, {config.conditioning.strategy}",
+        title=f"mipo-ray: {config.model.source}, {_trained_on(config)}",
         config_yaml=to_yaml(config),
         results=read_results(run),
         train_steps=_train_steps(events),
@@ -75,6 +75,10 @@ def write_report(config: Config, run: RunDirectory) -> None:
         evaluation=read_evaluation(run),
     )
     run.write_text("report.html", render_report(data))
+
+
+def _trained_on(config: Config) -> str:
+    return "pairs that exist" if config.pairs.path is not None else config.conditioning.strategy
 
 
 def _finished(
@@ -116,6 +120,8 @@ def _train_steps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _counts_of_pairs(facts: GenerateFacts, config: Config) -> dict[str, float]:
     """What the report says that a generate stage counted."""
+    if config.pairs.path is not None:
+        return _some(facts.statistics, "rows", "kept")
     prompts = facts.statistics.rows // config.generation.samples_per_prompt
     return {"prompts": prompts, **_some(facts.statistics, "rows", "kept", "generated_tokens")}
 
@@ -150,7 +156,7 @@ def _example_pairs(run: RunDirectory, generated: Sequence[Manifest[GenerateFacts
             "context": None,  # the prompt as rendered holds it
             "chosen": pair["chosen"],
             "rejected": [
-                {"text": text, "mismatched": prompt_text(messages, "")}
+                {"text": text, "mismatched": prompt_text(messages, "") if messages else None}
                 for text, messages in zip(pair["rejected"], pair["mismatched_messages"], strict=True)
             ],
         }

@@ -25,11 +25,11 @@ class GenerateFacts:
     """The Parquet files with the pairs, below the stage; they alone make it up."""
     statistics: PairStatistics
     policy: str | None = optional()
-    """The model that the pairs were sampled from."""
+    """The model that the pairs were sampled from; of pairs that existed, the one by whose tokens they are written."""
     policy_commit: str | None = optional()
     """The commit of that model, where it is of the Hub."""
     prompts_commit: str | None = optional()
-    """The commit of the prompts, where they are of the Hub."""
+    """The commit of the prompts, or of the pairs that existed, where they are of the Hub."""
     rows_per_block: int | None = optional()
     """Rows of a block, in which mismatched prompts are drawn."""
     gpus: float | None = optional()

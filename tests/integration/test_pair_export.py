@@ -6,17 +6,22 @@ python -m pytest tests/integration/test_pair_export.py
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 import pytest
 import torch
 
+from mipo_ray.config.recipe import load_config
 from mipo_ray.config.train import TrainConfig
+from mipo_ray.generation.given_pairs import token_pairs
 from mipo_ray.pairs.__main__ import main
 from mipo_ray.pairs.formats import FORMATS
+from mipo_ray.pairs.given import check_pairs, given_tables
 from mipo_ray.pairs.schema import kept_pairs
 from mipo_ray.training.attention import use_attention
 from mipo_ray.training.layout import lay_out, read_pairs
@@ -120,6 +125,26 @@ def test_a_step_of_trl_has_the_loss_of_ours(tokenizer: Any, export: Path, tiny_m
     ours = dpo_loss(policy, reference, pa.Table.from_pylist(pairs))
     assert abs(ours - 0.6931) > 0.05
     assert ours == pytest.approx(by_trl, abs=1e-4)
+
+
+def test_exported_pairs_come_back_with_the_ids_they_left_with(tokenizer: Any, export: Path, tiny_model: Path) -> None:
+    """And so with the loss above: what TRL is given and what `pairs.path` reads are the pairs of the run."""
+    model = export / "model"
+    shutil.copytree(tiny_model, model)
+    tokenizer.save_pretrained(model)
+    own = ["rounds=1", "evaluate.enabled=false", f"pairs.path={export}/trl/round_0.jsonl", f"model.path={model}"]
+    config = load_config(None, own)
+    summary = check_pairs(config.pairs)
+    (block,) = given_tables(config.pairs, summary.format, summary.files)
+    imported = token_pairs(block, config=config, policy=str(model), rejected=summary.rejected)
+    files = sorted((export / "run/rounds/000/generate").glob("*.parquet"))
+    left = pa.concat_tables([pyarrow.parquet.read_table(file) for file in files])
+    columns = ["messages", "chosen", "rejected", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"]
+    assert imported.select(columns).to_pylist() == kept_version_1(left).select(columns).to_pylist()
+
+
+def kept_version_1(table: pa.Table) -> pa.Table:
+    return table.filter(pc.equal(table["dropped"], ""))
 
 
 def moved(model: Any) -> Any:

@@ -29,6 +29,7 @@ from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.terminal import say
 from tests.helpers.chat_templates import ALTERNATING, LOSING, NO_SYSTEM, ONE_TURN, THINKING
 from tests.helpers.stages import commit
+from tests.helpers.tiny_model import CHAT_TEMPLATE
 
 CPU_ONLY = {"CPU": 6.0, "GPU": 0.0}
 FINISHED_FILES = ("manifest.json", "results.json", "report.html", "config.yaml")
@@ -134,6 +135,72 @@ def dry_run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert code == 0, printed.err
     assert printed.err == ""
     return printed.out
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, model: Path) -> list[str]:
+    """Arguments of a run on seven pairs that exist, with two rejected responses each."""
+    (model / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    rows = [{"prompt": f"question {i}", "chosen": "yes", "rejected": ["no", "never"]} for i in range(7)]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    return [f"run_dir={tmp_path}/run", f"model.path={model}", f"pairs.path={tmp_path}/pairs.jsonl"]
+
+
+def test_the_plan_of_pairs_that_exist(pairs: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without a recipe the one for pairs holds, which measures nothing: no engine is in the plan."""
+    plan = dry_run([*pairs, "train.epochs=3"], capsys)
+    assert f"pairs           7 rows of {tmp_path}/pairs.jsonl, in the columns of trl, 2 rejected responses each" in plan
+    assert "train           6 steps at most: 4 pairs per step, 3 epoch(s)" in plan
+    assert "schedule        sequential (the pairs exist)" in plan
+    stages = [line.split()[0] for line in plan.split("stages\n")[1].splitlines() if line.startswith("  ")]
+    assert stages == ["rounds/000/generate", "rounds/000/train"]
+    for absent in ("engine", "prompts ", "conditioning", "evaluate "):
+        assert absent not in plan
+
+
+def test_a_dry_run_of_pairs_that_exist_imports_no_engine(pairs: list[str]) -> None:
+    test_a_dry_run_imports_no_engine(pairs)
+
+
+def test_pairs_that_exist_are_measured_on_ones_own_prompts(
+    pairs: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (held_out,) = [option for option in options if option.startswith("evaluate.prompts.path=")]
+    plan = dry_run([*pairs, "evaluate.enabled=true", held_out, "conditioning.strategy=random_prompt"], capsys)
+    assert "evaluate        6 held-out prompts x 2 answers" in plan
+    assert "engines live " in plan
+    assert main(["--dry-run", *pairs, "evaluate.enabled=true"]) == 2
+    assert "set evaluate.prompts.path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "expected"),
+    [
+        (CHAT_TEMPLATE, {"prompt": "?", "chosen": "yes"}, "pairs.jsonl, line 8: expected a value in column rejected"),
+        (NO_SYSTEM, {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}]},
+         "pairs.jsonl, line 8: "),
+        (LOSING["answers"], {}, "pairs.jsonl, line 1: "),
+        (CHAT_TEMPLATE.replace("assistant\n", "assistant\n<think>"), {},
+         "expected the turn of an answer to begin as a prompt for one ends"),
+    ],
+)  # fmt: skip
+def test_pairs_that_cannot_be_used_are_refused_by_the_dry_run(
+    template: str, row: dict[str, Any], expected: str, pairs: list[str], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model / "chat_template.jinja").write_text(template)
+    file = Path(pairs[-1].partition("=")[2])
+    whole = {"prompt": "?", "chosen": "yes", "rejected": ["no", "never"]} if "chosen" not in row else {}
+    with file.open("a") as end:
+        end.write(json.dumps({**whole, **row}) + "\n")
+    assert main(["--dry-run", *pairs]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_control_on_pairs_that_exist_needs_one_rejected_response(
+    pairs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--dry-run", *pairs, "train.shuffle_labels=true"]) == 2
+    assert "expected one rejected response in each row of" in capsys.readouterr().err
 
 
 def test_the_plan_says_its_numbers(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,15 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.config.recipe import ConfigError, config_hash, fields, load_config, split_arguments, to_yaml
+from mipo_ray.config.recipe import (
+    ConfigError,
+    config_hash,
+    fields,
+    load_config,
+    load_run_config,
+    split_arguments,
+    to_yaml,
+)
 from mipo_ray.config.schema import Config
 
 # What may change between two calls over one run directory, written out by hand.
@@ -148,17 +156,24 @@ OTHER_VALUES: dict[str, Any] = {
     "evaluate.judge.tensor_parallel_size": 2,
     "evaluate.tasks": {"gsm8k": {"limit": 5}},
     "evaluate.task_max_model_len": 2048,
+    "pairs.format": "trl",
+    "pairs.limit": 7,
     "ray.address": "auto",
     "generation.pool.lifetime": "stage",
     "schedule": "streaming",
     "ray.num_cpus": 9,
 }
 
+ON_PAIRS = {"rounds": 1, "evaluate": {"enabled": False}, "pairs": {"path": "a.jsonl"}}
+
 # Values of other fields without which a field could not be changed.
 NEEDED_BESIDE: dict[str, dict[str, Any]] = {
     "model.revision": {"model": {"path": "org/name"}},
     "prompts.revision": {"prompts": {"path": "hf://datasets/org/name/x.jsonl"}},
     "evaluate.prompts.revision": {"evaluate": {"prompts": {"path": "hf://datasets/org/name/x.jsonl"}}},
+    "pairs.path": ON_PAIRS,
+    "pairs.format": ON_PAIRS,
+    "pairs.limit": ON_PAIRS,
     "conditioning.mixture": {"conditioning": {"strategy": "mixture", "mixture": {"random_prompt": 1.0}}},
     "generation.samples_per_prompt": {"generation": {"pairing": "all"}},
     "generation.pool.min_size": {"generation": {"pool": {"max_size": 2}}},
@@ -274,6 +289,44 @@ def test_contradictions_are_refused(overrides: list[str], expected: str) -> None
     with pytest.raises(ConfigError) as caught:
         load_config(overrides=overrides)
     assert str(caught.value).startswith(expected)
+
+
+OWN_PAIRS = ["pairs.path=a.jsonl", "rounds=1", "evaluate.enabled=false"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["pairs.limit=3"], "pairs.limit says how pairs.path is read"),
+        (["pairs.format=trl"], "pairs.format says how pairs.path is read"),
+        ([*OWN_PAIRS, "rounds=2"], "pairs.path holds the pairs of one round: expected rounds=1, found 2"),
+        ([*OWN_PAIRS, "train.objective=sami"], "train.objective sami compares two prompts"),
+        ([*OWN_PAIRS, "schedule=streaming"], "schedule streaming trains while pairs are sampled"),
+        ([*OWN_PAIRS, "evaluate.enabled=true"], "with pairs.path a run measures on held-out prompts of your own"),
+        (
+            [*OWN_PAIRS, "prompts.system=Be kind.", "generation.pairing=all", "filters.min_pmi=1"],
+            "prompts.system, generation.pairing, filters.min_pmi: expected only what training on pairs.path reads",
+        ),
+        ([*OWN_PAIRS, "conditioning.strategy=random_prompt"], "conditioning.strategy: expected only"),
+    ],
+)
+def test_what_makes_no_sense_beside_pairs_that_exist_is_refused_by_name(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=overrides)
+    assert str(caught.value).startswith(expected)
+
+
+def test_what_pairs_that_exist_share_with_sampled_ones_may_be_set() -> None:
+    shared = ["prompts.template_arguments={enable_thinking: false}", "prompts.control_tokens=refuse", "pairs.limit=3"]
+    shared += ["filters.max_length_ratio=2", "train.objective=infonce", "schedule=sequential"]
+    assert not load_config(overrides=[*OWN_PAIRS, *shared]).starts_engines
+    measured = ["evaluate.enabled=true", "evaluate.prompts.path=mine.jsonl", "conditioning.strategy=random_prompt"]
+    assert load_config(overrides=[*OWN_PAIRS, *measured]).starts_engines
+
+
+def test_a_run_on_pairs_that_exist_reads_its_own_configuration_back() -> None:
+    config = load_config(overrides=[*OWN_PAIRS, "pairs.format=ms-swift"])
+    assert load_run_config(to_yaml(config), "config.yaml") == config
 
 
 def test_values_on_the_border_of_a_contradiction_are_taken() -> None:

@@ -70,6 +70,14 @@ def test_held_out_instructions_are_not_among_the_training_ones() -> None:
     assert not training & held_out
 
 
+def test_preferences_are_pairs_of_prompts_that_no_other_file_has() -> None:
+    rows = read("preferences")
+    prompts = {row["prompt"].lower() for row in rows}
+    assert len(prompts) == len(rows) >= 20
+    assert all(row.keys() == {"prompt", "chosen", "rejected"} and row["chosen"] != row["rejected"] for row in rows)
+    assert not prompts & {row["prompt"].lower() for row in [*read("instructions"), *read("instructions_heldout")]}
+
+
 def test_more_rows_than_pairs_are_refused() -> None:
     users = [{"user_id": f"u-{i}", "split": "dev", "context": "c"} for i in range(2)]
     questions = [{"question_id": f"q-{i}", "split": "dev", "question": "q"} for i in range(4)]

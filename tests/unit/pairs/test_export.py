@@ -185,6 +185,19 @@ def test_the_card_names_no_place_of_this_machine(tmp_path: Path) -> None:
     assert "Model: (files of the run's own)" in card
 
 
+def test_pairs_that_a_run_was_given_are_not_called_its_own(tmp_path: Path) -> None:
+    own = ["pairs.path=hf://datasets/org/name/a.jsonl", "evaluate.enabled=false"]
+    run = make_run(tmp_path / "run", [[make_pair(1, ["No.", "Never."], strategy="given")]], *own)
+    export(run, "trl", tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "# Preference pairs that a run was given, for TRL" in card
+    assert "Pairs: hf://datasets/org/name/a.jsonl." in card
+    assert "| `round_0.jsonl` | not sampled by the run | 1 | 2 |" in card
+    assert "A pair had 2 rejected responses" in card
+    for wrong in ("MIPO", "of its own answers", "mismatched", "were sampled from"):
+        assert wrong not in card
+
+
 def test_a_control_says_that_its_labels_were_swapped(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [[make_pair(1)]], "train.shuffle_labels=true")
     export(run, "trl", tmp_path / "out")

@@ -19,11 +19,13 @@ from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.models.shape import EMBEDDED_SHAPE, ModelShape, model_shape, read_shape
+from mipo_ray.pairs.given import PairSummary
 from mipo_ray.planning.estimates import (
     LOGIT_BYTES,
     describe_estimates,
     engine_memory,
     generation_flops,
+    given_work,
     lora_parameters,
     round_work,
     training_flops,
@@ -178,6 +180,21 @@ def test_the_work_of_a_round() -> None:
     assert training_flops(ONE_BILLION, train("objective=sft", "gradient_checkpointing=true"), work) == (
         8 * BILLION * 21_000
     )
+
+
+def test_the_work_of_a_round_on_pairs_that_exist() -> None:
+    pairs = PairSummary((), (), (), rows=10, format="trl", rejected=2, fingerprint="",
+                        prompt_characters=2000, response_characters=6000)  # fmt: skip
+    own = ["pairs.path=a.jsonl", "rounds=1", "evaluate.enabled=false", "train.epochs=3"]
+
+    def trained(*overrides: str) -> float:
+        work = given_work(load_config(overrides=[*own, *overrides]), pairs)
+        assert (work.prompt_tokens, work.generated_tokens, work.scored_tokens) == (0, 0, 0)
+        return work.trained_tokens
+
+    assert trained() == 3 * (500 + 1500)
+    assert trained("train.layout=packed") == 3 * (3 * 500 + 1500)
+    assert trained("train.objective=sft") == 3 * (500 + 500)
 
 
 def lines(config: Config, resources: Resources, shape: ModelShape | str) -> dict[str, str]:

@@ -127,3 +127,9 @@ def test_where_it_says_that_all_fits_it_does_wherever_the_engines_go(
             return  # refused before this: the engines alone have no room
         left[random.choice(roomy)] -= engine_gpus
     assert sum(int(free // worker_gpus) for free in left) >= workers
+
+
+def test_a_run_that_samples_nothing_has_no_engine() -> None:
+    own = ("pairs.path=a.jsonl", "rounds=1", "evaluate.enabled=false")
+    assert lifetime([LAPTOP], *own).living == 0
+    assert lifetime([LAPTOP], *own, engines_alone=True).living == 1

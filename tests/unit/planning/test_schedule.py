@@ -79,3 +79,8 @@ def test_cached_log_probs_need_all_pairs_first() -> None:
 def test_nodes_on_demand_stream_only_when_asked_to() -> None:
     assert schedule([LAPTOP], "ray.autoscaling=true") == "sequential (nodes on demand)"
     assert schedule([LAPTOP], "ray.autoscaling=true", "schedule=streaming") == "streaming (schedule)"
+
+
+def test_pairs_that_exist_are_all_there() -> None:
+    own = ("pairs.path=a.jsonl", "rounds=1")
+    assert schedule([EIGHT_GPUS], *FOUR_AND_FOUR, *own) == "sequential (the pairs exist)"

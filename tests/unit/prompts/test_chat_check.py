@@ -131,3 +131,44 @@ def test_an_argument_that_no_template_reads_is_refused() -> None:
         check_arguments([plain], given_arguments)
     with pytest.raises(UserError, match="did you mean 'enable_thinking'"):
         check_arguments([thinking], ChatSettings({"enable_thinkin": False}))
+
+
+QUOTED = ["<|im_end|>", "Some <|im_end|> soup."]
+
+
+@pytest.mark.parametrize("name", ["chatml", "trimming", "system into user"])
+@given(answers=st.lists(st.text(max_size=40), min_size=1, max_size=3))
+def test_answers_are_taken_where_the_template_shows_them(name: str, answers: list[str]) -> None:
+    check(WHOLE[name]).look_at_answers("here", [SYSTEM, USER], [*answers, *QUOTED], {})
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (LOSING["answers"], "expected the turn of an answer to begin as a prompt for one ends"),
+        (CHAT_TEMPLATE.replace("['content'] +", "['content'][:20] +"), "leaves out a part of the answer"),
+        (WHOLE["json"], "expected the turn of an answer to begin as a prompt for one ends"),
+        (ONE_TURN, "refuses the prompt with its answer: TemplateError: Only one message"),
+    ],
+)  # fmt: skip
+def test_answers_that_a_template_does_not_take_are_told_with_their_row(template: str, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        check(template).look_at_answers("a.jsonl, line 3", [{"role": "user", "content": "?"}], [LONG["content"]], {})
+    assert str(error.value).startswith("a.jsonl, line 3: model/t.jinja: ")
+    assert expected in str(error.value)
+
+
+def test_control_tokens_in_answers_are_refused_in_every_row() -> None:
+    look = check(CHAT_TEMPLATE, chat=ChatSettings({}, "refuse")).look_at_answers
+    for _ in range(100):
+        look("here", [USER], ["plain"], {})
+    with pytest.raises(UserError, match=r"^a\.jsonl, line 101: the assistant message holds the control token"):
+        look("a.jsonl, line 101", [USER], [f"Some {END}"], {})
+
+
+def test_a_rows_own_arguments_are_those_of_its_answers() -> None:
+    template = CHAT_TEMPLATE + "{% if add_generation_prompt and thinks %}<think>{% endif %}"
+    look = check(template, chat=ChatSettings({"thinks": True})).look_at_answers
+    look("here", [USER], ["plain"], {"thinks": False})
+    with pytest.raises(UserError, match="begin as a prompt"):
+        look("here", [USER], ["plain"], {})

@@ -114,6 +114,20 @@ def test_the_folder_is_a_model_with_its_card(run: RunDirectory, tmp_path: Path) 
     assert "torch" in card.split("## Versions")[1]
 
 
+def test_a_policy_of_pairs_that_existed_is_not_called_one_of_its_own_answers(tmp_path: Path) -> None:
+    own = ["pairs.path=hf://datasets/org/name/a.jsonl", "evaluate.enabled=false", "rounds=1"]
+    run = make_run(tmp_path / "run", [[make_pair(1, strategy="given")]], *own)
+    finish_round(run, 0, [f"run_dir={run.root}", *own])
+    card = dry_run(run, tmp_path / "out")["README.md"].decode()
+    assert (
+        "by preference optimisation (`dpo`) with mipo-ray, on preference pairs that existed: hf://datasets/org" in card
+    )
+    assert "Pairs: hf://datasets/org/name/a.jsonl. It was trained by `dpo`" in card
+    assert "with the faults that those choices have" in card
+    for wrong in ("MIPO", "of its own answers", "mismatched", "no labels", "mipo\n"):
+        assert wrong not in card
+
+
 def test_the_card_has_every_measure_of_tasks_and_judges(run: RunDirectory, tmp_path: Path) -> None:
     evaluation = rich_run().evaluation
     run.write_text("evaluation.json", to_text(evaluation))

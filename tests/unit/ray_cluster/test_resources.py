@@ -192,6 +192,15 @@ def test_the_requests_of_a_run() -> None:
     assert [asked.phase for asked in requests(without, resolve(without, GPUS))] == ["generation", "training"]
 
 
+def test_a_run_that_samples_nothing_asks_for_no_engine() -> None:
+    config = load_config(overrides=["pairs.path=a.jsonl", "rounds=1", "evaluate.enabled=false"])
+    assert [asked.phase for asked in requests(config, resolve(config, GPUS))] == ["training"]
+    # A command that measures its policy later starts them all the same.
+    few = {"CPU": 1.0, "GPU": 0.0}
+    with pytest.raises(ResourceError, match=r"^generation needs 2 CPUs"):
+        check_resources(config, resolve(config, few), few, engines_alone=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "room"),
     [

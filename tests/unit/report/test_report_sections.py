@@ -21,7 +21,7 @@ from mipo_ray.report.page import render_report
 from mipo_ray.report.tasks_and_judge import comparisons, definitions, headline, judgings, task_charts, task_rows
 from mipo_ray.storage.entries import Entry, Evaluated
 from mipo_ray.storage.manifests import Matrix
-from mipo_ray.storage.pair_statistics import PairStatistics
+from mipo_ray.storage.pair_statistics import PairStatistics, StrategyStatistics
 from tests.helpers.report_data import (
     JUDGE_PROMPT,
     make_evaluation,
@@ -102,6 +102,16 @@ def test_the_flow_tells_a_round_in_order() -> None:
     assert flow.steps[3].details == ["some text: 1"]
     assert flow.steps[5].details == ["1,234 tokens trained", "loss 0.6931 to 0.5000"]
     assert [(part.name, part.percent) for part in flow.parts] == [("kept", 90.0), ("some text", 10.0)]
+
+
+def test_pairs_that_exist_were_neither_conditioned_nor_sampled() -> None:
+    given = StrategyStatistics(rows=4, kept=3)
+    dropped = {"too_long": 1}
+    statistics = PairStatistics(rows=4, kept=3, dropped=dropped, by_strategy={"given": given}, generated_tokens=0)
+    (flow,) = flows([], {0: statistics})
+    assert [(step.count, step.label) for step in flow.steps] == [
+        ("4", "pairs that exist"), ("1", "rows dropped"), ("3", "pairs")
+    ]  # fmt: skip
 
 
 def test_an_unfinished_round_flows_as_far_as_it_came() -> None:

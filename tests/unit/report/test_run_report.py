@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from mipo_ray.config.recipe import load_run_config
 from mipo_ray.config.schema import Config
 from mipo_ray.report.run_report import write_report
 from mipo_ray.storage.records import to_text
 from mipo_ray.storage.run_directory import open_run
+from tests.helpers.paired_runs import make_pair, make_run
 from tests.helpers.report_data import make_evaluation
 
 
@@ -40,3 +42,14 @@ def test_a_run_directory_with_nothing_finished_has_a_report(tmp_path: Path) -> N
     assert "Nothing was measured" in html
     for section in ("tasks", "judge", "matrix", "flow", "cost"):
         assert f'id="{section}"' not in html
+
+
+def test_pairs_that_exist_are_shown_without_what_only_samples_have(tmp_path: Path) -> None:
+    given = make_pair(1, ["No.", "Never."], strategy="given", mismatched_messages=[[], []])
+    run = make_run(tmp_path, [[given]], "pairs.path=a.jsonl", "evaluate.enabled=false")
+    write_report(load_run_config(str(run.read_text("config.yaml")), "config.yaml"), run)
+    html = (tmp_path / "report.html").read_text()
+    assert "<title>mipo-ray: embedded, pairs that exist</title>" in html
+    assert "Never." in html
+    for absent in ("sampled under", "mismatched prompt</span>", "random_prompt", "missing_context</title>"):
+        assert absent not in html
