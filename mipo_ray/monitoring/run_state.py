@@ -98,9 +98,9 @@ class Phase:
     def take(self, event: Event) -> None:
         """Takes note of an event of the phase's stage."""
         kind, time = event["event"], float(event["time"])
-        if kind in ("ready", "engine_start", "weight_swap"):
+        if kind == "ready":
             self.began = time if self.began is None else self.began
-            self.actors += kind == "ready"
+            self.actors += 1
         elif kind == "engine_death":
             self.in_rows = self.in_blocks  # what it had in hand is answered again
         elif kind == "answered":
@@ -186,10 +186,10 @@ class RunState:
         todo = [key for key in self.agenda.stages if key not in self.took and key not in self.agenda.finished]
         for key in todo:
             known, by_phase = self._known_seconds(key[1]), self._left_by_phase(key, now)
-            if known is None and by_phase is None:
+            of_known = None if known is None else known - elapsed
+            if by_phase is None and (of_known is None or of_known <= 0):  # never measured, or slower than it was then
                 return None
-            of_known = 0.0 if known is None else max(0.0, known - elapsed)
-            left += max(of_known, by_phase or 0.0)
+            left += max(of_known or 0.0, by_phase or 0.0)
             elapsed = 0.0  # time that has gone by counts for one stage
         return left if todo else None
 

@@ -94,6 +94,14 @@ def test_the_time_that_is_left_adds_up_what_stages_took() -> None:
     assert RunState(Agenda(STAGES, frozenset(STAGES)), START).seconds_left(START) is None
 
 
+def test_a_stage_that_takes_longer_than_it_did_has_no_time_left_to_tell() -> None:
+    """It is answering, and the 10 s that such a stage took have gone by."""
+    slower = Agenda(STAGES[:1], frozenset(), {"evaluate": 10.0})
+    assert state_after(8.0, slower).seconds_left(START + 8.0) == pytest.approx(2.0)
+    assert state_after(20.0, slower).seconds_left(START + 20.0) is None
+    assert state_after(50.0, slower).seconds_left(START + 50.0) == pytest.approx(11.0)
+
+
 def test_stages_took_what_adds_up_to_the_run() -> None:
     run = state_after(1000.0)
     assert not run.under_way
