@@ -21,6 +21,7 @@ from mipo_ray.errors import UserError
 
 HOST = "127.0.0.1"
 MOST_BYTES = 256 * 1024  # of a request: a long context, and no more
+_SCRIPT, _STYLE = (re.compile(rf"<{tag}>(.*?)</{tag}>", re.DOTALL) for tag in ("script", "style"))
 
 
 def new_token() -> str:
@@ -67,8 +68,8 @@ def headers_for(page: str) -> dict[str, str]:
     reach this server alone, stands in no frame, and tells nobody its address."""
     policy = {
         "default-src": "'none'",
-        "script-src": _hashes(page, "script"),
-        "style-src": _hashes(page, "style"),
+        "script-src": _hashes(page, _SCRIPT),
+        "style-src": _hashes(page, _STYLE),
         "img-src": "data:",  # the icon, which is empty
         "connect-src": "'self'",
         "base-uri": "'none'",
@@ -85,8 +86,8 @@ def headers_for(page: str) -> dict[str, str]:
     }
 
 
-def _hashes(page: str, tag: str) -> str:
+def _hashes(page: str, inline: re.Pattern[str]) -> str:
     """The content security policy's names of the page's inline scripts or styles."""
-    found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    found = inline.findall(page)
     digests = (hashlib.sha256(text.encode("utf-8")).digest() for text in found)
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests) or "'none'"
