@@ -1,6 +1,6 @@
 """A question to two policies by real engines: their greedy answers and the context PMI are what transformers gives.
 
-python -m pytest tests/integration/test_chat.py
+python -m pytest tests/nightly/test_chat.py
 """
 
 from __future__ import annotations
