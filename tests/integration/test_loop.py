@@ -8,27 +8,20 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mipo_ray import run
-from mipo_ray.pairs.schema import SAMPLER_LOGPROB
 from tests.helpers.golden_run import JUDGE_KEY, PROMPTS, RESPONSES, GoldenRun
 from tests.helpers.runs import (
     arguments,
     events,
-    has_traceback,
     joined_cluster,
     read_directory,
     read_pairs,
-    run_command,
     snapshot,
     write_prompts,
 )
@@ -174,25 +167,6 @@ def test_a_stopped_or_killed_run_continues_where_it_stopped(golden_run, tiny_mod
     weights = [load_file(place / "model.safetensors") for place in (tiny_model, train / "policy")]
     assert weights[0].keys() == weights[1].keys()
     assert any(not torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
-
-
-def test_a_sampler_that_is_another_model_ends_the_run_before_an_update(golden_run, ray_address, tmp_path):
-    run_dir = golden_run.copy(tmp_path / "run")
-    for later in ("rounds/000/train", "rounds/000/evaluate", "rounds/001"):
-        shutil.rmtree(run_dir / later)
-    for path in (run_dir / "rounds/000/generate").glob("*.parquet"):
-        table = pyarrow.parquet.read_table(path)
-        index = table.schema.get_field_index(SAMPLER_LOGPROB)
-        doctored = pc.multiply(table[index], pa.scalar(0.5, pa.float32()))
-        pyarrow.parquet.write_table(table.set_column(index, table.schema.field(index), doctored), path)
-    code, output = run_command(ray_address, *golden_run.options, f"run_dir={run_dir}")
-    assert code == 2, output
-    assert re.search("^error: pair '[0-9a-f]{16}': the engine that sampled it gave it a log-prob of -", output, re.M)
-    assert "16 of 16 answers that were compared are too far apart" in output
-    assert "These are two models" in output
-    assert not has_traceback(output)
-    assert not (run_dir / "rounds/000/train/manifest.json").exists()
-    assert not (run_dir / "rounds/000/train/policy").exists()
 
 
 def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:

@@ -1,6 +1,6 @@
 """Answers of an engine whose model calls another token its end than its chat template writes.
 
-python -m pytest tests/integration/test_end_of_turn.py
+python -m pytest tests/nightly/test_end_of_turn.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Engines that outlive a stage: they take each policy's weights, prove it, are replaced, and go with the run.
 
-python -m pytest tests/integration/test_living_engine.py
+python -m pytest tests/nightly/test_living_engine.py
 """
 
 from __future__ import annotations
