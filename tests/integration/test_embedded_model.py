@@ -1,4 +1,4 @@
-"""The embedded model: converted once, equal to the packaged weights, usable by everything that reads a model."""
+"""The embedded model: converted once, usable by all that reads a model; weights: tests/nightly/test_embedded_weights.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from mipo_ray.models.source import check_model
-
-QUESTIONS = ["What is the capital of Norway?", "In 2024, 3 dogs ate 12.5 kg.\nHow much each?", "naïve café, 日本 🙂"]
 
 
 @pytest.fixture(scope="module")
