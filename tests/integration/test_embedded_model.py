@@ -1,4 +1,4 @@
-"""The embedded model: converted once, usable by all that reads a model; weights: tests/nightly/test_embedded_weights.py."""
+"""The embedded model, converted once, read by all that reads models. Weights: tests/nightly/test_embedded_weights.py"""
 
 from __future__ import annotations
 
