@@ -19,9 +19,9 @@ FAILURES = {
         "No module named 'nowhere'",
     ),
     "worker": (
-        ["train.deepspeed={zero_optimization: {overlap_comm: perhaps}}", "train.max_failures=0"],
+        ["train.deepspeed={optimizer: {type: NoSuchOptimizer}}", "train.max_failures=0"],  # which DeepSpeed reads
         ("RayTrainWorker-",),
-        "overlap_comm",
+        "NoSuchOptimizer",
     ),
 }
 
