@@ -47,10 +47,10 @@ class JudgeConfig(Section):
     pairwise_template: str | None = execution_only(
         None,
         "file with a Jinja2 template of the judge's prompt; null: "
-        "mipo_ray/evaluation/judge_pairwise.txt.j2, which says what one must hold",
+        "mipo_ray/judge/pairwise.txt.j2, which says what one must hold",
     )
     pointwise_template: str | None = execution_only(
-        None, "the same for pointwise; null: mipo_ray/evaluation/judge_pointwise.txt.j2"
+        None, "the same for pointwise; null: mipo_ray/judge/pointwise.txt.j2"
     )
     temperature: NonNegativeFloat = execution_only(0.0, "of the judge's sampling; 0 is greedy decoding")
     max_tokens: PositiveInt = execution_only(512, "length limit of one judgement in tokens")

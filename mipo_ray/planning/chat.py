@@ -11,9 +11,9 @@ from itertools import islice
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.config.schema import Config
-from mipo_ray.evaluation.judge.prompts import judge_chat
 from mipo_ray.evaluation.tasks.task import read_items
 from mipo_ray.evaluation.tasks.task_check import CheckedTask
+from mipo_ray.judge.prompts import judge_chat
 from mipo_ray.models.chat_template import read_chat_template
 from mipo_ray.prompts.chat_check import (
     ROWS_RENDERED,

@@ -18,7 +18,7 @@ FLOORS = """
     report planning
     evaluation
     training generation
-    session
+    judge session
     conditioning pairs monitoring
     prompts storage ray_cluster command
     config

@@ -1,1 +1,1 @@
-"""A judge that compares or rates held-out answers: prompts, verdicts, scores."""
+"""A judge that compares or rates held-out answers: rows, requests, scores."""

@@ -11,10 +11,10 @@ import ray.data
 from mipo_ray.config.judge import JudgeConfig, Protocol
 from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.judge.prompts import judge_chat, judge_prompt
 from mipo_ray.evaluation.judge.rows import definition, judgement_rows
 from mipo_ray.generation.engine import REQUESTS
 from mipo_ray.generation.rendering import fits, load_tokenizer, render_prompts
+from mipo_ray.judge.prompts import judge_chat, judge_prompt
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.seeds import stable_seed

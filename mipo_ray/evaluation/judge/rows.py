@@ -14,7 +14,7 @@ from mipo_ray.config.judge import JudgeConfig, Protocol
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.judge.prompts import (
+from mipo_ray.judge.prompts import (
     ORDERS,
     VERSIONS,
     JudgePrompt,

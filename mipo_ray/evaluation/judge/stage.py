@@ -19,8 +19,6 @@ from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.judge import JudgeConfig, Protocol
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
-from mipo_ray.evaluation.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
-from mipo_ray.evaluation.judge.prompts import judge_chat
 from mipo_ray.evaluation.judge.requests import Judged, write_requests
 from mipo_ray.evaluation.judge.rows import (
     JUDGEMENT_SCHEMA,
@@ -34,10 +32,12 @@ from mipo_ray.evaluation.judge.scores import (
     pairwise_metrics,
     pointwise_metrics,
 )
-from mipo_ray.evaluation.judge.verdicts import pairwise_verdict, pointwise_rating
 from mipo_ray.generation.engine import DEFAULT_SAMPLING
 from mipo_ray.generation.sampler import Engines, sample_responses
 from mipo_ray.generation.vllm_arguments import EngineSettings
+from mipo_ray.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
+from mipo_ray.judge.prompts import judge_chat
+from mipo_ray.judge.verdicts import pairwise_verdict, pointwise_rating
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.prompts.check import PromptSummary

@@ -20,7 +20,6 @@ from mipo_ray.conditioning.needs import check_held_out
 from mipo_ray.config.recipe import load_config, to_yaml
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.judge.prompts import judge_prompt
 from mipo_ray.evaluation.judge.requests import Judged, note_requests, stored_requests
 from mipo_ray.evaluation.judge.rows import (
     JUDGEMENT_SCHEMA,
@@ -31,6 +30,7 @@ from mipo_ray.evaluation.judge.rows import (
     refuse_other_definition,
     refuse_other_references,
 )
+from mipo_ray.judge.prompts import judge_prompt
 from mipo_ray.monitoring.events import NO_EVENTS
 from mipo_ray.planning import plan
 from mipo_ray.ray_cluster.resources import Resources

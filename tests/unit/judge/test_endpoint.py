@@ -1,6 +1,6 @@
 """The client of an OpenAI-compatible judge, against a fake server on this machine; no Ray.
 
-python -m pytest tests/unit/evaluation/judge/test_endpoint.py
+python -m pytest tests/unit/judge/test_endpoint.py
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
+from mipo_ray.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
 from tests.helpers.fake_judge_endpoint import MODEL, FakeJudgeEndpoint, always_first, garbage
 
 KEY = "sk-of-this-test-1234567890"

@@ -1,6 +1,6 @@
 """What judges are asked, and the configuration of judges.
 
-python -m pytest tests/unit/evaluation/judge/test_prompts.py
+python -m pytest tests/unit/judge/test_prompts.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mipo_ray.config.evaluate import EvaluateConfig
 from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.judge.prompts import boundary_of, judge_prompt, pairwise_prompt, pointwise_prompt
+from mipo_ray.judge.prompts import boundary_of, judge_prompt, pairwise_prompt, pointwise_prompt
 from mipo_ray.prompts.reading import SourceRow
 from mipo_ray.prompts.rows import PromptRow, normalize_row
 

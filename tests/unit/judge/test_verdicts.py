@@ -1,6 +1,6 @@
 """What a judge wrote -> its verdict, or None.
 
-python -m pytest tests/unit/evaluation/judge/test_verdicts.py
+python -m pytest tests/unit/judge/test_verdicts.py
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mipo_ray.evaluation.judge.verdicts import pairwise_verdict, pointwise_rating
+from mipo_ray.judge.verdicts import pairwise_verdict, pointwise_rating
 
 
 @pytest.mark.parametrize(
