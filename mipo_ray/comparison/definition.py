@@ -37,12 +37,12 @@ from mipo_ray.storage.run_directory import RunDirectory, open_run
 BASE = "base"
 
 # What the arms may differ in. All prompts, samples, filters and measurements are those of the comparison.
-_OF_AN_ARM = ("conditioning.", "generation.negatives_per_prompt", "generation.pairing", "train.")
+_OF_AN_ARM = ("conditioning.", "preference.", "generation.negatives_per_prompt", "generation.pairing", "train.")
 # And where an arm may run otherwise; all of them share one cluster.
 _PLACES = ("generation.pool.", "trackers")
 _EQUAL_STEPS = ("train.batch_size", "train.epochs")
 # What the generate stage of the first round depends on.
-_GENERATED_BY = ("model.", "prompts.", "conditioning.", "generation.", "filters.")
+_GENERATED_BY = ("model.", "prompts.", "conditioning.", "preference.", "generation.", "filters.")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def describe_arm(config: Config) -> str:
         return "SFT on the chosen responses"
     rejected = f", {negatives} rejected" if negatives > 1 else ""
     labels = ", labels shuffled (control)" if train.shuffle_labels else ""
-    return f"{train.objective.upper()}, {config.conditioning.strategy}{rejected}{labels}"
+    chosen = config.conditioning.strategy if config.preference.is_mipo else config.preference.described
+    return f"{train.objective.upper()}, {chosen}{rejected}{labels}"
 
 
 def common_pairs_file(seed: int, round: Round) -> str:

@@ -26,6 +26,9 @@ from mipo_ray.errors import UserError
 from mipo_ray.prompts.rows import with_context
 from mipo_ray.seeds import stable_seed
 
+# The strategy of rows whose pairs a reward chooses: nothing about their prompts is mismatched.
+BY_REWARD = "reward"
+
 
 def condition_block(
     table: pa.Table,
@@ -125,6 +128,23 @@ def rows_per_block(rows: int, block_size: int) -> int:
     if rows < 2 * block_size:
         return rows
     return next(size for size in range(block_size, rows + 1) if rows % size == 0 or 2 * (rows % size) >= size)
+
+
+def own_prompts(table: pa.Table) -> pa.Table:
+    """A block with the columns that `condition_block` appends, in which no row has a mismatched prompt and none is
+    dropped: for pairs of responses to one prompt, which a reward chooses."""
+    none: list[list[Any]] = [[]] * table.num_rows
+    added = {
+        "mismatched_messages": pa.array(none, pa.list_(table.schema.field("messages").type)),
+        "mismatched_prompt_id": pa.array(none, pa.list_(pa.string())),
+        "strategy": pa.array([BY_REWARD] * table.num_rows, pa.string()),
+        "block_id": pa.array([block_hash(table["prompt_id"].to_pylist())] * table.num_rows, pa.string()),
+        "partner_index": pa.array(none, pa.list_(pa.int32())),
+        "dropped": pa.array([""] * table.num_rows, pa.string()),
+    }
+    for name, values in added.items():
+        table = table.append_column(name, values)
+    return table
 
 
 def block_hash(prompt_ids: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ class GenerationConfig(Section):
 
     @property
     def rejected_per_pair(self) -> int:
-        """Rejected responses of one pair row; above 1 the pairs have schema version 2."""
+        """Rejected responses of one pair row; above 1 the pairs have schema version 2. One where a reward chooses."""
         if self.pairing == "all":
             return self.negatives_per_prompt
         return self.negatives_per_prompt // self.samples_per_prompt

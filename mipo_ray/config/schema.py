@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -18,6 +19,7 @@ from mipo_ray.config.field_types import Dtype, NonNegativeInt, PositiveFloat, Po
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.config.pairs import OF_SAMPLING, READ_OF_PROMPTS, PairsConfig, other_than_default
+from mipo_ray.config.preference import OF_MISMATCHED, PreferenceConfig
 from mipo_ray.config.prompts import TrainingPromptsConfig
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import brief
@@ -110,6 +112,7 @@ class Config(Section):
     pairs: PairsConfig = Field(default_factory=PairsConfig, description="pairs that exist, in place of sampled ones")
     conditioning: ConditioningConfig = Field(default_factory=ConditioningConfig, description="mismatched prompts")
     generation: GenerationConfig = Field(default_factory=GenerationConfig, description="sampling")
+    preference: PreferenceConfig = Field(default_factory=PreferenceConfig, description="who chooses between responses")
     filters: FiltersConfig = Field(default_factory=FiltersConfig, description="pair filters")
     train: TrainConfig = Field(default_factory=TrainConfig, description="training")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="held-out measurement")
@@ -141,6 +144,65 @@ class Config(Section):
     def starts_engines(self) -> bool:
         """Whether anything is sampled: a run on pairs that exist that measures nothing needs no engine."""
         return self.pairs.path is None or self.evaluate.enabled
+
+    @property
+    def is_mipo(self) -> bool:
+        """Whether the run makes its pairs by mutual information: they do not exist, and no reward chooses them."""
+        return self.pairs.path is None and self.preference.is_mipo
+
+    @property
+    def samples_of_prompt(self) -> int:
+        """Responses that are sampled to each prompt itself."""
+        return self.generation.samples_per_prompt if self.preference.is_mipo else self.preference.samples
+
+    @property
+    def embeds_prompts(self) -> bool:
+        """Whether training prompts are embedded, to find those that are near one another."""
+        return self.preference.is_mipo and "similar_prompt" in self.conditioning.strategies
+
+    @property
+    def scores_pmi(self) -> bool:
+        """Whether chosen responses are scored under mismatched prompts too, which only chooser mipo has."""
+        return self.generation.score_pmi and self.preference.is_mipo
+
+    @model_validator(mode="after")
+    def _has_what_chooses(self) -> Config:
+        chooser = self.preference.chooser
+        if chooser == "mipo":
+            return self
+        if self.pairs.path is not None:
+            raise ValueError(f"pairs.path holds pairs that were chosen: take it out, or preference.chooser {chooser}")
+        if chooser == "judge" and self.evaluate.judge.endpoint is None:
+            raise ValueError(
+                "preference.chooser judge asks the judge of evaluate.judge while engines sample: set "
+                "evaluate.judge.model and evaluate.judge.endpoint, a server that runs it"
+            )
+        if self.train.objective == "sami":
+            raise ValueError(
+                f"train.objective sami compares two prompts, and preference.chooser {chooser} has one: choose another"
+            )
+        if self.generation.sampling.temperature == 0:
+            raise ValueError(
+                f"preference.chooser {chooser} chooses among samples, and at generation.sampling.temperature 0 all are "
+                "the same: expected more than 0"
+            )
+        names = dict(OF_MISMATCHED)
+        if not self.evaluate.enabled:  # held-out answers are compared by the strategies
+            names["conditioning"] = tuple(name for name in ConditioningConfig.model_fields if name != "block_size")
+        if unread := self._set_among(names):
+            raise ValueError(
+                f"{', '.join(unread)}: expected only what preference.chooser {chooser} reads; these are about "
+                "mismatched responses, of which it has none: take them out, or choose by mipo"
+            )
+        return self
+
+    def _set_among(self, names: Mapping[str, Sequence[str]]) -> list[str]:
+        """Those of some sections' fields that hold another value than their default, with the section before them."""
+        return [
+            f"{section}.{name}"
+            for section, candidates in names.items()
+            for name in other_than_default(getattr(self, section), candidates)
+        ]
 
     @model_validator(mode="after")
     def _pairs_exist_or_are_sampled(self) -> Config:
@@ -175,11 +237,7 @@ class Config(Section):
         names = {"prompts": [name for name in type(self.prompts).model_fields if name not in READ_OF_PROMPTS]}
         if not self.evaluate.enabled:  # held-out answers are compared by the strategies
             names["conditioning"] = list(ConditioningConfig.model_fields)
-        return [
-            f"{section}.{name}"
-            for section, candidates in {**names, **OF_SAMPLING}.items()
-            for name in other_than_default(getattr(self, section), candidates)
-        ]
+        return self._set_among({**names, **OF_SAMPLING})
 
     @model_validator(mode="after")
     def _fits_the_window(self) -> Config:

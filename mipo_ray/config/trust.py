@@ -138,6 +138,8 @@ def acts(config: Config) -> list[Act]:
         found.append(Act("evaluate.judge.trust_remote_code", f"runs Python code that comes with {brief(judge.model)}"))
     if config.ray.address not in (None, "auto"):
         found.append(Act("ray.address", f"joins the cluster at {brief(config.ray.address)}, which can run code here"))
+    if config.preference.function is not None:
+        found.append(Act("preference.function", f"imports and calls {brief(config.preference.function)}"))
     found += _of_engines("generation.pool.engine_args", config.generation.pool.engine_args)
     found += _of_engines("evaluate.judge.engine_args", judge.engine_args)
     found += _of_deepspeed("train.deepspeed", config.train.deepspeed)
@@ -150,7 +152,8 @@ def describe_acts(config: Config) -> list[str]:
     lines = [f"trusted         {act.field}: {act.what}" for act in acts(config)]
     if judge.is_on and judge.endpoint is not None:
         key = f"${judge.api_key_variable}" if os.environ.get(judge.api_key_variable, "").strip() else "no key"
-        lines.append(f"sent            {key}, held-out prompts and answers to {judge.endpoint}")
+        sent = [*["prompts"] * (config.preference.chooser == "judge"), *["held-out prompts"] * config.evaluate.enabled]
+        lines.append(f"sent            {key}, {' and '.join(sent)} with their answers to {judge.endpoint}")
     if "wandb" in config.trackers:
         lines.append("sent            numbers and the configuration to Weights & Biases")
     if "mlflow" in config.trackers and (address := os.environ.get("MLFLOW_TRACKING_URI")) is not None:

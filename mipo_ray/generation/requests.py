@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import ray.data
 
-from mipo_ray.conditioning.blocks import condition_block, rows_per_block
+from mipo_ray.conditioning.blocks import condition_block, own_prompts, rows_per_block
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.generation.embedder import embed_rows
 from mipo_ray.generation.engine import REQUESTS
+from mipo_ray.generation.preferences import chosen_by
 from mipo_ray.generation.rendering import chat_template_of, check_length, fits, load_tokenizer, render_prompts
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.pairs.statistics import drop_table, prompt_fingerprint
@@ -29,9 +31,9 @@ from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.seeds import stable_seed
-from mipo_ray.session import Session
+from mipo_ray.session import Session, Stage
 from mipo_ray.storage.pair_statistics import PairStatistics
-from mipo_ray.storage.records import read_record, to_json
+from mipo_ray.storage.records import optional, read_record, to_json
 from mipo_ray.storage.rounds import Round
 from mipo_ray.tables.parquet import open_table
 
@@ -52,6 +54,8 @@ class Conditioned:
     """Rows of a block, in which mismatched prompts were drawn."""
     fingerprint: str
     """Of the prompts (`prompt_fingerprint`), 16 hex digits."""
+    chosen_by: str | None = optional()
+    """What chooses between the responses to a prompt (`preferences.chosen_by`)."""
 
 
 def condition_prompts(session: Session, round: Round, prompts: PromptSummary) -> Conditioned:
@@ -59,28 +63,21 @@ def condition_prompts(session: Session, round: Round, prompts: PromptSummary) ->
 
     A finished earlier call over the same directory answers at once. Raises RecordError for a damaged
     conditioned.json, TooManyDroppedError when conditioning alone drops more than `filters.max_dropped_share` of the
-    rows, and UserError when most matched and mismatched prompts are the same to the model.
+    rows, and UserError when most matched and mismatched prompts are the same to the model, or when another function or
+    judge began to choose this round's pairs.
     """
     config, stage = session.config, session.stage(round, "generate")
     name = f"{stage.directory}/{CONDITIONED}"
     if (text := stage.run.read_text(name)) is not None:
-        return read_record(Conditioned, text, stage.run.path(name))
+        return _as_begun(read_record(Conditioned, text, stage.run.path(name)), stage)
     stage.run.remove(stage.directory)
     policy, filesystem = session.policy(round.before), stage.run.arrow_filesystem()
     block_rows = rows_per_block(prompts.rows, config.conditioning.block_size)
     with ordered_context():
         rows = blocks_of(read_prompts(config.prompts, prompts), block_rows)
-        if "similar_prompt" in config.conditioning.strategies:
+        if config.embeds_prompts:
             rows = embed_rows(rows, config, policy=policy, resources=session.resources)
-        rows = map_blocks(
-            rows,
-            condition_block,
-            conditioning=config.conditioning,
-            prompts=config.prompts,
-            seed=config.seed,
-            round_index=round.number,
-            negatives=config.generation.negatives_per_prompt,
-        )
+        rows = _conditioned(rows, config, round)
         rows = map_blocks(rows, add_requests, config=config, policy=policy, round_index=round.number)
         named(rows, f"{round.name}_conditioned").write_parquet(stage.path(CONDITIONED_ROWS), filesystem=filesystem)
     # Two narrow columns, batch by batch: a pass of Ray Data would cost more than the reading.
@@ -99,9 +96,34 @@ def condition_prompts(session: Session, round: Round, prompts: PromptSummary) ->
         "; mismatched prompts are drawn inside blocks of neighbouring rows: shuffle the prompts or raise "
         "conditioning.block_size where groups stand together, or set conditioning.fallback to another strategy",
     )
-    conditioned = Conditioned(prompts.rows, block_rows, f"{fingerprint % 2**64:016x}")
+    conditioned = Conditioned(prompts.rows, block_rows, f"{fingerprint % 2**64:016x}", chosen_by(config))
     stage.run.write_text(name, json.dumps(to_json(conditioned)))
     return conditioned
+
+
+def _as_begun(conditioned: Conditioned, stage: Stage) -> Conditioned:
+    """The conditioned rows of an earlier call; raises UserError where something else chose between the responses."""
+    if (now := chosen_by(stage.config)) != conditioned.chosen_by:
+        raise UserError(
+            f"{stage.path()}: expected what chose the pairs when this round was begun, {conditioned.chosen_by}; found "
+            f"{now}: bring it back, or remove the directory to sample the round again"
+        )
+    return conditioned
+
+
+def _conditioned(rows: ray.data.Dataset, config: Config, round: Round) -> ray.data.Dataset:
+    """Blocks of prompt rows with what conditioning adds; nothing is mismatched where a reward chooses."""
+    if not config.preference.is_mipo:
+        return map_blocks(rows, own_prompts)
+    return map_blocks(
+        rows,
+        condition_block,
+        conditioning=config.conditioning,
+        prompts=config.prompts,
+        seed=config.seed,
+        round_index=round.number,
+        negatives=config.generation.negatives_per_prompt,
+    )
 
 
 def refuse_equal_prompts(equal: int, kept: int, policy: str, config: Config) -> None:
@@ -161,7 +183,7 @@ def add_requests(block: pa.Table, *, config: Config, policy: str, round_index: i
     for index, (row, own, others) in enumerate(zip(rows, matched, mismatched, strict=True)):
         sampled: list[tuple[str, int, list[int]]] = []
         if not row["dropped"] or (index in reused and fits(own, **window)):
-            sampled += [("chosen", sample, own) for sample in range(config.generation.samples_per_prompt)]
+            sampled += [("chosen", sample, own) for sample in range(config.samples_of_prompt)]
         if not row["dropped"] and not row["partner_index"]:
             sampled += [("rejected", negative, ids) for negative, ids in enumerate(others)]
         requests.append(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray.data
 
 from mipo_ray.generation.engine import DEFAULT_SAMPLING
+from mipo_ray.generation.preferences import add_rewards
 from mipo_ray.generation.requests import check_dropped, condition_prompts
 from mipo_ray.generation.sampler import round_engines, sample_responses
 from mipo_ray.models.hub import model_commit
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.assemble import assemble_pairs, to_score
+from mipo_ray.pairs.preferences import choose_pairs
 from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.pairs.written import CONDITIONED_ROWS
@@ -65,17 +69,9 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
             engines,
             {DEFAULT_SAMPLING: config.generation.sampling},
             stage.events,
-            score if config.generation.score_pmi else None,
+            score if config.scores_pmi else None,
         )
-        pairs = map_blocks(
-            sampled,
-            _assemble_and_tell,
-            events=stage.events,
-            seed=config.seed,
-            round_index=round.number,
-            generation=config.generation,
-            filters=config.filters,
-        )
+        pairs = _pairs_of(sampled, stage)
         with progress(stage.events, "generate", "rows", conditioned.rows):
             named(pairs, f"{round.name}_pairs").write_parquet(stage.path(), filesystem=filesystem)
 
@@ -88,13 +84,26 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
         policy_commit=model_commit(policy),
         prompts_commit=prompts.commit,
         rows_per_block=conditioned.rows_per_block,
+        chosen_by=conditioned.chosen_by,
         gpus=most_gpus(engines.request),
     )
 
 
-def _assemble_and_tell(block: pa.Table, *, events: Events, **arguments: Any) -> pa.Table:
-    """`assemble_pairs`, and tells how many of the block's pairs were kept."""
-    pairs = assemble_pairs(block, **arguments)
+def _pairs_of(sampled: ray.data.Dataset, stage: Stage) -> ray.data.Dataset:
+    """The pairs of sampled blocks: matched against mismatched responses, or the best against the worst by a reward."""
+    config = stage.config
+    of_round: dict[str, Any] = {"seed": config.seed, "round_index": stage.round.number, "filters": config.filters}
+    if config.preference.is_mipo:
+        assemble = functools.partial(assemble_pairs, generation=config.generation, **of_round)
+    else:
+        sampled = add_rewards(sampled, config, stage.events)
+        assemble = functools.partial(choose_pairs, **of_round)
+    return map_blocks(sampled, _assemble_and_tell, assemble=assemble, events=stage.events)
+
+
+def _assemble_and_tell(block: pa.Table, *, assemble: Callable[[pa.Table], pa.Table], events: Events) -> pa.Table:
+    """The pairs of a block; tells how many of them were kept."""
+    pairs = assemble(block)
     kept = pc.sum(pc.equal(pairs["dropped"], "")).as_py() or 0
     events.tell({"event": "assembled", "pairs": pairs.num_rows, "kept": kept})
     return pairs

@@ -11,11 +11,14 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import ray
+import ray.data
 from pydantic import SecretStr
+from ray.data import ActorPoolStrategy
 
 from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.config.trust import is_openai
@@ -81,6 +84,27 @@ def check_endpoint(judge: JudgeConfig) -> None:
         raise UserError(f"evaluate.judge.model: {judge.endpoint} serves {', '.join(names[:10])}; found {judge.model!r}")
 
 
+def map_endpoint(
+    rows: ray.data.Dataset, actor_class: type, arguments: tuple[Any, ...], judge: JudgeConfig, requests: int
+) -> ray.data.Dataset:
+    """Sends every block through one actor that asks the judge's server, made with `arguments`; lazy.
+
+    It runs beside the driver, where localhost and the environment are what the user meant. requests: of one block.
+    """
+    blocks = -(-judge.max_concurrent_requests // requests) + 1
+    return rows.map_batches(
+        actor_class,
+        fn_constructor_args=arguments,
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ActorPoolStrategy(
+            size=1, max_tasks_in_flight_per_actor=2 * blocks, max_concurrent_calls_per_actor=blocks
+        ),
+        num_cpus=0,
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+    )
+
+
 class EndpointJudge:
     """A Ray Data actor: adds `judgement` (text), `finish_reason` and `tokens` to blocks that hold `prompt`."""
 
@@ -106,8 +130,7 @@ class EndpointJudge:
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         """Judges every row of the block; yields the block once. Raises UserError when the server refuses a request."""
         started = time.monotonic()
-        rows = block.select(["prompt_id", "prompt"]).to_pylist()
-        judged = await asyncio.gather(*map(self._counted, rows))
+        judged = await asyncio.gather(*map(self._counted, block.select(["prompt_id", "prompt"]).to_pylist()))
         self._tally.tell()
         block = block.append_column("judgement", pa.array([text for text, _, _ in judged], pa.string()))
         block = block.append_column("finish_reason", pa.array([reason for _, reason, _ in judged], pa.string()))
@@ -122,6 +145,10 @@ class EndpointJudge:
             }
         )
         yield block
+
+    async def texts(self, rows: Sequence[dict[str, Any]]) -> list[str]:
+        """What the judge says to each row's `prompt`, uncounted; raises UserError when the server refuses one."""
+        return [text for text, _, _ in await asyncio.gather(*map(self._ask, rows))]
 
     async def _counted(self, row: dict[str, Any]) -> tuple[str, str, int]:
         answer = await self._ask(row)

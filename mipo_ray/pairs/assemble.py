@@ -16,7 +16,8 @@ from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.pairs.filters import drop_reason
 from mipo_ray.pairs.schema import PAIR_SCHEMA, write_form
 
-_EMPTY_RESPONSE: dict[str, Any] = {
+# That of a row that was not sampled.
+EMPTY_RESPONSE: dict[str, Any] = {
     "token_ids": [],
     "text": "",
     "answer_tokens": 0,
@@ -114,20 +115,12 @@ def pointwise_mutual_information(matched: float, mismatched: list[float | None])
     return matched - marginal
 
 
-def _pair(rows: list[dict[str, Any]], row: dict[str, Any], sample: int, generation: GenerationConfig) -> dict[str, Any]:
-    """One pair in the form of version 2, without what depends on seed, round, scores and filters."""
-    responses = row["responses"]
-    chosen = responses[sample] if responses else _EMPTY_RESPONSE
-    negatives = negatives_of(sample, generation)
-    rejected = [_rejected(rows, row, negative, generation.samples_per_prompt) for negative in negatives]
-    pair = {name: row[name] for name in PAIR_SCHEMA.names if name in row}
-    for name in ("mismatched_messages", "mismatched_prompt_id"):
-        pair[name] = [row[name][negative] for negative in negatives] if row[name] else []
-    mismatched = row["mismatched_token_ids"]
-    pair["mismatched_prompt_token_ids"] = [] if row["dropped"] else [mismatched[negative] for negative in negatives]
-    first = responses if sample == 0 else []
-    return pair | {
-        "sample": sample,
+def pair_of(
+    row: dict[str, Any], chosen: dict[str, Any], rejected: list[dict[str, Any]], sampled: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A pair of responses (RESPONSES) to a conditioned row, in the form of version 2, without what is mismatched, its
+    id, number and round, its PMI, and whether it is dropped. sampled: those whose tokens it accounts for."""
+    return {name: row[name] for name in PAIR_SCHEMA.names if name in row} | {
         "chosen": chosen["text"],
         "chosen_token_ids": chosen["token_ids"],
         "chosen_answer_tokens": chosen.get("answer_tokens"),
@@ -138,20 +131,34 @@ def _pair(rows: list[dict[str, Any]], row: dict[str, Any], sample: int, generati
         "rejected_answer_tokens": [response.get("answer_tokens") for response in rejected],
         "rejected_finish_reason": [response["finish_reason"] for response in rejected],
         "rejected_logprob": [response["logprob"] for response in rejected],
-        "generated_tokens": sum(len(response["token_ids"]) for response in first),
-        "engine_prompt_tokens": sum(response["prompt_tokens"] for response in first),
-        "cached_prompt_tokens": sum(response["cached_tokens"] for response in first),
+        "generated_tokens": sum(len(response["token_ids"]) for response in sampled),
+        "engine_prompt_tokens": sum(response["prompt_tokens"] for response in sampled),
+        "cached_prompt_tokens": sum(response["cached_tokens"] for response in sampled),
         "control_tokens": sum(response["control_tokens"] or 0 for response in (chosen, *rejected)),
     }
+
+
+def _pair(rows: list[dict[str, Any]], row: dict[str, Any], sample: int, generation: GenerationConfig) -> dict[str, Any]:
+    """One pair in the form of version 2, without what depends on seed, round, scores and filters."""
+    responses = row["responses"]
+    chosen = responses[sample] if responses else EMPTY_RESPONSE
+    negatives = negatives_of(sample, generation)
+    rejected = [_rejected(rows, row, negative, generation.samples_per_prompt) for negative in negatives]
+    pair = pair_of(row, chosen, rejected, responses if sample == 0 else [])
+    for name in ("mismatched_messages", "mismatched_prompt_id"):
+        pair[name] = [row[name][negative] for negative in negatives] if row[name] else []
+    mismatched = row["mismatched_token_ids"]
+    pair["mismatched_prompt_token_ids"] = [] if row["dropped"] else [mismatched[negative] for negative in negatives]
+    return pair | {"sample": sample}
 
 
 def _rejected(rows: list[dict[str, Any]], row: dict[str, Any], negative: int, samples: int) -> dict[str, Any]:
     """Mismatched response number `negative` of a row: its own, or a matched one of its partner."""
     if not row["responses"]:
-        return _EMPTY_RESPONSE
+        return EMPTY_RESPONSE
     if not row["partner_index"]:
         own = row["responses"][samples:]
-        return own[negative] if own else _EMPTY_RESPONSE  # sampled only for rows that reuse its matched ones
+        return own[negative] if own else EMPTY_RESPONSE  # sampled only for rows that reuse its matched ones
     index = row["partner_index"][negative]
     partner = rows[index] if index < len(rows) else None
     if partner is None or partner["prompt_id"] != row["mismatched_prompt_id"][negative]:
@@ -159,7 +166,7 @@ def _rejected(rows: list[dict[str, Any]], row: dict[str, Any], negative: int, sa
             f"prompt {row['prompt_id']!r}: its partner {row['mismatched_prompt_id'][negative]!r} is not where "
             "conditioning put it: the block was cut or merged on its way; lower conditioning.block_size"
         )
-    return partner["responses"][negative % samples] if partner["responses"] else _EMPTY_RESPONSE
+    return partner["responses"][negative % samples] if partner["responses"] else EMPTY_RESPONSE
 
 
 def _partner_without_response(rows: list[dict[str, Any]], row: dict[str, Any]) -> str:

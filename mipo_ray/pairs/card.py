@@ -28,7 +28,7 @@ def render_card(export: Export) -> str:
     config = export.config
     head = {
         "task_categories": ["text-generation"],
-        "tags": ["dpo", "preference", *(["mipo"] if config.pairs.path is None else []), "mipo-ray"],
+        "tags": ["dpo", "preference", *(["mipo"] if config.is_mipo else []), "mipo-ray"],
         "size_categories": [_size(sum(each.rows for each in export.rounds))],
         "configs": [{"config_name": each.round.name, "data_files": each.file} for each in export.rounds],
     }
@@ -65,12 +65,20 @@ def render_card(export: Export) -> str:
 
 def _origin(export: Export) -> list[str]:
     """What these pairs are."""
-    tool = FORMATS[export.format].tool
-    if export.config.pairs.path is not None:
+    tool, config = FORMATS[export.format].tool, export.config
+    if config.pairs.path is not None:
         return [
             f"# Preference pairs that a run was given, for {tool}\n",
             "They are the rows of preference data that existed, those that the run trained on; nothing here says who "
             "chose between the responses.\n",
+        ]
+    if not config.preference.is_mipo:
+        return [
+            f"# Preference pairs that a reward chose, for {tool}\n",
+            f"A model made these pairs of its own answers: of {config.preference.samples} to each prompt the one with "
+            "the largest reward is chosen and the one with the smallest rejected. The reward is that of "
+            f"{f'the function `{config.preference.function}`' if config.preference.function else 'a judge'}, with the "
+            "faults that it has.\n",
         ]
     return [
         f"# Preference pairs of a MIPO run, for {tool}\n",
@@ -86,9 +94,10 @@ def _sources(config: Config) -> str:
             f"Pairs: {public_file(config.pairs.path)}. What their licence says holds for these rows, too; none is "
             "stated here."
         )
+    mismatched = f"Mismatched prompts by the strategy {config.conditioning.strategy}. "
     return (
-        f"Model: {public_model(config.model.source)}. Prompts: {public_file(config.prompts.path)}. Mismatched "
-        f"prompts by the strategy {config.conditioning.strategy}. What the licences of the model and the prompts say "
+        f"Model: {public_model(config.model.source)}. Prompts: {public_file(config.prompts.path)}. "
+        f"{mismatched if config.preference.is_mipo else ''}What the licences of the model and the prompts say "
         "holds for these pairs, too; none is stated here."
     )
 

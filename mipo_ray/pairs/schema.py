@@ -97,6 +97,15 @@ PAIR_SCHEMA_2 = pa.schema(
 # The strategy of pairs that were not sampled but given to the run (`pairs.path`).
 GIVEN = "given"
 
+# What a pair of version 2 holds, with one rejected response, that answers the pair's own prompt; it has no PMI.
+NOT_MISMATCHED: dict[str, Any] = {
+    "mismatched_messages": [[]],
+    "mismatched_prompt_id": [""],
+    "mismatched_prompt_token_ids": [[]],
+    "pmi": None,
+    "sample": 0,
+}
+
 # What a row of version 1 holds that was dropped before it had a mismatched prompt.
 _NOT_SAMPLED: dict[str, Any] = {
     "mismatched_messages": [],

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mipo_ray.pairs.preferences import REWARD_COLUMNS
 from mipo_ray.pairs.schema import PAIR_SCHEMA_2
 from mipo_ray.pairs.sums import (
     UNIT,
@@ -71,6 +72,7 @@ def pair_statistics(block: pa.Table) -> dict[str, Any]:
         "pairs_with_control_tokens": int(pc.sum(pc.greater(block["control_tokens"], 0)).as_py() or 0),
         "by_strategy": _by_strategy(block, kept),
         "difference": _difference(responses, kept),
+        **_rewards(block, kept),
     }
     return sums | {side: _side(responses[side], kept) for side in SIDES}
 
@@ -90,6 +92,7 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> PairStatistics:
     token_edges, token_bars = histogram_of([token_counts["chosen"], token_counts["rejected"]])
     pmi_edges, pmi_bars = histogram_of([pmi_counts])
     difference = moments_of(sums["difference"])
+    reward = moments_of(sums["reward"])
     return PairStatistics(
         rows=everything["rows"],
         kept=kept,
@@ -100,6 +103,10 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> PairStatistics:
             for name, strategy in strategies.items()
         },
         **_pmi_figures(everything["pmi"]),
+        reward_mean=reward["mean"],
+        reward_low=reward["low"],
+        reward_high=reward["high"],
+        reward_margin_mean=moments_of(sums["reward_margin"])["mean"],
         **{
             f"{side}_{name}": value
             for side in SIDES
@@ -243,6 +250,14 @@ def _difference(responses: dict[str, _Responses], kept: NDArray[np.bool_]) -> Co
     sums = np.bincount(rejected.rows, weights=rejected.tokens, minlength=len(kept))
     counts = np.bincount(rejected.rows, minlength=len(kept))
     return power_sums(responses["chosen"].tokens[kept] - sums[kept] / counts[kept])
+
+
+def _rewards(block: pa.Table, kept: NDArray[np.bool_]) -> dict[str, Counts]:
+    """Sums over the prompts' mean rewards, and over the margins of kept pairs; of nothing where none chose them."""
+    if REWARD_COLUMNS[0] not in block.column_names:
+        return {name: power_sums(np.zeros(0)) for name in ("reward", "reward_margin")}
+    chosen, rejected, sampled = (block[name].to_numpy().astype(np.float64) for name in REWARD_COLUMNS)
+    return {"reward": power_sums(sampled[np.isfinite(sampled)]), "reward_margin": power_sums((chosen - rejected)[kept])}
 
 
 def _sum(block: pa.Table, name: str) -> int:

@@ -94,7 +94,16 @@ def _given(config: Config, pairs: PairSummary) -> list[str]:
 
 def _sampled(config: Config, prompts: PromptSummary) -> list[str]:
     """What a round samples, of what."""
-    generation = config.generation
+    generation, preference = config.generation, config.preference
+    if not preference.is_mipo:
+        how = f"reward function {preference.function}" if preference.function else "judge's comparisons, two by two"
+        return [
+            f"prompts         {prompts.rows:,} rows of {config.prompts.source}",
+            f"preference      the best of {preference.samples} responses against the worst, by the {how}; nothing is "
+            "mismatched",
+            f"generate        {_responses(config, prompts):,} responses of up to {generation.sampling.max_tokens} "
+            f"tokens, temperature {generation.sampling.temperature:g}: {prompts.rows:,} pairs before filters",
+        ]
     samples, negatives, rejected = (
         generation.samples_per_prompt,
         generation.negatives_per_prompt,
@@ -113,6 +122,8 @@ def _sampled(config: Config, prompts: PromptSummary) -> list[str]:
 
 def _responses(config: Config, prompts: PromptSummary) -> int:
     """How many responses a round samples."""
+    if not config.preference.is_mipo:
+        return prompts.rows * config.samples_of_prompt
     samples, negatives = config.generation.samples_per_prompt, config.generation.negatives_per_prompt
     return prompts.rows * samples + round(prompts.rows * negatives * _share_sampled_afresh(config))
 

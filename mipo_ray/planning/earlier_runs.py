@@ -21,7 +21,7 @@ Event = dict[str, Any]
 
 # What must be the same, so that its tokens and speeds are those of the plan.
 _ALIKE = (
-    "pairs.path",
+    *("pairs.path", "preference.chooser", "preference.samples"),
     *("model.path", "model.revision", "model.dtype", "conditioning.strategy", "conditioning.mixture"),
     *(f"generation.{name}" for name in ("samples_per_prompt", "negatives_per_prompt", "pairing", "score_pmi")),
     *("generation.sampling.max_tokens", "generation.pool.tensor_parallel_size"),

@@ -87,7 +87,7 @@ def _beside(config: Config, resources: Resources, *, engines_alone: bool) -> lis
     others = [request for request in requests(config, resources) if request.kind != "engine"]
     if engines_alone:
         return [request for request in others if request.kind == "judge"]
-    if "similar_prompt" in config.conditioning.strategies:
+    if config.embeds_prompts:
         others.append(replace(engine_request(config, resources), kind="embedding engine", most=1))
     return others
 

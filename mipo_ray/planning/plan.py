@@ -13,6 +13,7 @@ from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tas
 from mipo_ray.models.source import check_embedding_model, check_model, check_policy_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.pairs.given import GivenPair, PairSummary, check_pairs
+from mipo_ray.pairs.reward_function import load_reward_function
 from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.disk import Unwritten, check_disk
 from mipo_ray.planning.earlier_runs import EarlierRuns, read_earlier_runs
@@ -105,7 +106,7 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
     check_model(config.model.source)
     check_policy_model(config.model.source, config.windows)
     check_deepspeed_keys(config.train)
-    if "similar_prompt" in config.conditioning.strategies and config.conditioning.similar.model is not None:
+    if config.embeds_prompts and config.conditioning.similar.model is not None:
         check_embedding_model(config.conditioning.similar.model)
     counts = TokenCounts(config, count_all=count_all)
     prompts = _check_training_data(config, counts)
@@ -128,7 +129,10 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
 def _check_training_data(config: Config, counts: TokenCounts) -> PromptSummary | PairSummary:
     """What the run trains on: checked prompts or, with `pairs.path`, checked pairs and their chat template."""
     if config.pairs.path is None:
-        return check_training_prompts(config, [counts.of_prompts("prompts")])
+        watches = [counts.of_prompts("prompts")]
+        if config.preference.function is not None:
+            watches.append(load_reward_function(config.preference.function).watch)
+        return check_training_prompts(config, watches)
     chat = chat_check(config.model.source, config.prompts.chat, config.prompts)
 
     def watch(where: str, pair: GivenPair) -> None:

@@ -31,8 +31,8 @@ _LIMITS = (
     "Intervals are of 95 %, over the held-out prompts of one run with one seed; another seed may give other figures.",
 )
 
-# Of a policy that was trained on pairs which existed.
-_LIMITS_OF_GIVEN = (
+# Of a policy that was trained on pairs which existed, or which a reward chose.
+_LIMITS_OF_CHOICES = (
     "Training rewards what was chosen in its pairs, with the faults that those choices have.",
     _LIMITS[-1],
 )
@@ -51,7 +51,7 @@ def render_card(policy: Policy, name: str, *, adapter_rank: int | None = None) -
         *_loading(policy, name, adapter_rank),
         *_making(policy),
         "## Limits\n",
-        *(f"- {limit}" for limit in (_LIMITS if config.pairs.path is None else _LIMITS_OF_GIVEN)),
+        *(f"- {limit}" for limit in (_LIMITS if config.is_mipo else _LIMITS_OF_CHOICES)),
         "",
         "## Versions\n",
         "Installed where this card was written; earlier rounds may have been made with others.\n",
@@ -91,8 +91,16 @@ def _method(policy: Policy) -> str:
             f"preference optimisation (`{config.train.objective}`) with mipo-ray, on preference pairs that existed: "
             f"{public_file(config.pairs.path)}."
         )
+    rounds = f"{len(policy.trained)} {'round' if len(policy.trained) == 1 else 'rounds'}"
+    if not config.preference.is_mipo:
+        judge = f"the judge {public_model(str(config.evaluate.judge.model))}, which compared them two by two"
+        return (
+            f"{rounds} of preference optimisation (`{config.train.objective}`) with mipo-ray, on pairs of its own "
+            f"answers: of {config.preference.samples} to each prompt the best against the worst, by "
+            f"{f'the reward function `{config.preference.function}`' if config.preference.function else judge}."
+        )
     return (
-        f"{len(policy.trained)} {'round' if len(policy.trained) == 1 else 'rounds'} of MIPO ([Mutual Information "
+        f"{rounds} of MIPO ([Mutual Information "
         f"Preference Optimization]({PAPER})) with mipo-ray: with preference pairs of its own answers, no labels, no "
         "verifier and no reward model. Rejected answers answered mismatched prompts by the strategy "
         f"`{config.conditioning.strategy}`."

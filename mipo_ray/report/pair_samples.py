@@ -95,6 +95,11 @@ def _figures(of_round: PairStatistics) -> dict[tuple[str, str], str]:
     figures["PMI below zero", "of scored pairs"] = _joined(
         of_round, "{:.1%} of {:,}", "pmi_below_zero_share", "pmi_count"
     )
+    if of_round.reward_mean is not None:
+        figures["reward of what was sampled", "mean of each prompt [95 %]"] = _interval(of_round, "reward", "{:.3g}")
+        figures["reward, chosen less rejected", "mean of kept pairs"] = _joined(
+            of_round, "{:+.3g}", "reward_margin_mean"
+        )
     for side in ("chosen", "rejected"):
         figures[f"{side} texts that repeat another", ""] = _joined(of_round, "{:,}", f"{side}_duplicates")
         figures[f"{side} distinct-2, distinct-3", "mean of each response"] = _joined(

@@ -32,6 +32,8 @@ class GenerateFacts:
     """The commit of the prompts, or of the pairs that existed, where they are of the Hub."""
     rows_per_block: int | None = optional()
     """Rows of a block, in which mismatched prompts are drawn."""
+    chosen_by: str | None = optional()
+    """What chose between the responses to a prompt, where it was a reward and not what they were sampled under."""
     gpus: float | None = optional()
     """How many GPUs the stage reserved at most."""
 

@@ -85,6 +85,13 @@ class PairStatistics:
     pmi_below_zero_share: float | None = None
     """Of the scored pairs."""
 
+    reward_mean: float | None = optional()
+    """Of all responses that a reward chose from: the mean over prompts of each one's mean reward, in its own unit."""
+    reward_low: float | None = optional()
+    reward_high: float | None = optional()
+    reward_margin_mean: float | None = optional()
+    """The reward of the chosen less that of the rejected response, over kept pairs."""
+
     chosen_tokens: int | None = None
     """The sum over all chosen responses."""
     chosen_tokens_mean: float | None = None

@@ -11,9 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import ray
-import ray.data
-from ray.data import ActorPoolStrategy
 
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.judge import JudgeConfig, Protocol
@@ -35,10 +32,9 @@ from mipo_ray.evaluation.judge.scores import (
 from mipo_ray.generation.engine import DEFAULT_SAMPLING
 from mipo_ray.generation.sampler import Engines, sample_responses
 from mipo_ray.generation.vllm_arguments import EngineSettings
-from mipo_ray.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key
+from mipo_ray.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key, map_endpoint
 from mipo_ray.judge.prompts import judge_chat
 from mipo_ray.judge.verdicts import pairwise_verdict, pointwise_rating
-from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
@@ -145,25 +141,10 @@ def _ask(judged: Judged) -> None:
             engines = judge_engines(stage.config, stage.session.resources)
             answers = sample_responses(rows, engines, {DEFAULT_SAMPLING: sampling}, stage.events)
         else:
-            answers = _ask_endpoint(rows, judge, stage.events)
+            arguments = (judge, endpoint_key(judge), stage.events)
+            answers = map_endpoint(rows, EndpointJudge, arguments, judge, ROWS_PER_BLOCK)
         judgements = map_blocks(answers, read_judgements, protocol=judged.protocol)
         named(judgements, stage.directory.replace("/", "_")).write_parquet(stage.path(), filesystem=filesystem)
-
-
-def _ask_endpoint(rows: ray.data.Dataset, judge: JudgeConfig, events: Events) -> ray.data.Dataset:
-    """One actor beside the driver, where localhost and the environment are what the user meant."""
-    blocks = -(-judge.max_concurrent_requests // ROWS_PER_BLOCK) + 1
-    return rows.map_batches(
-        EndpointJudge,
-        fn_constructor_args=(judge, endpoint_key(judge), events),
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=ActorPoolStrategy(
-            size=1, max_tasks_in_flight_per_actor=2 * blocks, max_concurrent_calls_per_actor=blocks
-        ),
-        num_cpus=0,
-        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
-    )
 
 
 def judge_engines(config: Config, resources: Resources) -> Engines:

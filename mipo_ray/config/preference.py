@@ -1,0 +1,61 @@
+"""The preference section: who chooses between a prompt's responses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mipo_ray.config.base import Section
+
+Chooser = Literal["mipo", "function", "judge"]
+
+# What decides about mismatched responses, of which there are none where a function or a judge chooses.
+OF_MISMATCHED = {
+    "generation": ("samples_per_prompt", "negatives_per_prompt", "pairing"),
+    "filters": ("min_pmi",),
+}
+
+
+class PreferenceConfig(Section):
+    """Who chooses between a prompt's responses: where they come from, or a reward of each."""
+
+    chooser: Chooser = Field(
+        "mipo",
+        description="mipo: the response to the prompt itself is chosen, that to the mismatched prompt rejected; "
+        "function: of several responses to the prompt the one with the largest reward is chosen, the one with the "
+        "smallest rejected; judge: the same, with the comparisons that a response wins less those that it loses, by "
+        "the judge of evaluate.judge, as its reward",
+    )
+    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = Field(
+        None,
+        description="chooser function: MODULE:NAME of the reward function (or of a class without arguments whose "
+        "instances are one), called as TRL's are, on the responses of several prompts at once",
+    )
+    samples: Annotated[int, Field(ge=2)] = Field(
+        2, description="chooser function or judge: responses sampled to each prompt; one pair is made of them"
+    )
+
+    @property
+    def is_mipo(self) -> bool:
+        """Whether pairs are made by mutual information: matched against mismatched responses."""
+        return self.chooser == "mipo"
+
+    @property
+    def described(self) -> str:
+        """In a few words, for people: "mipo", "2 samples, by my_rewards:is_short", "4 samples, by the judge"."""
+        return "mipo" if self.is_mipo else f"{self.samples} samples, by {self.function or 'the judge'}"
+
+    @model_validator(mode="after")
+    def _says_by_what(self) -> PreferenceConfig:
+        if (self.chooser == "function") != (self.function is not None):
+            raise ValueError(
+                "chooser function and the name of the function go together: expected both, for example chooser: "
+                f"function and function: my_rewards:is_short; found chooser {self.chooser}, function {self.function}"
+            )
+        if self.is_mipo and self.samples != 2:
+            raise ValueError(
+                "samples are those that a function or a judge chooses from: set chooser, or for chooser mipo "
+                "generation.samples_per_prompt"
+            )
+        return self
