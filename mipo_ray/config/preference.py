@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mipo_ray.config.base import Section
+from mipo_ray.errors import brief
 
 Chooser = Literal["mipo", "function", "judge"]
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 # What decides about mismatched responses, of which there are none where a function or a judge chooses.
 OF_MISMATCHED = {
@@ -27,7 +31,7 @@ class PreferenceConfig(Section):
         "smallest rejected; judge: the same, with the comparisons that a response wins less those that it loses, by "
         "the judge of evaluate.judge, as its reward",
     )
-    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = Field(
+    function: str | None = Field(
         None,
         description="chooser function: MODULE:NAME of the reward function (or of a class without arguments whose "
         "instances are one), called as TRL's are, on the responses of several prompts at once",
@@ -35,6 +39,13 @@ class PreferenceConfig(Section):
     samples: Annotated[int, Field(ge=2)] = Field(
         2, description="chooser function or judge: responses sampled to each prompt; one pair is made of them"
     )
+
+    @field_validator("function")
+    @classmethod
+    def _is_an_import_path(cls, function: str | None) -> str | None:
+        if function is not None and not _IMPORT_PATH.fullmatch(function):
+            raise ValueError(f"expected MODULE:NAME, as in my_rewards:is_short, found {brief(function)}")
+        return function
 
     @property
     def is_mipo(self) -> bool:

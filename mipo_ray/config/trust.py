@@ -152,8 +152,8 @@ def describe_acts(config: Config) -> list[str]:
     lines = [f"trusted         {act.field}: {act.what}" for act in acts(config)]
     if judge.is_on and judge.endpoint is not None:
         key = f"${judge.api_key_variable}" if os.environ.get(judge.api_key_variable, "").strip() else "no key"
-        sent = [*["prompts"] * (config.preference.chooser == "judge"), *["held-out prompts"] * config.evaluate.enabled]
-        lines.append(f"sent            {key}, {' and '.join(sent)} with their answers to {judge.endpoint}")
+        own = "prompts, " if config.preference.chooser == "judge" else ""
+        lines.append(f"sent            {key}, {own}held-out prompts and answers to {judge.endpoint}")
     if "wandb" in config.trackers:
         lines.append("sent            numbers and the configuration to Weights & Biases")
     if "mlflow" in config.trackers and (address := os.environ.get("MLFLOW_TRACKING_URI")) is not None:

@@ -112,6 +112,7 @@ OTHER_VALUES: dict[str, Any] = {
     **{f"prompts.{key}": value for key, value in PROMPTS_VALUES.items()},
     **{f"evaluate.prompts.{key}": value for key, value in PROMPTS_VALUES.items()},
     "prompts.control_tokens": "refuse",
+    "preference.chooser": "judge",
     "model.dtype": "bfloat16",
     "model.thought_marks": [["<cot>", "</cot>"]],
     "filters.thoughts": "drop",
@@ -167,6 +168,7 @@ OTHER_VALUES: dict[str, Any] = {
 ON_PAIRS = {"rounds": 1, "evaluate": {"enabled": False}, "pairs": {"path": "a.jsonl"}}
 
 # Values of other fields without which a field could not be changed.
+BY_JUDGE = {"evaluate": {"judge": {"model": "org/judge", "endpoint": "http://localhost/v1"}}}
 NEEDED_BESIDE: dict[str, dict[str, Any]] = {
     "model.revision": {"model": {"path": "org/name"}},
     "prompts.revision": {"prompts": {"path": "hf://datasets/org/name/x.jsonl"}},
@@ -174,6 +176,9 @@ NEEDED_BESIDE: dict[str, dict[str, Any]] = {
     "pairs.path": ON_PAIRS,
     "pairs.format": ON_PAIRS,
     "pairs.limit": ON_PAIRS,
+    "preference.chooser": BY_JUDGE,
+    "preference.function": {"preference": {"chooser": "function", "function": "rewards:short"}},
+    "preference.samples": {"preference": {"chooser": "function", "function": "rewards:short"}},
     "conditioning.mixture": {"conditioning": {"strategy": "mixture", "mixture": {"random_prompt": 1.0}}},
     "generation.samples_per_prompt": {"generation": {"pairing": "all"}},
     "generation.pool.min_size": {"generation": {"pool": {"max_size": 2}}},

@@ -20,7 +20,8 @@ from mipo_ray.monitoring.ray_metrics import ACTIVE, LAST_PROGRESS, RayMetrics
 from mipo_ray.pairs.statistics import merge_statistics
 from mipo_ray.storage.pair_statistics import Histograms
 
-WITHOUT_UNIT = {"mipo_stage_active", "mipo_train_gradient_norm", "mipo_train_learning_rate"}
+REWARDS = {f"mipo_pairs_reward_{name}" for name in ("mean", "low", "high", "margin_mean")}
+WITHOUT_UNIT = {"mipo_stage_active", "mipo_train_gradient_norm", "mipo_train_learning_rate", *REWARDS}
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: f"{metric.event}-{metric.name}")

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mipo_ray.pairs.preferences import REWARD_COLUMNS
 from mipo_ray.pairs.schema import PAIR_SCHEMA, PAIR_SCHEMA_2, as_version_2
 from mipo_ray.pairs.statistics import drop_table, merge_statistics, pair_statistics, prompt_fingerprint
 from mipo_ray.storage.pair_statistics import Histograms, PairStatistics, StrategyStatistics
@@ -136,6 +137,7 @@ def expected_numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:
             f"{side}_distinct_3": mean([distinct(text, 3) for text in texts]),
             f"{side}_duplicates": sum(text in texts[:index] for index, text in enumerate(texts)),
         }
+    expected |= dict.fromkeys(("reward_mean", "reward_low", "reward_high", "reward_margin_mean"))  # nothing chose
     expected["pairs_with_control_tokens"] = sum(row["control_tokens"] > 0 for row in rows)
     for name in ("generated_tokens", "engine_prompt_tokens", "cached_prompt_tokens"):
         expected[name] = sum(row[name] for row in rows)
@@ -300,3 +302,21 @@ def test_the_drop_table_has_a_line_for_each_of_several_strategies() -> None:
         ["kept,", "random_prompt", "1", "50.0%", "of", "2", "rows"],
     ]
     assert len({line.index("%") for line in lines if "%" in line}) == 1  # a long reason widens the table
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.lists(one_pair(1), max_size=12), cut=st.integers(0, 12), data=st.data())
+def test_rewards_are_averaged_over_prompts_and_margins_over_kept_pairs(
+    rows: list[dict[str, Any]], cut: int, data: st.DataObject
+) -> None:
+    reward = st.floats(-50, 50, width=32)
+    drawn = [data.draw(st.tuples(reward, reward, st.none() | reward)) for _ in rows]
+    table = as_table(rows, version=1)
+    for column, name in enumerate(REWARD_COLUMNS):
+        table = table.append_column(name, pa.array([values[column] for values in drawn], pa.float32()))
+    blocks = [table.slice(0, cut), table.slice(cut)]
+    found = merge_statistics(json.loads(json.dumps(pair_statistics(as_version_2(block)))) for block in blocks)
+    sampled = with_interval("reward", [values[2] for values in drawn if values[2] is not None])
+    margins = [values[0] - values[1] for values, row in zip(drawn, rows, strict=True) if not row["dropped"]]
+    for name, value in {**sampled, "reward_margin_mean": mean(margins)}.items():
+        assert getattr(found, name) == pytest.approx(value, abs=2e-4), name

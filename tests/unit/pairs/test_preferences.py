@@ -1,0 +1,132 @@
+"""Pairs chosen by a reward: the best of a prompt's responses against the worst.
+
+python -m pytest tests/unit/pairs/test_preferences.py
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mipo_ray.conditioning.blocks import BY_REWARD, own_prompts
+from mipo_ray.config.filters import FiltersConfig
+from mipo_ray.pairs.assemble import pair_id
+from mipo_ray.pairs.filters import drop_reason
+from mipo_ray.pairs.preferences import (
+    EQUAL_REWARDS,
+    NO_REWARD,
+    REWARD_COLUMNS,
+    REWARDS,
+    best_and_worst,
+    choose_pairs,
+)
+from mipo_ray.pairs.schema import RESPONSES, as_version_2, kept_pairs
+from mipo_ray.prompts.rows import MESSAGES
+
+LOOSE = FiltersConfig(max_repetition=1, max_copy_rate=1, min_length_ratio=0, max_length_ratio=None)
+
+rewards = st.none() | st.integers(-3, 3).map(float)
+
+
+def response(text: str, finish: str = "stop") -> dict[str, Any]:
+    ids = list(text.encode())
+    counts = {"prompt_tokens": 5, "cached_tokens": 2, "control_tokens": 0}
+    side = {"token_ids": ids, "text": text, "answer_tokens": len(ids), "finish_reason": finish, "logprob": -1.5}
+    return side | counts
+
+
+def block(*rows: list[tuple[str, float | None, str]], dropped: str = "") -> pa.Table:
+    """A sampled block of rows with (text, reward, finish reason) of each response."""
+    prompts = pa.table(
+        {
+            "prompt_id": [f"p{index}" for index in range(len(rows))],
+            "messages": pa.array([[{"role": "user", "content": f"Question {i}?"}] for i in range(len(rows))], MESSAGES),
+            "context": [""] * len(rows),
+            "extra": ["{}"] * len(rows),
+        }
+    )
+    table = own_prompts(prompts)
+    table = table.set_column(table.schema.get_field_index("dropped"), "dropped", pa.array([dropped] * len(rows)))
+    table = table.append_column("prompt_token_ids", pa.array([[1, 2]] * len(rows), pa.list_(pa.int32())))
+    answers = [[response(text, finish) for text, _, finish in row] for row in rows]
+    table = table.append_column("responses", pa.array(answers, RESPONSES))
+    return table.append_column("rewards", pa.array([[reward for _, reward, _ in row] for row in rows], REWARDS))
+
+
+def chosen(*rows: list[tuple[str, float | None, str]], filters: FiltersConfig = LOOSE, dropped: str = "") -> pa.Table:
+    return choose_pairs(block(*rows, dropped=dropped), seed=3, round_index=1, filters=filters)
+
+
+@given(st.lists(st.tuples(rewards, st.booleans()), max_size=6))
+def test_the_best_and_the_worst_are_those_that_a_plain_search_finds(drawn: list[tuple[float | None, bool]]) -> None:
+    values, usable = [value for value, _ in drawn], [use for _, use in drawn]
+    known = [value if use and value is not None else math.nan for value, use in drawn]
+    places = best_and_worst(values, usable)
+    if sum(not math.isnan(value) for value in known) < 2:
+        assert places is None
+        return
+    assert places is not None
+    best, worst = places
+    assert all(math.isnan(value) or known[worst] <= value <= known[best] for value in known)
+    assert all(math.isnan(value) or value < known[best] for value in known[:best])
+    assert all(math.isnan(value) or value > known[worst] for value in known[:worst])
+
+
+def test_a_pair_is_the_best_against_the_worst_and_accounts_for_every_response() -> None:
+    row = [("fine tea", 2.0, "stop"), ("no tea", -1.0, "stop"), ("best tea", 4.0, "stop"), ("tea", 0.0, "stop")]
+    (pair,) = chosen(row).to_pylist()
+    assert (pair["chosen"], pair["rejected"], pair["dropped"]) == ("best tea", "no tea", "")
+    assert [pair[name] for name in REWARD_COLUMNS] == [4.0, -1.0, 1.25]
+    assert (pair["pair_id"], pair["round"], pair["sample"]) == (pair_id(3, 1, "p0", 0), 1, 0)
+    assert (pair["strategy"], pair["pmi"], pair["mismatched_messages"]) == (BY_REWARD, None, [])
+    assert pair["generated_tokens"] == sum(len(text) for text, _, _ in row)
+    assert (pair["engine_prompt_tokens"], pair["cached_prompt_tokens"]) == (20, 8)
+
+
+def test_training_reads_them_as_any_other_pairs() -> None:
+    table = kept_pairs(chosen([("good", 1.0, "stop"), ("bad", 0.0, "stop")]))
+    assert table["rejected_token_ids"].to_pylist() == [[list(b"bad")]]
+    assert table["chosen_token_ids"].to_pylist() == [list(b"good")]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ([("a", 1.0, "stop"), ("b", 1.0, "stop")], EQUAL_REWARDS),
+        ([("a", 1.0, "stop"), ("b", None, "stop")], NO_REWARD),
+        ([("a", None, "stop"), ("b", None, "stop")], NO_REWARD),
+        ([("a", 1.0, "stop"), ("a", 0.0, "stop")], "identical"),
+        ([("a", 1.0, "stop"), (" ", 0.0, "stop")], "empty"),
+    ],
+)
+def test_pairs_that_say_nothing_are_dropped_by_name(row: list[tuple[str, float | None, str]], reason: str) -> None:
+    table = chosen(row, [("x", 1.0, "stop"), ("y", 0.0, "stop")])
+    assert table["dropped"].to_pylist() == [reason, ""]
+
+
+def test_whole_responses_are_chosen_from_where_there_are_two() -> None:
+    whole = LOOSE.model_copy(update={"truncated": True})
+    row = [("cut", 9.0, "length"), ("good", 1.0, "stop"), ("bad", 0.0, "stop")]
+    (pair,) = chosen(row, filters=whole).to_pylist()
+    assert (pair["chosen"], pair["rejected"], pair["dropped"]) == ("good", "bad", "")
+    (pair,) = chosen(row[:2], filters=whole).to_pylist()
+    assert pair["dropped"] == "truncated"
+    (pair,) = chosen(row).to_pylist()
+    assert pair["chosen"] == "cut"
+
+
+def test_a_row_that_was_not_sampled_keeps_its_reason() -> None:
+    (pair,) = chosen([], dropped="too_long").to_pylist()
+    assert (pair["dropped"], pair["chosen"], pair["rejected"]) == ("too_long", "", "")
+
+
+def test_the_filters_of_sampled_pairs_hold() -> None:
+    row = [("tea tea tea tea tea tea", 1.0, "stop"), ("a cup of tea", 0.0, "stop")]
+    table = chosen(row, filters=LOOSE.model_copy(update={"max_repetition": 0.3}))
+    (pair,) = as_version_2(table).to_pylist()
+    assert pair["dropped"] == "repetition" == drop_reason(pair, FiltersConfig(max_repetition=0.3), with_pmi=False)
