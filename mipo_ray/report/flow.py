@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mipo_ray.conditioning.blocks import BY_REWARD
 from mipo_ray.pairs.schema import GIVEN
 from mipo_ray.report.charts import Part
 from mipo_ray.report.cost import ShownStage
@@ -48,8 +49,9 @@ def _flow(number: int, of_round: PairStatistics, counts: Mapping[tuple[int | str
         steps.append(Step(f"{generate['prompts']:,}", "prompts", []))
     if set(of_round.by_strategy) == {GIVEN}:
         steps.append(Step(f"{rows:,}", "pairs that exist", []))
-    else:
+    elif set(of_round.by_strategy) != {BY_REWARD}:  # each prompt is one row, and nothing in it is mismatched
         steps.append(Step(f"{rows:,}", "conditioned rows", strategies))
+    if set(of_round.by_strategy) != {GIVEN}:
         steps.append(
             Step(f"{of_round.generated_tokens:,}", "tokens sampled", ["for chosen and rejected answers"])
             if of_round.generated_tokens is not None
