@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from mipo_ray.config.base import Section, execution_only
 from mipo_ray.config.field_types import PositiveInt
@@ -71,9 +71,3 @@ class EvaluateConfig(Section):
         if isinstance(tasks, dict):
             return {name: {} if settings is None else settings for name, settings in tasks.items()}
         return tasks
-
-    @model_validator(mode="after")
-    def _judge_has_answers(self) -> EvaluateConfig:
-        if self.judge.is_on and not self.enabled:
-            raise ValueError("judge judges the held-out answers, which enabled=false leaves out; set enabled=true")
-        return self

@@ -166,6 +166,15 @@ class Config(Section):
         return self.generation.score_pmi and self.preference.is_mipo
 
     @model_validator(mode="after")
+    def _judge_has_answers(self) -> Config:
+        if self.evaluate.judge.is_on and not self.evaluate.enabled and self.preference.chooser != "judge":
+            raise ValueError(
+                "evaluate.judge judges the held-out answers, which evaluate.enabled=false leaves out; set "
+                "evaluate.enabled=true"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_what_chooses(self) -> Config:
         chooser = self.preference.chooser
         if chooser == "mipo":
