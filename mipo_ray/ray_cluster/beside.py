@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -15,6 +16,10 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.exceptions import ExecutionTimeoutError
 
 Result = TypeVar("Result")
+
+# Between two looks at what is waited for. A wait without end would not be woken by a signal that comes in the moment in
+# which it begins.
+LOOK_SECONDS = 0.1
 
 # By number: a context, and with it the callback, is also sent to Ray's tasks.
 _stopped: set[int] = set()
@@ -53,8 +58,8 @@ def work_beside(work: Callable[[], Result], name: str) -> Iterator[Future[Result
 
     _tell_threads_apart()
     with ThreadPoolExecutor(1, thread_name_prefix=name) as thread:
-        done = thread.submit(in_own_context)
-        try:
+        try:  # from its first moment on: a signal may come before the block begins
+            done = thread.submit(in_own_context)
             yield done
         except BaseException:
             _stopped.add(number)
@@ -72,7 +77,7 @@ def wait_for(wanted: Sequence[Future[Any]], beside: Sequence[Future[Any]] = ()) 
             future.result()
         if done.issuperset(wanted):
             return
-        wait(futures - done, return_when=FIRST_COMPLETED)
+        time.sleep(LOOK_SECONDS)
 
 
 class _OfThread(threading.local):
