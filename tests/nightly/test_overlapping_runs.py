@@ -45,13 +45,13 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(run_dir: Path, model: Path, prompts: Path, *more: str) -> list[str]:
-    """Greedy, and slow enough for both sides of a round to be at work at once."""
+    """Slow enough for both sides of a round to be at work at once."""
     slow = (
         "generation.sampling.max_tokens=64",
         "generation.sampling.min_tokens=64",
         "generation.pool.batches_in_flight=1",
     )
-    return arguments(run_dir, model, prompts, *slow, "generation.sampling.temperature=0", "train.batch_size=16", *more)
+    return arguments(run_dir, model, prompts, *slow, "train.batch_size=16", *more)
 
 
 def of_stage(run_dir: Path, index: int | None, stage: str, kind: str) -> list[float]:
