@@ -209,8 +209,8 @@ def describe_change(change: Estimate, better: Direction = "neither", p_value: fl
     """What a paired change says: a difference needs an interval on one side of zero and at least two items.
 
     With `p_value` it also needs p < 0.05: McNemar's, for accuracy, where the bootstrap alone is too sure when only a
-    handful of items changed; one corrected for the number of comparisons, for an exploratory measure. A measure that has a better direction is then "better" or "worse", any other "rose" or
-    "fell".
+    handful of items changed; one corrected for the number of comparisons, for an exploratory measure. A measure that
+    has a better direction is then "better" or "worse", any other "rose" or "fell".
     """
     unclear = change.n < 2 or change.low <= 0.0 <= change.high
     if unclear or (p_value is not None and p_value >= LEVEL):

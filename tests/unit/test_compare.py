@@ -591,7 +591,9 @@ def test_the_page_is_self_contained_and_says_what_the_table_says(comparison):
         assert f"<th>{arm}<span>" in html
         assert f"| `{arm}`<br>" in table
     assert html.count("<figure>") == len(measures_of(found.arms))
-    assert "Intervals and p-values are per comparison, not corrected" in html
+    assert "The comparison is about context PMI." in html
+    assert "are corrected for their number in that arm (Holm)" in html
+    assert "resample what was drawn, 12 prompts; with fewer than 15 of a kind they are a rough guide." in html
     assert html.index(found.control[0].split(".")[0]) < html.index("<table>")
     for line in found.findings:
         assert f"- {line}" in table

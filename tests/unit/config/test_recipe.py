@@ -32,6 +32,7 @@ from mipo_ray.config.schema import Config
 
 # What may change between two calls over one run directory, written out by hand.
 EXECUTION_ONLY = {
+    "evaluate.primary",
     "run_dir",
     "rounds",
     "schedule",
@@ -112,6 +113,7 @@ OTHER_VALUES: dict[str, Any] = {
     **{f"prompts.{key}": value for key, value in PROMPTS_VALUES.items()},
     **{f"evaluate.prompts.{key}": value for key, value in PROMPTS_VALUES.items()},
     "prompts.control_tokens": "refuse",
+    "evaluate.primary": "pmi_initial",
     "model.dtype": "bfloat16",
     "model.thought_marks": [["<cot>", "</cot>"]],
     "filters.thoughts": "drop",

@@ -132,8 +132,8 @@ def test_ratio_change_uses_only_common_prompts() -> None:
         samples=200, seed=0,
     )  # fmt: skip
     assert estimate.value == pytest.approx(8.0 / 8.0 - 2.0 / 4.0)
-    # Both prompts have one base ratio, 1/2; the new ones are 5/4 (a) and 3/4 (b). Resamples are a and a, b and b, or both:
-    # 1/4 to 3/4, which two prompts widen by Student's t with one degree of freedom.
+    # Both prompts have one base ratio, 1/2; the new ones are 5/4 (a) and 3/4 (b). Resamples are a and a, b and b, or
+    # both: 1/4 to 3/4, which two prompts widen by Student's t with one degree of freedom.
     wider = 12.7062 / 1.959964 * math.sqrt(2)
     assert (estimate.low, estimate.high) == pytest.approx((0.5 - 0.25 * wider, 0.5 + 0.25 * wider), rel=1e-4)
 
