@@ -58,7 +58,7 @@ def closing_text(run: RunDirectory, *, full: bool) -> str:
     lines = finding_lines(findings(results, evaluation))
     measured = rounds_of(results)
     after = f"after round {measured[-1]}; changes from the base, 95 % intervals" if measured else "the base"
-    about = about_primary(results.get(measured[-1] if measured else BASE.key, {}))
+    about = closing_note(results.get(measured[-1] if measured else BASE.key, {}))
     return "\n".join([*lines, *about, f"({after}; every measure: --full, or {run.path('report.html')})"])
 
 
@@ -69,7 +69,7 @@ def primary_of(entries: Entries) -> str | None:
     return next(iter([*marked, *(name for name in PRIMARY if name in entries)]), None)
 
 
-def about_primary(entries: Entries) -> list[str]:
+def closing_note(entries: Entries) -> list[str]:
     """What stands below the lines of the end: what the finding rests on, and what the other lines are."""
     name = primary_of(entries)
     if name is None:

@@ -23,6 +23,7 @@ from mipo_ray.evaluation.intervals import (
     describe_change,
     word_against,
 )
+from mipo_ray.evaluation.resampling import Clusters
 from mipo_ray.evaluation.summary import power_text, primary_of
 from mipo_ray.measures import HELD_OUT, format_value, measure_of
 from mipo_ray.report.charts import drift_charts, pair_charts, score_charts, training_charts
@@ -63,7 +64,7 @@ class ReportData:
     example_pairs: {prompt, context, chosen, rejected}, rejected being a list of
     {text, mismatched}. answers: {prompt, context, base_answer, base_pmi, final_answer, final_pmi}, PMI in nats per
     response. Context, mismatched and PMI may be None or absent. matrices: by policy ("base", "0", ...). evaluation:
-    evaluation.json, of tasks and judge.
+    evaluation.json, of tasks and judge. clusters: the users and questions of the held-out prompts; None: not known.
     """
 
     title: str
@@ -77,6 +78,7 @@ class ReportData:
     versions: dict[str, str]
     matrices: Mapping[str, Matrices] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=dict)
+    clusters: Clusters | None = None
 
 
 def render_report(run: ReportData) -> str:
@@ -96,7 +98,7 @@ def render_report(run: ReportData) -> str:
             definitions=definitions(run.evaluation),
             task_charts=task_charts(run.evaluation),
             judgings=judgings(run.evaluation),
-            heat_maps=heat_maps(run.matrices),
+            heat_maps=heat_maps(run.matrices, run.clusters),
             score_charts=score_charts(run.results),
             drift_charts=drift_charts(run.results),
             table=_table(run.results),

@@ -220,6 +220,19 @@ def other_value(path: str, default: Any) -> Any:
 
 
 @pytest.mark.parametrize(
+    ("name", "found"),
+    [("pmi", "found 'pmi'"), ("corpus_distinct_2", "found 'corpus_distinct_2', which has no interval")],
+)
+def test_a_primary_measure_is_one_that_is_measured_with_an_interval(name: str, found: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=[f"evaluate.primary={name}"])
+    message = str(caught.value)
+    assert message.startswith("evaluate.primary: expected one of reward_accuracy, reward_margin, context_pmi_initial, ")
+    assert message.endswith(found)
+    assert load_config(overrides=["evaluate.primary=kl_per_token"]).evaluate.primary == "kl_per_token"
+
+
+@pytest.mark.parametrize(
     ("override", "expected"),
     [
         ("train.bata=0.2", "train.bata: unknown key; did you mean train.beta?"),
