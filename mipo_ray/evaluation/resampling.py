@@ -2,8 +2,8 @@
 
 Rows of one user are alike, and so are rows that ask one question; as many rows as one likes of three users say little
 about a fourth. Users and questions are two crossed samples, so each is resampled as a whole with all its rows, and the
-two are put together by their variances (Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering",
-equation 2.10; here for a figure that is a mean or a ratio, by its linear part):
+two are put together by their variances (Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering";
+here for a figure that is a mean or a ratio, by its linear part):
 
     V = V(users) + V(questions) - V(rows of one user and question),   at least the larger of the first two
 
