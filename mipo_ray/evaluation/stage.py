@@ -11,7 +11,7 @@ from mipo_ray.evaluation.held_out.stage import measure_policy
 from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.judge.stage import judge_policy
 from mipo_ray.evaluation.significance import with_primary
-from mipo_ray.evaluation.summary import power_text
+from mipo_ray.evaluation.summary import few_text, power_text
 from mipo_ray.evaluation.tasks.stage import measure_tasks
 from mipo_ray.evaluation.tasks.task_check import CheckedTask
 from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
@@ -36,8 +36,9 @@ def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Seq
         with stage.reported() as report:
             manifest = report.commit(stage, _measure_held_out(stage, held_out))
             report.closing = f": {manifest.facts.responses} held-out responses"
-        if round.is_base and (text := power_text(manifest.facts.results)):
-            stage.say(text)
+        results = manifest.facts.results
+        if round.is_base and (said := [text for text in (power_text(results), few_text(results)) if text]):
+            stage.say("; ".join(said))
     write_results(session.run, session.config.rounds)
     measure_tasks(session, round, tasks)
     judge_policy(session, round, held_out)

@@ -53,12 +53,12 @@ def findings(results: Results, evaluation: Evaluation) -> list[Finding]:
 def closing_text(run: RunDirectory, *, full: bool) -> str:
     """What a run is found to have reached; `full`: every measure as a table. "" where nothing was measured."""
     results, evaluation = read_results(run), read_evaluation(run)
-    if full or not results:
-        return final_tables(run)
-    lines = finding_lines(findings(results, evaluation))
     measured = rounds_of(results)
-    after = f"after round {measured[-1]}; changes from the base, 95 % intervals" if measured else "the base"
     about = closing_note(results.get(measured[-1] if measured else BASE.key, {}))
+    if full or not results:
+        return "\n".join([final_tables(run), *about])
+    lines = finding_lines(findings(results, evaluation))
+    after = f"after round {measured[-1]}; changes from the base, 95 % intervals" if measured else "the base"
     return "\n".join([*lines, *about, f"({after}; every measure: --full, or {run.path('report.html')})"])
 
 
@@ -74,8 +74,8 @@ def closing_note(entries: Entries) -> list[str]:
     name = primary_of(entries)
     if name is None:
         return []
-    entry, others = entries[name], sum(one.holm_p_value is not None for one in entries.values())
-    lines = [few_text(entry)] if is_on_few(entry) else []
+    others = sum(one.holm_p_value is not None for one in entries.values())
+    lines = [few] if (few := few_text(entries)) else []
     if others:
         title = measure_of(name).title
         lines.append(
@@ -84,9 +84,13 @@ def closing_note(entries: Entries) -> list[str]:
     return lines
 
 
-def few_text(entry: Entry) -> str:
-    """The warning about an interval behind which there is little."""
-    return f"few clusters: {clusters_behind(entry)}; with fewer than {FEW} of a kind an interval is a rough guide"
+def few_text(entries: Entries) -> str:
+    """The warning about intervals behind which there is little; "" where there is enough."""
+    name = primary_of(entries)
+    if name is None or not is_on_few(entries[name]):
+        return ""
+    behind = clusters_behind(entries[name])
+    return f"few clusters: {behind}; with fewer than {FEW} of a kind an interval is a rough guide"
 
 
 def power_text(base: Entries) -> str:
@@ -96,11 +100,10 @@ def power_text(base: Entries) -> str:
     change = None if name is None else detectable_change(base[name])
     if name is None or change is None:
         return ""
-    measure, entry = measure_of(name), base[name]
-    few = f"; {few_text(entry)}" if is_on_few(entry) else ""
+    measure = measure_of(name)
     return (
-        f"{measure.title}: {clusters_behind(entry)} show a change of about {format_value(change, measure.unit)} "
-        f"{measure.unit} in 4 of 5 cases, if changes vary as the base's figures do{few}"
+        f"{measure.title}: {clusters_behind(base[name])} show a change of about {format_value(change, measure.unit)} "
+        f"{measure.unit} in 4 of 5 cases, if changes vary as the base's figures do"
     )
 
 

@@ -24,7 +24,7 @@ from mipo_ray.evaluation.intervals import (
     word_against,
 )
 from mipo_ray.evaluation.resampling import Clusters
-from mipo_ray.evaluation.summary import power_text, primary_of
+from mipo_ray.evaluation.summary import few_text, power_text, primary_of
 from mipo_ray.measures import HELD_OUT, format_value, measure_of
 from mipo_ray.report.charts import drift_charts, pair_charts, score_charts, training_charts
 from mipo_ray.report.cost import ShownStage, run_cost
@@ -139,6 +139,7 @@ def summary_sentences(results: Results) -> list[str]:
     base = results["base"]
     power = power_text(base)
     could = [f"What the held-out prompts could show: {power}."] if power else []
+    could += [f"{few.capitalize()}."] if (few := few_text(base)) else []
     if not rounds:
         return ["Only the initial model has been measured so far.", *could]
     final = results[rounds[-1]]

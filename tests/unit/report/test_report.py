@@ -251,8 +251,8 @@ def test_few_clusters_are_warned_of() -> None:
     for policy in results.values():
         for name in policy:
             policy[name] = replace(policy[name], users=3, questions=6)
-    power = summary_sentences(results)[1]
-    assert "few clusters: 3 users and 6 questions; with fewer than 15 of a kind an interval is a rough guide" in power
+    few = "Few clusters: 3 users and 6 questions; with fewer than 15 of a kind an interval is a rough guide."
+    assert summary_sentences(results)[2] == few
     assert _behind(results) == "3 users and 6 questions"
 
 
