@@ -27,7 +27,7 @@ from mipo_ray.evaluation.intervals import (
 from mipo_ray.evaluation.resampling import Clusters, Rows, interval, resampler
 from mipo_ray.evaluation.significance import over_seeds
 
-TRIALS = 800
+TRIALS = 500
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
