@@ -21,6 +21,8 @@ from mipo_ray.config.conditioning import SingleStrategy
 from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.intervals import bootstrap_mean
+from mipo_ray.evaluation.resampling import Clusters
+from mipo_ray.prompts.clusters import question_of, user_of
 from mipo_ray.storage.run_directory import open_run
 from mipo_ray.tables.parquet import open_table
 
@@ -66,6 +68,7 @@ def main() -> None:
 def measure(config: Config) -> dict[str, Any]:
     """Generates one round's pairs and returns their PMI (nats per response, and per token), lengths and cost."""
     from mipo_ray.conditioning.needs import check_training_prompts
+    from mipo_ray.evaluation.judge.rows import held_out_rows
     from mipo_ray.generation.stage import generate_pairs
     from mipo_ray.monitoring.events import start
     from mipo_ray.ray_cluster.resources import resolve
@@ -74,7 +77,10 @@ def measure(config: Config) -> dict[str, Any]:
 
     run = open_run(config.run_dir)
     session = Session(config, run, resolve(config, {"CPU": 6, "GPU": 0}), start(run))
-    facts = generate_pairs(session.stage(Round(0), "generate"), check_training_prompts(config))
+    prompts = check_training_prompts(config)
+    facts = generate_pairs(session.stage(Round(0), "generate"), prompts)
+    rows = held_out_rows(config.prompts, prompts).items()
+    clusters = Clusters({name: user_of(row) for name, row in rows}, {name: question_of(row) for name, row in rows})
     files = [run.path("rounds/000/generate", name) for name in facts.pairs]
     pairs = [row for row in open_table(files, run.arrow_filesystem()).to_table().to_pylist() if not row["dropped"]]
     prompt_ids = [pair["prompt_id"] for pair in pairs]
@@ -86,12 +92,12 @@ def measure(config: Config) -> dict[str, Any]:
         "rows": statistics.rows,
         "pairs": len(pairs),
         "dropped": statistics.dropped,
-        "pmi": _estimate(pmi, prompt_ids),
-        "pmi_per_token": _estimate(pmi / chosen, prompt_ids),
+        "pmi": _estimate(pmi, prompt_ids, clusters),
+        "pmi_per_token": _estimate(pmi / chosen, prompt_ids, clusters),
         "pmi_quantiles": dict(zip(map(str, QUANTILES), np.percentile(pmi, QUANTILES).tolist(), strict=True)),
         "pmi_standard_deviation": float(pmi.std(ddof=1)),
-        "pmi_below_zero": _estimate(pmi < 0, prompt_ids),
-        "chosen_minus_rejected_tokens": _estimate(chosen - rejected, prompt_ids),
+        "pmi_below_zero": _estimate(pmi < 0, prompt_ids, clusters, bounds=(0.0, 1.0)),
+        "chosen_minus_rejected_tokens": _estimate(chosen - rejected, prompt_ids, clusters),
         "generated_tokens": statistics.generated_tokens,
         "generated_tokens_per_pair": statistics.generated_tokens_per_pair,
         "prefix_cache_hit_rate": statistics.prefix_cache_hit_rate,
@@ -100,8 +106,11 @@ def measure(config: Config) -> dict[str, Any]:
     }
 
 
-def _estimate(values: Any, prompt_ids: list[str]) -> dict[str, float]:
-    estimate = bootstrap_mean(np.asarray(values, dtype=float), prompt_ids, samples=BOOTSTRAP_SAMPLES, seed=0)
+def _estimate(
+    values: Any, prompt_ids: list[str], clusters: Clusters, bounds: tuple[float, float] | None = None
+) -> dict[str, float]:
+    draw: Any = {"samples": BOOTSTRAP_SAMPLES, "seed": 0, "clusters": clusters}
+    estimate = bootstrap_mean(np.asarray(values, dtype=float), prompt_ids, **draw).within(bounds)
     return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
 
 

@@ -22,6 +22,7 @@ class Measure:
     title: what it is called in sentences and at the head of a column.
     better: which way is better; a measure that is neither only rises or falls.
     drawing: what stands above its drawing on a run's page, where that is longer than `heading`.
+    lowest, highest: of a share that is not between 0 and 1.
     """
 
     name: str
@@ -29,6 +30,19 @@ class Measure:
     title: str
     better: Direction = "neither"
     drawing: str = ""
+    lowest: float = 0.0
+    highest: float = 1.0
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Between which a share lies; None of what is no share."""
+        return (self.lowest, self.highest) if self.unit == "share" else None
+
+    @property
+    def change_bounds(self) -> tuple[float, float] | None:
+        """Between which the change of a share lies."""
+        width = self.highest - self.lowest
+        return (-width, width) if self.unit == "share" else None
 
     @property
     def heading(self) -> str:
@@ -87,15 +101,28 @@ TASKS = _by_name(
     Measure("response_tokens", "tokens", "length of an answer"),
 )
 JUDGED = _by_name(
-    Measure("net_win", "share", "net win", "higher"),
+    Measure("net_win", "share", "net win", "higher", lowest=-1.0),
     Measure("rating", "points", "rating", "higher"),
     Measure("win", "share", "win"),
     Measure("tie", "share", "tie"),
     Measure("loss", "share", "loss"),
-    Measure("position_bias", "share", "position bias"),
+    Measure("position_bias", "share", "position bias", lowest=-0.5, highest=0.5),
     Measure("self_consistency", "share", "self consistency"),
     Measure("unreadable", "share", "unreadable"),
 )
+
+
+# What a run is about unless it names another measure: the first that its held-out rows have, as those without a context
+# have none of context PMI.
+PRIMARY = ("context_pmi_initial", "pmi_initial")
+# A measure without an interval tells no change from noise.
+WITHOUT_INTERVAL = ("corpus_distinct_2",)
+
+
+def primary_measure(named: str | None, *, with_context: bool) -> str:
+    """The measure that a run is about: the one it names (`evaluate.primary`), or else the first of PRIMARY that rows
+    with or without a context have."""
+    return named or PRIMARY[0 if with_context else 1]
 
 
 def measure_of(name: str) -> Measure:

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             with shown(run, options.display):
                 plan = make_plan(inputs, connect(config))
-                run.record_config(config)
+                run.record_config(plan.config)
                 say(describe(plan))
 
                 from mipo_ray.loop import run_rounds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from mipo_ray.comparison.definition import BASE
 from mipo_ray.comparison.records import ArmOutcome
@@ -85,4 +86,5 @@ def _sentence(arm: str, name: str, measure: Measure, arms: Mapping[str, ArmOutco
         said = word_against(str(entry.verdict), "the base")
         return f"Judged in pairs, {arm} is {said}: wins less losses {format_change(entry)} ({entry.n} items)."
     before, after = Estimate.of_value(base), Estimate.of_value(entry)
-    return sentence(measure.title, before, after, change, unit=measure.unit, p_value=entry.p_value)
+    tested: Any = {"p_value": entry.p_value, "holm_p_value": entry.holm_p_value}
+    return sentence(measure.title, before, after, change, unit=measure.unit, **tested)

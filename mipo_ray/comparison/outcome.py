@@ -16,17 +16,17 @@ from mipo_ray.comparison.findings import COMPARED, COMPARED_TASK_METRICS, contro
 from mipo_ray.comparison.records import ArmOutcome, Difference, EqualData, Outcome
 from mipo_ray.evaluation.held_out import mutual_information as mi
 from mipo_ray.evaluation.held_out.metrics import item_values
-from mipo_ray.evaluation.held_out.rows import measured_rows
+from mipo_ray.evaluation.held_out.rows import held_out_clusters, measured_rows
 from mipo_ray.evaluation.intervals import (
     BOOTSTRAP_SAMPLES,
-    Estimate,
     bootstrap_change,
+    change_word,
     describe_change,
     group_means,
     with_change,
 )
-from mipo_ray.evaluation.significance import item_changes, over_seeds
-from mipo_ray.measures import HELD_OUT, measure_of
+from mipo_ray.evaluation.significance import item_changes, over_seeds, with_primary
+from mipo_ray.measures import HELD_OUT, PRIMARY, measure_of, primary_measure
 from mipo_ray.pairs.label_control import has_swapped_labels
 from mipo_ray.storage import rounds
 from mipo_ray.storage.entries import Entries, Entry
@@ -51,7 +51,8 @@ def gather(comparison: Comparison) -> Outcome:
     complete = [arm for arm in comparison.arms if measured[arm] == measured[BASE] == list(comparison.seeds)]
     arms = {BASE: _arm(comparison, BASE, rounds.BASE, measured[BASE])}
     arms |= {arm: _arm(comparison, arm, last, comparison.seeds) for arm in complete}
-    headline = next(name for name in COMPARED if name in arms[BASE].measures)
+    named = comparison.shared.evaluate.primary
+    headline = next(name for name in (named, *COMPARED) if name in arms[BASE].measures)
     for arm in complete:
         differences = {
             control: _difference(comparison, control, arm, last, headline)
@@ -116,18 +117,21 @@ def _measures(comparison: Comparison, arm: str, round: Round, seeds: Sequence[in
         run = comparison.run(arm, comparison.seeds[0])
         manifest = run.read_manifest(run.stage(round, "evaluate"), EvaluateFacts)
         assert manifest is not None
-        entries = {name: entry for name, entry in manifest.facts.results.items() if name in COMPARED}
+        entries = {name: entry for name, entry in manifest.facts.results.items() if name in _compared(comparison)}
         entries |= _task_entries(run, round.key)
     else:
         entries = _over_seeds(comparison, arm, round, seeds)
     return {name: _judged(name, entry) for name, entry in entries.items()}
 
 
+def _compared(comparison: Comparison) -> list[str]:
+    """The held-out measures of the table: COMPARED, and the primary one where that is another."""
+    named = comparison.shared.evaluate.primary
+    return list(dict.fromkeys([*COMPARED, *([] if named is None else [named])]))
+
+
 def _judged(name: str, entry: Entry) -> Entry:
-    change = Estimate.of_change(entry)
-    if change is None or entry.verdict is not None:
-        return entry
-    return replace(entry, verdict=describe_change(change, measure_of(name).better))
+    return replace(entry, verdict=change_word(entry, measure_of(name).better) or None)
 
 
 def _task_entries(run: RunDirectory, policy: str) -> Entries:
@@ -143,31 +147,40 @@ def _task_entries(run: RunDirectory, policy: str) -> Entries:
 
 
 def _over_seeds(comparison: Comparison, arm: str, round: Round, seeds: Sequence[int]) -> Entries:
-    draw: dict[str, int] = {"samples": BOOTSTRAP_SAMPLES, "seed": comparison.seeds[0]}
     own = [_items(comparison, arm, seed, round) for seed in seeds]
     base = [_items(comparison, BASE, seed, rounds.BASE) for seed in seeds]
     entries: Entries = {}
     for name in own[0]:
         if not all(name in of_seed for of_seed in own):
             continue
+        draw = _draw(comparison, name)
         value = over_seeds([_by_item(of_seed[name]) for of_seed in own], **draw)
-        unit = measure_of(name).unit
-        # What seeds differ by is widened, which would take a share below 0 or above 1.
-        low, high = np.clip((value.low, value.high), 0, 1).tolist() if unit == "share" else (value.low, value.high)
-        entry = replace(value, low=low, high=high).as_entry(unit, "bootstrap")
+        measure = measure_of(name)
+        entry = value.within(measure.bounds).as_entry(measure.unit, "bootstrap")
         if not round.is_base and all(name in of_seed for of_seed in base):
             changes = [item_changes(before[name], after[name]) for before, after in zip(base, own, strict=True)]
             means = [float(np.mean(list(of_seed.values()))) for of_seed in changes]
-            entry = with_change(replace(entry, seed_changes=means), over_seeds(changes, **draw))
+            change = over_seeds(changes, **draw).within(measure.change_bounds)
+            entry = with_change(replace(entry, seed_changes=means), change)
         entries[name] = entry
-    return entries
+    held_out = {name: entry for name, entry in entries.items() if name in HELD_OUT}
+    named = comparison.shared.evaluate.primary
+    return entries | with_primary(held_out, primary_measure(named, with_context=PRIMARY[0] in held_out))
+
+
+def _draw(comparison: Comparison, name: str) -> dict[str, Any]:
+    """How a measure is resampled: a held-out one by the users and questions of its prompts, which all runs share."""
+    clusters = held_out_clusters(comparison.run(BASE, comparison.seeds[0])) if name in HELD_OUT else None
+    return {"samples": BOOTSTRAP_SAMPLES, "seed": comparison.seeds[0], "clusters": clusters}
 
 
 def _held_out_items(comparison: Comparison, arm: str, seed: int, round: Round) -> dict[str, Items]:
     """Held-out measure -> (values, items) of one policy, from its scored answers."""
     rows = measured_rows(comparison.run(arm, seed), round)
     columns = item_values(rows, comparison.shared.train.beta)
-    found: dict[str, Items] = {name: (columns[name][1], columns[name][0]) for name in COMPARED if name in columns}
+    found: dict[str, Items] = {
+        name: (columns[name][1], columns[name][0]) for name in _compared(comparison) if name in columns
+    }
     kl = mi.kl_per_token(rows.policy_own, rows.initial_own, rows.token_counts)
     return found | {"kl_per_token": (kl, rows.prompt_ids)}
 
@@ -196,7 +209,7 @@ def _by_item(items: Items) -> dict[str, float]:
 
 def _difference(comparison: Comparison, base: str, arm: str, round: Round, name: str) -> Difference:
     """The paired change of one measure from one arm to another, with its verdict."""
-    draw: Any = {"samples": BOOTSTRAP_SAMPLES, "seed": comparison.seeds[0]}
+    draw = _draw(comparison, name)
     before, after = (
         [_held_out_items(comparison, one, seed, round)[name] for seed in comparison.seeds] for one in (base, arm)
     )
@@ -206,6 +219,7 @@ def _difference(comparison: Comparison, base: str, arm: str, round: Round, name:
     else:
         change = over_seeds([item_changes(*pair) for pair in pairs], **draw)
     measure = HELD_OUT[name]
+    change = change.within(measure.change_bounds)
     return Difference(
         change=change.value,
         change_low=change.low,

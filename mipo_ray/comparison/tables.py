@@ -14,8 +14,8 @@ from mipo_ray.comparison.outcome import gather
 from mipo_ray.comparison.records import ArmOutcome, Outcome
 from mipo_ray.config.recipe import result_fields, to_yaml
 from mipo_ray.evaluation.figures import format_change, format_moved
-from mipo_ray.evaluation.intervals import Estimate
-from mipo_ray.measures import Measure, format_value
+from mipo_ray.evaluation.intervals import FEW, Estimate, clusters_behind, is_on_few
+from mipo_ray.measures import Measure, format_value, measure_of
 from mipo_ray.report.charts import Tick, scale_and_ticks
 from mipo_ray.report.run_report import installed_versions
 from mipo_ray.storage.records import to_text
@@ -102,7 +102,9 @@ def against_control(arm: ArmOutcome) -> str:
 def notes(found: Outcome) -> list[str]:
     """What a reader of the table must know, line by line."""
     equal, arms = found.equal, [name for name in found.arms if name != BASE]
-    compared = sum(one.change is not None for name in arms for one in found.arms[name].measures.values())
+    changed = [one for name in arms for one in found.arms[name].measures.values() if one.change is not None]
+    alone = sum(one.holm_p_value is None for one in changed)
+    behind = found.arms[BASE].measures[found.headline]
     seeds = ", ".join(map(str, found.seeds))
     pairs, batch, epochs = equal.pairs, equal.batch_size, equal.epochs
     over = "" if len(found.seeds) == 1 else ", over all seeds"
@@ -118,8 +120,13 @@ def notes(found: Outcome) -> list[str]:
         ),
         "Each field: value [95 % interval], change from the base [95 % interval, paired by item], and what the change "
         "says. Figures that have no better direction only rose or fell.",
-        f"Intervals and p-values are per comparison, not corrected for their number: of {compared} comparisons here "
-        f"about {0.05 * compared:.0f} would look like a difference if there were none.",
+        f"The comparison is about {measure_of(found.headline).title}. Verdicts on an arm's other held-out measures, "
+        "which are exploratory, are corrected for their number in that arm (Holm); intervals, and all that compares "
+        f"arms, are not: of {alone} comparisons without a correction about {0.05 * alone:.0f} would look like a "
+        "difference if there were none.",
+        f"Intervals of held-out measures resample what was drawn, {clusters_behind(behind)}"
+        + (", and the seeds" if len(found.seeds) > 1 else "")
+        + (f"; with fewer than {FEW} of a kind they are a rough guide." if is_on_few(behind) else "."),
         "PMI is judged by the frozen initial model. It can be raised by repeating the context or by length: read it "
         "together with length, copied 3-grams and distinct 2-grams.",
         "Seconds: generation, training and evaluation of the arm; pairs that another arm generated already cost none.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from mipo_ray.conditioning.blocks import rows_per_block
@@ -12,6 +13,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.prompts.chat_check import chat_check
 from mipo_ray.prompts.check import PromptNeeds, PromptSummary, Watch, check_prompts
+from mipo_ray.prompts.clusters import ClusterCounts
 
 
 def check_training_prompts(config: Config, watches: Sequence[Watch] = ()) -> PromptSummary:
@@ -33,7 +35,9 @@ def check_held_out(config: Config, watches: Sequence[Watch] = ()) -> PromptSumma
     """`check_prompts` of the held-out prompts: answers are compared across them, so there must be several."""
     prompts, section = config.evaluate.prompts, "evaluate.prompts"
     chat = chat_check(config.model.source, config.prompts.chat, prompts, section)
-    summary = check_prompts(prompts, held_out_needs(config), section, [chat.watch, *watches])
+    counts = ClusterCounts()
+    found = check_prompts(prompts, held_out_needs(config), section, [chat.watch, counts.watch, *watches])
+    summary = replace(found, users=counts.users, questions=counts.questions)
     if summary.rows_with_context and config.evaluate.other_prompts >= summary.distinct_contexts:
         raise UserError(
             f"evaluate.other_prompts: expected at most {summary.distinct_contexts - 1}, one less than the different "
@@ -43,6 +47,12 @@ def check_held_out(config: Config, watches: Sequence[Watch] = ()) -> PromptSumma
         raise UserError(
             f"evaluate.other_prompts: expected at most {summary.distinct_texts - 1}, one less than the different "
             f"prompts of {config.evaluate.prompts.path}; found {config.evaluate.other_prompts}"
+        )
+    primary = config.evaluate.primary or ""
+    if primary.startswith("context_pmi") and not summary.rows_with_context:
+        raise UserError(
+            f"evaluate.primary: {primary} expects held-out rows with a context, found none in {summary.rows} rows of "
+            f"{prompts.path}"
         )
     return summary
 

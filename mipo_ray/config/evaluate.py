@@ -14,6 +14,7 @@ from mipo_ray.config.field_types import PositiveInt
 from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import brief
+from mipo_ray.measures import HELD_OUT, WITHOUT_INTERVAL
 
 
 class TaskConfig(Section):
@@ -39,6 +40,11 @@ class EvaluateConfig(Section):
         default_factory=lambda: PromptsConfig(path="bundled:personalization_heldout"),
         description="held-out prompts, never trained on",
     )
+    primary: str | None = execution_only(
+        None,
+        "the one measure that the run is about, a name of results.json, fixed before anything is sampled; all others "
+        "are exploratory; null: context_pmi_initial where held-out rows have a context, else pmi_initial",
+    )
     samples_per_prompt: PositiveInt = Field(2, description="responses sampled for each held-out prompt")
     other_prompts: PositiveInt = Field(
         3, description="K: other held-out conditionings that each response is scored under"
@@ -60,6 +66,15 @@ class EvaluateConfig(Section):
     task_max_model_len: PositiveInt | None = execution_only(
         None, "window in tokens of the engines that measure tasks; null: model.max_model_len"
     )
+
+    @field_validator("primary")
+    @classmethod
+    def _primary_is_measured(cls, primary: str | None) -> str | None:
+        names = [name for name in HELD_OUT if name not in WITHOUT_INTERVAL]
+        if primary is not None and primary not in names:
+            why = ", which has no interval" if primary in WITHOUT_INTERVAL else ""
+            raise ValueError(f"expected one of {', '.join(names)}; found {brief(primary)}{why}")
+        return primary
 
     @field_validator("tasks", mode="before")
     @classmethod

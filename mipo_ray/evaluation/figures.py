@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mipo_ray.evaluation.intervals import Estimate, describe_change
+from mipo_ray.evaluation.intervals import Estimate, change_word
 from mipo_ray.measures import HELD_OUT, format_value
 from mipo_ray.storage.entries import Entry, Evaluation, Results
 from mipo_ray.storage.results import read_evaluation, read_results, rounds_of
@@ -76,8 +76,7 @@ def final_table(results: Results) -> str:
             lines.append((*first, "", "", "", ""))
         for key in rounds:
             entry = results[key][name]
-            change = Estimate.of_change(entry)
-            word = describe_change(change) if change else ""
+            word = change_word(entry)
             lines.append((*first, key, format_value(entry.value, measure.unit), format_change(entry), word))
             first = ("", "", "")
     widths = [max(len(line[column]) for line in [header, *lines]) for column in range(len(header))]

@@ -1,8 +1,9 @@
 """Is one policy better than another, on the same items? Intervals, tests, and the sentence that says so plainly.
 
-An item is what is resampled: a held-out prompt, or a question of a task. Every comparison is paired: it looks at the
-same items under both policies. All intervals are 95 % ones, each for its own comparison: of twenty comparisons of equal
-policies one is expected to look like a difference.
+An item is a held-out prompt, or a question of a task. Every comparison is paired: it looks at the same items under both
+policies; of held-out prompts the users and questions are resampled (`resampling`). All intervals are 95 % ones, each
+for its own comparison: of twenty comparisons of equal policies one is expected to look like a difference. That is why a
+run names one measure beforehand, and the verdicts on all its others are corrected for their number (`with_primary`).
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mipo_ray.evaluation.intervals import (
-    Array,
     Estimate,
     Groups,
     bootstrap_change,
     bootstrap_mean,
+    bootstrap_seeds,
     describe_change,
     group_means,
     with_change,
     word_against,
 )
+from mipo_ray.evaluation.resampling import Array, Clusters
 from mipo_ray.measures import Direction, Measure, format_value
-from mipo_ray.storage.entries import Entry
+from mipo_ray.storage.entries import Entries, Entry
 
 Measured = tuple[ArrayLike, Groups]  # values [responses], and the item of each response
 
@@ -74,6 +76,36 @@ def mcnemar(base: Sequence[bool], new: Sequence[bool]) -> McNemar:
     return McNemar(fixed, broken, min(1.0, 2 * tail / 2**changed))
 
 
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """The p-values of several tests, by name, so corrected that with no difference anywhere one of them is below 0.05
+    in at most 5 of 100 families (Holm 1979, "A simple sequentially rejective multiple test procedure").
+
+    The smallest of m is multiplied by m, the next by m - 1 and so on; none becomes smaller than the one before it, and
+    none larger than 1. The tests may depend on each other.
+    """
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = largest
+    return corrected
+
+
+def with_primary(entries: Entries, primary: str) -> Entries:
+    """The entries of one policy, that of the primary measure marked, and the changes of all others, which are
+    exploratory, with their p-values corrected for their number."""
+    others = {
+        name: entry.change_p_value
+        for name, entry in entries.items()
+        if name != primary and entry.change_p_value is not None
+    }
+    corrected = holm(others)
+    return {
+        name: replace(entry, primary=True if name == primary else None, holm_p_value=corrected.get(name))
+        for name, entry in entries.items()
+    }
+
+
 def sentence(
     what: str,
     base: Estimate,
@@ -83,16 +115,18 @@ def sentence(
     unit: str,
     better: Direction = "higher",
     p_value: float | None = None,
+    holm_p_value: float | None = None,
     than: str = "the base",
 ) -> str:
     """One sentence with the figures: "arc_easy accuracy is better than the base: 0.412, was 0.380 (change ...)."."""
-    said = word_against(describe_change(change, better, p_value), than)
+    said = word_against(describe_change(change, better, holm_p_value if p_value is None else p_value), than)
     scale = max(abs(change.value), abs(change.low), abs(change.high))
     moved, low, high = (
         format_value(value, unit, signed=True, scale=scale) for value in (change.value, change.low, change.high)
     )
     figures = [f"change {moved} [{low}, {high}]", f"{change.n} items"]
     figures += [] if p_value is None else [f"exact McNemar p = {p_value:.2g}"]
+    figures += [] if holm_p_value is None else [f"p = {holm_p_value:.2g} by Holm"]
     shown = "" if unit == "share" else f" {unit}"
     values = f"{format_value(new.value, unit)}{shown}, was {format_value(base.value, unit)}"
     return f"{what} is {said}: {values} ({', '.join(figures)})."
@@ -107,14 +141,14 @@ def item_changes(base: Measured, new: Measured) -> dict[str, float]:
     return {name: after[name] - before[name] for name in before if name in after}
 
 
-def over_seeds(changes: Sequence[Mapping[str, float]], *, samples: int, seed: int) -> Estimate:
+def over_seeds(
+    changes: Sequence[Mapping[str, float]], *, samples: int, seed: int, clusters: Clusters | None = None
+) -> Estimate:
     """The mean paired change of one method that was trained with several seeds.
 
-    `changes` has a mapping item -> change (`item_changes`) for each training seed; items of all seeds count. Seeds and
-    items are resampled together (both axes of the table [seeds, items] are drawn with replacement: Owen 2007, "The
-    pigeonhole bootstrap"), so that the interval holds what other seeds and what other items would have shown. What
-    seeds differ by is widened by sqrt(S / (S - 1)), as a sample of S underestimates it. Below about five seeds the
-    interval is still too narrow: look at each seed's own change, too. One seed: items alone are resampled.
+    `changes` has a mapping item -> change (`item_changes`) for each training seed; items of all seeds count. The
+    interval holds what other seeds and what other items (by `clusters`) would have shown. Three seeds say little about
+    a fourth: where they differ, the interval is wide. One seed: items alone are resampled.
 
     `n` is the number of items. Raises ValueError for no seeds, no common items, or values that are not finite.
     """
@@ -125,29 +159,30 @@ def over_seeds(changes: Sequence[Mapping[str, float]], *, samples: int, seed: in
     if not np.isfinite(table).all():
         row, column = np.argwhere(~np.isfinite(table))[0]
         raise ValueError(f"changes: expected finite numbers, found {table[row, column]} for item {items[column]!r}")
-    seeds, mean = len(table), float(table.mean())
-    if seeds > 1:
-        table = table + (math.sqrt(seeds / (seeds - 1)) - 1) * (table.mean(axis=1, keepdims=True) - mean)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    resampled = np.empty(samples)
-    for draw in range(samples):
-        of_seeds = table[generator.integers(seeds, size=seeds)].mean(axis=0)
-        resampled[draw] = of_seeds[generator.integers(len(items), size=len(items))].mean()
-    low, high = np.percentile(resampled, (2.5, 97.5))
-    return Estimate(value=mean, low=float(low), high=float(high), n=len(items))
+    return bootstrap_seeds(table, items, samples=samples, seed=seed, clusters=clusters)
 
 
-def mean_entry(measure: Measure, new: Measured, base: Measured | None = None, *, samples: int, seed: int) -> Entry:
+def mean_entry(
+    measure: Measure,
+    new: Measured,
+    base: Measured | None = None,
+    *,
+    samples: int,
+    seed: int,
+    clusters: Clusters | None = None,
+) -> Entry:
     """The entry of a mean over items, with a bootstrap interval; with `base` also the paired change and, where the
     measure has a better direction, the verdict.
 
-    An item's responses are averaged first. Raises ValueError where `bootstrap_mean` does.
+    An item's responses are averaged first; `clusters` are those of the items. Raises ValueError where `bootstrap_mean`
+    does.
     """
-    entry = bootstrap_mean(*new, samples=samples, seed=seed).as_entry(measure.unit, "bootstrap")
+    estimate = bootstrap_mean(*new, samples=samples, seed=seed, clusters=clusters)
+    entry = estimate.within(measure.bounds).as_entry(measure.unit, "bootstrap")
     if base is None:
         return entry
-    change = bootstrap_change(*base, *new, samples=samples, seed=seed)
-    return with_change(entry, change, _verdict(measure, change))
+    change = bootstrap_change(*base, *new, samples=samples, seed=seed, clusters=clusters)
+    return with_change(entry, change.within(measure.change_bounds), _verdict(measure, change))
 
 
 def share_entry(measure: Measure, new: Measured, base: Measured | None = None, *, samples: int, seed: int) -> Entry:
@@ -162,12 +197,13 @@ def share_entry(measure: Measure, new: Measured, base: Measured | None = None, *
     if once:
         estimate, interval = wilson(int(correct.sum()), len(correct)), "wilson"
     else:
-        estimate, interval = bootstrap_mean(correct, items, samples=samples, seed=seed), "bootstrap"
+        found = bootstrap_mean(correct, items, samples=samples, seed=seed)
+        estimate, interval = found.within(measure.bounds), "bootstrap"
     entry = estimate.as_entry(measure.unit, interval)
     if base is None:
         return entry
     base_correct, base_items = base
-    change = bootstrap_change(*base, correct, items, samples=samples, seed=seed)
+    change = bootstrap_change(*base, correct, items, samples=samples, seed=seed).within(measure.change_bounds)
     if not once or len(set(base_items)) < len(base_items):
         return with_change(entry, change, _verdict(measure, change))
     before = dict(zip(base_items, np.asarray(base_correct, dtype=bool).tolist(), strict=True))

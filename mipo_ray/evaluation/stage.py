@@ -10,9 +10,12 @@ from mipo_ray.evaluation.held_out.rows import measured_rows, sampled_tokens
 from mipo_ray.evaluation.held_out.stage import measure_policy
 from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.judge.stage import judge_policy
+from mipo_ray.evaluation.significance import with_primary
+from mipo_ray.evaluation.summary import few_text, power_text
 from mipo_ray.evaluation.tasks.stage import measure_tasks
 from mipo_ray.evaluation.tasks.task_check import CheckedTask
 from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
+from mipo_ray.measures import PRIMARY, primary_measure
 from mipo_ray.models.hub import model_commit
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import engine_request, most_gpus, scorer_request
@@ -33,6 +36,9 @@ def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Seq
         with stage.reported() as report:
             manifest = report.commit(stage, _measure_held_out(stage, held_out))
             report.closing = f": {manifest.facts.responses} held-out responses"
+        results = manifest.facts.results
+        if round.is_base and (said := [text for text in (power_text(results), few_text(results)) if text]):
+            stage.say("; ".join(said))
     write_results(session.run, session.config.rounds)
     measure_tasks(session, round, tasks)
     judge_policy(session, round, held_out)
@@ -43,13 +49,15 @@ def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
     reserving = scorer_request if stage.session.shares_engines else engine_request
     measure_policy(stage, held_out)
     rows = measured_rows(run, round)
-    results = measure(
+    measured = measure(
         rows,
         None if round.is_base else measured_rows(run, BASE),
         beta=config.train.beta,
         samples=BOOTSTRAP_SAMPLES,
         seed=config.seed,
     )
+    named = primary_measure(config.evaluate.primary, with_context=PRIMARY[0] in measured)
+    results = with_primary(measured, named)
     stage.events.emit({"event": "results", **{name: entry.value for name, entry in results.items()}})
     return EvaluateFacts(
         policy=stage.session.policy(round),

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mipo_ray.evaluation.figures import final_tables, format_change
-from mipo_ray.evaluation.intervals import Estimate, describe_change
-from mipo_ray.measures import HELD_OUT, format_value, measure_of
-from mipo_ray.storage.entries import Entry, Evaluation, Results
+from mipo_ray.evaluation.intervals import FEW, change_word, clusters_behind, detectable_change, is_on_few
+from mipo_ray.measures import HELD_OUT, PRIMARY, format_value, measure_of
+from mipo_ray.storage.entries import Entries, Entry, Evaluation, Results
 from mipo_ray.storage.results import read_evaluation, read_results, rounds_of
 from mipo_ray.storage.rounds import BASE
 from mipo_ray.storage.run_directory import RunDirectory
 
-# What a run is for, in the judgement of the initial model: the first that it has, as rows without a context have none
-# of context PMI.
-PRIMARY = ("context_pmi_initial", "pmi_initial")
 # How a PMI is raised without saying more: by length, which this bound leaves out, and by copying the prompt.
 BESIDE = ("infonce_initial", "response_tokens", "copy_rate")
 LINES = 4
@@ -38,8 +35,9 @@ def findings(results: Results, evaluation: Evaluation) -> list[Finding]:
     measured = rounds_of(results)
     policy = measured[-1] if measured else BASE.key
     entries, base = results.get(policy, {}), results.get(BASE.key, {})
-    names = [name for name in PRIMARY if name in entries][:1]
-    held_out = [_finding(name, entries[name], base.get(name)) for name in (*names, *BESIDE) if name in entries]
+    primary = primary_of(entries)
+    names = dict.fromkeys([*([] if primary is None else [primary]), *BESIDE])
+    held_out = [_finding(name, entries[name], base.get(name)) for name in names if name in entries]
     own = evaluation.get(policy, {})
     judged_first = sorted(own, key=lambda name: own[name].kind != "judge")
     others = [
@@ -48,19 +46,65 @@ def findings(results: Results, evaluation: Evaluation) -> list[Finding]:
         if (metric := own[name].metric) is not None
     ][:1]
     if others and len(held_out) == LINES:
-        held_out = [found for found in held_out if found.name != "infonce_initial"]
+        held_out = [*held_out[:1], *(found for found in held_out[1:] if found.name != "infonce_initial")]
     return [*held_out[:1], *others, *held_out[1:]]
 
 
 def closing_text(run: RunDirectory, *, full: bool) -> str:
     """What a run is found to have reached; `full`: every measure as a table. "" where nothing was measured."""
     results, evaluation = read_results(run), read_evaluation(run)
-    if full or not results:
-        return final_tables(run)
-    lines = finding_lines(findings(results, evaluation))
     measured = rounds_of(results)
+    about = closing_note(results.get(measured[-1] if measured else BASE.key, {}))
+    if full or not results:
+        return "\n".join([final_tables(run), *about])
+    lines = finding_lines(findings(results, evaluation))
     after = f"after round {measured[-1]}; changes from the base, 95 % intervals" if measured else "the base"
-    return "\n".join([*lines, f"({after}; every measure: --full, or {run.path('report.html')})"])
+    return "\n".join([*lines, *about, f"({after}; every measure: --full, or {run.path('report.html')})"])
+
+
+def primary_of(entries: Entries) -> str | None:
+    """The measure that a policy's entries are about: the one that is marked or, in what an earlier version wrote, the
+    first of PRIMARY; None where there is neither."""
+    marked = [name for name, entry in entries.items() if entry.primary]
+    return next(iter([*marked, *(name for name in PRIMARY if name in entries)]), None)
+
+
+def closing_note(entries: Entries) -> list[str]:
+    """What stands below the lines of the end: what the finding rests on, and what the other lines are."""
+    name = primary_of(entries)
+    if name is None:
+        return []
+    others = sum(one.holm_p_value is not None for one in entries.values())
+    lines = [few] if (few := few_text(entries)) else []
+    if others:
+        title = measure_of(name).title
+        lines.append(
+            f"({title} is the primary measure; verdicts on the {others} others are corrected for their number)"
+        )
+    return lines
+
+
+def few_text(entries: Entries) -> str:
+    """The warning about intervals behind which there is little; "" where there is enough."""
+    name = primary_of(entries)
+    if name is None or not is_on_few(entries[name]):
+        return ""
+    behind = clusters_behind(entries[name])
+    return f"few clusters: {behind}; with fewer than {FEW} of a kind an interval is a rough guide"
+
+
+def power_text(base: Entries) -> str:
+    """Which change of the primary measure the held-out prompts could show, by the base's own spread; "" where that says
+    nothing."""
+    name = primary_of(base)
+    change = None if name is None else detectable_change(base[name])
+    if name is None or change is None:
+        return ""
+    measure = measure_of(name)
+    return (
+        f"{measure.title}: {clusters_behind(base[name])} show a change of about {format_value(change, measure.unit)} "
+        f"{measure.unit} in 4 of 5 cases, if changes vary as the base's figures do"
+    )
 
 
 def finding_lines(found: Sequence[Finding]) -> list[str]:
@@ -100,8 +144,11 @@ def closing_values(run: RunDirectory) -> list[dict[str, Any]]:
             "change_low": one.entry.change_low,
             "change_high": one.entry.change_high,
             "verdict": one.word or None,
+            "primary": position == 0,
+            "users": one.entry.users,
+            "questions": one.entry.questions,
         }
-        for one in findings(read_results(run), read_evaluation(run))
+        for position, one in enumerate(findings(read_results(run), read_evaluation(run)))
     ]
 
 
@@ -112,7 +159,6 @@ def _of_base(evaluation: Evaluation, name: str, metric: str) -> Entry | None:
 
 def _finding(name: str, entry: Entry, base: Entry | None) -> Finding:
     title, better = measure_of(name).title, measure_of(name).better
-    change = Estimate.of_change(entry)
-    word = entry.verdict or ("" if change is None else describe_change(change, better))
+    word = change_word(entry, better)
     ceiling = "" if entry.ceiling is None or name not in HELD_OUT else f" (at most {entry.ceiling:.3f})"
     return Finding(name, f"{title}{ceiling}", None if base is None or entry is base else base.value, entry, word)

@@ -10,6 +10,7 @@ from mipo_ray.config.label_selectors import shown
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import CHECKPOINT_MINUTES, TrainConfig
 from mipo_ray.config.trust import describe_acts
+from mipo_ray.evaluation.intervals import FEW, Estimate, clusters_behind, is_on_few
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, task_window
 from mipo_ray.models.chat_template import end_of_turn, read_chat_template
 from mipo_ray.models.directory import local_path
@@ -49,6 +50,7 @@ def describe(plan: Plan) -> str:
             f"scored under its own and {evaluate.other_prompts} other conditionings"
             + (f"; matrices of up to {evaluate.matrix} x {evaluate.matrix}" if evaluate.matrix else "")
         )
+        lines.append(_primary(evaluate, plan.held_out))
         lines += describe_judge(evaluate, plan.held_out.rows)
     lines += describe_tasks(config, plan.resources, plan.tasks)
     if config.evaluate.tasks and not config.evaluate.enabled:
@@ -135,6 +137,13 @@ def _work(plan: Plan) -> RoundWork:
     if isinstance(prompts, PairSummary):
         return given_work(config, prompts)
     return round_work(config, prompts.rows, prompts.characters, _responses(config, prompts))
+
+
+def _primary(evaluate: EvaluateConfig, held_out: PromptSummary) -> str:
+    """What the run is about, and how many users and questions its intervals will rest on."""
+    counts = Estimate(0.0, 0.0, 0.0, held_out.rows, users=held_out.users, questions=held_out.questions)
+    few = f"; fewer than {FEW} of a kind make every interval a rough guide" if is_on_few(counts) else ""
+    return f"primary         {evaluate.primary}, over {clusters_behind(counts)}{few}; other measures are exploratory"
 
 
 def describe_judge(evaluate: EvaluateConfig, prompts: int) -> list[str]:

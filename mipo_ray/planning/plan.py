@@ -10,6 +10,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse_other_references
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tasks, check_tasks
+from mipo_ray.measures import primary_measure
 from mipo_ray.models.source import check_embedding_model, check_model, check_policy_model
 from mipo_ray.monitoring.trackers import check_trackers
 from mipo_ray.pairs.given import GivenPair, PairSummary, check_pairs
@@ -31,9 +32,10 @@ from mipo_ray.training.deepspeed_config import check_deepspeed_keys
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads, checked: nobody checks it again. `prompts` are those to train on, or the pairs that exist in
-    their place; `finished` holds the names of the stages that are done; `held_out` is None where the run does not
-    measure; `token_notes` say what `TokenCounts` found; `earlier` is what earlier rounds took."""
+    """What a run reads, checked: nobody checks it again. `config` names the primary measure of a run that measures;
+    `prompts` are those to train on, or the pairs that exist in their place; `finished` holds the names of the stages
+    that are done; `held_out` is None where the run does not measure; `token_notes` say what `TokenCounts` found;
+    `earlier` is what earlier rounds took."""
 
     config: Config
     run: RunDirectory
@@ -114,6 +116,7 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
     held_out = None
     if config.evaluate.enabled:
         held_out = check_held_out(config, [counts.of_prompts("evaluate.prompts")])
+        config = with_primary_named(config, held_out)
     tasks = check_tasks(config, counts.of_item) if config.evaluate.enabled else ()
     run.check_place()
     run.check_config(config)
@@ -125,6 +128,13 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
     earlier = read_earlier_runs(config, run)
     inputs = Inputs(config, run, prompts, held_out, tasks, finished_stages(config, run, tasks), earlier=earlier)
     return inputs if inputs.is_finished else replace(inputs, token_notes=counts.notes())
+
+
+def with_primary_named(config: Config, held_out: PromptSummary) -> Config:
+    """The configuration with the name of the measure that the run is about, which its config.yaml is to have before
+    anything is sampled."""
+    named = primary_measure(config.evaluate.primary, with_context=held_out.rows_with_context > 0)
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"primary": named})})
 
 
 def _check_training_data(config: Config, counts: TokenCounts) -> PromptSummary | PairSummary:

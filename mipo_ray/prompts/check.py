@@ -34,6 +34,8 @@ class PromptSummary:
         contexts, equal ones (but for white space) counted once.
     characters: those of all messages of all rows, the context included.
     format: "JSONL", "Parquet", "CSV", or several, joined by commas.
+    users, questions: of held-out prompts, how many different ones there are; None where nobody counted, and no users
+        where no row names one.
     """
 
     sources: tuple[PromptFile, ...]
@@ -45,6 +47,8 @@ class PromptSummary:
     distinct_contexts: int
     characters: int
     format: str
+    users: int | None = None
+    questions: int | None = None
 
     @property
     def commit(self) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from mipo_ray.config.public import public_file, public_model, public_settings
 from mipo_ray.config.yaml_text import dump_yaml
 from mipo_ray.evaluation.figures import format_change
-from mipo_ray.evaluation.intervals import Estimate, describe_change
+from mipo_ray.evaluation.intervals import change_word
 from mipo_ray.measures import format_value, measure_of
 from mipo_ray.pairs.card import PAPER
 from mipo_ray.publish.policy import Policy
@@ -28,7 +28,8 @@ _LIMITS = (
     "and distinct words stand beside it.",
     "The judge of measures that end in `_initial` is the model that training began with. A rise says that the answers "
     "became more specific in its eyes, not that a person would prefer them.",
-    "Intervals are of 95 %, over the held-out prompts of one run with one seed; another seed may give other figures.",
+    "Intervals are of 95 %, over the held-out users and questions of one run with one seed; another seed may give "
+    "other figures. Verdicts on other measures than the primary one are corrected for their number.",
 )
 
 # Of a policy that was trained on pairs which existed, or which a reward chose.
@@ -136,8 +137,7 @@ def _measures(policy: Policy) -> list[str]:
 
 
 def _line(name: str, entry: Entry, base: Entry | None) -> str:
-    change = Estimate.of_change(entry)
-    verdict = entry.verdict or (describe_change(change) if change is not None else "")
+    verdict = change_word(entry)
     before = "" if base is None else format_value(base.value, base.unit)
     measure = measure_of(name)
     cells = (f"`{name}`, {measure.title}, {entry.unit}", str(entry.n), before, _with_interval(entry))

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from mipo_ray.evaluation.held_out.mutual_information import pmi_matrix
+from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES, Estimate, bootstrap_mean
+from mipo_ray.evaluation.resampling import Clusters
 from mipo_ray.storage.manifests import Matrices
 from mipo_ray.storage.results import rounds_of
 
@@ -69,25 +71,26 @@ class HeatMaps:
     labels: Sequence[str]
 
 
-def heat_maps(matrices: Mapping[str, Matrices]) -> list[HeatMaps]:
+def heat_maps(matrices: Mapping[str, Matrices], clusters: Clusters | None = None) -> list[HeatMaps]:
     """Both parts of the matrix: the base, and the newest round in the eyes of the initial model and in its own.
 
-    `matrices`: by policy ("base", "0", ...). Parts that no policy has are left out.
+    `matrices`: by policy ("base", "0", ...). Parts that no policy has are left out. clusters: of the held-out prompts.
     """
-    return [maps for part in _PARTS if (maps := _maps(part, matrices)) is not None]
+    return [maps for part in _PARTS if (maps := _maps(part, matrices, clusters)) is not None]
 
 
-def _maps(part: str, matrices: Mapping[str, Matrices]) -> HeatMaps | None:
+def _maps(part: str, matrices: Mapping[str, Matrices], clusters: Clusters | None) -> HeatMaps | None:
     shown: list[tuple[str, Any]] = []
     labels: Sequence[str] = ()
+    prompts: list[str] = []
     if part in matrices.get("base", {}):
         shown.append(("base", matrices["base"][part].initial))
-        labels = matrices["base"][part].labels
+        labels, prompts = matrices["base"][part].labels, matrices["base"][part].prompt_ids
     if rounds := [key for key in rounds_of(matrices) if part in matrices[key]]:
         last = matrices[rounds[-1]][part]
         shown.append((f"round {rounds[-1]}, judged by the initial model", last.initial))
         shown.append((f"round {rounds[-1]}, judged by itself", last.policy))
-        labels = last.labels
+        labels, prompts = last.labels, last.prompt_ids
     if not shown:
         return None
     title, note, column = _PARTS[part]
@@ -99,14 +102,20 @@ def _maps(part: str, matrices: Mapping[str, Matrices]) -> HeatMaps | None:
         title=title,
         note=note,
         column=column,
-        maps=[_map(name, table, reach, column) for name, table in tables],
+        maps=[_map(name, table, reach, column, _own(table, prompts, clusters)) for name, table in tables],
         legend=[_shade(float(value), reach) for value in steps],
         reach=_figure(reach, reach),
         labels=labels,
     )
 
 
-def _map(name: str, table: Any, reach: float, column: str) -> HeatMap:
+def _own(table: Any, prompts: Sequence[str], clusters: Clusters | None) -> Estimate:
+    """The mean over the answers under their own conditionings, in nats; the users and questions of the answers are
+    resampled, what they are compared with is not."""
+    return bootstrap_mean(np.diag(table), prompts, samples=BOOTSTRAP_SAMPLES, seed=0, clusters=clusters)
+
+
+def _map(name: str, table: Any, reach: float, column: str, of_own: Estimate) -> HeatMap:
     size = len(table)
     side = (WIDTH - LEFT) / size
     own = np.eye(size, dtype=bool)
@@ -120,7 +129,8 @@ def _map(name: str, table: Any, reach: float, column: str) -> HeatMap:
             cells.append(Cell(LEFT + j * side, TOP + i * side, tone, opacity, number, title))
     return HeatMap(
         title=name,
-        summary=f"own {column}: {_figure(float(table[own].mean()), reach)} nats on average; others: "
+        summary=f"own {column}: {_figure(of_own.value, reach)} [{_figure(of_own.low, reach)}, "
+        f"{_figure(of_own.high, reach)}] nats on average; others: "
         f"{_figure(float(table[~own].mean()), reach)}; {likeliest} of {size} answers are likeliest under their own",
         side=side,
         height=TOP + size * side,

@@ -15,8 +15,17 @@ from typing import Any
 import jinja2
 
 from mipo_ray.evaluation.figures import format_change
-from mipo_ray.evaluation.intervals import NOT_DISTINGUISHABLE, Estimate, describe_change, word_against
-from mipo_ray.measures import HELD_OUT, format_value
+from mipo_ray.evaluation.intervals import (
+    NOT_DISTINGUISHABLE,
+    Estimate,
+    change_word,
+    clusters_behind,
+    describe_change,
+    word_against,
+)
+from mipo_ray.evaluation.resampling import Clusters
+from mipo_ray.evaluation.summary import few_text, power_text, primary_of
+from mipo_ray.measures import HELD_OUT, format_value, measure_of
 from mipo_ray.report.charts import drift_charts, pair_charts, score_charts, training_charts
 from mipo_ray.report.cost import ShownStage, run_cost
 from mipo_ray.report.flow import flows
@@ -31,13 +40,18 @@ from mipo_ray.report.tasks_and_judge import (
     task_charts,
     task_rows,
 )
-from mipo_ray.storage.entries import Entries, Evaluation, Results
+from mipo_ray.storage.entries import Entries, Entry, Evaluation, Results
 from mipo_ray.storage.manifests import Matrices
 from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.results import rounds_of
 
 _LENGTH_TOLERANCE = 0.2  # a change of mean response length beyond this share of the base is pointed out
 _SHOWN_EXAMPLES = 12
+_JUDGED = "judged by the frozen initial model,"
+_SUBJECTS = {
+    "context_pmi_initial": f"the mutual information between answer and user context, {_JUDGED}",
+    "pmi_initial": f"the mutual information between answer and prompt, {_JUDGED}",
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ class ReportData:
     example_pairs: {prompt, context, chosen, rejected}, rejected being a list of
     {text, mismatched}. answers: {prompt, context, base_answer, base_pmi, final_answer, final_pmi}, PMI in nats per
     response. Context, mismatched and PMI may be None or absent. matrices: by policy ("base", "0", ...). evaluation:
-    evaluation.json, of tasks and judge.
+    evaluation.json, of tasks and judge. clusters: the users and questions of the held-out prompts; None: not known.
     """
 
     title: str
@@ -64,6 +78,7 @@ class ReportData:
     versions: dict[str, str]
     matrices: Mapping[str, Matrices] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=dict)
+    clusters: Clusters | None = None
 
 
 def render_report(run: ReportData) -> str:
@@ -83,10 +98,11 @@ def render_report(run: ReportData) -> str:
             definitions=definitions(run.evaluation),
             task_charts=task_charts(run.evaluation),
             judgings=judgings(run.evaluation),
-            heat_maps=heat_maps(run.matrices),
+            heat_maps=heat_maps(run.matrices, run.clusters),
             score_charts=score_charts(run.results),
             drift_charts=drift_charts(run.results),
             table=_table(run.results),
+            behind=_behind(run.results),
             rounds=rounds_of(run.results),
             training_charts=training_charts(run.train_steps),
             pair_tables=pair_tables(run.pair_statistics),
@@ -120,25 +136,39 @@ def summary_sentences(results: Results) -> list[str]:
     rounds = rounds_of(results)
     if "base" not in results:
         return ["Nothing was measured on held-out prompts."]
+    base = results["base"]
+    power = power_text(base)
+    could = [f"What the held-out prompts could show: {power}."] if power else []
+    could += [f"{few.capitalize()}."] if (few := few_text(base)) else []
     if not rounds:
-        return ["Only the initial model has been measured so far."]
-    base, final = results["base"], results[rounds[-1]]
-    subject, name = "answer and prompt", "pmi_initial"
-    if "context_pmi_initial" in final:
-        subject, name = "answer and user context", "context_pmi_initial"
+        return ["Only the initial model has been measured so far.", *could]
+    final = results[rounds[-1]]
+    name = primary_of(final)
+    if name is None:
+        return ["The primary measure was not measured."]
     when = "one round" if len(rounds) == 1 else f"{len(rounds)} rounds"
-    finding = f"After {when}, the mutual information between {subject}, judged by the frozen initial model, "
-    finding += _change_in_words(base, final, name, "nats per response")
-    if "reward_accuracy" in final:
-        finding += "; reward accuracy on held-out pairs " + _change_in_words(base, final, "reward_accuracy", "")
-    return [finding + ".", *_caveats(base, final, name)]
+    subject = _SUBJECTS.get(name, measure_of(name).title)
+    finding = f"After {when}, {subject} {_change_in_words(base, final, name)}."
+    return [finding, *could, *_others(final), *_caveats(base, final, name)]
 
 
-def _change_in_words(base: Entries, final: Entries, name: str, unit: str) -> str:
-    entry, change = final[name], Estimate.of_change(final[name])
+def _others(final: Entries) -> list[str]:
+    """What every other change from the base is."""
+    exploratory = sum(entry.holm_p_value is not None for entry in final.values())
+    if not exploratory:  # an earlier version measured it
+        return []
+    return [
+        f"That is the measure which the run named beforehand. All others are exploratory: the verdicts on their "
+        f"{exploratory} changes are corrected for their number (Holm), their intervals are not."
+    ]
+
+
+def _change_in_words(base: Entries, final: Entries, name: str) -> str:
+    entry = final[name]
     before = format_value(base[name].value, entry.unit) if name in base else "an unmeasured value"
+    unit = "" if entry.unit == "share" else entry.unit
     move = f"from {before} to {format_value(entry.value, entry.unit)} {unit}".rstrip()
-    word = describe_change(change) if change else "went"
+    word = change_word(entry) or "went"
     if word == NOT_DISTINGUISHABLE:
         return f"is {word_against(word, 'the base')} ({move}; change {format_change(entry)})"
     return f"{word} {move} (change {format_change(entry)})"
@@ -154,18 +184,26 @@ def _caveats(base: Entries, final: Entries, name: str) -> list[str]:
         ("only_copies", "more of them do nothing but repeat the prompt"),
         ("truncated", "more of them were cut at the length limit"),
     ):
-        change = Estimate.of_change(final[metric])
-        if change is not None and describe_change(change) == "rose":
+        if metric != name and _moved(final[metric]) == "rose":
             caveats.append(f"{text} ({format_change(final[metric])})")
-    distinct = Estimate.of_change(final["distinct_2"])
-    if distinct is not None and describe_change(distinct) == "fell":
+    if name != "distinct_2" and _moved(final["distinct_2"]) == "fell":
         caveats.append(f"they repeat themselves more (distinct 2-grams {format_change(final['distinct_2'])})")
     if not caveats:
         return ["Length, copying, truncation and repetition give no warning."]
-    change = Estimate.of_change(final[name])
-    rose = change is not None and describe_change(change) == "rose"
-    reading = " The rise may be bought by this: read the answers below." if rose else ""
+    reading = " The rise may be bought by this: read the answers below." if change_word(final[name]) == "rose" else ""
     return [f"But note: {'; '.join(caveats)}.{reading}"]
+
+
+def _moved(entry: Entry) -> str:
+    """What a change says for itself: a warning does not wait until it stands among twenty."""
+    change = Estimate.of_change(entry)
+    return describe_change(change) if change is not None else ""
+
+
+def _behind(results: Results) -> str:
+    """How many users and questions the intervals rest on; "" where nobody knows."""
+    entries = [entry for policy in results.values() for entry in policy.values() if entry.questions is not None]
+    return clusters_behind(entries[0]) if entries else ""
 
 
 def _table(results: Results) -> list[dict[str, Any]]:
@@ -177,8 +215,7 @@ def _table(results: Results) -> list[dict[str, Any]]:
         cells = []
         for key in rounds_of(results):
             entry = results[key].get(name)
-            change = Estimate.of_change(entry) if entry else None
-            word = describe_change(change) if change else ""
+            word = change_word(entry) if entry else ""
             value = format_value(entry.value, unit) if entry else ""
             cells.append({"value": value, "change": format_change(entry) if entry else "", "word": word})
         if base or any(cell["value"] for cell in cells):

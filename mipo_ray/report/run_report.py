@@ -14,7 +14,7 @@ import pyarrow.dataset
 from mipo_ray.config.recipe import to_yaml
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.held_out.mutual_information import leave_one_out_pmi, pmi_without_context
-from mipo_ray.evaluation.held_out.rows import measured_rows
+from mipo_ray.evaluation.held_out.rows import held_out_clusters, measured_rows
 from mipo_ray.monitoring.events import read_events
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import as_version_2
@@ -73,6 +73,7 @@ def write_report(config: Config, run: RunDirectory) -> None:
         versions=installed_versions(),
         matrices={round.key: manifest.facts.matrix for round, manifest in measured.items() if manifest.facts.matrix},
         evaluation=read_evaluation(run),
+        clusters=held_out_clusters(run) if measured else None,
     )
     run.write_text("report.html", render_report(data))
 

@@ -49,6 +49,16 @@ class Entry:
     """What the change says: "better", "worse", "rose", "fell" or "not distinguishable"; None where it says nothing."""
     ceiling: float | None = optional()
     """The largest value that an estimate with this many other conditionings can reach, of InfoNCE: ln(K + 1) nats."""
+    users: int | None = optional()
+    """How many users the items are of, where they name any; intervals resample users and questions."""
+    questions: int | None = optional()
+    """How many different questions the items ask; None where nobody knows, and items alone are resampled."""
+    primary: bool | None = optional()
+    """True of the measure that the run named beforehand (`evaluate.primary`), None of every other."""
+    change_p_value: float | None = optional()
+    """Of the change being 0, two-sided, by Student's t with the error and the degrees of freedom of its interval."""
+    holm_p_value: float | None = optional()
+    """The same, corrected (Holm 1979) for the number of exploratory measures of the policy; None of the primary one."""
 
 
 Entries = dict[str, Entry]  # by measure

@@ -255,7 +255,9 @@ class RunDirectory:
             return
         try:
             defaults = result_fields(Config().model_dump(mode="json"))
-            before = defaults | result_fields(load_yaml(text))
+            recorded = load_yaml(text)
+            before = defaults | result_fields(recorded)
+            named = recorded.get("evaluate", {}).get("primary")
         except (yaml.YAMLError, ValueError, AttributeError) as error:
             raise StorageError(
                 f"{self.path('config.yaml')}: expected the configuration of a run, found something else: {error}"
@@ -266,6 +268,9 @@ class RunDirectory:
             for key in sorted({*before, *after}, key=str)
             if before.get(key) != after.get(key)
         ]
+        # It may be named late, by a run that an earlier version began, but not changed once there is work.
+        if named is not None and config.evaluate.primary not in (None, named):
+            changes.append(f"  evaluate.primary: {brief(named)} there, {brief(config.evaluate.primary)} now")
         if changes and self._has_work():
             raise StorageError(
                 f"{self.url}: this run directory holds work of another configuration. Use another run_dir, or set "

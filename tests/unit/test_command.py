@@ -203,6 +203,19 @@ def test_a_control_on_pairs_that_exist_needs_one_rejected_response(
     assert "expected one rejected response in each row of" in capsys.readouterr().err
 
 
+def test_the_primary_measure_is_named_before_anything_is_sampled(options: list[str], tmp_path: Path) -> None:
+    """By what the held-out rows have, unless the recipe names another; the plan's configuration is what is recorded."""
+    run = open_run(f"{tmp_path}/run")
+    assert check_inputs(load_config(options[0], options[1:]), run).config.evaluate.primary == "context_pmi_initial"
+    named = load_config(options[0], [*options[1:], "evaluate.primary=retrieval_initial"])
+    assert check_inputs(named, run).config.evaluate.primary == "retrieval_initial"
+    write_rows(tmp_path / "held_out.jsonl", [{"prompt": f"question {index}"} for index in range(6)])
+    plain = load_config(options[0], [*options[1:], "conditioning.strategy=random_prompt"])
+    assert check_inputs(plain, run).config.evaluate.primary == "pmi_initial"
+    unmeasured = load_config(options[0], [*options[1:], "evaluate.enabled=false"])
+    assert check_inputs(unmeasured, run).config.evaluate.primary is None
+
+
 def test_the_plan_says_its_numbers(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     plan = dry_run(
         [
@@ -236,6 +249,10 @@ def test_the_plan_says_its_numbers(options: list[str], capsys: pytest.CaptureFix
     assert lines["layout"] == "layout shared, attention sdpa, micro-batches of up to 4,096 tokens, ZeRO 2"
     assert lines["evaluate"].startswith(
         "evaluate 6 held-out prompts x 5 answers, each scored under its own and 4 other"
+    )
+    assert lines["primary"] == (
+        "primary context_pmi_initial, over 6 users and 6 questions; fewer than 15 of a kind make every interval a "
+        "rough guide; other measures are exploratory"
     )
     assert "1 to 3 engines" in lines["generation"]
     assert "reserves 2 CPUs and 0 GPUs" in lines["generation"]

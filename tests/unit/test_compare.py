@@ -30,6 +30,7 @@ from mipo_ray.comparison.outcome import gather, stage_seconds
 from mipo_ray.comparison.records import EqualData
 from mipo_ray.comparison.tables import dot_chart, markdown, render, write_comparison
 from mipo_ray.config.recipe import ConfigError, load_config, to_yaml
+from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows, measure
 from mipo_ray.evaluation.held_out.rows import measured_rows
@@ -342,10 +343,15 @@ def write_scores(
     pyarrow.parquet.write_table(table, directory / "scores.parquet")
 
 
-def write_base(comparison: Comparison, seed: int) -> tuple[RunDirectory, MeasuredRows]:
-    """The measured base of one seed, with a PMI of 3 nats."""
+def write_base(comparison: Comparison, seed: int, users: int | None = None) -> tuple[RunDirectory, MeasuredRows]:
+    """The measured base of one seed, with a PMI of 3 nats; users: how many its rows are of, in turns; None: unknown."""
     base = comparison.run(BASE, seed)
     write_scores(comparison, BASE, seed, 3.0)
+    if users is not None:
+        rows = [{"prompt_id": f"p{index}", "user": str(index % users), "question": f"q{index}"} for index in range(12)]
+        directory = Path(base.path(base.stage(rounds.BASE, "evaluate"), "prompts"))
+        directory.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), directory / "prompts.parquet")
     rows = measured_rows(base, rounds.BASE)
     results = measure(rows, None, beta=0.1, samples=200, seed=0)
     write_stage(base, base.stage(rounds.BASE, "evaluate"), {"results": results}, comparison)
@@ -363,13 +369,14 @@ def write_results(
     *,
     pairs: dict[str, int] | None = None,
     cut_seeds: Sequence[int] = (),
+    users: int | None = None,
 ) -> None:
     """Finished runs of every arm in `changes`, whose PMI lies that much above the base's 3 nats.
 
     With a seed of `cut_seeds` an arm's every answer is cut at the length limit.
     """
     for seed in comparison.seeds:
-        base, base_rows = write_base(comparison, seed)
+        base, base_rows = write_base(comparison, seed, users)
         comparison.root().write_text(f"common_pairs/seed-{seed}/round-000.json", json.dumps(["a", "b", "c", "d"]))
         for arm, change in changes.items():
             run = comparison.run(arm, seed)
@@ -408,6 +415,37 @@ def test_the_table_has_every_arm_with_intervals_and_verdicts(comparison):
     swapped = sum(has_swapped_labels(0, name) for name in "abcd")
     assert found.arms["control"].swapped_pairs == swapped
     assert measures_of(found.arms)["context_pmi_initial"].title == "context PMI"
+
+
+def test_a_named_primary_measure_is_what_the_comparison_is_about(comparison):
+    named = replace(comparison, shared=with_primary_measure(comparison.shared, "infonce_initial"))
+    named = replace(
+        named, arms={arm: with_primary_measure(config, "infonce_initial") for arm, config in named.arms.items()}
+    )
+    write_results(named, {"mipo": 4.0, "control": 0.0})
+    found = gather(named)
+    assert found.headline == "infonce_initial"
+    assert "infonce_initial" in found.arms["mipo"].measures
+    assert found.findings[0].startswith("mipo: InfoNCE is ")
+    assert "The comparison is about InfoNCE." in markdown(found)
+
+
+def with_primary_measure(config: Config, name: str) -> Config:
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"primary": name})})
+
+
+def test_the_users_and_questions_of_the_held_out_prompts_are_resampled_in_every_arm(comparison):
+    write_results(comparison, {"mipo": 4.0, "control": 0.0}, users=3)
+    found = gather(comparison)
+    entry = found.arms["mipo"].measures["context_pmi_initial"]
+    assert (entry.n, entry.users, entry.questions) == (12, 3, 12)
+    assert "resample what was drawn, 3 users and 12 questions; with fewer than 15" in markdown(found)
+    several = replace(comparison, seeds=(0, 1))
+    write_results(several, {"mipo": 4.0, "control": 0.0}, users=3)
+    measures = gather(several).arms["mipo"].measures
+    assert (measures["context_pmi_initial"].users, measures["context_pmi_initial"].primary) == (3, True)
+    exploratory = [one for name, one in measures.items() if one.change is not None and name != "context_pmi_initial"]
+    assert all(one.holm_p_value is not None for one in exploratory)
 
 
 def test_arms_that_are_not_measured_yet_are_named(comparison):
@@ -591,7 +629,9 @@ def test_the_page_is_self_contained_and_says_what_the_table_says(comparison):
         assert f"<th>{arm}<span>" in html
         assert f"| `{arm}`<br>" in table
     assert html.count("<figure>") == len(measures_of(found.arms))
-    assert "Intervals and p-values are per comparison, not corrected" in html
+    assert "The comparison is about context PMI." in html
+    assert "are corrected for their number in that arm (Holm)" in html
+    assert "resample what was drawn, 12 prompts; with fewer than 15 of a kind they are a rough guide." in html
     assert html.index(found.control[0].split(".")[0]) < html.index("<table>")
     for line in found.findings:
         assert f"- {line}" in table

@@ -1,4 +1,7 @@
-"""From the scored responses of one policy to its entries in results.json. What is paired is paired by prompt."""
+"""From the scored responses of one policy to its entries in results.json.
+
+What is paired is paired by prompt; what is resampled are the users and questions of the prompts.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from mipo_ray.evaluation.intervals import (
     bootstrap_ratio_change,
     with_change,
 )
-from mipo_ray.measures import HELD_OUT
+from mipo_ray.evaluation.resampling import Clusters
+from mipo_ray.measures import HELD_OUT, Measure
 from mipo_ray.storage.entries import Entries, Entry
 from mipo_ray.text.refusals import is_refusal
 from mipo_ray.text.statistics import copy_rate, corpus_distinct_n, distinct_n, only_copies, self_bleu, words
@@ -51,6 +55,8 @@ class MeasuredRows:
     pair_initial_chosen: Array  # [P]
     pair_initial_rejected: Array  # [P]
     answer_token_counts: NDArray[Any] | None = None  # [R], of the answer; None: there are no thoughts
+    questions: Sequence[str] | None = None  # [R], equal where the same is asked; None: nobody knows
+    users: Sequence[str] | None = None  # [R], whose row it is, "" where it names nobody; None: no row names anybody
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming the field, where lengths differ or there are no responses."""
@@ -62,29 +68,39 @@ class MeasuredRows:
             if column is not None and len(column) != expected:
                 raise ValueError(f"{field.name}: expected {expected} rows, found {len(column)}")
 
+    @property
+    def clusters(self) -> Clusters | None:
+        """What is resampled, by prompt; None where the questions are not known."""
+        if self.questions is None:
+            return None
+        users = None if self.users is None else dict(zip(self.prompt_ids, self.users, strict=True))
+        return Clusters(users, dict(zip(self.prompt_ids, self.questions, strict=True)))
+
 
 def measure(rows: MeasuredRows, base: MeasuredRows | None, *, beta: float, samples: int, seed: int) -> Entries:
     """What results.json has of one policy, by measure; with `base` also the paired change.
 
-    `beta` is DPO's, for the rewards; `samples` and `seed` are the bootstrap's. Context metrics are left out when no
+    `beta` is DPO's, for the rewards; `samples` and `seed` are the bootstrap's, which resamples the rows' users and
+    questions. Context metrics are left out when no
     row has a context, reward metrics when there are no held-out pairs, self-BLEU for a single response. Raises
     ValueError on values that are not finite.
     """
     columns, base_columns = item_values(rows, beta), item_values(base, beta) if base is not None else {}
+    draw: dict[str, Any] = {"samples": samples, "seed": seed, "clusters": rows.clusters}
     results: Entries = {}
     for name, known in HELD_OUT.items():
         if name == "kl_per_token":
-            results[name] = _kl_entry(rows, base, samples=samples, seed=seed)
+            results[name] = _kl_entry(rows, base, draw)
         elif name == "corpus_distinct_2":
             results[name] = _corpus_entry(rows, base)
         elif name in columns:
             groups, values = columns[name]
-            estimate = bootstrap_mean(values, groups, samples=samples, seed=seed)
+            estimate = bootstrap_mean(values, groups, **draw)
             change = None
             if name in base_columns:
                 base_groups, base_values = base_columns[name]
-                change = bootstrap_change(base_values, base_groups, values, groups, samples=samples, seed=seed)
-            results[name] = _entry(known.unit, estimate, change)
+                change = bootstrap_change(base_values, base_groups, values, groups, **draw)
+            results[name] = _entry(known, estimate, change)
         if name.startswith("infonce"):
             results[name] = replace(results[name], ceiling=mi.infonce_ceiling(rows.initial_others.shape[1]))
     return results
@@ -130,12 +146,12 @@ def item_values(rows: MeasuredRows, beta: float) -> dict[str, tuple[Sequence[str
     return columns
 
 
-def _kl_entry(rows: MeasuredRows, base: MeasuredRows | None, *, samples: int, seed: int) -> Entry:
+def _kl_entry(rows: MeasuredRows, base: MeasuredRows | None, draw: dict[str, Any]) -> Entry:
     new = _kl_terms(rows)
     change = None
     if base is not None:
-        change = bootstrap_ratio_change(*_kl_terms(base), *new, samples=samples, seed=seed)
-    return _entry(HELD_OUT["kl_per_token"].unit, bootstrap_ratio(*new, samples=samples, seed=seed), change)
+        change = bootstrap_ratio_change(*_kl_terms(base), *new, **draw)
+    return _entry(HELD_OUT["kl_per_token"], bootstrap_ratio(*new, **draw), change)
 
 
 def _kl_terms(rows: MeasuredRows) -> tuple[Array, Array, list[str]]:
@@ -157,6 +173,6 @@ def _corpus_entry(rows: MeasuredRows, base: MeasuredRows | None) -> Entry:
     return Entry(value, low=None, high=None, n=len(set(rows.prompt_ids)), unit=unit, change=change)
 
 
-def _entry(unit: str, estimate: Estimate, change: Estimate | None) -> Entry:
-    entry = estimate.as_entry(unit)
-    return entry if change is None else with_change(entry, change)
+def _entry(measure: Measure, estimate: Estimate, change: Estimate | None) -> Entry:
+    entry = estimate.within(measure.bounds).as_entry(measure.unit)
+    return entry if change is None else with_change(entry, change.within(measure.change_bounds))

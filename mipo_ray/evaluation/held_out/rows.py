@@ -10,6 +10,7 @@ import pyarrow.dataset
 
 from mipo_ray.evaluation.held_out.conditionings import OTHER, OWN, WITHOUT_CONTEXT, by_conditioning
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows
+from mipo_ray.evaluation.resampling import Clusters
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.tables.parquet import open_table
@@ -48,8 +49,10 @@ def measured_rows(run: RunDirectory, round: Round) -> MeasuredRows:
     pair_policy = pair_initial
     if not round.is_base:
         pair_policy = [_under_own(scores[side], pairs, "policy") for side in ("pair_chosen", "pair_rejected")]
+    prompt_ids = [answer.row["prompt_id"] for answer in answers]
+    clusters = held_out_clusters(run)
     return MeasuredRows(
-        prompt_ids=[answer.row["prompt_id"] for answer in answers],
+        prompt_ids=prompt_ids,
         responses=[answer_of(answer.row["response"]) for answer in answers],
         sources=[answer.row["source"] for answer in answers],
         token_counts=np.asarray([answer.row["tokens"] for answer in answers]),
@@ -66,7 +69,24 @@ def measured_rows(run: RunDirectory, round: Round) -> MeasuredRows:
         pair_policy_rejected=pair_policy[1],
         pair_initial_chosen=pair_initial[0],
         pair_initial_rejected=pair_initial[1],
+        questions=None if clusters is None else [clusters.questions[prompt_id] for prompt_id in prompt_ids],
+        users=None if clusters is None or clusters.users is None else [clusters.users[name] for name in prompt_ids],
     )
+
+
+def held_out_clusters(run: RunDirectory) -> Clusters | None:
+    """The users and questions of the held-out prompts, as the base's stage wrote them; None where an earlier version
+    did, which did not."""
+    path = run.path(run.stage(BASE, "evaluate"), "prompts")
+    if not run.list_files(f"{run.stage(BASE, 'evaluate')}/prompts"):
+        return None
+    table, columns = open_table(path, run.arrow_filesystem()), ["prompt_id", "user", "question"]
+    if not set(columns) <= set(table.schema.names):
+        return None
+    rows = table.to_table(columns=columns).to_pylist()
+    users = {row["prompt_id"]: row["user"] for row in rows}
+    questions = {row["prompt_id"]: row["question"] for row in rows}
+    return Clusters(users if any(users.values()) else None, questions)
 
 
 def sampled_tokens(run: RunDirectory, round: Round) -> int:

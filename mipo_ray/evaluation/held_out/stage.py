@@ -43,6 +43,7 @@ from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.prompts.check import PromptSummary
+from mipo_ray.prompts.clusters import question_of, user_of
 from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.ray_cluster.tables import read_rows
@@ -188,6 +189,9 @@ def _add_conditionings(block: pa.Table, *, config: Config, initial: str) -> pa.T
     columns = {
         "prompt_id": block["prompt_id"],
         "context": block["context"],
+        # What intervals resample; "" where a row names no user.
+        "user": pa.array([user_of(row) for row in rows], pa.string()),
+        "question": pa.array([question_of(row) for row in rows], pa.string()),
         "source": pa.array([prompt_text(row["messages"], row["context"]) for row in rows], pa.string()),
         "prompt_token_ids": pa.array(own, TOKEN_IDS),
         "other_prompt_ids": pa.array([list(each) for each in others], pa.list_(pa.string())),

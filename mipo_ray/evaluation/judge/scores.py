@@ -1,7 +1,8 @@
 """From judgements to figures: win, tie, loss and ratings with intervals, and how far the judge can be trusted. Pure.
 
-All figures are means over prompts of each prompt's mean, with bootstrap intervals over prompts: a prompt's answers, and
-both orders of a pair, are drawn together. Where the judge is in doubt, or cannot be read, no win is counted:
+All figures are means over prompts of each prompt's mean. Their intervals resample the prompts' users and questions; a
+prompt's answers, and both orders of a pair, are drawn together. Where the judge is in doubt, or cannot be read, no win
+is counted:
 
 - A pair is a win of the round's policy only where the judge prefers its answer in both orders, a loss where it prefers
   the base's in both. Everything else is a tie: a tie said twice, a tie said once, two orders that contradict each
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.intervals import Estimate, describe_change, with_change
+from mipo_ray.evaluation.resampling import Clusters
 from mipo_ray.evaluation.significance import mean_entry
 from mipo_ray.measures import JUDGED
 from mipo_ray.storage.entries import Entries, Entry
@@ -53,7 +56,9 @@ def pair_outcome(outcomes: Sequence[str | None]) -> str:
     return first if first is not None and first == second else "tie"
 
 
-def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int) -> Entries:
+def pairwise_metrics(
+    judgements: Sequence[Judgement], *, samples: int, seed: int, clusters: Clusters | None = None
+) -> Entries:
     """Metric -> entry, from judgements that hold every pair in both orders.
 
     win, tie, loss: shares of the pairs, which add up to 1. net_win: win - loss, with the verdict on the round's policy;
@@ -64,7 +69,8 @@ def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int
         there is no such pair.
     unreadable: share of the judgements.
 
-    `samples` and `seed` are the bootstrap's. Raises ValueError where a pair has not exactly one judgement per order.
+    `samples`, `seed` and `clusters` are the bootstrap's. Raises ValueError where a pair has not exactly one judgement
+    per order.
     """
     pairs = _pairs(judgements)
     prompts = [prompt_id for prompt_id, _ in pairs]
@@ -72,7 +78,7 @@ def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int
     outcomes = [pair_outcome(pair) for pair in read]
 
     def entry(name: str, values: Sequence[float], of: Sequence[str]) -> Entry:
-        return mean_entry(JUDGED[name], (values, of), samples=samples, seed=seed)
+        return mean_entry(JUDGED[name], (values, of), samples=samples, seed=seed, clusters=clusters)
 
     metrics = {
         name: entry(name, [float(result == name) for result in outcomes], prompts) for name in ("win", "tie", "loss")
@@ -95,7 +101,12 @@ def pairwise_metrics(judgements: Sequence[Judgement], *, samples: int, seed: int
 
 
 def pointwise_metrics(
-    judgements: Sequence[Judgement], base: Sequence[Judgement] | None, *, samples: int, seed: int
+    judgements: Sequence[Judgement],
+    base: Sequence[Judgement] | None,
+    *,
+    samples: int,
+    seed: int,
+    clusters: Clusters | None = None,
 ) -> Entries:
     """Metric -> entry: rating (points, 1 to 5; with `base` the paired change over prompts rated on both sides, and the
     verdict; without them where no prompt was) and unreadable (share of the judgements).
@@ -106,8 +117,9 @@ def pointwise_metrics(
     before = None if base is None else _ratings(base)
     if before is not None and not set(before[1]) & set(prompts):
         before = None
-    rating = mean_entry(JUDGED["rating"], (ratings, prompts), before, samples=samples, seed=seed)
-    unreadable = mean_entry(JUDGED["unreadable"], _unreadable(judgements), samples=samples, seed=seed)
+    draw: Any = {"samples": samples, "seed": seed, "clusters": clusters}
+    rating = mean_entry(JUDGED["rating"], (ratings, prompts), before, **draw)
+    unreadable = mean_entry(JUDGED["unreadable"], _unreadable(judgements), **draw)
     return {"rating": rating, "unreadable": unreadable}
 
 

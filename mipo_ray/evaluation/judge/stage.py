@@ -15,6 +15,7 @@ import pyarrow as pa
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.judge import JudgeConfig, Protocol
 from mipo_ray.config.schema import Config
+from mipo_ray.evaluation.held_out.rows import held_out_clusters
 from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.judge.requests import Judged, write_requests
 from mipo_ray.evaluation.judge.rows import (
@@ -120,7 +121,8 @@ def _judge(judged: Judged) -> JudgeFacts:
 
 def _metrics(judged: Judged, judgements: list[Judgement]) -> Entries:
     stage, config = judged.stage, judged.stage.config
-    bootstrap: dict[str, int] = {"samples": BOOTSTRAP_SAMPLES, "seed": config.seed}
+    clusters = held_out_clusters(stage.run)
+    bootstrap: Any = {"samples": BOOTSTRAP_SAMPLES, "seed": config.seed, "clusters": clusters}
     if judged.protocol == "pairwise":
         return pairwise_metrics(judgements, **bootstrap)
     base = None

@@ -32,6 +32,7 @@ from mipo_ray.config.schema import Config
 
 # What may change between two calls over one run directory, written out by hand.
 EXECUTION_ONLY = {
+    "evaluate.primary",
     "run_dir",
     "rounds",
     "schedule",
@@ -114,6 +115,7 @@ OTHER_VALUES: dict[str, Any] = {
     **{f"evaluate.prompts.{key}": value for key, value in PROMPTS_VALUES.items()},
     "prompts.control_tokens": "refuse",
     "preference.chooser": "judge",
+    "evaluate.primary": "pmi_initial",
     "model.dtype": "bfloat16",
     "model.thought_marks": [["<cot>", "</cot>"]],
     "filters.thoughts": "drop",
@@ -222,6 +224,19 @@ def other_value(path: str, default: Any) -> Any:
     if isinstance(default, dict):
         return {"key": 1}
     raise AssertionError(f"{path}: give another value than {default!r} in OTHER_VALUES")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("pmi", "found 'pmi'"), ("corpus_distinct_2", "found 'corpus_distinct_2', which has no interval")],
+)
+def test_a_primary_measure_is_one_that_is_measured_with_an_interval(name: str, found: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=[f"evaluate.primary={name}"])
+    message = str(caught.value)
+    assert message.startswith("evaluate.primary: expected one of reward_accuracy, reward_margin, context_pmi_initial, ")
+    assert message.endswith(found)
+    assert load_config(overrides=["evaluate.primary=kl_per_token"]).evaluate.primary == "kl_per_token"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
-"""Bootstrap intervals: estimates by plain loops; intervals against theory, enumeration and coverage."""
+"""Intervals over rows: estimates by plain loops; intervals against theory, enumeration and coverage.
+
+Those over users and questions are in test_resampling.py.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import statistics
 from dataclasses import replace
@@ -38,7 +42,7 @@ def test_mean_is_the_mean_of_prompt_means_in_any_order(rows: list[tuple[str, flo
     expected = means_by_group(rows)
     assert estimate.value == pytest.approx(statistics.fmean(expected.values()), abs=1e-9)
     assert estimate.n == len(expected)
-    assert min(expected.values()) - 1e-9 <= estimate.low <= estimate.high <= max(expected.values()) + 1e-9
+    assert estimate.low <= estimate.value <= estimate.high
     shuffled = list(rows)
     shuffler.shuffle(shuffled)
     again = bootstrap_mean([row[1] for row in shuffled], [row[0] for row in shuffled], samples=200, seed=1)
@@ -61,12 +65,16 @@ def test_change_pairs_the_prompts_of_both_sides(base: list[tuple[str, float]], n
     assert estimate.n == len(common)
 
 
-def test_interval_agrees_with_the_enumeration_of_all_resamples() -> None:
+def test_interval_is_that_of_all_resamples_as_wide_as_students_t() -> None:
     values = [0.0, 1.0, 3.0, 7.0, 20.0]
-    every = [statistics.fmean(drawn) for drawn in itertools.product(values, repeat=5)]
-    low, high = np.quantile(every, [0.025, 0.975])
+    mean = statistics.fmean(values)
+    every = [statistics.fmean(drawn) - mean for drawn in itertools.product(values, repeat=5)]
+    # 2.776 is the 97.5th percentile of t with 4 degrees of freedom; 5 / 4 mends what a sample of 5 underestimates.
+    wider = 2.7764451 / 1.959964 * math.sqrt(5 / 4)
+    low, high = mean + wider * np.quantile(every, [0.025, 0.975])
     estimate = bootstrap_mean(values, list("abcde"), samples=40_000, seed=0)
-    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.25)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.4)
+    assert estimate.low < 0 < estimate.high
 
 
 def test_interval_of_a_large_sample_is_the_normal_one() -> None:
@@ -78,7 +86,7 @@ def test_interval_of_a_large_sample_is_the_normal_one() -> None:
     assert estimate.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
 
 
-def test_coverage_respects_the_clusters() -> None:
+def test_coverage_respects_the_prompts() -> None:
     """About 95 of 100 intervals hold the truth with 4 alike items per prompt; ignoring the prompts would give ~67."""
     generator = np.random.default_rng(11)
     clustered = ignoring = 0
@@ -124,8 +132,10 @@ def test_ratio_change_uses_only_common_prompts() -> None:
         samples=200, seed=0,
     )  # fmt: skip
     assert estimate.value == pytest.approx(8.0 / 8.0 - 2.0 / 4.0)
-    # Both prompts have one base ratio, 1/2; the new ones are 5/4 (a) and 3/4 (b).
-    assert (estimate.low, estimate.high) == pytest.approx((0.25, 0.75))
+    # Both prompts have one base ratio, 1/2; the new ones are 5/4 (a) and 3/4 (b). Resamples are a and a, b and b, or
+    # both: 1/4 to 3/4, which two prompts widen by Student's t with one degree of freedom.
+    wider = 12.7062 / 1.959964 * math.sqrt(2)
+    assert (estimate.low, estimate.high) == pytest.approx((0.5 - 0.25 * wider, 0.5 + 0.25 * wider), rel=1e-4)
 
 
 def test_same_seed_same_interval_other_seed_another() -> None:
@@ -136,7 +146,33 @@ def test_same_seed_same_interval_other_seed_another() -> None:
 
 
 def test_constant_values_have_a_degenerate_interval() -> None:
-    assert bootstrap_mean([0.5] * 7, list("abcdefg"), samples=100, seed=0) == Estimate(0.5, 0.5, 0.5, 7)
+    assert bootstrap_mean([0.5] * 7, list("abcdefg"), samples=100, seed=0) == Estimate(0.5, 0.5, 0.5, 7, p_value=0.0)
+    assert bootstrap_mean([0.0] * 7, list("abcdefg"), samples=100, seed=0) == Estimate(0.0, 0.0, 0.0, 7, p_value=1.0)
+    assert bootstrap_mean([3.0], ["a"], samples=100, seed=0) == Estimate(3.0, 3.0, 3.0, 1, p_value=1.0)
+
+
+def test_the_p_value_is_that_of_the_t_test_and_agrees_with_the_interval() -> None:
+    generator = np.random.default_rng(4)
+    for shift in (0.0, 0.3, 0.5, 1.5):
+        values = generator.normal(shift, 1.0, size=25)
+        estimate = bootstrap_mean(values, [str(i) for i in range(25)], samples=4000, seed=0)
+        ratio = values.mean() / (values.std(ddof=1) / 5)
+        # The density of t with 24 degrees of freedom, summed up far into its tail.
+        points = np.linspace(abs(ratio), abs(ratio) + 80, 400_001)
+        density = (
+            math.exp(math.lgamma(12.5) - math.lgamma(12)) / math.sqrt(24 * math.pi) * (1 + points**2 / 24) ** -12.5
+        )
+        tail = float(((density[1:] + density[:-1]) / 2 * np.diff(points)).sum())
+        assert estimate.p_value == pytest.approx(2 * tail, rel=0.01, abs=1e-6)
+        if estimate.p_value is not None and not 0.03 < estimate.p_value < 0.08:
+            assert (estimate.p_value < 0.05) == (not estimate.low <= 0 <= estimate.high)
+
+
+def test_shares_stay_shares() -> None:
+    estimate = bootstrap_mean([1.0, 1.0, 1.0, 0.0], list("abcd"), samples=300, seed=0)
+    assert estimate.high > 1
+    assert estimate.within((0.0, 1.0)).high == 1
+    assert estimate.within(None) == estimate
 
 
 @pytest.mark.parametrize(
@@ -161,9 +197,10 @@ def test_an_entry_holds_an_estimate_and_gives_it_back() -> None:
     assert Estimate.of_value(entry) == estimate
     assert Estimate.of_value(replace(entry, low=None, high=None)) == Estimate(1.0, 1.0, 1.0, 9)
     assert Estimate.of_change(entry) is None
-    changed = with_change(entry, Estimate(0.2, 0.1, 0.3, 9), "rose")
-    assert changed == replace(entry, change=0.2, change_low=0.1, change_high=0.3, verdict="rose")
-    assert Estimate.of_change(changed) == Estimate(0.2, 0.1, 0.3, 9)
+    changed = with_change(entry, Estimate(0.2, 0.1, 0.3, 9, 0.01), "rose")
+    assert changed == replace(entry, change=0.2, change_low=0.1, change_high=0.3, verdict="rose", change_p_value=0.01)
+    assert Estimate.of_change(changed) == Estimate(0.2, 0.1, 0.3, 9, 0.01)
+    assert Estimate(1.0, 0.5, 1.5, 9, users=3, questions=6).as_entry("nats").users == 3
     assert Estimate.of_change(replace(changed, change_low=None, change_high=None)) is None
 
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mipo_ray.evaluation.intervals import Estimate, bootstrap_change, describe_change
+from mipo_ray.evaluation.intervals import Estimate, bootstrap_change, change_word, describe_change
 from mipo_ray.evaluation.significance import (
+    holm,
     item_changes,
     mcnemar,
     mean_entry,
@@ -22,8 +23,10 @@ from mipo_ray.evaluation.significance import (
     sentence,
     share_entry,
     wilson,
+    with_primary,
 )
 from mipo_ray.measures import TASKS, Measure
+from mipo_ray.storage.entries import Entry
 
 
 def test_wilson_of_published_examples():
@@ -122,6 +125,31 @@ def test_verdicts():
     assert describe_change(Estimate(1.0, 0.5, 1.5, 20), "higher", p_value=0.03) == "better"
 
 
+@given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_what_the_sequential_procedure_rejects(p_values):
+    corrected = holm(p_values)
+    for level in (0.01, 0.05, 0.2, 0.7):
+        rejected, left = set(), sorted(p_values, key=p_values.get)
+        while left and p_values[left[0]] * len(left) < level:
+            rejected.add(left.pop(0))
+        assert {name for name, value in corrected.items() if value < level} == rejected
+    assert all(p_values[name] <= corrected[name] <= 1 for name in p_values)
+
+
+def test_the_primary_measure_is_marked_and_the_others_are_corrected():
+    changed = {name: Entry(1.0, 0.5, 1.5, 9, "nats", None, 0.3, 0.1, 0.5, change_p_value=0.02) for name in "abc"}
+    found = with_primary({**changed, "d": Entry(1.0, None, None, 9, "share", None, 0.2)}, "b")
+    assert {name: entry.primary for name, entry in found.items()} == {"a": None, "b": True, "c": None, "d": None}
+    assert {name: entry.holm_p_value for name, entry in found.items()} == {"a": 0.04, "b": None, "c": 0.04, "d": None}
+    assert [change_word(entry) for entry in found.values()] == ["rose", "rose", "rose", ""]
+    many = with_primary({**changed, "e": changed["a"]}, "b")
+    assert [change_word(many[name], "higher") for name in "ab"] == ["not distinguishable", "better"]
+    # With no change anywhere one of twenty looks like one in 5 of 100 families at most.
+    random = np.random.default_rng(0)
+    families = [holm({str(test): p for test, p in enumerate(random.random(20))}) for _ in range(2000)]
+    assert np.mean([min(family.values()) < 0.05 for family in families]) < 0.06
+
+
 def test_sentences_say_it_plainly():
     base, new = Estimate(0.38, 0.34, 0.42, 500), Estimate(0.412, 0.37, 0.46, 500)
     change = Estimate(0.032, 0.004, 0.06, 500)
@@ -131,6 +159,9 @@ def test_sentences_say_it_plainly():
     )
     same = sentence("context PMI", base, new, Estimate(0.1, -1.2, 1.4, 20), unit="nats per response", than="sft")
     assert same.startswith("context PMI is not distinguishable from sft: 0.412 nats per response, was 0.380 (change")
+    corrected = sentence("self-BLEU", base, new, change, unit="share", holm_p_value=0.3)
+    assert "self-BLEU is not distinguishable from the base" in corrected
+    assert corrected.endswith("500 items, p = 0.3 by Holm).")
     longer = sentence("length", base, new, change, unit="tokens", better="lower")
     assert "is worse than the base" in longer
 

@@ -5,11 +5,23 @@ python -m pytest tests/unit/evaluation/test_summary.py
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from mipo_ray.evaluation.summary import closing_text, closing_values, finding_lines, findings
+from mipo_ray.evaluation.intervals import bootstrap_mean, detectable_change
+from mipo_ray.evaluation.significance import with_primary
+from mipo_ray.evaluation.summary import (
+    BESIDE,
+    closing_note,
+    closing_text,
+    closing_values,
+    finding_lines,
+    findings,
+    power_text,
+)
 from mipo_ray.measures import HELD_OUT
 from mipo_ray.storage.entries import Entry, Evaluated, Evaluation, Results
 from mipo_ray.storage.records import to_text
@@ -44,6 +56,53 @@ def test_the_primary_measure_is_first_and_there_are_four() -> None:
 
 def test_rows_without_a_context_are_about_the_prompt() -> None:
     assert findings(results(with_context=False), {})[0].name == "pmi_initial"
+
+
+def test_the_measure_that_was_named_comes_first_whatever_it_is() -> None:
+    named = {key: with_primary(entries, "reward_margin") for key, entries in results().items()}
+    assert [one.name for one in findings(named, {})] == ["reward_margin", *BESIDE]
+    # The bound may be the primary measure itself, and then a judge takes no place of its.
+    bound = {key: with_primary(entries, "infonce_initial") for key, entries in results().items()}
+    evaluation: Evaluation = {"1": {"judge_pairwise": judged("net_win", 0.2, 0.2, "better")}}
+    assert next(one.name for one in findings(bound, evaluation)) == "infonce_initial"
+    assert closing_note(named["1"]) == []  # nothing was tested
+
+
+def test_the_end_says_what_is_exploratory_and_warns_of_few_clusters() -> None:
+    entries = {name: replace(one, change_p_value=0.004, users=4, questions=15) for name, one in results()["1"].items()}
+    marked = with_primary(entries, "context_pmi_initial")
+    others = len(HELD_OUT) - 1
+    assert closing_note(marked) == [
+        "few clusters: 4 users and 15 questions; with fewer than 15 of a kind an interval is a rough guide",
+        f"(context PMI is the primary measure; verdicts on the {others} others are corrected for their number)",
+    ]
+    found = findings({"base": results()["base"], "1": marked}, {})
+    assert [one.word for one in found] == ["better", *["not distinguishable"] * 3]
+
+
+def test_what_the_held_out_prompts_could_show_is_told_by_the_base() -> None:
+    base = results()["base"]  # half an interval is 1 nat wide, 1.96 errors; 1.96 + 0.84 of them are found
+    assert power_text(base) == (
+        "context PMI: 20 prompts show a change of about 1.429 nats per response in 4 of 5 cases, if changes vary as "
+        "the base's figures do"
+    )
+    assert power_text(with_primary(base, "pmi_initial")).startswith("leave-one-out PMI: 20 prompts show")
+    flat = {name: replace(one, low=one.value, high=one.value) for name, one in base.items()}
+    assert power_text(flat) == power_text({}) == ""
+
+
+def test_the_power_is_what_it_says_where_changes_vary_as_the_base_does() -> None:
+    random = np.random.default_rng(3)
+    prompts = [str(index) for index in range(60)]
+    found = 0
+    for trial in range(300):
+        base = random.normal(10, 4, size=60)
+        estimate = bootstrap_mean(base, prompts, samples=200, seed=trial)
+        could = detectable_change(estimate.as_entry("nats"))
+        assert could is not None
+        change = bootstrap_mean(random.normal(could, 4, size=60), prompts, samples=200, seed=trial)
+        found += change.low > 0
+    assert 0.7 <= found / 300 <= 0.9
 
 
 def test_a_judge_comes_before_a_task_and_stands_in_place_of_the_bound() -> None:

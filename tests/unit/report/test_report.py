@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mipo_ray.evaluation.significance import with_primary
 from mipo_ray.measures import HELD_OUT
-from mipo_ray.report.page import render_report, summary_sentences
+from mipo_ray.report.page import _behind, _table, render_report, summary_sentences
 from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.records import read_record
 from tests.helpers.report_data import make_results, make_run, make_statistics, rich_run
@@ -208,17 +210,50 @@ def test_an_empty_run_has_a_page() -> None:
 
 
 def test_the_summary_says_plainly_what_changed() -> None:
-    finding, caveat = summary_sentences(make_results(context_pmi_initial=2.5, reward_accuracy=0.25))
+    finding, power, caveat = summary_sentences(make_results(context_pmi_initial=2.5, reward_accuracy=0.25))
     assert finding.startswith("After 2 rounds, the mutual information between answer and user context")
     assert "rose from 4.321 to 6.821 nats per response (change +2.500 [+2.450, +2.550])" in finding
-    assert "reward accuracy on held-out pairs rose from 4.321 to 4.571" in finding
+    assert "reward" not in finding  # the first sentence is about the primary measure alone
+    # 0.05 nats is half an interval; (1.96 + 0.84) / 1.96 of it is found in 4 of 5 cases.
+    assert "64 prompts show a change of about 0.0715 nats per response in 4 of 5 cases" in power
     assert "no warning" in caveat
 
 
 def test_the_summary_does_not_claim_what_the_interval_does_not_show() -> None:
-    finding, _ = summary_sentences(make_results(context_pmi_initial=0.01, reward_accuracy=-0.25))
+    finding = summary_sentences(make_results(context_pmi_initial=0.01, reward_accuracy=-0.25))[0]
     assert "is not distinguishable from the base" in finding
-    assert "reward accuracy on held-out pairs fell" in finding
+
+
+def test_the_first_sentence_is_about_the_measure_that_was_named() -> None:
+    made = make_results(reward_accuracy=0.25)
+    results = {key: with_primary(entries, "reward_accuracy") for key, entries in made.items()}
+    finding = summary_sentences(results)[0]
+    assert finding == "After 2 rounds, reward accuracy rose from 4.321 to 4.571 (change +0.250 [+0.200, +0.300])."
+
+
+def test_exploratory_verdicts_are_corrected_for_their_number_in_sentence_and_table() -> None:
+    results = make_results(reward_margin=0.2, context_pmi_initial=0.2)
+    p_values = {name: 0.01 for name in HELD_OUT if name != "corpus_distinct_2"}
+    results["1"] = with_primary(
+        {name: replace(entry, change_p_value=p_values.get(name)) for name, entry in results["1"].items()},
+        "context_pmi_initial",
+    )
+    rows = {row["name"]: row for row in _table(results)}
+    assert rows["context_pmi_initial"]["rounds"][1]["word"] == "rose"
+    assert rows["reward_margin"]["rounds"][1]["word"] == "not distinguishable"  # 0.01 times 20 is no longer small
+    assert rows["reward_margin"]["rounds"][0]["word"] == "rose"  # of an earlier version, which corrected nothing
+    said = " ".join(summary_sentences(results))
+    assert "All others are exploratory: the verdicts on their 20 changes" in said
+
+
+def test_few_clusters_are_warned_of() -> None:
+    results = make_results(context_pmi_initial=0.2)
+    for policy in results.values():
+        for name in policy:
+            policy[name] = replace(policy[name], users=3, questions=6)
+    few = "Few clusters: 3 users and 6 questions; with fewer than 15 of a kind an interval is a rough guide."
+    assert summary_sentences(results)[2] == few
+    assert _behind(results) == "3 users and 6 questions"
 
 
 @pytest.mark.parametrize(
@@ -233,10 +268,10 @@ def test_the_summary_does_not_claim_what_the_interval_does_not_show() -> None:
     ],
 )
 def test_the_summary_warns_of_a_bought_rise(changes: dict[str, float], warning: str) -> None:
-    _, caveat = summary_sentences(make_results(context_pmi_initial=2.5, **changes))
+    *_, caveat = summary_sentences(make_results(context_pmi_initial=2.5, **changes))
     assert warning in caveat
     assert "The rise may be bought by this" in caveat
-    _, without_rise = summary_sentences(make_results(**changes))
+    *_, without_rise = summary_sentences(make_results(**changes))
     assert warning in without_rise
     assert "bought" not in without_rise
 
@@ -252,4 +287,6 @@ def test_without_contexts_the_summary_speaks_of_prompts() -> None:
 
 
 def test_the_base_alone_is_called_that() -> None:
-    assert summary_sentences({"base": make_results()["base"]}) == ["Only the initial model has been measured so far."]
+    first, power = summary_sentences({"base": make_results()["base"]})
+    assert first == "Only the initial model has been measured so far."
+    assert power.startswith("What the held-out prompts could show: context PMI:")

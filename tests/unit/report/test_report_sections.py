@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from mipo_ray.evaluation.held_out.mutual_information import pmi_matrix
+from mipo_ray.evaluation.intervals import bootstrap_mean
+from mipo_ray.evaluation.resampling import Clusters
 from mipo_ray.report.charts import drift_charts, interval_chart
 from mipo_ray.report.cost import ShownStage, run_cost
 from mipo_ray.report.flow import flows
@@ -63,7 +65,7 @@ def test_heat_maps_share_a_scale_and_show_every_cell() -> None:
         assert shades == [("cool" if value >= 0 else "warm", round(abs(value) / reach, 3)) for value in table.flat]
         assert max(cell.x + map.side for cell in map.cells) == pytest.approx(360)
         assert max(cell.y + map.side for cell in map.cells) == pytest.approx(map.height)
-        assert f"own user: {table.diagonal().mean():.0f} nats" in map.summary
+        assert f"own user: {table.diagonal().mean():.0f} [" in map.summary
         assert "of 8 answers are likeliest under their own" in map.summary
     assert "8 of 8" in contexts.maps[1].summary
     assert max(cell.opacity for map in contexts.maps for cell in map.cells) == 1.0
@@ -74,6 +76,20 @@ def test_a_round_measured_without_a_base_and_a_base_alone_have_maps() -> None:
     assert [map.title for map in heat_maps({"base": {"prompts": matrix["prompts"]}})[0].maps] == ["base"]
     assert len(heat_maps({"1": matrix})[0].maps) == 2
     assert heat_maps({}) == heat_maps({"base": {}}) == []
+
+
+def test_the_mean_under_the_own_conditioning_has_an_interval_over_users() -> None:
+    matrix = make_matrix(GENERATOR(0), 5.0)["contexts"]
+    own = np.diag(pmi_matrix(matrix.initial))
+    users = {prompt: str(index % 4) for index, prompt in enumerate(matrix.prompt_ids)}
+    (by_user,) = heat_maps({"base": {"contexts": matrix}}, Clusters(users, {prompt: prompt for prompt in users}))
+    (alone,) = heat_maps({"base": {"contexts": matrix}})
+    known = bootstrap_mean(own, [users[prompt] for prompt in matrix.prompt_ids], samples=2000, seed=0)
+    found = re.match(r"own user: (\S+) \[(\S+), (\S+)\] nats on average; others: ", by_user.maps[0].summary)
+    assert found is not None
+    figures = [float(text.replace("\u2212", "-")) for text in found.groups()]
+    assert figures == pytest.approx([own.mean(), known.low, known.high], abs=0.51)
+    assert by_user.maps[0].summary != alone.maps[0].summary
 
 
 def test_equal_columns_are_drawn_and_large_matrices_have_no_numbers() -> None:

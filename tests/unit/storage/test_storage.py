@@ -285,6 +285,20 @@ def test_a_field_that_an_earlier_version_did_not_have_counts_as_its_default(run:
         run.check_config(load_config(overrides=["filters.control_tokens=false"]))
 
 
+def test_the_primary_measure_stays_what_was_named_before_there_was_work(run: RunDirectory) -> None:
+    run.record_config(load_config(overrides=["evaluate.primary=pmi_initial"]))
+    run.record_config(load_config(overrides=["evaluate.primary=infonce_initial"]))
+    run.write_text("base/evaluate/manifest.json", "content")
+    with pytest.raises(StorageError, match=r"evaluate\.primary: 'infonce_initial' there, 'pmi_initial' now"):
+        run.check_config(load_config(overrides=["evaluate.primary=pmi_initial"]))
+    run.check_config(load_config(overrides=["evaluate.primary=infonce_initial"]))
+    # A run that an earlier version began names none.
+    earlier = yaml.safe_load(run.read_text("config.yaml") or "")
+    del earlier["evaluate"]["primary"]
+    run.write_text("config.yaml", yaml.safe_dump(earlier))
+    run.check_config(load_config(overrides=["evaluate.primary=context_pmi_initial"]))
+
+
 def test_rounds_may_grow_and_the_cluster_may_change(run: RunDirectory) -> None:
     run.record_config(CONFIG)
     run.write_text(f"{STAGE}/pairs.parquet", "content")

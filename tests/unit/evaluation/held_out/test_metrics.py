@@ -77,6 +77,7 @@ def test_every_metric_is_there_with_its_fields(results: Results) -> None:
         for name, entry in entries.items():
             expected = {"value", "low", "high", "n", "unit"} | ({"ceiling"} if "infonce" in name else set())
             expected |= set() if key == "base" else {"change", "change_low", "change_high"}
+            expected |= {"change_p_value"} if key != "base" and name != "corpus_distinct_2" else set()
             assert set(to_json(entry)) == expected, name
             assert entry.unit == HELD_OUT[name].unit
             if name != "corpus_distinct_2":

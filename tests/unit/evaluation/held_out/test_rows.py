@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mipo_ray.evaluation.held_out.matrix import MatrixRows, matrix_of
-from mipo_ray.evaluation.held_out.metrics import item_values
-from mipo_ray.evaluation.held_out.rows import measured_rows
+from mipo_ray.evaluation.held_out.metrics import item_values, measure
+from mipo_ray.evaluation.held_out.rows import held_out_clusters, measured_rows
 from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA, _one_row_per_response, _pairs_only
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
@@ -133,6 +133,41 @@ def test_measured_rows_are_the_scores_by_conditioning(run: RunDirectory) -> None
     np.testing.assert_array_equal(rows.pair_initial_rejected, -(own + 3 / 8))
     np.testing.assert_array_equal(rows.pair_policy_chosen, -(own + 1 / 8 + 0.5))
     np.testing.assert_array_equal(rows.pair_policy_rejected, -(own + 3 / 8 + 0.5))
+
+
+def write_prompts(run: RunDirectory, rows: list[dict[str, str]]) -> None:
+    folder = Path(run.path(run.stage(BASE, "evaluate"), "prompts"))
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "part.parquet")
+
+
+def test_users_and_questions_are_those_of_the_prompts_that_the_base_wrote(run: RunDirectory) -> None:
+    asked = [("a", "", "q1"), ("b", "ben", "q1"), ("c", "ben", "q2")]
+    write_prompts(run, [{"prompt_id": one, "user": user, "question": what} for one, user, what in asked])
+    rows = measured_rows(run, Round(0))
+    assert rows.users == ["", "", "ben", "ben", "ben", "ben"]
+    assert rows.questions == ["q1", "q1", "q1", "q1", "q2", "q2"]
+    entry = measure(rows, measured_rows(run, BASE), beta=0.1, samples=50, seed=0)["pmi_initial"]
+    assert (entry.n, entry.users, entry.questions) == (3, 2, 2)
+    # Of the two rows with a context.
+    context = measure(rows, None, beta=0.1, samples=50, seed=0)["context_pmi_initial"]
+    assert (context.n, context.users, context.questions) == (2, 1, 2)
+
+
+def test_rows_that_name_nobody_have_questions_alone(run: RunDirectory) -> None:
+    write_prompts(run, [{"prompt_id": one, "user": "", "question": "q1"} for one in "abc"])
+    rows = measured_rows(run, BASE)
+    assert (rows.users, rows.questions) == (None, ["q1"] * 6)
+    assert measure(rows, None, beta=0.1, samples=50, seed=0)["pmi_initial"].users is None
+
+
+def test_prompts_of_an_earlier_version_name_neither(run: RunDirectory) -> None:
+    assert held_out_clusters(run) is None  # nothing was written at all
+    write_prompts(run, [{"prompt_id": one, "context": "I am Ben."} for one in "abc"])
+    assert held_out_clusters(run) is None
+    rows = measured_rows(run, Round(0))
+    assert (rows.users, rows.questions, rows.clusters) == (None, None, None)
+    assert measure(rows, measured_rows(run, BASE), beta=0.1, samples=50, seed=0)["pmi_initial"].questions is None
 
 
 def test_the_base_is_its_own_policy(run: RunDirectory) -> None:
