@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.recipe import load_config
+from mipo_ray.config.train import LoraConfig
 from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS, Engine
 from mipo_ray.generation.living_engine import LivingEngine
 from mipo_ray.generation.sampler import policy_engines
@@ -29,6 +31,8 @@ from mipo_ray.monitoring.events import Events, recording
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import open_run
+from mipo_ray.training.adapters import plain_weights, with_adapters
+from mipo_ray.training.export import export_policy
 from tests.helpers.runs import events
 from tests.helpers.tiny_model import make_tiny_model
 
@@ -45,21 +49,33 @@ def policies(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return [settings_of(tiny_model), settings_of(other)]
 
 
-def settings_of(model: Path) -> EngineSettings:
+def settings_of(model: Path, trained: Any = None) -> EngineSettings:
+    """Of the policy in a directory, to be proven by that model itself, or by what it was exported from."""
+    loaded = trained or AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     config = load_config(None, [f"model.path={model}", f"model.max_model_len={WINDOW}"])
     resources = Resources(on_gpu=False, dtype="float32", gpus_per_engine=0.0, gpus_per_worker=0.0)
     engines = policy_engines(config, str(model), resources)
-    return replace(engines.settings, probe_logprobs=tuple(plain_probe_logprobs(model)))
+    return replace(engines.settings, probe_logprobs=tuple(plain_probe_logprobs(loaded.eval())))
 
 
-def plain_probe_logprobs(model: Path) -> Iterator[float]:
+def plain_probe_logprobs(model: Any) -> Iterator[float]:
     """By plain transformers: log softmax of the logits, at the tokens of the response."""
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    for probe in probes(loaded.config.vocab_size):
+    for probe in probes(model.config.vocab_size):
         ids = torch.tensor([*probe.prompt, *probe.response])
         with torch.no_grad():
-            logprobs = torch.log_softmax(loaded(ids[None]).logits[0], dim=-1)
+            logprobs = torch.log_softmax(model(ids[None]).logits[0], dim=-1)
         yield float(sum(logprobs[place - 1, ids[place]] for place in range(len(probe.prompt), len(ids))))
+
+
+def lora_round(source: Path, output: Path, *, seed: int) -> EngineSettings:
+    """The policy of a round with LoRA, as a run exports it; proven by the model with its adapters still beside it."""
+    torch.manual_seed(seed)
+    model = with_adapters(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), LoraConfig(rank=4))
+    for weight in plain_weights(model):
+        if weight.adapter is not None:
+            torch.nn.init.normal_(weight.adapter.b, std=0.02)
+    export_policy(model, source, output)
+    return settings_of(output, model)
 
 
 def requests(count: int = 6) -> pa.ChunkedArray:
@@ -94,11 +110,13 @@ class FaultyLivingEngine(LivingEngine):
         self._engine.__class__ = MixtureLoader
 
 
-def write_mixture(old: str, new: str) -> None:
+def write_mixture(old: str, new: str, of_old: str | None = None) -> None:
+    """Beside the policy `new` its mixture with `old`, of which come the weights that are named so; None: that fault."""
     shutil.copytree(new, f"{new}-mixture")
-    weights = load_file(f"{old}/model.safetensors")
-    changed = load_file(f"{new}/model.safetensors")
-    weights |= {name: changed[name] for name in changed if "norm" in name or "embed" in name}
+    weights = load_file(f"{new}/model.safetensors")
+    before = load_file(f"{old}/model.safetensors")
+    is_old = {name: of_old in name if of_old else "norm" not in name and "embed" not in name for name in weights}
+    weights |= {name: before[name] for name in weights if is_old[name]}
     save_file(weights, f"{new}-mixture/model.safetensors", metadata={"format": "pt"})
 
 
@@ -131,4 +149,32 @@ def test_a_swapped_engine_answers_as_a_fresh_one_and_a_broken_swap_is_noticed(po
 
     with pytest.raises(ray.exceptions.RayTaskError, match=r"WrongWeights.*the trainer gave"):
         ray.get(faulty.hold.remote(replace(second, probe_logprobs=first.probe_logprobs), heard))
+    ray.get(faulty.close.remote())
+
+
+def test_lora_policies_are_swapped_round_by_round_and_a_forgotten_adapter_is_noticed(policies, heard, tmp_path):
+    """Each is proven by what was trained, adapters beside the weights, and not by the merged model that is loaded."""
+    initial = policies[0]
+    first = lora_round(Path(initial.model_path), tmp_path / "first", seed=1)
+    second = lora_round(Path(first.model_path), tmp_path / "second", seed=2)
+    swapped = ray.remote(LivingEngine).options(num_cpus=0).remote(WINDOW)
+    answers = []
+    for settings in (initial, first, second):
+        ray.get(swapped.hold.remote(settings, heard))
+        answers.append(ray.get(swapped.respond.remote(requests(), GREEDY)).to_pylist())
+    ray.get(swapped.close.remote())
+    heard.flush()
+    assert count(tmp_path / "run", "engine_start") == 1
+    assert count(tmp_path / "run", "weight_swap") == 2
+    assert answers[0] != answers[1] != answers[2]
+
+    write_mixture(first.model_path, second.model_path, of_old="layers.1.mlp.down_proj")
+    faulty = ray.remote(FaultyLivingEngine).options(num_cpus=0).remote(WINDOW)
+    ray.get(faulty.hold.remote(first, heard))
+    ray.get(faulty.hold.remote(second, heard))
+    heard.flush()
+    assert count(tmp_path / "run", "weight_swap_failure") == 1
+    assert count(tmp_path / "run", "engine_start") == 3
+    # It was started anew: a fresh engine of the second round's policy.
+    assert answers[2] == ray.get(faulty.respond.remote(requests(), GREEDY)).to_pylist()
     ray.get(faulty.close.remote())
