@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mipo_ray.config.evaluate import EvaluateConfig
 from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.config.prompts import PromptsConfig
+from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.judge.prompts import boundary_of, judge_prompt, pairwise_prompt, pointwise_prompt
 from mipo_ray.prompts.reading import SourceRow
@@ -161,9 +161,12 @@ def test_a_judge_that_contradicts_itself_is_refused(values, expected: str) -> No
 
 
 def test_a_judge_needs_answers() -> None:
-    with pytest.raises(ValidationError, match="set enabled=true"):
-        EvaluateConfig(enabled=False, judge=JudgeConfig(model="m"))
-    assert not EvaluateConfig(enabled=False).judge.is_on
+    judge = {"model": "m", "endpoint": "http://host/v1"}
+    unread = {"evaluate": {"enabled": False, "judge": judge}}
+    with pytest.raises(ValidationError, match=r"set evaluate\.enabled=true"):
+        Config.model_validate(unread)
+    assert Config.model_validate({**unread, "preference": {"chooser": "judge"}}).evaluate.judge.is_on
+    assert not Config.model_validate({"evaluate": {"enabled": False}}).evaluate.judge.is_on
 
 
 def test_the_window_of_a_served_judge_is_the_servers_own() -> None:
