@@ -57,8 +57,8 @@ def test_the_story_is_told_in_the_rendered_text(chromium: Chromium, page: Path) 
         text.index(shown)
         for shown in (
             "mipo-ray: embedded, missing_context",
-            "Against the base, round 1 is better in arc_easy_likelihood accuracy",
             "After 2 rounds, the mutual information between answer and user context",
+            "Against the base, round 1 is better in arc_easy_likelihood accuracy",
             "From prompts to answers",
             "chosen_truncated: 1",
             "Tasks\n",
