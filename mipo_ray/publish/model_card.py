@@ -74,7 +74,7 @@ def _head(policy: Policy, *, is_adapter: bool) -> dict[str, Any]:
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": [
-            *(["mipo"] if policy.config.pairs.path is None else []),
+            *(["mipo"] if policy.config.is_mipo else []),
             *("dpo", "mipo-ray"),
             *(["lora"] if is_adapter else []),
         ],
