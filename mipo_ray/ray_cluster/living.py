@@ -13,6 +13,7 @@ actor's takes 1.8, and 3.1 s to end.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class LivingActors:
         self._actors: tuple[Any, ...] = ()
         self._board: Any = None
         self._uses = 0
+        self._leasing = threading.Lock()
 
     @property
     def kept_gpus(self) -> float:
@@ -44,13 +46,15 @@ class LivingActors:
         return self.request.fewest * self.request.gpus
 
     def lease(self) -> Lease:
-        """For the actors of one Ray Data execution, which take what they work with from it."""
-        if self._board is None:
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            self._board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote(self.request.fewest)
-            self._actors = tuple(self._start(max_restarts=-1) for _ in range(self.request.fewest))
-        self._uses += 1
-        return Lease(self._board, self._uses, self._actors, self._start)
+        """For the actors of one Ray Data execution, which take what they work with from it. Threads may ask at once."""
+        with self._leasing:
+            if self._board is None:
+                here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+                board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here)
+                self._board = board.remote(self.request.fewest)
+                self._actors = tuple(self._start(max_restarts=-1) for _ in range(self.request.fewest))
+            self._uses += 1
+            return Lease(self._board, self._uses, self._actors, self._start)
 
     def end(self) -> None:
         """Ends every actor and what it started."""
