@@ -5,10 +5,18 @@ python -m pytest tests/unit/ray_cluster/test_living.py
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mipo_ray.ray_cluster.living import _Board
+from mipo_ray.ray_cluster import living
+from mipo_ray.ray_cluster.living import LivingActors, _Board
+from mipo_ray.ray_cluster.resources import Request
 
 ACTORS = 3
 # An execution, one of its clients, and whether it takes or gives back.
@@ -49,3 +57,27 @@ def test_an_execution_finds_what_it_would_find_alone(calls) -> None:
             assert number in range(ACTORS)
             assert number not in others
             held[use, client] = number
+
+
+def test_threads_that_ask_at_once_get_leases_of_the_same_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second set would reserve what the first one has, and wait for it without end."""
+    started: list[str] = []
+
+    def slow_remote(actor_class: type) -> Any:
+        def remote(*_: Any) -> str:
+            time.sleep(0.02)
+            started.append(actor_class.__name__)
+            return f"{actor_class.__name__} {len(started)}"
+
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=remote))
+
+    monkeypatch.setattr(living.ray, "remote", slow_remote)
+    monkeypatch.setattr(living.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "0" * 56))
+    request = Request("generate", "engine", "generation.pool", fewest=2, most=2, cpus=1.0, gpus=0.0, selector={})
+    actors = LivingActors(SimpleNamespace, (), request)
+    with ThreadPoolExecutor(4) as threads:
+        leases = list(threads.map(lambda _: actors.lease(), range(4)))
+    assert sorted(started) == ["SimpleNamespace", "SimpleNamespace", "_Board"]
+    assert len({(lease.board, lease.actors) for lease in leases}) == 1
+    assert len(leases[0].actors) == 2
+    assert sorted(lease.use for lease in leases) == [1, 2, 3, 4]
