@@ -102,7 +102,7 @@ def describe_comparison(comparison: Comparison, plans: dict[tuple[str, int], Pla
         *(
             "  " + line
             for line in describe(first).split("\n")
-            if not line.startswith(("stages", "  ", "run directory"))
+            if not line.startswith(("stages", "  ", "run directory", "evaluation "))  # of one run
         ),
         "arms",
     ]

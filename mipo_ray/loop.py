@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from mipo_ray.evaluation.held_out.scorers import scorers_of_run
 from mipo_ray.evaluation.judge.stage import reach_judge
@@ -11,7 +12,7 @@ from mipo_ray.evaluation.stage import evaluate
 from mipo_ray.evaluation.summary import closing_text
 from mipo_ray.generation.given_pairs import take_pairs
 from mipo_ray.generation.living_engine import engines_of_run
-from mipo_ray.generation.requests import condition_prompts
+from mipo_ray.generation.requests import condition_prompts, condition_unfinished
 from mipo_ray.generation.stage import generate
 from mipo_ray.monitoring.events import recording
 from mipo_ray.monitoring.watch import watched
@@ -19,13 +20,12 @@ from mipo_ray.pairs.given import PairSummary
 from mipo_ray.planning.agenda import agenda_of
 from mipo_ray.planning.plan import Plan
 from mipo_ray.prompts.check import PromptSummary
-from mipo_ray.ray_cluster.beside import work_beside
+from mipo_ray.ray_cluster.beside import wait_for, work_beside
 from mipo_ray.report.run_report import write_report
 from mipo_ray.session import Session
 from mipo_ray.storage.entries import Results
-from mipo_ray.storage.manifests import GenerateFacts
 from mipo_ray.storage.results import read_results
-from mipo_ray.storage.rounds import BASE, Round
+from mipo_ray.storage.rounds import Round
 from mipo_ray.terminal import say
 from mipo_ray.training.stage import train
 from mipo_ray.training.trainer import begin_model_check
@@ -35,8 +35,11 @@ def run_rounds(plan: Plan) -> Results:
     """Runs every unfinished stage of every round; returns the results (`results.json`), policy by policy."""
     with session_of(plan) as session:
         refuse_what_cannot_run(plan, session)
-        measure_round(plan, session, BASE)
         for round in session.rounds:
+            if plan.overlap.is_on:
+                overlap_round(plan, session, round)
+                continue
+            measure_start(plan, session, round)
             if isinstance(plan.prompts, PairSummary):
                 train(session, round)  # on pairs that were taken before anything else
             elif plan.schedule.streams:
@@ -44,9 +47,7 @@ def run_rounds(plan: Plan) -> Results:
             else:
                 generate(session, round, plan.prompts)
                 train(session, round)
-            measure_round(plan, session, round)
-            if plan.held_out and round != session.rounds[-1]:  # with the last one's the command ends
-                say(closing_text(plan.run, full=False))
+        measure_round(plan, session, session.rounds[-1])
     return read_results(plan.run)
 
 
@@ -77,10 +78,29 @@ def refuse_what_cannot_run(plan: Plan, session: Session) -> None:
 
 def stream_round(session: Session, round: Round, prompts: PromptSummary) -> None:
     """Generates a round's pairs and, at the same time, trains on those that are written."""
-    if session.stage(round, "generate").read_manifest(GenerateFacts) is None:
-        condition_prompts(session, round, prompts)  # training goes by the order of the conditioned rows
+    condition_unfinished(session, round, prompts)
     with work_beside(lambda: generate(session, round, prompts), "generate") as generated:
         train(session, round, generated=generated)
+
+
+def overlap_round(plan: Plan, session: Session, round: Round) -> None:
+    """Measures the policy that a round starts from and, at the same time, generates pairs by the same engines. Training
+    begins when that is measured: its workers have the places of scorers, and engines take the next policy after both.
+    """
+    beside = replace(session, shares_engines=condition_unfinished(session, round, plan.sampled))
+    with (
+        work_beside(lambda: measure_start(plan, beside, round), "evaluate") as measured,
+        work_beside(lambda: generate(session, round, plan.sampled), "generate") as generated,
+    ):
+        wait_for([measured] if plan.schedule.streams else [measured, generated], beside=[generated])
+        train(session, round, generated=generated if plan.schedule.streams else None)
+
+
+def measure_start(plan: Plan, session: Session, round: Round) -> None:
+    """Evaluates the policy that a round starts from and, where that is an earlier round's, says what it reached."""
+    measure_round(plan, session, round.before)
+    if plan.held_out is not None and not round.before.is_base:  # with the last one's the command ends
+        say(closing_text(plan.run, full=False))
 
 
 def measure_round(plan: Plan, session: Session, round: Round) -> None:

@@ -30,6 +30,9 @@ class Session:
     """The policy's engines that outlive a stage; None: every stage starts its own."""
     living_scorers: LivingActors | None = None
     """The scorer that outlives a stage; None: every stage starts its own."""
+    shares_engines: bool = False
+    """Whether another stage samples from the same policy with the living engines at the same time. That one counts what
+    they reserve, and how long they have no work."""
 
     @property
     def kept_gpus(self) -> float:

@@ -5,7 +5,7 @@ Nothing here imports torch, ray or vllm.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -29,6 +29,13 @@ class EvaluateConfig(Section):
     """Held-out measurement before round 0 and after every round."""
 
     enabled: bool = Field(True, description="measure the base and every round's policy")
+    schedule: Literal["auto", "sequential", "overlapping"] = execution_only(
+        "auto",
+        "sequential: a policy is evaluated before the next round's pairs are sampled from it; overlapping: at the same "
+        "time, by the same engines, which must live as long as the run; the next training waits for it. auto: "
+        "overlapping where such engines and a scorer have GPUs of their own at the same time, else sequential (the "
+        "plan says which)",
+    )
     prompts: PromptsConfig = Field(
         default_factory=lambda: PromptsConfig(path="bundled:personalization_heldout"),
         description="held-out prompts, never trained on",

@@ -228,6 +228,10 @@ class Config(Section):
             raise ValueError("train.objective sami compares two prompts, and pairs.path has one: choose another one")
         if self.schedule == "streaming":
             raise ValueError("schedule streaming trains while pairs are sampled, and pairs.path holds them all")
+        if self.evaluate.schedule == "overlapping":
+            raise ValueError(
+                "evaluate.schedule overlapping evaluates while pairs are sampled, and pairs.path holds them all"
+            )
         default = EvaluateConfig().prompts.path
         if self.evaluate.enabled and self.evaluate.prompts.path == default:
             raise ValueError(

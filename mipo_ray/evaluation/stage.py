@@ -18,7 +18,7 @@ from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
 from mipo_ray.measures import PRIMARY, primary_measure
 from mipo_ray.models.hub import model_commit
 from mipo_ray.prompts.check import PromptSummary
-from mipo_ray.ray_cluster.resources import engine_request, most_gpus
+from mipo_ray.ray_cluster.resources import engine_request, most_gpus, scorer_request
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.manifests import EvaluateFacts
 from mipo_ray.storage.results import write_results
@@ -46,6 +46,7 @@ def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Seq
 
 def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
     config, run, round = stage.config, stage.run, stage.round
+    reserving = scorer_request if stage.session.shares_engines else engine_request
     measure_policy(stage, held_out)
     rows = measured_rows(run, round)
     measured = measure(
@@ -66,5 +67,5 @@ def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
         generated_tokens=sampled_tokens(run, round),
         matrix=matrix_of(run, round, read_matrix_rows(run, run.stage(BASE, "evaluate"))),
         results=results,
-        gpus=most_gpus(engine_request(config, stage.session.resources)),
+        gpus=most_gpus(reserving(config, stage.session.resources)),
     )

@@ -2,10 +2,13 @@
 
 An actor pool of Ray Data ends with its execution, and the engines in it. Here the pool's actors are the engines'
 clients (`sampler.Sampler`), and these actors keep the engines. See `ray_cluster.living` for whose each one is.
+
+Two stages may work with an engine at the same time, where both sample from the same policy.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -63,66 +66,63 @@ class LivingEngine:
         self._engine: Engine | None = None
         self._held: EngineSettings | None = None
         self._events: Events | None = None
-        self._tally: Tally | None = None
+        self._tallies: dict[tuple[int | None, str], Tally] = {}  # by round and stage
+        self._changing = asyncio.Lock()  # held while it becomes a policy's engine
+        self._under_way = 0  # calls that work with the engine
         # The beginning of the actor's id, by which the Ray dashboard finds it.
         self._name = str(ray.get_runtime_context().get_actor_id())[:8]
 
     async def hold(self, settings: EngineSettings, events: Events | None) -> None:
         """Makes the engine one of this policy, with an empty prefix cache; a new one where it cannot take the weights.
 
-        events: where it is written down; None: nowhere.
+        An engine that is this policy's, and that another stage works with, stays as it is. Calls that come meanwhile
+        wait. events: where it is written down; None: nowhere.
         Raises WrongWeights where a new engine, too, is not the policy that the trainer exported.
         """
-        self._events, self._tally = events, None if events is None else Tally(events)
         wanted = replace(settings, max_model_len=self._window)
-        # Of a policy of an earlier version nothing could be proven: it gets an engine of its own.
-        if self._held is None or not takes_weights_of(self._held, wanted):
-            await self._start(wanted)
-        else:
-            try:
-                await self._take(wanted)
-            except Exception as error:  # whatever vLLM raises: what is left may be neither policy, or no engine at all
-                self._emit({"event": "weight_swap_failure", "weight_swap_failures": 1, "error": str(error)})
-                say_error(
-                    f"warning: engine {self._name} did not take the weights of {wanted.model_path}, and is started "
-                    f"anew: {type(error).__name__}: {brief(str(error))}"
-                )
-                await self._start(wanted)
+        async with self._changing:  # of two stages that begin at once the second finds what the first has started
+            self._events = events
+            await self._become(wanted)
         if events is not None:
             events.tell({"event": "ready", "engine": self._name})
 
-    async def respond(self, requests: pa.ChunkedArray, sampling: Sampling) -> pa.Array:
-        """See `Engine.respond`."""
-        assert self._engine is not None
+    async def _become(self, wanted: EngineSettings) -> None:
+        # Of a policy of an earlier version nothing could be proven: it gets an engine of its own.
+        if self._held is None or not takes_weights_of(self._held, wanted):
+            await self._start(wanted)
+            return
         try:
-            return await self._engine.respond(requests, sampling, self._tally)
-        except Exception as error:
-            raise self._end_if_dead(error) from None
+            await self._take(wanted)
+        except Exception as error:  # whatever vLLM raises: what is left may be neither policy, or no engine at all
+            self._emit({"event": "weight_swap_failure", "weight_swap_failures": 1, "error": str(error)})
+            say_error(
+                f"warning: engine {self._name} did not take the weights of {wanted.model_path}, and is started "
+                f"anew: {type(error).__name__}: {brief(str(error))}"
+            )
+            await self._start(wanted)
+
+    async def respond(self, requests: pa.ChunkedArray, sampling: Sampling, events: Events | None = None) -> pa.Array:
+        """See `Engine.respond`; events: those of the stage that asks, None: nobody counts."""
+        async with self._at_work(events) as engine:
+            return await engine.respond(requests, sampling, self._tally_of(events))
 
     async def stream(self, request: dict[str, Any], sampling: SamplingConfig) -> AsyncIterator[str | dict[str, Any]]:
         """See `Engine.stream`."""
-        assert self._engine is not None
-        try:
-            async for part in self._engine.stream(request, sampling):
+        async with self._at_work(None) as engine:
+            async for part in engine.stream(request, sampling):
                 yield part
-        except Exception as error:
-            raise self._end_if_dead(error) from None
 
     async def probe(self) -> list[float]:
         """See `Engine.probe`."""
-        assert self._engine is not None
-        try:
-            return await self._engine.probe()
-        except Exception as error:
-            raise self._end_if_dead(error) from None
+        async with self._at_work(None) as engine:
+            return await engine.probe()
 
-    async def score(self, rows: list[list[dict[str, Any]]], window: int) -> list[list[dict[str, Any]]]:
-        """See `Engine.score`."""
-        assert self._engine is not None
-        try:
-            return await self._engine.score(rows, window)
-        except Exception as error:
-            raise self._end_if_dead(error) from None
+    async def score(
+        self, rows: list[list[dict[str, Any]]], window: int, events: Events | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """See `Engine.score`; events: as of `respond`."""
+        async with self._at_work(events) as engine:
+            return await engine.score(rows, window)
 
     async def close(self) -> None:
         """Ends the engine's processes; the actor itself is the owner's to end."""
@@ -141,6 +141,8 @@ class LivingEngine:
     async def _take(self, wanted: EngineSettings) -> None:
         """Loads the weights into the engine that is here, unless it holds them."""
         assert self._engine is not None
+        if wanted == self._held and self._under_way:
+            return  # the cache is in use, and is that of this policy
         started = time.monotonic()
         await self._engine.forget_prompts()
         if wanted == self._held:
@@ -158,13 +160,29 @@ class LivingEngine:
             await self._engine.forget_prompts()
         self._held = wanted
 
-    def _end_if_dead(self, error: Exception) -> Exception:
-        """The error, to be raised; where the engine's process is gone this process ends, and Ray starts a new one."""
-        if is_dead_engine(error):
-            if self._events is not None:
-                self._events.emit_and_wait(engine_death(self._name, error))
-            end_with_engine()
-        return error
+    @contextlib.asynccontextmanager
+    async def _at_work(self, events: Events | None) -> AsyncIterator[Engine]:
+        """The engine, for a call of the stage of `events`. Where its process is gone this process ends, and Ray starts
+        a new one."""
+        async with self._changing:
+            assert self._engine is not None
+            self._under_way += 1
+        try:
+            yield self._engine
+        except Exception as error:
+            if is_dead_engine(error):
+                if events is not None:
+                    events.emit_and_wait(engine_death(self._name, error))
+                end_with_engine()
+            raise error from None
+        finally:
+            self._under_way -= 1
+
+    def _tally_of(self, events: Events | None) -> Tally | None:
+        """What a stage's answers are counted by, once for all that it asks."""
+        if events is None:
+            return None
+        return self._tallies.setdefault((events.round.index, events.stage), Tally(events))
 
     def _emit(self, event: dict[str, Any]) -> None:
         if self._events is not None:

@@ -32,6 +32,7 @@ from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Session, Stage
+from mipo_ray.storage.manifests import GenerateFacts
 from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.records import optional, read_record, to_json
 from mipo_ray.storage.rounds import Round
@@ -99,6 +100,15 @@ def condition_prompts(session: Session, round: Round, prompts: PromptSummary) ->
     conditioned = Conditioned(prompts.rows, block_rows, f"{fingerprint % 2**64:016x}", chosen_by(config))
     stage.run.write_text(name, json.dumps(to_json(conditioned)))
     return conditioned
+
+
+def condition_unfinished(session: Session, round: Round, prompts: PromptSummary) -> bool:
+    """Whether a round's pairs are still to be generated; then its rows are conditioned, as by `condition_prompts`. For
+    a round whose stages begin at once: training that streams goes by the order of the conditioned rows."""
+    is_unfinished = session.stage(round, "generate").read_manifest(GenerateFacts) is None
+    if is_unfinished:
+        condition_prompts(session, round, prompts)
+    return is_unfinished
 
 
 def _as_begun(conditioned: Conditioned, stage: Stage) -> Conditioned:

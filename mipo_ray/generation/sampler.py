@@ -41,13 +41,15 @@ ToScore = Callable[[pa.Table], list[list[dict[str, Any]]]]
 @dataclass(frozen=True)
 class Engines:
     """A pool of engines of one model: how each is started, what it reserves, how many there are and how long the first
-    may wait for a node. `living`: those of the run, which take the model's weights; None: they live for one stage."""
+    may wait for a node. `living`: those of the run, which take the model's weights; None: they live for one stage.
+    `are_shared`: another stage works with them at the same time, and counts the time in which they have no work."""
 
     settings: EngineSettings
     request: Request
     pool: EnginePoolConfig
     wait_minutes: float
     living: LivingActors | None = None
+    are_shared: bool = False
 
 
 def policy_engines(config: Config, policy: str, resources: Resources) -> Engines:
@@ -67,7 +69,7 @@ def round_engines(session: Session, round: Round) -> Engines:
     if not round.is_base and (trained := session.stage(round, "train").read_manifest(TrainFacts)) is not None:
         probes = trained.facts.summary.probe_logprobs
     settings = replace(engines.settings, probe_logprobs=None if probes is None else tuple(probes))
-    return replace(engines, settings=settings, living=session.living_engines)
+    return replace(engines, settings=settings, living=session.living_engines, are_shared=session.shares_engines)
 
 
 def sample_responses(
@@ -94,15 +96,15 @@ def sample_responses(
         )
     living = engines.living
     watch_actors(rows, living.request, engines.wait_minutes, living.class_name)
-    use = EngineUse(engines.settings, living.request.gpus, living.lease())
+    use = EngineUse(engines.settings, 0.0 if engines.are_shared else living.request.gpus, living.lease())
     pool = engine_pool(engines.pool, living.request)
     return map_clients(rows, Sampler, (use, sampling, events, to_score), pool=pool)
 
 
 @dataclass(frozen=True)
 class EngineUse:
-    """What a sampling actor needs to have its engine: what the engine is to be, how many GPUs it reserves, and from
-    whom it takes one; None: it starts its own."""
+    """What a sampling actor needs to have its engine: what the engine is to be, how many GPUs the actor counts as
+    reserved for it, and from whom it takes one; None: it starts its own."""
 
     settings: EngineSettings
     gpus: float
@@ -218,6 +220,7 @@ class LeasedEngine:
 
     def __init__(self, use: EngineUse, events: Events):
         assert use.lease is not None
+        self._events = events
         self._lease = use.lease
         self._actor = use.lease.take()
         self.name = self._actor._actor_id.hex()[:8]
@@ -225,12 +228,12 @@ class LeasedEngine:
 
     async def respond(self, requests: pa.ChunkedArray, sampling: Sampling) -> pa.Array:
         """See `Engine.respond`."""
-        responses: pa.Array = await self._actor.respond.remote(requests, sampling)
+        responses: pa.Array = await self._actor.respond.remote(requests, sampling, self._events)
         return responses
 
     async def score(self, rows: list[list[dict[str, Any]]], window: int) -> list[list[dict[str, Any]]]:
         """See `Engine.score`."""
-        scores: list[list[dict[str, Any]]] = await self._actor.score.remote(rows, window)
+        scores: list[list[dict[str, Any]]] = await self._actor.score.remote(rows, window, self._events)
         return scores
 
     def is_gone(self, error: Exception) -> bool:

@@ -94,7 +94,7 @@ def drawing(run: RunState, now: float, width: int) -> Group:
 def _head(run: RunState, now: float) -> Text:
     """The round's stages in their order, and what the run took so far and has left."""
     head, rest = Text(no_wrap=True, overflow="ellipsis"), run.seconds_left(now)
-    under_way = {key[1] for key in run.under_way}
+    under_way = {key[1] for key in run.under_way if key[0] == run.round_index}
     for number, (name, took, done) in enumerate(run.of_round()):
         head.append(" > " if number else "", style="dim")
         style = "green" if done else "bold" if name in under_way else "dim"

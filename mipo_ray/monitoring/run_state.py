@@ -6,7 +6,7 @@ this run, or an earlier one like it, has taken, and is None where nothing was me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,25 +173,39 @@ class RunState:
         warnings, self._warnings = self._warnings, []
         return warnings
 
+    @property
+    def round_index(self) -> int | None:
+        """The round that is shown: the newest under way. A policy may be evaluated while the next round samples."""
+        return max((key[0] for key in self.under_way), key=lambda index: -1 if index is None else index, default=None)
+
     def of_round(self) -> list[tuple[str, float | None, bool]]:
         """The stages of the round that is under way: name, seconds it took (None: not in this process), whether it is
         done."""
-        rounds = [key[0] for key in self.under_way]
-        keys = [key for key in self.agenda.stages if rounds and key[0] == rounds[-1]]
+        keys = [key for key in self.agenda.stages if self.under_way and key[0] == self.round_index]
         return [(key[1], self.took.get(key), key in self.took or key in self.agenda.finished) for key in keys]
 
     def seconds_left(self, now: float) -> float | None:
         """Of the whole run; None where a stage that is left was never measured."""
-        left, elapsed = 0.0, now - self._boundary
         todo = [key for key in self.agenda.stages if key not in self.took and key not in self.agenda.finished]
+        at_once = [key for key in todo if key in self.under_way] or todo[:1]
+        left = self._left_at_once(at_once, now)
         for key in todo:
-            known, by_phase = self._known_seconds(key[1]), self._left_by_phase(key, now)
-            of_known = None if known is None else known - elapsed
-            if by_phase is None and (of_known is None or of_known <= 0):  # never measured, or slower than it was then
-                return None
-            left += max(of_known or 0.0, by_phase or 0.0)
-            elapsed = 0.0  # time that has gone by counts for one stage
+            if key not in at_once:
+                known = self._known_seconds(key[1])
+                left = None if left is None or known is None else left + known
         return left if todo else None
+
+    def _left_at_once(self, keys: Sequence[StageKey], now: float) -> float | None:
+        """Of the stages under way. What such stages took adds up where they went on at once, as their times do here."""
+        known = [self._known_seconds(key[1]) for key in keys]
+        by_phase = [self._left_by_phase(key, now) for key in keys]
+        if any(one is None and other is None for one, other in zip(known, by_phase, strict=True)):
+            return None
+        of_known = sum(seconds or 0.0 for seconds in known) - (now - self._boundary)
+        of_phases = [seconds for seconds in by_phase if seconds is not None]
+        if of_known <= 0 and not of_phases:  # slower than they were then
+            return None
+        return max(0.0, of_known, *of_phases)
 
     def _left_by_phase(self, key: StageKey, now: float) -> float | None:
         state = self.under_way.get(key)

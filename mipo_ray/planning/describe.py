@@ -68,6 +68,8 @@ def describe(plan: Plan) -> str:
     if config.starts_engines:
         lines.append(f"engines live    for the {plan.lifetime}{', and a scorer' * plan.lifetime.keeps_scorers}")
     lines.append(f"schedule        {plan.schedule}")
+    if plan.held_out is not None:
+        lines.append(f"evaluation      {plan.overlap}")
     lines += _end_of_turn(config)
     lines += _not_pinned(plan)
     lines += describe_acts(config)

@@ -19,7 +19,7 @@ from mipo_ray.planning.chat import check_chats
 from mipo_ray.planning.disk import Unwritten, check_disk
 from mipo_ray.planning.earlier_runs import EarlierRuns, read_earlier_runs
 from mipo_ray.planning.lifetime import Lifetime, engine_lifetime
-from mipo_ray.planning.schedule import Schedule, round_schedule
+from mipo_ray.planning.schedule import Overlap, Schedule, evaluation_overlap, round_schedule
 from mipo_ray.planning.token_counts import TokenCounts
 from mipo_ray.prompts.chat_check import chat_check
 from mipo_ray.prompts.check import PromptSummary
@@ -97,6 +97,7 @@ class Plan(Inputs):
     nodes: Sequence[Node] | None
     lifetime: Lifetime
     schedule: Schedule
+    overlap: Overlap
 
 
 def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) -> Inputs:
@@ -169,7 +170,8 @@ def make_plan(inputs: Inputs, nodes: Sequence[Node], *, are_all: bool = True) ->
     check_disk(inputs.unwritten(resources.dtype))
     lifetime = engine_lifetime(inputs.config, resources, known)
     schedule = round_schedule(inputs.config, resources, known, inputs.prompts.rows, lifetime.most)
-    return Plan(**vars(inputs), resources=resources, nodes=known, lifetime=lifetime, schedule=schedule)
+    overlap = evaluation_overlap(inputs.config, resources, known, lifetime)
+    return Plan(**vars(inputs), resources=resources, nodes=known, lifetime=lifetime, schedule=schedule, overlap=overlap)
 
 
 def measured_stages(config: Config, run: RunDirectory, round: Round, tasks: Sequence[CheckedTask]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Whether rounds stream: training takes a round's pairs while others are still being generated.
+"""What a run does at the same time: whether training takes a round's pairs while others are still being generated, and
+whether a policy is evaluated while the next round's pairs are sampled from it.
 
 Arithmetic over what the configuration asks for and what the nodes have. No torch, no Ray.
 """
@@ -11,8 +12,16 @@ from dataclasses import dataclass, replace
 
 from mipo_ray.conditioning.blocks import rows_per_block
 from mipo_ray.config.schema import Config
-from mipo_ray.planning.lifetime import no_memory, no_room
-from mipo_ray.ray_cluster.resources import Node, ResourceError, Resources, engine_request, worker_request
+from mipo_ray.planning.lifetime import Lifetime, no_memory, no_room
+from mipo_ray.ray_cluster.resources import (
+    Node,
+    ResourceError,
+    Resources,
+    engine_request,
+    judge_request,
+    scorer_request,
+    worker_request,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,17 @@ class Schedule:
 
     def __str__(self) -> str:
         return f"{'streaming' if self.streams else 'sequential'} ({self.why})"
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Whether a policy is evaluated while the next round's pairs are sampled from it, and why."""
+
+    is_on: bool
+    why: str
+
+    def __str__(self) -> str:
+        return f"{'overlapping' if self.is_on else 'sequential'} ({self.why})"
 
 
 def round_schedule(
@@ -62,3 +82,43 @@ def _what_is_missing(config: Config, resources: Resources, nodes: Sequence[Node]
     every = replace(engine_request(config, resources), fewest=engines)
     room = no_room(every, worker_request(config, resources), nodes)
     return room or no_memory(config, resources, nodes, workers=config.train.num_workers)
+
+
+def evaluation_overlap(
+    config: Config, resources: Resources, nodes: Sequence[Node] | None, lifetime: Lifetime
+) -> Overlap:
+    """Whether evaluation overlaps the next round's generation, as `evaluate.schedule` says or, where it says auto, as
+    the nodes allow.
+
+    nodes: None where it is not known which there will be. lifetime: of the engines, which both ask.
+    Raises ResourceError where it is to overlap, and engines end with their stage or leave no place for a scorer.
+    """
+    chosen = config.evaluate.schedule
+    if not config.evaluate.enabled:
+        return Overlap(False, "nothing is evaluated")
+    if config.pairs.path is not None:
+        return Overlap(False, "the pairs exist")
+    if chosen == "sequential":
+        return Overlap(False, "evaluate.schedule")
+    missing = "" if lifetime.is_run else f"engines live for the {lifetime}"
+    is_known = nodes is not None and not config.ray.autoscaling
+    if nodes is not None and is_known and not missing:
+        missing = _no_scorer_beside(config, resources, nodes, lifetime)
+    if chosen == "overlapping":
+        if missing:
+            raise ResourceError(f"evaluate.schedule=overlapping: {missing}; set it to sequential, or add nodes")
+        return Overlap(True, "evaluate.schedule")
+    if not is_known:
+        return Overlap(False, "nodes on demand")
+    if resources.gpus_per_engine < 1:
+        return Overlap(False, "engines and scorers have no GPUs of their own")
+    return Overlap(not missing, missing or "engines and scorers fit at once")
+
+
+def _no_scorer_beside(config: Config, resources: Resources, nodes: Sequence[Node], lifetime: Lifetime) -> str:
+    """Why all engines that there may be and what else an evaluation starts may not fit at once; "" where they do."""
+    # All of them, and not the fewest: a scorer that waits until generation ends waits in vain, or for too long.
+    every = replace(engine_request(config, resources), fewest=lifetime.most)
+    others = [] if lifetime.keeps_scorers else [scorer_request(config, resources)]
+    others += [judge_request(config, resources)] if config.evaluate.judge.has_own_engines else []
+    return next((what for other in others if (what := no_room(every, other, nodes))), "")

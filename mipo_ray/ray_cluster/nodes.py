@@ -67,7 +67,10 @@ def placed_actors(is_wanted: Callable[[str], bool]) -> int:
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
 
     async def table() -> dict[Any, Any]:
-        found: dict[Any, Any] = await _head().async_get_all_actor_info(job_id=job, timeout=_SECONDS_TO_ANSWER)
+        # Held until the answer is there. Two threads that ask for the first time at once make a client each, of which
+        # one is kept, and a call whose client is gone never ends, whatever its timeout.
+        head = _head()
+        found: dict[Any, Any] = await head.async_get_all_actor_info(job_id=job, timeout=_SECONDS_TO_ANSWER)
         return found
 
     try:

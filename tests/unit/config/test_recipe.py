@@ -36,6 +36,7 @@ EXECUTION_ONLY = {
     "run_dir",
     "rounds",
     "schedule",
+    "evaluate.schedule",
     "trackers",
     "cost.gpu",
     "cost.gpu_hour_dollars",
@@ -164,6 +165,7 @@ OTHER_VALUES: dict[str, Any] = {
     "ray.address": "auto",
     "generation.pool.lifetime": "stage",
     "schedule": "streaming",
+    "evaluate.schedule": "overlapping",
     "ray.num_cpus": 9,
 }
 
@@ -322,6 +324,7 @@ OWN_PAIRS = ["pairs.path=a.jsonl", "rounds=1", "evaluate.enabled=false"]
         ([*OWN_PAIRS, "rounds=2"], "pairs.path holds the pairs of one round: expected rounds=1, found 2"),
         ([*OWN_PAIRS, "train.objective=sami"], "train.objective sami compares two prompts"),
         ([*OWN_PAIRS, "schedule=streaming"], "schedule streaming trains while pairs are sampled"),
+        ([*OWN_PAIRS, "evaluate.schedule=overlapping"], "evaluate.schedule overlapping evaluates while pairs are"),
         ([*OWN_PAIRS, "evaluate.enabled=true"], "with pairs.path a run measures on held-out prompts of your own"),
         (
             [*OWN_PAIRS, "prompts.system=Be kind.", "generation.pairing=all", "filters.min_pmi=1"],

@@ -120,6 +120,37 @@ def test_two_stages_at_once_are_both_there() -> None:
     assert [name for name, _, _ in run.of_round()] == ["generate", "train", "evaluate"]
 
 
+def evaluated_beside(*ends: tuple[float, int | None, str]) -> RunState:
+    """The base is evaluated while round 0 is generated, of stages that took 60 s and 30 s; `ends` are those that ended,
+    with the seconds of that."""
+    run = RunState(Agenda(STAGES, frozenset(), {"evaluate": 60.0, "generate": 30.0, "train": 45.0}), START)
+    begins = [(0.0, None, "evaluate", "stage_start"), (0.0, 0, "generate", "stage_start")]
+    for seconds, index, stage, kind in [*begins, *((*end, "stage") for end in ends)]:
+        run.take({"time": START + seconds, "round": index, "stage": stage, "event": kind})
+    return run
+
+
+def test_of_an_evaluation_beside_the_next_rounds_generation_that_rounds_stages_are_shown() -> None:
+    run = evaluated_beside()
+    assert [state.label for state in run.under_way.values()] == ["base     evaluate", "round 0  generate"]
+    assert (run.round_index, [name for name, _, _ in run.of_round()]) == (0, ["generate", "train", "evaluate"])
+    later = evaluated_beside((40.0, 0, "generate"))
+    assert (later.round_index, [name for name, _, _ in later.of_round()]) == (None, ["evaluate"])
+
+
+def test_the_time_of_stages_at_once_is_that_of_all_of_them() -> None:
+    """60 + 30 s of the two, 45 + 60 s of what comes after; what went by counts once."""
+    assert evaluated_beside().seconds_left(START + 20.0) == pytest.approx(90 - 20 + 45 + 60)
+    # The longer one's time is not over because the shorter one's would be.
+    assert evaluated_beside().seconds_left(START + 70.0) == pytest.approx(90 - 70 + 45 + 60)
+    assert evaluated_beside().seconds_left(START + 90.0) is None
+    # What ended first took 40 s, of the other one 60 s are known: of 10 more seconds 50 are left.
+    ended = evaluated_beside((40.0, 0, "generate"))
+    assert ended.seconds_left(START + 50.0) == pytest.approx(60 - 10 + 45 + 60)
+    both = evaluated_beside((40.0, 0, "generate"), (55.0, None, "evaluate"))
+    assert both.took == {(0, "generate"): pytest.approx(40.0), (None, "evaluate"): pytest.approx(15.0)}
+
+
 def test_between_two_phases_a_stage_is_at_work() -> None:
     run = state_after(61.5)
     assert status(only(run), START + 61.5) == "at work, 0 s"

@@ -165,6 +165,21 @@ def test_a_terminal_shows_the_rounds_stages_a_bar_and_the_numbers() -> None:
     assert numbers.strip() == "175 tokens/s, loss 0.6208, margin +0.156, accuracy 1.00, memory 3.1 GiB"
 
 
+def test_a_policy_that_is_evaluated_beside_the_next_round_has_a_line_of_its_own() -> None:
+    """The evaluation of the round that is shown has not begun: it stands as dim as training."""
+    run = RunState(AGENDA, START)
+    for index, stage in ((None, "evaluate"), (0, "generate")):
+        run.take({"time": START, "round": index, "stage": stage, "event": "stage_start"})
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="standard")
+    with console.capture() as capture:
+        console.print(drawing(run, START + 4.0, 100))
+    head, *lines = capture.get().splitlines()
+    assert "\x1b[1mgenerate\x1b[0m" in head
+    assert "\x1b[2mtrain\x1b[0m" in head
+    assert "\x1b[2mevaluate\x1b[0m" in head
+    assert [line[:17] for line in lines] == ["base     evaluate", "round 0  generate"]
+
+
 @pytest.mark.parametrize("seconds", [5.0, 20.0, 33.0, 100.0, 108.0])
 def test_a_wait_is_no_bar(seconds: float) -> None:
     text = drawn(seconds)

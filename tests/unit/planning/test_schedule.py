@@ -1,4 +1,5 @@
-"""Whether rounds stream: where engines and training workers have GPUs of their own at the same time.
+"""What a run does at once: rounds stream where engines and training workers have GPUs of their own at the same time,
+and a policy is evaluated while the next round samples where engines and scorers have.
 
 python -m pytest tests/unit/planning/test_schedule.py
 """
@@ -12,7 +13,7 @@ import pytest
 from mipo_ray.config.recipe import load_config
 from mipo_ray.errors import UserError
 from mipo_ray.planning.lifetime import engine_lifetime
-from mipo_ray.planning.schedule import round_schedule
+from mipo_ray.planning.schedule import evaluation_overlap, round_schedule
 from mipo_ray.ray_cluster.resources import Node, ResourceError, resolve, total
 
 LAPTOP = Node({"CPU": 6.0, "memory": 14.0 * 1024**3})
@@ -84,3 +85,61 @@ def test_nodes_on_demand_stream_only_when_asked_to() -> None:
 def test_pairs_that_exist_are_all_there() -> None:
     own = ("pairs.path=a.jsonl", "rounds=1")
     assert schedule([EIGHT_GPUS], *FOUR_AND_FOUR, *own) == "sequential (the pairs exist)"
+
+
+def overlap(nodes: list[Node], *overrides: str) -> str:
+    config = load_config(None, overrides)
+    resources = resolve(config, total(nodes))
+    return str(evaluation_overlap(config, resources, nodes, engine_lifetime(config, resources, nodes)))
+
+
+FOUR_OF_EIGHT = ("generation.pool.min_size=4", "generation.pool.max_size=4", "train.num_workers=4")
+OVERLAPPING = "evaluate.schedule=overlapping"
+
+
+def test_a_policy_is_evaluated_while_the_next_round_samples_where_a_scorer_has_a_gpu_of_its_own() -> None:
+    """It is one of the training workers', which wait for the evaluation."""
+    assert overlap([EIGHT_GPUS], *FOUR_OF_EIGHT) == "overlapping (engines and scorers fit at once)"
+    assert overlap([EIGHT_GPUS], *FOUR_OF_EIGHT, "evaluate.schedule=sequential") == "sequential (evaluate.schedule)"
+    assert overlap([EIGHT_GPUS], *FOUR_OF_EIGHT, OVERLAPPING) == "overlapping (evaluate.schedule)"
+    assert overlap([EIGHT_GPUS], *FOUR_OF_EIGHT, "evaluate.enabled=false") == "sequential (nothing is evaluated)"
+
+
+def test_on_a_laptop_it_is_evaluated_first_unless_asked_otherwise() -> None:
+    assert overlap([LAPTOP]) == "sequential (engines and scorers have no GPUs of their own)"
+    assert overlap([LAPTOP], OVERLAPPING) == "overlapping (evaluate.schedule)"
+
+
+def test_a_pool_that_may_grow_over_every_gpu_leaves_none_for_a_scorer() -> None:
+    growing = ("generation.pool.min_size=4", "generation.pool.max_size=8", "train.num_workers=4")
+    assert overlap([EIGHT_GPUS], *growing) == "sequential (no room for 8 engines and 1 scorers at once)"
+    with pytest.raises(ResourceError, match=r"^evaluate.schedule=overlapping: no room for 8 engines and 1 scorers"):
+        overlap([EIGHT_GPUS], *growing, OVERLAPPING)
+
+
+def test_a_judges_own_engines_want_places_beside_the_policys() -> None:
+    judge = ("evaluate.judge.model=org/judge", "evaluate.judge.protocols=[pointwise]")
+    assert overlap([EIGHT_GPUS], *FOUR_OF_EIGHT, *judge).startswith("overlapping")
+    one_more = ("generation.pool.min_size=4", "generation.pool.max_size=5", "train.num_workers=4")
+    assert overlap([EIGHT_GPUS], *one_more).startswith("overlapping")
+    assert overlap([EIGHT_GPUS], *one_more, *judge) == "sequential (no room for 5 engines and 4 judges at once)"
+
+
+def test_engines_that_end_with_their_stage_cannot_be_shared() -> None:
+    stage = (*FOUR_OF_EIGHT, "generation.pool.lifetime=stage")
+    assert overlap([EIGHT_GPUS], *stage) == "sequential (engines live for the stage (generation.pool.lifetime))"
+    with pytest.raises(ResourceError, match=r"overlapping: engines live for the stage \(generation.pool.lifetime\);"):
+        overlap([EIGHT_GPUS], *stage, OVERLAPPING)
+
+
+def test_nodes_on_demand_overlap_only_when_asked_to() -> None:
+    on_demand = ("ray.autoscaling=true", "generation.pool.lifetime=run")
+    assert overlap([LAPTOP], *on_demand) == "sequential (nodes on demand)"
+    assert overlap([LAPTOP], *on_demand, OVERLAPPING) == "overlapping (evaluate.schedule)"
+
+
+def test_nothing_is_sampled_beside_the_evaluation_of_a_run_on_pairs_that_exist() -> None:
+    own = ("pairs.path=a.jsonl", "rounds=1", "evaluate.prompts.path=b.jsonl", "conditioning.strategy=random_prompt")
+    assert overlap([EIGHT_GPUS], *FOUR_OF_EIGHT, *own) == "sequential (the pairs exist)"
+    with pytest.raises(UserError, match=r"evaluate\.schedule overlapping evaluates while pairs are sampled"):
+        load_config(None, [*own, OVERLAPPING])
