@@ -185,25 +185,35 @@ def mean_entry(
     return with_change(entry, change.within(measure.change_bounds), _verdict(measure, change))
 
 
-def share_entry(measure: Measure, new: Measured, base: Measured | None = None, *, samples: int, seed: int) -> Entry:
+def share_entry(
+    measure: Measure,
+    new: Measured,
+    base: Measured | None = None,
+    *,
+    samples: int,
+    seed: int,
+    clusters: Clusters | None = None,
+) -> Entry:
     """The entry of a share of items, each of which is right or wrong (or another yes or no), with Wilson's interval.
 
     With `base` also the paired change (bootstrap over items), `fixed`, `broken` and `p_value` of McNemar's exact test,
-    and the verdict, which needs both. Where an item has several responses they are not independent: then the interval
-    is the bootstrap's, the item's share of right answers is what is compared, and there is no McNemar test.
+    and the verdict, which needs both. Where an item has several responses, or items of one of `clusters` are alike,
+    they are not independent: then the interval is the bootstrap's, the item's share of right answers is what is
+    compared, and there is no McNemar test.
     """
     correct, items = np.asarray(new[0], dtype=bool), new[1]
-    once = len(set(items)) == len(items)
+    once = clusters is None and len(set(items)) == len(items)
     if once:
         estimate, interval = wilson(int(correct.sum()), len(correct)), "wilson"
     else:
-        found = bootstrap_mean(correct, items, samples=samples, seed=seed)
+        found = bootstrap_mean(correct, items, samples=samples, seed=seed, clusters=clusters)
         estimate, interval = found.within(measure.bounds), "bootstrap"
     entry = estimate.as_entry(measure.unit, interval)
     if base is None:
         return entry
     base_correct, base_items = base
-    change = bootstrap_change(*base, correct, items, samples=samples, seed=seed).within(measure.change_bounds)
+    change = bootstrap_change(*base, correct, items, samples=samples, seed=seed, clusters=clusters)
+    change = change.within(measure.change_bounds)
     if not once or len(set(base_items)) < len(base_items):
         return with_change(entry, change, _verdict(measure, change))
     before = dict(zip(base_items, np.asarray(base_correct, dtype=bool).tolist(), strict=True))

@@ -11,7 +11,7 @@ from itertools import islice
 
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.config.schema import Config
-from mipo_ray.evaluation.tasks.task import read_items
+from mipo_ray.evaluation.tasks.items import read_items
 from mipo_ray.evaluation.tasks.task_check import CheckedTask
 from mipo_ray.judge.prompts import judge_chat
 from mipo_ray.models.chat_template import read_chat_template
@@ -37,7 +37,7 @@ def check_chats(config: Config, tasks: Sequence[CheckedTask]) -> None:
         items = read_items(task.task, task.files, task.limit)
         for item in items if chat.control_tokens == "refuse" else islice(items, ROWS_RENDERED):
             where = f"{task.path}, item {item.item_id}"
-            if task.task.kind == "generative":
+            if task.task.kind != "likelihood":
                 look(where, item.messages)
             elif policy is not None and chat.control_tokens == "refuse":  # no chat, but text that is tokenised
                 options = [{"role": "option", "content": text} for text in item.option_texts]

@@ -18,9 +18,17 @@ from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.prompts import ChatSettings
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.tasks.task import Item, Task
+from mipo_ray.evaluation.tasks.items import Item
+from mipo_ray.evaluation.tasks.task import Task
 from mipo_ray.evaluation.tasks.task_check import TASK_WINDOW, task_window
-from mipo_ray.generation.rendering import DROP_HINT, PromptTooLongError, check_length, load_tokenizer, render_prompts
+from mipo_ray.generation.rendering import (
+    DROP_HINT,
+    PromptTooLongError,
+    check_length,
+    load_tokenizer,
+    render_answer,
+    render_prompts,
+)
 from mipo_ray.models.directory import is_remote, local_path
 from mipo_ray.models.source import local_tokenizer
 from mipo_ray.prompts.check import ROWS_NAMED
@@ -37,12 +45,14 @@ _PER_MESSAGE, _PER_CONVERSATION = 64, 256
 
 @dataclass(frozen=True)
 class _LongText:
-    """A row that may not fit: a conversation or, with options, the text that each of them continues."""
+    """A row that may not fit: a conversation or, with options, the text that each of them continues, or the
+    conversation that each of them answers (`answers`)."""
 
     where: str
     name: str
     messages: list[Message]
     options: tuple[str, ...] = ()
+    answers: bool = False
 
 
 @dataclass
@@ -96,6 +106,12 @@ class TokenCounts:
                 self._keep(texts, _LongText(item.where, f"{task.name}/{item.item_id}", item.messages))
             return
         options = tuple(item.option_labels if task.continuation == "label" else item.option_texts)
+        if task.kind == "choice":
+            longest = {"role": "assistant", "content": max(options, key=_bytes)}
+            if _may_be_long([*item.messages, longest], window - 1):
+                row = _LongText(item.where, f"{task.name}/{item.item_id}", item.messages, options, answers=True)
+                self._keep(texts, row)
+            return
         # The space before the option, the token that the engine samples while it scores, and a begin token.
         if _bytes(item.messages[-1]["content"]) + max(map(_bytes, options)) + 4 > window:
             self._keep(texts, _LongText(item.where, f"{task.name}/{item.item_id}", item.messages, options))
@@ -200,7 +216,10 @@ def _tokens(tokenizer: Any, row: _LongText, answer: int, chat: ChatSettings) -> 
     from mipo_ray.evaluation.tasks.task_requests import option_token_ids
 
     context = row.messages[-1]["content"]
-    pairs = [option_token_ids(tokenizer, context, f" {option}") for option in row.options]
+    if row.answers:
+        pairs = [render_answer(tokenizer, row.messages, option, chat) for option in row.options]
+    else:
+        pairs = [option_token_ids(tokenizer, context, f" {option}") for option in row.options]
     return max(((len(prompt), len(option) + 1) for prompt, option in pairs), key=sum)
 
 

@@ -62,11 +62,15 @@ def check_templates(prompts: PromptsConfig, section: str, *, needs_context: bool
 
 def check_question_columns(prompts: PromptsConfig, row: SourceRow) -> None:
     """Raises UserError naming file, row and variable when `prompts.question_template` uses a column the row lacks."""
-    if prompts.question_template is None:
-        return
-    for name in sorted(template_variables(prompts.question_template, "question_template") - {WHOLE_ROW}):
-        if name not in row.values:
-            raise missing_column(row, name, ", which question_template uses")
+    if prompts.question_template is not None:
+        check_row_columns("question_template", prompts.question_template, row)
+
+
+def check_row_columns(name: str, template: str, row: SourceRow) -> None:
+    """Raises UserError naming file, row and variable when the template of this name uses a column the row lacks."""
+    for variable in sorted(template_variables(template, name) - {WHOLE_ROW}):
+        if variable not in row.values:
+            raise missing_column(row, variable, f", which {name} uses")
 
 
 def render_question(template: str, values: Mapping[str, Any]) -> str:
@@ -74,7 +78,12 @@ def render_question(template: str, values: Mapping[str, Any]) -> str:
 
     Raises UserError when the template fails, prints a null or gives an empty text.
     """
-    return render_template("question_template", template, {**values, WHOLE_ROW: values})
+    return render_row("question_template", template, values)
+
+
+def render_row(name: str, template: str, values: Mapping[str, Any]) -> str:
+    """The text of the template of this name over a row's columns, as that of `render_question`; raises the same."""
+    return render_template(name, template, {**values, WHOLE_ROW: values})
 
 
 def render_context(prompts: PromptsConfig, context: str, question: str) -> str:

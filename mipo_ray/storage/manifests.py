@@ -122,7 +122,7 @@ class TaskDefinition:
     """
 
     kind: str
-    """ "generative" or "likelihood"."""
+    """ "generative", "likelihood" or "choice"."""
     version: int | None = None
     """Of the task's file."""
     prompt_hash: str | None = None
@@ -136,9 +136,9 @@ class TaskDefinition:
     items_hash: str | None = None
     """12 hex digits of what they ask and what is right, in order."""
     sampling: dict[str, Any] | None = None
-    """The fields of `SamplingConfig`; None for a likelihood task, which samples nothing."""
+    """The fields of `SamplingConfig`; None for a task that samples nothing."""
     extraction: str | None = None
-    """How the final answer is read of a response, with the number of the rules; None for a likelihood task."""
+    """How the final answer is read of a response, with the number of the rules; None where none is sampled."""
     metric: str | None = None
     """The metric that a comparison is about."""
 

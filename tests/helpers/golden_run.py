@@ -33,6 +33,7 @@ PROMPTS = 64
 RESPONSES = 2  # matched ones of each prompt, and mismatched ones
 SUMS = 24
 CHOICES = 18
+ANSWERS = 4  # of the choice task: one question, four users
 JUDGE_KEY = "sk-of-this-test-1234567890"
 
 Snapshot = dict[str, tuple[int, int]]
@@ -202,7 +203,8 @@ def write_prompts_with_references(path: Path, prefix: str, count: int) -> None:
 
 
 def write_task_rows(directory: Path) -> None:
-    """Rows of two tasks: SVAMP's columns with a task file of its own, and ARC's (three labels, some numeric)."""
+    """Rows of two tasks: SVAMP's columns with a task file of its own, and ARC's (three labels, some numeric). A third
+    one, a choice, has bundled rows."""
     sums = [
         {"ID": f"s{i}", "Body": f"Dan has {i} pens.", "Question": "How many?", "Answer": float(i)} for i in range(SUMS)
     ]
@@ -236,5 +238,5 @@ extraction: number
 def task_option(data: Path) -> str:
     return (
         f"evaluate.tasks={{{data}/short_svamp.yaml: {{path: {data}/sums.json}}, "
-        f"arc_easy_likelihood: {{path: {data}/choices.jsonl}}}}"
+        f"arc_easy_likelihood: {{path: {data}/choices.jsonl}}, preference_choice: {{limit: {ANSWERS}}}}}"
     )

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from mipo_ray import evaluate
-from tests.helpers.golden_run import CHOICES, SUMS, GoldenRun
+from tests.helpers.golden_run import ANSWERS, CHOICES, SUMS, GoldenRun
 from tests.helpers.runs import (
     events,
     examples,
@@ -37,6 +37,12 @@ def test_the_loop_measures_the_base_and_the_rounds(golden_run: GoldenRun) -> Non
         assert svamp["data"].endswith("/sums.json")
         assert len(svamp["prompt_hash"]) == 12
         assert set(arc["metrics"]) == {"accuracy", "accuracy_normalized", "no_answer"}
+        choice = evaluation[policy]["preference_choice"]
+        assert (choice["kind"], set(choice["metrics"])) == ("choice", {"accuracy", "no_answer"})
+        found = choice["metrics"]["accuracy"]
+        # One question alone: users are what is resampled, and no test of independent items is made.
+        assert (found["n"], found["users"], found["interval"]) == (ANSWERS, ANSWERS, "bootstrap")
+        assert "p_value" not in found
         entry = arc["metrics"]["accuracy"]
         assert entry["low"] <= entry["value"] <= entry["high"]
         assert ("verdict" in entry) == ("p_value" in entry) == ("change" in entry) == (policy != "base")
@@ -100,6 +106,38 @@ def test_the_log_probs_of_options_are_those_of_transformers(golden_run: GoldenRu
                     logprobs = model(torch.tensor([ids])).logits[0, len(context) - 1 : -1].log_softmax(-1)
                 expected = float(logprobs.gather(1, torch.tensor(ids[len(context) :])[:, None]).sum())
                 assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_choice_is_by_what_the_user_said_and_as_transformers_says(golden_run: GoldenRun, tiny_model: Path) -> None:
+    """The whole answer with the end of its turn, after the conversation with what is known of the user and without."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for policy, path in {"base": tiny_model, "rounds/001": golden_run.directory / "rounds/001/train/policy"}.items():
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+        def logprob(question: str, answer: str, tokenizer=tokenizer, model=model) -> float:
+            asked = [{"role": "user", "content": question}]
+            told = [*asked, {"role": "assistant", "content": answer}]
+            prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+            ids = tokenizer.apply_chat_template(told, return_dict=True)["input_ids"]
+            assert ids[: len(prompt)] == prompt
+            with torch.inference_mode():
+                logprobs = model(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            return float(logprobs.gather(1, torch.tensor(ids[len(prompt) :])[:, None]).sum())
+
+        rows = examples(golden_run.directory, policy, "preference_choice")
+        assert len(rows) == ANSWERS
+        for row in rows:
+            told, untold = (
+                [logprob(question, text) for text in row["option_texts"]]
+                for question in (f"{row['user']}\n\n{row['question']}", row["question"])
+            )
+            assert row["option_logprobs"] == pytest.approx(told, abs=1e-3)
+            pmi = [one - other for one, other in zip(told, untold, strict=True)]
+            assert row["option_pmi"] == pytest.approx(pmi, abs=2e-3)
+            assert row["extracted"] == row["option_labels"][row["option_pmi"].index(max(row["option_pmi"]))]
 
 
 def test_a_finished_run_takes_more_tasks_and_a_kill_loses_no_item(

@@ -8,8 +8,7 @@ is judged stands in the task files; here is how it runs.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +17,10 @@ import pyarrow.dataset
 import pyarrow.parquet
 
 from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
+from mipo_ray.evaluation.resampling import Clusters
 from mipo_ray.evaluation.significance import Measured, mean_entry, share_entry
-from mipo_ray.evaluation.tasks.task import Task, extract, verdict
+from mipo_ray.evaluation.tasks.examples import EXAMPLE_SCHEMA, SAMPLED_SCHEMA, examples_of, options_to_score
+from mipo_ray.evaluation.tasks.task import Task
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_window
 from mipo_ray.evaluation.tasks.task_requests import request_files
 from mipo_ray.generation.sampler import Engines, round_engines, sample_responses
@@ -39,28 +40,6 @@ from mipo_ray.tables.parquet import open_table
 
 # Rows that are written, and so safe from a kill, together.
 ROWS_PER_BLOCK = 16
-
-# One row per item. option_logprobs (nats, summed over the option's tokens), option_tokens and extracted_normalized
-# (by log-prob per character) are those of likelihood tasks, whose response is the text of the chosen option.
-EXAMPLE_SCHEMA = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("prompt", pa.string()),
-        ("response", pa.string()),
-        ("extracted", pa.string()),
-        ("answer", pa.string()),
-        ("verdict", pa.string()),
-        ("sample", pa.int32()),
-        ("finish_reason", pa.string()),
-        ("tokens", pa.int32()),
-        ("option_labels", pa.list_(pa.string())),
-        ("option_texts", pa.list_(pa.string())),
-        ("option_logprobs", pa.list_(pa.float64())),
-        ("option_tokens", pa.list_(pa.int32())),
-        ("extracted_normalized", pa.string()),
-    ]
-)
-_SAMPLED_SCHEMA = pa.schema([("key", pa.string()), ("task", pa.string()), ("position", pa.int32()), *EXAMPLE_SCHEMA])
 
 
 def measure_tasks(session: Session, round: Round, tasks: Sequence[CheckedTask]) -> None:
@@ -133,11 +112,21 @@ def measure_examples(task: Task, examples: pa.Table, base: pa.Table | None, *, s
     items = examples["item_id"].to_pylist()
     base_items = [] if base is None else base["item_id"].to_pylist()
     metrics = {}
+    clusters = _clusters(examples)
     for name, values in columns.items():
         before: Measured | None = None if base is None else (base_columns[name], base_items)
         entry = share_entry if TASKS[name].unit == "share" else mean_entry
-        metrics[name] = entry(TASKS[name], (values, items), before, samples=samples, seed=seed)
+        metrics[name] = entry(TASKS[name], (values, items), before, samples=samples, seed=seed, clusters=clusters)
     return metrics
+
+
+def _clusters(examples: pa.Table) -> Clusters | None:
+    """Which items are alike; None where the task does not say, or an earlier version did not write it down."""
+    if "question" not in examples.column_names or not any(examples["question"].to_pylist()):
+        return None
+    items = examples["item_id"].to_pylist()
+    users, questions = (dict(zip(items, examples[name].to_pylist(), strict=True)) for name in ("user", "question"))
+    return Clusters(users if any(users.values()) else None, questions)
 
 
 def _metric_columns(task: Task, examples: pa.Table) -> dict[str, list[Any]]:
@@ -150,13 +139,15 @@ def _metric_columns(task: Task, examples: pa.Table) -> dict[str, list[Any]]:
         columns["no_answer"] = [row[answer] is None for row in rows]
         return columns
     columns["no_answer"] = [row["verdict"] == "no_answer" for row in rows]
+    if task.kind == "choice":
+        return columns
     columns["truncated"] = [row["finish_reason"] == "length" for row in rows]
     columns["response_tokens"] = [row["tokens"] for row in rows]
     return columns
 
 
 def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
-    """Samples and scores all items of the tasks; returns the directory with the rows (_SAMPLED_SCHEMA)."""
+    """Samples and scores all items of the tasks; returns the directory with the rows (SAMPLED_SCHEMA)."""
     run, round, session = stage.run, stage.round, stage.session
     directory = run.stage(round, SAMPLED)
     # What a killed call left is used again, unless a task meant something else then.
@@ -188,74 +179,10 @@ def task_engines(session: Session, round: Round) -> Engines:
     return replace(engines, settings=replace(engines.settings, max_model_len=task_window(session.config)))
 
 
-def options_to_score(block: pa.Table) -> list[list[dict[str, Any]]]:
-    """What the engine scores of each row: its options, numbered as `negative`."""
-    return [
-        [{"sample": 0, "negative": number, **option} for number, option in enumerate(options)]
-        for options in block["scored"].to_pylist()
-    ]
-
-
-def examples_of(block: pa.Table, *, tasks: Mapping[str, Task]) -> pa.Table:
-    """Sampled and scored rows as examples, with `key`, `task` and `position` beside them."""
-    rows = []
-    for row in block.to_pylist():
-        task = tasks[row["task"]]
-        judge = _judged_option if task.kind == "likelihood" else _judged_response
-        copied = ("key", "task", "position", "item_id", "prompt", "answer", "option_labels", "option_texts")
-        rows.append({**{name: row[name] for name in copied}, "sample": 0, **judge(task, row)})
-    return pa.Table.from_pylist(rows, schema=_SAMPLED_SCHEMA)
-
-
-def _judged_response(task: Task, row: dict[str, Any]) -> dict[str, Any]:
-    (response,) = row["responses"]
-    tokens = response.get("answer_tokens")
-    extracted = extract(task, response["text"], row["option_labels"], row["option_texts"])
-    return {
-        "response": response["text"],
-        "extracted": extracted,
-        "verdict": verdict(extracted, row["answer"]),
-        "finish_reason": response["finish_reason"],
-        "tokens": len(response["token_ids"]) if tokens is None else tokens,
-    }
-
-
-def _judged_option(task: Task, row: dict[str, Any]) -> dict[str, Any]:
-    logprobs = [score["logprob"] for score in sorted(row["scores"], key=lambda score: score["negative"])]
-    texts = row["option_labels"] if task.continuation == "label" else row["option_texts"]
-    tokens = [len(option["response_token_ids"]) for option in row["scored"]]
-    best = likeliest(logprobs, texts)
-    normalized = likeliest([value / len(text) for value, text in zip(logprobs, texts, strict=True)], texts)
-    extracted = None if best is None else row["option_labels"][best]
-    return {
-        "response": "" if best is None else texts[best],
-        "extracted": extracted,
-        "verdict": verdict(extracted, row["answer"]),
-        "finish_reason": None,
-        "tokens": None if best is None else tokens[best],
-        "option_logprobs": logprobs,
-        "option_tokens": tokens,
-        "extracted_normalized": None if normalized is None else row["option_labels"][normalized],
-    }
-
-
-def likeliest(scores: Sequence[float], texts: Sequence[str]) -> int | None:
-    """The number of the option with the highest score; None where the scores choose none.
-
-    Different options that share the highest score are no choice, nor are scores of which one is no number: the first
-    option must not win by its place. Options of the same text are one; the first of them stands for it.
-    """
-    if any(math.isnan(score) for score in scores):
-        return None
-    highest = max(scores)
-    tied = [number for number, score in enumerate(scores) if score == highest]
-    return tied[0] if len({texts[number] for number in tied}) == 1 else None
-
-
 def _write_examples(task: CheckedTask, run: RunDirectory, sampled: str, name: str) -> pa.Table:
     """The rows of one task as one Parquet file, in the order of its data; raises RuntimeError unless all are there."""
     filesystem = run.arrow_filesystem()
-    rows = open_table(run.path(sampled, "rows"), filesystem, _SAMPLED_SCHEMA.names)
+    rows = open_table(run.path(sampled, "rows"), filesystem, SAMPLED_SCHEMA.names)
     table = rows.to_table(filter=pyarrow.dataset.field("task") == task.name).sort_by("position")
     if table["position"].to_pylist() != list(range(task.items)):
         raise RuntimeError(

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.tasks.task import Item, Task, load_task, read_items
+from mipo_ray.evaluation.tasks.items import Item, read_items
+from mipo_ray.evaluation.tasks.task import Task, load_task
 from mipo_ray.models.hub import hub_file
 from mipo_ray.prompts.files import PromptFile, find_files
 from mipo_ray.storage.manifests import TaskDefinition, TaskFacts
@@ -32,7 +33,7 @@ class CheckedTask:
 
     key: what `evaluate.tasks` names it by: its name, or the path of its file. path: the data that the run measures on.
     items: how many; items_hash: 12 hex digits of what they ask and what is right, in order. characters: those that an
-    engine reads: every message and, of a likelihood, each option after it.
+    engine reads: every message and, of a likelihood, each option after it; of a choice each after both prompts.
     """
 
     key: str
@@ -158,9 +159,10 @@ def _check(config: Config, key: str, task: Task, watch: Watch | None) -> Checked
             raise UserError(f"{path}: expected unique ids in column {task.id_column!r}, found {item.item_id!r} twice")
         seen.add(item.item_id)
         count += 1
-        prompt = sum(len(message["content"]) for message in item.messages)
-        options = item.option_texts if task.kind == "likelihood" else [""]
-        characters += sum(prompt + (len(option) if task.continuation == "text" else 1) for option in options)
+        options = [""] if task.kind == "generative" else item.option_texts
+        for messages in (item.messages, item.question_messages) if task.kind == "choice" else (item.messages,):
+            prompt = sum(len(message["content"]) for message in messages)
+            characters += sum(prompt + (1 if task.continuation == "label" else len(option)) for option in options)
         digest.update(_line(item))
         if watch is not None:
             watch(task, sampling, item)
@@ -182,5 +184,6 @@ def _with_max_tokens(config: Config, key: str, tokens: int) -> str:
 def _line(item: Item) -> bytes:
     # The last message is the item's own; exemplars and the system message are in the prompt hash.
     own = {**asdict(item), "messages": item.messages[-1:]}
-    del own["where"]  # the same items in another file are the same
+    for name in ("where", "question_messages", "user", "question"):
+        del own[name]  # the same items in another file are the same, and the rest follows from what is kept
     return json.dumps(own, sort_keys=True).encode() + b"\n"

@@ -17,7 +17,14 @@ from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.tasks.task_check import TASK_WINDOW, CheckedTask, task_window
 from mipo_ray.generation.engine import REQUESTS
-from mipo_ray.generation.rendering import check_length, load_tokenizer, render_prompts, render_text, text_token_ids
+from mipo_ray.generation.rendering import (
+    check_length,
+    load_tokenizer,
+    render_answer,
+    render_prompts,
+    render_text,
+    text_token_ids,
+)
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.prompts.rows import MESSAGES
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
@@ -40,9 +47,14 @@ ITEM_SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("option_labels", pa.list_(pa.string())),
         ("option_texts", pa.list_(pa.string())),
+        ("question_messages", MESSAGES),
+        ("user", pa.string()),
+        ("question", pa.string()),
     ]
 )
-# What an engine scores: token ids of each option of a likelihood item, after those of its context.
+_NOT_ASKED = ("messages", "question_messages")  # of an item, once they are token ids
+# What an engine scores: token ids of each option of a likelihood item, after those of its context; of a choice those of
+# each option after the conversation, and then of each after the conversation without what is known of the user.
 SCORED = pa.list_(pa.struct([("prompt_token_ids", TOKEN_IDS), ("response_token_ids", TOKEN_IDS)]))
 
 
@@ -114,6 +126,9 @@ def item_rows(task: CheckedTask) -> Iterator[dict[str, Any]]:
             "answer": item.answer,
             "option_labels": item.option_labels,
             "option_texts": item.option_texts,
+            "question_messages": item.question_messages,
+            "user": item.user,
+            "question": item.question,
         }
 
 
@@ -130,12 +145,12 @@ def _write_items(task: CheckedTask, run: RunDirectory, name: str) -> None:
 def requests_of(block: pa.Table, *, task: CheckedTask, config: Config) -> pa.Table:
     """Adds `key` (unique over all tasks), `prompt` (text as the model sees it), `requests`, `scored` and its lengths.
 
-    A generative item has one request, a likelihood item none, but something to score for each of its options.
+    A generative item has one request, an item of another kind none, but something to score for each of its options.
     `context_tokens` and `answer_tokens` are those of its longest request or option, the answer at its limit.
     """
     tokenizer = load_tokenizer(config.model.source, config.model.trust_remote_code)
     rows = block.to_pylist()
-    render = _scored if task.sampling is None else _sampled
+    render = {"generative": _sampled, "likelihood": _scored, "choice": _answered}[task.task.kind]
     prompts, requests, scored, longest = [], [], [], []
     for row in rows:
         prompt, asked, options = render(row, task, config, tokenizer)
@@ -155,7 +170,8 @@ def requests_of(block: pa.Table, *, task: CheckedTask, config: Config) -> pa.Tab
         "context_tokens": pa.array([context for context, _ in longest], pa.int32()),
         "answer_tokens": pa.array([answer for _, answer in longest], pa.int32()),
     }
-    return pa.table({**{name: block[name] for name in ITEM_SCHEMA.names if name != "messages"}, **columns})
+    kept = {name: block[name] for name in block.column_names if name not in _NOT_ASKED}
+    return pa.table({**kept, **columns})
 
 
 def _sampled(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: Any) -> tuple[str, list, list]:
@@ -177,6 +193,16 @@ def _scored(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: A
     where = f"{task.path}, item {row['item_id']!r} of task {task.name}"
     check_options(where, texts, [option["response_token_ids"] for option in options])
     return context, [], options
+
+
+def _answered(row: dict[str, Any], task: CheckedTask, config: Config, tokenizer: Any) -> tuple[str, list, list]:
+    asked = [[dict(message) for message in row[name]] for name in _NOT_ASKED]
+    texts, chat = row["option_texts"], config.prompts.chat
+    pairs = [render_answer(tokenizer, messages, text, chat) for messages in asked for text in texts]
+    options = [{"prompt_token_ids": prompt, "response_token_ids": answer} for prompt, answer in pairs]
+    where = f"{task.path}, item {row['item_id']!r} of task {task.name}"
+    check_options(where, texts, [option["response_token_ids"] for option in options[: len(texts)]])
+    return render_text(tokenizer, asked[0], chat), [], options
 
 
 def _check_lengths(task: CheckedTask, config: Config, run: RunDirectory) -> None:

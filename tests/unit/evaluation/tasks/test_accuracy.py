@@ -16,13 +16,8 @@ from tokenizers import processors
 
 from mipo_ray.errors import UserError
 from mipo_ray.evaluation.significance import wilson
-from mipo_ray.evaluation.tasks.stage import (
-    EXAMPLE_SCHEMA,
-    examples_of,
-    likeliest,
-    measure_examples,
-    options_to_score,
-)
+from mipo_ray.evaluation.tasks.examples import EXAMPLE_SCHEMA, examples_of, likeliest, options_to_score
+from mipo_ray.evaluation.tasks.stage import measure_examples
 from mipo_ray.evaluation.tasks.task import load_task
 from mipo_ray.evaluation.tasks.task_requests import SCORED, check_options, option_token_ids
 from mipo_ray.generation.rendering import load_tokenizer

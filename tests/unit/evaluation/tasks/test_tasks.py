@@ -18,17 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mipo_ray.errors import UserError
-from mipo_ray.evaluation.tasks.task import (
-    LETTERS,
-    TASKS_DIRECTORY,
-    Item,
-    Task,
-    extract,
-    item_of,
-    load_task,
-    read_items,
-    verdict,
-)
+from mipo_ray.evaluation.tasks.items import LETTERS, Item, item_of, read_items
+from mipo_ray.evaluation.tasks.task import TASKS_DIRECTORY, Task, extract, load_task, verdict
 from mipo_ray.prompts.files import find_files
 from mipo_ray.prompts.reading import SourceRow
 
@@ -41,8 +32,25 @@ NAMES = [
     "gsm8k_zero_shot",
     "mmlu",
     "mmlu_likelihood",
+    "personachat_choice",
+    "preference_choice",
+    "prefeval_choice",
     "svamp",
 ]
+OWN_DATA = {"personachat_choice", "prefeval_choice", "preference_choice"}  # bundled, or without a file to name
+PREFEVAL = {
+    "preference": "I dislike crowds.",
+    "question": "Where should I go?",
+    "explanation": "Crowds are to be avoided.",
+    "classification_task_options": ["A quiet bay.", "A fair.", "A concert.", "A parade."],
+}
+PERSONA = {
+    "conv_id": 3,
+    "utterance_idx": 1,
+    "personality": ["I ski.", "I have two dogs."],
+    "history": ["Hello.", "Hi, how are you?"],
+    "candidates": [f"Reply {number}." for number in range(19)] + ["I have been skiing."],
+}
 ARC_NESTED = {
     "id": "Mercury_1",
     "question": "What do plants need?",
@@ -69,7 +77,7 @@ def test_the_tasks_are_those_and_each_file_is_named_as_its_task() -> None:
     assert sorted(path.stem for path in TASKS_DIRECTORY.glob("*.yaml")) == NAMES
     for name in NAMES:
         assert load_task(name).name == name
-        assert load_task(name).path.startswith("hf://datasets/")
+        assert load_task(name).path.startswith("hf://datasets/") != (name in OWN_DATA)
 
 
 def test_gsm8k_has_eight_exemplars_and_the_zero_shot_one_none() -> None:
@@ -129,6 +137,9 @@ def test_items_come_from_every_file_format_alike(name: str, tmp_path: Path) -> N
         "svamp": {"ID": "c", "Body": "Three.", "Question": "How many?", "Answer": "3.0"},
         "arc": ARC_NESTED,
         "mmlu": MMLU,
+        "personachat": PERSONA,
+        "prefeval": PREFEVAL,
+        "preference": {**PREFEVAL, "options": PREFEVAL["classification_task_options"], "answer": 2},
     }[name.split("_")[0]]
     rows = [source, {**source, "ID": "d", "id": "d"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(values) + "\n" for values in rows))
@@ -307,7 +318,7 @@ def test_a_task_file_of_ones_own_is_named_by_its_path(tmp_path: Path) -> None:
         ({"question_tmplate": "x"}, "question_tmplate: unknown field; did you mean 'question_template'?"),
         ({"version": 0}, "version: Input should be greater than 0; found 0"),
         ({"name": "My Task"}, "name: "),
-        ({"answer_column": ...}, "answer_column: Field required"),
+        ({"answer_column": ...}, "expected answer_column, found none"),
     ],
 )
 def test_a_wrong_task_file_is_named_with_its_field(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
