@@ -23,10 +23,10 @@ def check_training_prompts(config: Config, watches: Sequence[Watch] = ()) -> Pro
     Raises UserError also when generation.negatives_per_prompt asks for more mismatched prompts than there can be.
     """
     chat = chat_check(config.model.source, config.prompts.chat, config.prompts)
-    mipo = config.preference.is_mipo  # else nothing is mismatched, and one prompt is enough
-    needs = training_needs(config.conditioning) if mipo else PromptNeeds("none", mismatch=False)
+    mismatches = config.preference.mismatches  # else one prompt is enough
+    needs = training_needs(config.conditioning) if mismatches else PromptNeeds("none", mismatch=False)
     summary = check_prompts(config.prompts, needs, watches=[chat.watch, *watches])
-    if mipo:
+    if mismatches:
         check_negatives(config, summary.rows, summary.distinct_texts, summary.distinct_contexts)
     return summary
 

@@ -19,7 +19,7 @@ from mipo_ray.config.field_types import Dtype, NonNegativeInt, PositiveFloat, Po
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.config.pairs import OF_SAMPLING, READ_OF_PROMPTS, PairsConfig, other_than_default
-from mipo_ray.config.preference import OF_MISMATCHED, PreferenceConfig
+from mipo_ray.config.preference import OF_MISMATCHED_PROMPTS, OF_MISMATCHED_RESPONSES, PreferenceConfig
 from mipo_ray.config.prompts import TrainingPromptsConfig
 from mipo_ray.config.train import TrainConfig
 from mipo_ray.errors import brief
@@ -158,12 +158,12 @@ class Config(Section):
     @property
     def embeds_prompts(self) -> bool:
         """Whether training prompts are embedded, to find those that are near one another."""
-        return self.preference.is_mipo and "similar_prompt" in self.conditioning.strategies
+        return self.preference.mismatches and "similar_prompt" in self.conditioning.strategies
 
     @property
     def scores_pmi(self) -> bool:
-        """Whether chosen responses are scored under mismatched prompts too, which only chooser mipo has."""
-        return self.generation.score_pmi and self.preference.is_mipo
+        """Whether responses are scored under mismatched prompts too: the chosen ones, or all that PMI chooses from."""
+        return self.generation.score_pmi and self.preference.mismatches
 
     @model_validator(mode="after")
     def _judge_has_answers(self) -> Config:
@@ -195,8 +195,14 @@ class Config(Section):
                 f"preference.chooser {chooser} chooses among samples, and at generation.sampling.temperature 0 all are "
                 "the same: expected more than 0"
             )
-        names = dict(OF_MISMATCHED)
-        if not self.evaluate.enabled:  # held-out answers are compared by the strategies
+        if chooser == "pmi" and not self.generation.score_pmi:
+            raise ValueError(
+                "preference.chooser pmi chooses by what generation.score_pmi=false leaves out: set it to true"
+            )
+        names = dict(OF_MISMATCHED_RESPONSES)
+        if chooser != "pmi":
+            names["generation"] += OF_MISMATCHED_PROMPTS
+        if chooser != "pmi" and not self.evaluate.enabled:  # held-out answers are compared by the strategies
             names["conditioning"] = tuple(name for name in ConditioningConfig.model_fields if name != "block_size")
         if unread := self._set_among(names):
             raise ValueError(

@@ -1,4 +1,5 @@
-"""The rewards of sampled responses, as one step of the generate stage: by a function of the user's, or by a judge."""
+"""The rewards of sampled responses, as one step of the generate stage: by a function of the user's, by a judge, or by
+the pointwise mutual information of each with its prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from mipo_ray.judge.comparisons import comparison_prompts, net_wins
 from mipo_ray.judge.endpoint import EndpointJudge, endpoint_key, map_endpoint
 from mipo_ray.judge.prompts import JudgePrompt, judge_prompt
 from mipo_ray.monitoring.events import Events
-from mipo_ray.pairs.preferences import REWARDS
+from mipo_ray.pairs.preferences import REWARDS, pmi_of_responses
 from mipo_ray.pairs.reward_function import load_reward_function
 from mipo_ray.ray_cluster.blocks import map_blocks
 from mipo_ray.text.thoughts import answer_of
@@ -34,6 +35,8 @@ def chosen_by(config: Config) -> str | None:
     if config.preference.chooser == "judge":
         judge = config.evaluate.judge
         return f"judge {judge.model}, whose prompt has the hash {judge_prompt(judge, 'pairwise').hash}"
+    if config.preference.chooser == "pmi":
+        return "pointwise mutual information with the prompt"
     return None
 
 
@@ -45,6 +48,8 @@ def add_rewards(sampled: ray.data.Dataset, config: Config, events: Events) -> ra
     """
     if config.preference.function is not None:
         return map_blocks(sampled, function_rewards, name=config.preference.function)
+    if config.preference.chooser == "pmi":
+        return map_blocks(sampled, pmi_rewards)
     judge = config.evaluate.judge
     compared = config.preference.samples * (config.preference.samples - 1)
     arguments = (judge, endpoint_key(judge), events, judge_prompt(judge, "pairwise"))
@@ -54,6 +59,11 @@ def add_rewards(sampled: ray.data.Dataset, config: Config, events: Events) -> ra
 def function_rewards(block: pa.Table, *, name: str) -> pa.Table:
     """A block with `rewards`, by the reward function MODULE:NAME, which a process makes once."""
     return _with_rewards(block, _loaded(name).rewards(block.to_pylist()))
+
+
+def pmi_rewards(block: pa.Table) -> pa.Table:
+    """A block of scored responses with `rewards`: the PMI of each response with its prompt, nats."""
+    return _with_rewards(block, pmi_of_responses(block))
 
 
 class JudgedRewards:

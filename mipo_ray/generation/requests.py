@@ -122,8 +122,8 @@ def _as_begun(conditioned: Conditioned, stage: Stage) -> Conditioned:
 
 
 def _conditioned(rows: ray.data.Dataset, config: Config, round: Round) -> ray.data.Dataset:
-    """Blocks of prompt rows with what conditioning adds; nothing is mismatched where a reward chooses."""
-    if not config.preference.is_mipo:
+    """Blocks of prompt rows with what conditioning adds; nothing is mismatched where a function or a judge chooses."""
+    if not config.preference.mismatches:
         return map_blocks(rows, own_prompts)
     return map_blocks(
         rows,
@@ -162,9 +162,10 @@ def check_dropped(statistics: PairStatistics, where: str, config: Config, hint: 
 def add_requests(block: pa.Table, *, config: Config, policy: str, round_index: int) -> pa.Table:
     """Adds `prompt_token_ids`, `mismatched_token_ids` and `requests` (sampler.REQUESTS) to a block of conditioned rows.
 
-    The n matched requests come first; the K mismatched ones are left out where other rows' matched responses serve. A
-    row whose two sides are the same token ids is dropped, whatever its messages say. A row that gives no pair itself is
-    sampled for the rows that reuse its matched responses, and otherwise not at all.
+    The n matched requests come first; the K mismatched ones are left out where other rows' matched responses serve, and
+    where PMI chooses among matched ones. A row whose two sides are the same token ids is dropped, whatever its messages
+    say. A row that gives no pair itself is sampled for the rows that reuse its matched responses, and otherwise not at
+    all.
     Each request has a seed of its own, made of run seed, round, prompt_id, side and number.
     """
     tokenizer, chat = load_tokenizer(policy, config.model.trust_remote_code), config.prompts.chat
@@ -188,13 +189,14 @@ def add_requests(block: pa.Table, *, config: Config, policy: str, round_index: i
         else:
             for ids in (own, *others):
                 check_length(row["prompt_id"], ids, **window)
-    reused = {index for row in rows if not row["dropped"] for index in row["partner_index"]}
+    mipo = config.preference.is_mipo
+    reused = {index for row in rows if mipo and not row["dropped"] for index in row["partner_index"]}
     requests = []
     for index, (row, own, others) in enumerate(zip(rows, matched, mismatched, strict=True)):
         sampled: list[tuple[str, int, list[int]]] = []
         if not row["dropped"] or (index in reused and fits(own, **window)):
             sampled += [("chosen", sample, own) for sample in range(config.samples_of_prompt)]
-        if not row["dropped"] and not row["partner_index"]:
+        if mipo and not row["dropped"] and not row["partner_index"]:
             sampled += [("rejected", negative, ids) for negative, ids in enumerate(others)]
         requests.append(
             [

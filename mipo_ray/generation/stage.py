@@ -19,7 +19,7 @@ from mipo_ray.models.hub import model_commit
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.pairs.assemble import assemble_pairs, to_score
-from mipo_ray.pairs.preferences import choose_pairs
+from mipo_ray.pairs.preferences import choose_pairs, responses_to_score
 from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.pairs.written import CONDITIONED_ROWS
@@ -59,7 +59,10 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
     filesystem = stage.run.arrow_filesystem()
     conditioned = condition_prompts(stage.session, round, prompts)
     engines = round_engines(stage.session, round.before)
-    score = functools.partial(to_score, generation=config.generation, filters=config.filters)
+    if config.preference.is_mipo:
+        score = functools.partial(to_score, generation=config.generation, filters=config.filters)
+    else:
+        score = responses_to_score
 
     with resumed_context(stage.path(NOTES), filesystem, id_column="prompt_id"):
         rows = read_rows(stage.path(CONDITIONED_ROWS), filesystem)

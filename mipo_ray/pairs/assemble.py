@@ -56,7 +56,7 @@ def assemble_pairs(
     pairs = []
     for row in rows:
         scores = {(s["sample"], s["negative"]): s["logprob"] for s in row.get("scores") or []}
-        scored_as = _first_equal(row["mismatched_token_ids"])
+        scored_as = first_equal(row["mismatched_token_ids"])
         for sample in range(generation.samples_per_prompt):
             pair = _pair(rows, row, sample, generation)
             pair["pair_id"] = pair_id(seed, round_index, row["prompt_id"], sample)
@@ -85,7 +85,7 @@ def to_score(block: pa.Table, *, generation: GenerationConfig, filters: FiltersC
     wanted: list[list[dict[str, Any]]] = []
     for row in rows:
         pairs = [] if row["dropped"] else range(generation.samples_per_prompt)
-        scored_as = _first_equal(row["mismatched_token_ids"])
+        scored_as = first_equal(row["mismatched_token_ids"])
         wanted.append(
             [
                 {
@@ -174,7 +174,7 @@ def _partner_without_response(rows: list[dict[str, Any]], row: dict[str, Any]) -
     return "" if all(rows[index]["responses"] for index in row["partner_index"]) else "no_partner_response"
 
 
-def _first_equal(prompts: list[list[int]]) -> list[int]:
+def first_equal(prompts: list[list[int]]) -> list[int]:
     """For each prompt the index of the first one that is equal to it."""
     first: dict[tuple[int, ...], int] = {}
     return [first.setdefault(tuple(token_ids), index) for index, token_ids in enumerate(prompts)]

@@ -73,12 +73,16 @@ def _origin(export: Export) -> list[str]:
             "chose between the responses.\n",
         ]
     if not config.preference.is_mipo:
+        reward = {
+            "function": f"that of the function `{config.preference.function}`, with the faults that it has",
+            "judge": "that of a judge, with the faults that it has",
+            "pmi": "the response's pointwise mutual information with its prompt, which a repetition of the prompt "
+            "raises, too",
+        }[config.preference.chooser]
         return [
             f"# Preference pairs that a reward chose, for {tool}\n",
             f"A model made these pairs of its own answers: of {config.preference.samples} to each prompt the one with "
-            "the largest reward is chosen and the one with the smallest rejected. The reward is that of "
-            f"{f'the function `{config.preference.function}`' if config.preference.function else 'a judge'}, with the "
-            "faults that it has.\n",
+            f"the largest reward is chosen and the one with the smallest rejected. The reward is {reward}.\n",
         ]
     return [
         f"# Preference pairs of a MIPO run, for {tool}\n",
@@ -97,7 +101,7 @@ def _sources(config: Config) -> str:
     mismatched = f"Mismatched prompts by the strategy {config.conditioning.strategy}. "
     return (
         f"Model: {public_model(config.model.source)}. Prompts: {public_file(config.prompts.path)}. "
-        f"{mismatched if config.preference.is_mipo else ''}What the licences of the model and the prompts say "
+        f"{mismatched if config.preference.mismatches else ''}What the licences of the model and the prompts say "
         "holds for these pairs, too; none is stated here."
     )
 

@@ -1,8 +1,9 @@
 """Pairs chosen by a reward: of several responses to one prompt the best against the worst. Plain functions over Arrow
 tables; no Ray, no torch.
 
-What DPO fits to such pairs is the reward that chose them (arXiv 2305.18290, equation 5), and no mutual information:
-nothing is mismatched. A pair stands in a file as one that was sampled by mutual information, with three columns more.
+What DPO fits to such pairs is the reward that chose them (arXiv 2305.18290, equation 5), and no mutual information,
+unless that is the reward: nothing is mismatched. A pair stands in a file as one that was sampled by mutual information,
+with three columns more.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from mipo_ray.config.filters import FiltersConfig
-from mipo_ray.pairs.assemble import EMPTY_RESPONSE, pair_id, pair_of
+from mipo_ray.pairs.assemble import (
+    EMPTY_RESPONSE,
+    first_equal,
+    pair_id,
+    pair_of,
+    pointwise_mutual_information,
+)
 from mipo_ray.pairs.filters import drop_reason
 from mipo_ray.pairs.schema import NOT_MISMATCHED, write_form
 
@@ -38,6 +45,39 @@ def best_and_worst(rewards: Sequence[float | None], usable: Sequence[bool]) -> t
     best = max(known, key=lambda one: (one[0], -one[1]))
     worst = min(known)
     return best[1], worst[1]
+
+
+def responses_to_score(block: pa.Table) -> list[list[dict[str, Any]]]:
+    """Every response of a sampled block under each mismatched prompt of its row, as `assemble.to_score` gives them."""
+    return [
+        [
+            {
+                "sample": sample,
+                "negative": negative,
+                "prompt_token_ids": row["mismatched_token_ids"][negative],
+                "response_token_ids": response["token_ids"],
+            }
+            for sample, response in enumerate(row["responses"])
+            for negative in sorted(set(first_equal(row["mismatched_token_ids"])))
+        ]
+        for row in block.to_pylist()
+    ]
+
+
+def pmi_of_responses(block: pa.Table) -> list[list[float | None]]:
+    """The pointwise mutual information of each response with its prompt, nats, row by row; None where a score is
+    missing. The block holds `responses` and their `scores` (SCORES)."""
+    found: list[list[float | None]] = []
+    for row in block.to_pylist():
+        scores = {(score["sample"], score["negative"]): score["logprob"] for score in row["scores"]}
+        scored_as = first_equal(row["mismatched_token_ids"])
+        found.append(
+            [
+                pointwise_mutual_information(response["logprob"], [scores.get((sample, same)) for same in scored_as])
+                for sample, response in enumerate(row["responses"])
+            ]
+        )
+    return found
 
 
 def choose_pairs(block: pa.Table, *, seed: int, round_index: int, filters: FiltersConfig) -> pa.Table:

@@ -100,11 +100,15 @@ def _sampled(config: Config, prompts: PromptSummary) -> list[str]:
     """What a round samples, of what."""
     generation, preference = config.generation, config.preference
     if not preference.is_mipo:
-        how = f"reward function {preference.function}" if preference.function else "judge's comparisons, two by two"
+        how = {
+            "function": f"reward function {preference.function}; nothing is mismatched",
+            "judge": "judge's comparisons, two by two; nothing is mismatched",
+            "pmi": f"PMI with their prompt; mismatched prompts by {_strategy(config)}, blocks of "
+            f"{config.conditioning.block_size}",
+        }[preference.chooser]
         return [
             f"prompts         {prompts.rows:,} rows of {config.prompts.source}",
-            f"preference      the best of {preference.samples} responses against the worst, by the {how}; nothing is "
-            "mismatched",
+            f"preference      the best of {preference.samples} responses against the worst, by the {how}",
             f"generate        {_responses(config, prompts):,} responses of up to {generation.sampling.max_tokens} "
             f"tokens, temperature {generation.sampling.temperature:g}: {prompts.rows:,} pairs before filters",
         ]

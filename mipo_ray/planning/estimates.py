@@ -142,7 +142,10 @@ def round_work(config: Config, rows: int, characters: int, responses: int) -> Ro
     longest = generation.sampling.max_tokens
     sequences = 1 + (0 if train.objective == "sft" else generation.rejected_per_pair)
     prompts = 1 if train.layout == "shared" else sequences
-    scored = pairs * generation.rejected_per_pair if config.scores_pmi else 0
+    under = generation.rejected_per_pair  # of a chosen response, mismatched prompts
+    if not config.preference.is_mipo:
+        under = config.preference.samples * generation.negatives_per_prompt
+    scored = pairs * under if config.scores_pmi else 0
     return RoundWork(
         prompt_tokens=responses * prompt_tokens,
         generated_tokens=responses * longest,

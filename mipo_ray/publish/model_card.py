@@ -94,11 +94,14 @@ def _method(policy: Policy) -> str:
         )
     rounds = f"{len(policy.trained)} {'round' if len(policy.trained) == 1 else 'rounds'}"
     if not config.preference.is_mipo:
-        judge = f"the judge {public_model(str(config.evaluate.judge.model))}, which compared them two by two"
+        chooser = {
+            "function": f"the reward function `{config.preference.function}`",
+            "judge": f"the judge {public_model(str(config.evaluate.judge.model))}, which compared them two by two",
+            "pmi": "their pointwise mutual information with the prompt",
+        }[config.preference.chooser]
         return (
             f"{rounds} of preference optimisation (`{config.train.objective}`) with mipo-ray, on pairs of its own "
-            f"answers: of {config.preference.samples} to each prompt the best against the worst, by "
-            f"{f'the reward function `{config.preference.function}`' if config.preference.function else judge}."
+            f"answers: of {config.preference.samples} to each prompt the best against the worst, by {chooser}."
         )
     return (
         f"{rounds} of MIPO ([Mutual Information "

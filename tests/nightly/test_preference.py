@@ -1,4 +1,5 @@
-"""Runs whose pairs a function of the user's chooses, in processes of their own in the folder that holds it.
+"""Runs whose pairs a function of the user's chooses, in processes of their own in the folder that holds it; and one
+whose pairs are chosen by the PMI of each response.
 
 python -m pytest tests/nightly/test_preference.py
 """
@@ -18,9 +19,10 @@ from pathlib import Path
 import pytest
 
 import mipo_ray
+from mipo_ray import run as run_command
 from mipo_ray.pairs.__main__ import main as pairs_command
 from tests.helpers.rewarded_runs import ROWS, options, write_rows
-from tests.helpers.runs import has_traceback, read_pairs
+from tests.helpers.runs import has_traceback, joined_cluster, read_directory, read_pairs
 
 SAMPLES = 3
 
@@ -114,6 +116,40 @@ def test_a_round_goes_on_by_the_function_that_it_was_begun_with(finished: Functi
     code, output = command(folder, *again)
     assert code == 0, output
     assert read_pairs(folder / "run", 0) == before
+
+
+def test_pmi_chooses_the_response_that_says_most_of_its_prompt(ray_address, tiny_model: Path, tmp_path: Path) -> None:
+    """Of the same samples: the rewards are the log-probs that transformers gives, under the prompt less under the
+    mismatched one, and no mismatched response was sampled."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    write_rows(tmp_path)
+    by_pmi = ("preference.chooser=pmi", "preference.samples=3", "conditioning.strategy=random_prompt")
+    with joined_cluster():
+        assert run_command.main([*options(ray_address, tiny_model, tmp_path), *by_pmi]) == 0
+    conditioned = {row["prompt_id"]: row for row in read_directory(tmp_path / "run/rounds/000/generate/conditioned")}
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+
+    def logprob(prompt: list[int], response: list[int]) -> float:
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        return float(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum())
+
+    pairs = read_pairs(tmp_path / "run", 0)
+    assert len(pairs) == ROWS
+    assert any(not pair["dropped"] for pair in pairs)
+    for pair in pairs:
+        row = conditioned[pair["prompt_id"]]
+        (mismatched,) = row["mismatched_token_ids"]
+        assert [len(row["requests"]), row["strategy"]] == [3, "random_prompt"]
+        for side in ("chosen", "rejected"):
+            ids = pair[f"{side}_token_ids"]
+            expected = logprob(row["prompt_token_ids"], ids) - logprob(mismatched, ids)
+            assert pair[f"{side}_reward"] == pytest.approx(expected, abs=2e-3)
+        assert pair["chosen_reward"] >= pair["sampled_reward"] >= pair["rejected_reward"]
+    manifest = json.loads((tmp_path / "run/rounds/000/generate/manifest.json").read_text())
+    assert manifest["chosen_by"] == "pointwise mutual information with the prompt"
 
 
 def test_what_the_function_raises_ends_the_run_with_its_name(finished: FunctionRun, tmp_path: Path) -> None:

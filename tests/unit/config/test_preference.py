@@ -13,6 +13,7 @@ from mipo_ray.config.schema import Config
 FUNCTION = ("preference.chooser=function", "preference.function=rewards:short")
 ENDPOINT = ("evaluate.judge.model=org/judge", "evaluate.judge.endpoint=http://localhost:8000/v1")
 JUDGE = ("preference.chooser=judge", *ENDPOINT)
+PMI = "preference.chooser=pmi"
 
 
 def loaded(*overrides: str) -> Config:
@@ -26,6 +27,13 @@ def test_who_chooses_says_how_many_are_sampled() -> None:
     assert config.preference.described == "4 samples, by rewards:short"
     assert loaded(*JUDGE).preference.described == "2 samples, by the judge"
     assert loaded(*FUNCTION).generation.rejected_per_pair == 1
+
+
+def test_pmi_chooses_among_samples_that_are_scored_under_mismatched_prompts() -> None:
+    config = loaded(PMI, "preference.samples=4", "generation.negatives_per_prompt=3", "evaluate.enabled=false")
+    assert (config.is_mipo, config.samples_of_prompt, config.scores_pmi) == (False, 4, True)
+    assert config.preference.described == "4 samples, by PMI"
+    assert loaded(PMI, "conditioning.strategy=similar_prompt").embeds_prompts
 
 
 def test_near_prompts_are_looked_for_only_where_something_is_mismatched() -> None:
@@ -50,6 +58,10 @@ def test_near_prompts_are_looked_for_only_where_something_is_mismatched() -> Non
         ([*FUNCTION, "generation.sampling.temperature=0"], "temperature 0"),
         ([*FUNCTION, "generation.negatives_per_prompt=2"], "generation.negatives_per_prompt: expected only"),
         ([*FUNCTION, "filters.min_pmi=0"], "filters.min_pmi: expected only"),
+        ([PMI, "filters.min_pmi=0"], "filters.min_pmi: expected only"),
+        ([PMI, "generation.score_pmi=false"], "generation.score_pmi"),
+        ([PMI, "train.objective=sami"], "sami compares two prompts"),
+        ([PMI, "preference.function=rewards:short"], "go together"),
         (
             [*FUNCTION, "evaluate.enabled=false", "conditioning.strategy=random_prompt"],
             "conditioning.strategy: expected only",

@@ -24,8 +24,10 @@ from mipo_ray.pairs.preferences import (
     REWARDS,
     best_and_worst,
     choose_pairs,
+    pmi_of_responses,
+    responses_to_score,
 )
-from mipo_ray.pairs.schema import RESPONSES, as_version_2, kept_pairs
+from mipo_ray.pairs.schema import RESPONSES, SCORES, TOKEN_IDS, as_version_2, kept_pairs
 from mipo_ray.prompts.rows import MESSAGES
 
 LOOSE = FiltersConfig(max_repetition=1, max_copy_rate=1, min_length_ratio=0, max_length_ratio=None)
@@ -130,3 +132,39 @@ def test_the_filters_of_sampled_pairs_hold() -> None:
     table = chosen(row, filters=LOOSE.model_copy(update={"max_repetition": 0.3}))
     (pair,) = as_version_2(table).to_pylist()
     assert pair["dropped"] == "repetition" == drop_reason(pair, FiltersConfig(max_repetition=0.3), with_pmi=False)
+
+
+logprobs = st.integers(-400, -1).map(lambda value: value / 8)
+
+
+@given(st.lists(st.tuples(logprobs, logprobs, logprobs), min_size=1, max_size=4), st.booleans())
+def test_the_pmi_of_a_response_is_what_it_gains_by_its_own_prompt(
+    drawn: list[tuple[float, float, float]], equal: bool
+) -> None:
+    """log p(y | x) - log mean p(y | x'), here by plain sums of probabilities; equal prompts are scored once."""
+    table = block([(f"answer {number}", 0.0, "stop") for number in range(len(drawn))]).drop_columns(["rewards"])
+    (row,) = table["responses"].to_pylist()
+    sampled = [one | {"logprob": own} for one, (own, _, _) in zip(row, drawn, strict=True)]
+    table = table.set_column(table.column_names.index("responses"), "responses", pa.array([sampled], RESPONSES))
+    mismatched = [[7], [7]] if equal else [[7], [8, 9]]
+    column = pa.array([mismatched], pa.list_(TOKEN_IDS))
+    if "mismatched_token_ids" in table.column_names:
+        table = table.drop_columns(["mismatched_token_ids"])
+    table = table.append_column("mismatched_token_ids", column)
+    (asked,) = responses_to_score(table)
+    expected = [(number, which) for number in range(len(drawn)) for which in ([0] if equal else [0, 1])]
+    assert [(one["sample"], one["negative"]) for one in asked] == expected
+    assert all(one["prompt_token_ids"] == mismatched[one["negative"]] for one in asked)
+    assert all(one["response_token_ids"] == sampled[one["sample"]]["token_ids"] for one in asked)
+    scored = [{**one, "logprob": drawn[one["sample"]][1 + one["negative"]]} for one in asked]
+    scores = [{name: one[name] for name in ("sample", "negative", "logprob")} for one in scored]
+    (found,) = pmi_of_responses(table.append_column("scores", pa.array([scores], SCORES)))
+    for value, (own, first, second) in zip(found, drawn, strict=True):
+        under = [first, first if equal else second]
+        assert value == pytest.approx(own - math.log(sum(math.exp(one) for one in under) / 2), abs=1e-9)
+
+
+def test_a_response_that_could_not_be_scored_has_no_pmi() -> None:
+    table = block([("answer", 0.0, "stop")]).drop_columns(["rewards"])
+    table = table.append_column("mismatched_token_ids", pa.array([[[7]]], pa.list_(TOKEN_IDS)))
+    assert pmi_of_responses(table.append_column("scores", pa.array([[]], SCORES))) == [[None]]
