@@ -14,7 +14,7 @@ import ray.data
 from mipo_ray.generation.engine import DEFAULT_SAMPLING
 from mipo_ray.generation.preferences import add_rewards
 from mipo_ray.generation.requests import check_dropped, condition_prompts
-from mipo_ray.generation.sampler import round_engines, sample_responses
+from mipo_ray.generation.sampler import ToScore, round_engines, sample_responses
 from mipo_ray.models.hub import model_commit
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.progress import progress
@@ -59,10 +59,9 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
     filesystem = stage.run.arrow_filesystem()
     conditioned = condition_prompts(stage.session, round, prompts)
     engines = round_engines(stage.session, round.before)
+    score: ToScore = responses_to_score
     if config.preference.is_mipo:
         score = functools.partial(to_score, generation=config.generation, filters=config.filters)
-    else:
-        score = responses_to_score
 
     with resumed_context(stage.path(NOTES), filesystem, id_column="prompt_id"):
         rows = read_rows(stage.path(CONDITIONED_ROWS), filesystem)

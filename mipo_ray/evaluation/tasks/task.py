@@ -84,7 +84,7 @@ class Task(Section):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Task:
-        fields = {
+        fields: dict[str, dict[str, Any]] = {
             "generative": {"sampling": self.sampling, "extraction": self.extraction},
             "likelihood": {"continuation": self.continuation},
             "choice": {"context_template": self.context_template},
