@@ -91,7 +91,7 @@ class SimulatedEngine:
 
     async def respond(self, requests: pa.ChunkedArray, sampling: Any) -> pa.Array:
         async def respond(request: dict[str, Any]) -> dict[str, Any]:
-            most = sampling[request.get("sampling") or "generation"].max_tokens
+            most = sampling.parameters[request.get("sampling") or "generation"].max_tokens
             length = self._speeds.length(request["seed"], most)
             await self._take(length * self._speeds.token_seconds)
             words = np.random.default_rng(request["seed"]).choice(WORDS, length).tolist()

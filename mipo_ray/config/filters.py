@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mipo_ray.config.base import Section, execution_only
 from mipo_ray.config.field_types import NonNegativeFloat, PositiveFloat, Share
+from mipo_ray.config.removed import present_value
 from mipo_ray.text.patterns import compiled
 
 
@@ -53,7 +54,12 @@ class FiltersConfig(Section):
         description="null: a response is trained on whole, what the model thought before it answered too; drop: pairs "
         "in which any response holds thoughts are left out",
     )
-    truncated: bool = Field(False, description="drop pairs with a response cut at the length limit")
+    truncated: Literal["drop", "keep", "trim"] = Field(
+        "keep",
+        description="pairs with a response cut at the length limit. drop: they are left out; keep: they are trained on "
+        "as they are; trim: such a response is cut back to its last whole sentence as it is sampled, and the pair is "
+        "left out only where it has none",
+    )
     min_length_ratio: NonNegativeFloat = Field(
         0.0, description="drop when tokens of the chosen answer / tokens of the rejected one is below this"
     )
@@ -73,6 +79,11 @@ class FiltersConfig(Section):
         description="regular expressions (refusals, languages), each with a name, regex, side, drop_when",
     )
     max_dropped_share: Share = execution_only(0.9, "stop the run when filters drop more than this share of the rows")
+
+    @field_validator("truncated", mode="before")
+    @classmethod
+    def _under_its_present_name(cls, value: Any) -> Any:
+        return present_value("filters.truncated", value)
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> FiltersConfig:

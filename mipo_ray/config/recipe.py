@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mipo_ray.config.removed import explain_removed, without_removed
+from mipo_ray.config.removed import explain_removed, in_present_terms
 from mipo_ray.config.schema import Config
 from mipo_ray.config.trust import Said, check_trust
 from mipo_ray.config.yaml_text import dump_yaml, load_yaml, parse_yaml
@@ -64,9 +64,9 @@ def load_run_config(
 ) -> Config:
     """The configuration of a run from the text of its config.yaml (`name`, for messages), with overrides, checked.
 
-    Fields that were removed since it was written are left out. Raises what `load_config` raises.
+    What was removed or renamed since it was written is read as it is now. Raises what `load_config` raises.
     """
-    values = without_removed(_read_mapping(text, name))
+    values = in_present_terms(_read_mapping(text, name))
     for override in overrides:
         _apply_override(values, override)
     with _explained({}, overrides):
@@ -135,7 +135,7 @@ def result_fields(values: dict[str, Any]) -> dict[str, Any]:
     Execution-only fields (places, sizes of pools, ...) are left out, and those that the configuration has no more.
     """
     execution_only = {path for path, info in fields() if (info.json_schema_extra or {}).get("execution_only")}
-    return {path: value for path, value in _flatten(without_removed(values)) if path not in execution_only}
+    return {path: value for path, value in _flatten(in_present_terms(values)) if path not in execution_only}
 
 
 def config_hash(config: Config) -> str:

@@ -1,5 +1,5 @@
-"""Fields that the configuration had and has no more: what a recipe that names one is told, and that a run that holds
-one goes on."""
+"""What the configuration had and has no more. A recipe that names a field that is gone is told so, and a run that holds
+one goes on; a value that has another name now is read as that one, in recipes and runs alike."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ REMOVED = {
     ),
 }
 
+# What a switch became that was widened to several values: its former values by their present names.
+RENAMED_VALUES: dict[str, dict[bool, str]] = {"filters.truncated": {True: "drop", False: "keep"}}
+
+
+def present_value(path: str, value: Any) -> Any:
+    """The present name of a field's value where an earlier version had another one; else the value itself."""
+    return RENAMED_VALUES[path][value] if path in RENAMED_VALUES and isinstance(value, bool) else value
+
 
 def explain_removed(path: str) -> str | None:
     """One line for a recipe or an override that names a removed field; None where `path` is none."""
@@ -39,10 +47,13 @@ def explain_removed(path: str) -> str | None:
     return f"{path}: was removed in version {removed.since}: {removed.instead}; take the key out"
 
 
-def without_removed(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a run's configuration without the fields that were removed since it was written."""
+def in_present_terms(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a run's configuration as this version has them: without the fields that were removed since it was
+    written, and each value under its present name."""
     return {
-        name: without_removed(value, f"{prefix}{name}.") if isinstance(value, dict) else value
+        name: in_present_terms(value, f"{prefix}{name}.")
+        if isinstance(value, dict)
+        else present_value(f"{prefix}{name}", value)
         for name, value in values.items()
         if f"{prefix}{name}" not in REMOVED
     }

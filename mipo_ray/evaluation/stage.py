@@ -11,7 +11,7 @@ from mipo_ray.evaluation.held_out.stage import measure_policy
 from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.judge.stage import judge_policy
 from mipo_ray.evaluation.significance import with_primary
-from mipo_ray.evaluation.summary import few_text, power_text
+from mipo_ray.evaluation.summary import few_text, limit_text, power_text
 from mipo_ray.evaluation.tasks.stage import measure_tasks
 from mipo_ray.evaluation.tasks.task_check import CheckedTask
 from mipo_ray.evaluation.tasks.task_requests import prepare_tasks
@@ -23,6 +23,7 @@ from mipo_ray.session import Session, Stage
 from mipo_ray.storage.manifests import EvaluateFacts
 from mipo_ray.storage.results import write_results
 from mipo_ray.storage.rounds import BASE, Round
+from mipo_ray.terminal import say_error
 
 
 def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Sequence[CheckedTask]) -> None:
@@ -39,6 +40,8 @@ def evaluate(session: Session, round: Round, held_out: PromptSummary, tasks: Seq
         results = manifest.facts.results
         if round.is_base and (said := [text for text in (power_text(results), few_text(results)) if text]):
             stage.say("; ".join(said))
+        if round.is_base and (warned := limit_text(results, session.config)):
+            say_error(f"warning: {warned}")
     write_results(session.run, session.config.rounds)
     measure_tasks(session, round, tasks)
     judge_policy(session, round, held_out)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.figures import final_tables, format_change
 from mipo_ray.evaluation.intervals import FEW, change_word, clusters_behind, detectable_change, is_on_few
 from mipo_ray.measures import HELD_OUT, PRIMARY, format_value, measure_of
@@ -17,6 +18,7 @@ from mipo_ray.storage.run_directory import RunDirectory
 # How a PMI is raised without saying more: by length, which this bound leaves out, and by copying the prompt.
 BESIDE = ("infonce_initial", "response_tokens", "copy_rate")
 LINES = 4
+MOST_CUT = 0.5  # share of cut answers beyond which fewer than half of the prompts can be expected to give a pair
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,20 @@ def power_text(base: Entries) -> str:
     return (
         f"{measure.title}: {clusters_behind(base[name])} show a change of about {format_value(change, measure.unit)} "
         f"{measure.unit} in 4 of 5 cases, if changes vary as the base's figures do"
+    )
+
+
+def limit_text(base: Entries, config: Config) -> str:
+    """What is to be changed where the length limit cuts most answers of the base and pairs with such answers are left
+    out; "" where it does not, or they are not."""
+    cut = base.get("truncated")
+    if cut is None or cut.value <= MOST_CUT or config.filters.truncated != "drop":
+        return ""
+    limit = config.generation.sampling.max_tokens
+    return (
+        f"the limit (generation.sampling.max_tokens {limit}) cut {cut.value:.0%} of the base's held-out answers, and "
+        "filters.truncated=drop leaves out every pair with such an answer: expect few pairs; set "
+        "filters.truncated=trim, or a larger limit"
     )
 
 

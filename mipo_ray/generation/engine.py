@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow as pa
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.generation.rendering import load_tokenizer
 from mipo_ray.generation.thinking import thought_reader
+from mipo_ray.generation.trimming import logprob_of, whole_tokens
 from mipo_ray.generation.turn_tokens import turn_tokens
 from mipo_ray.generation.vllm_arguments import (
     EngineSettings,
@@ -32,7 +34,17 @@ from mipo_ray.ray_cluster.gpus import check_engine_gpus
 REQUESTS = pa.list_(pa.struct([("prompt_token_ids", TOKEN_IDS), ("seed", pa.int64()), ("sampling", pa.string())]))
 DEFAULT_SAMPLING = "generation"
 
-Sampling = Mapping[str, SamplingConfig]
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a pool of engines samples.
+
+    parameters: by the name that requests give; those of DEFAULT_SAMPLING hold where they give none. trims: whether a
+    response that runs into the length limit is cut back to its last whole sentence.
+    """
+
+    parameters: Mapping[str, SamplingConfig]
+    trims: bool = False
 
 
 class Engine:
@@ -75,13 +87,12 @@ class Engine:
     async def respond(self, requests: pa.ChunkedArray, sampling: Sampling, tally: Tally | None = None) -> pa.Array:
         """The responses (pairs.RESPONSES) to every row's requests (REQUESTS).
 
-        sampling: parameters by the name that requests give; those of DEFAULT_SAMPLING where they give none. tally:
-        counts each row that has its responses. Raises EngineStalled where the engine does no step for `stall_minutes`,
-        as everything does that has it work.
+        tally: counts each row that has its responses. Raises EngineStalled where the engine does no step for
+        `stall_minutes`, as everything does that has it work.
         """
 
         async def respond(request: dict[str, Any]) -> dict[str, Any]:
-            return await self._respond(request, sampling[request.get("sampling") or DEFAULT_SAMPLING])
+            return await self._respond(request, sampling)
 
         def count(responses: list[dict[str, Any]]) -> None:
             if tally is not None and responses:
@@ -142,10 +153,10 @@ class Engine:
         """Ends the engine's processes."""
         self._engine.shutdown()
 
-    async def _respond(self, request: dict[str, Any], sampling: SamplingConfig) -> dict[str, Any]:
-        return self._response(
-            request, await self._run(request["prompt_token_ids"], self._parameters(request, sampling))
-        )
+    async def _respond(self, request: dict[str, Any], sampling: Sampling) -> dict[str, Any]:
+        parameters = sampling.parameters[request.get("sampling") or DEFAULT_SAMPLING]
+        output = await self._run(request["prompt_token_ids"], self._parameters(request, parameters))
+        return self._response(request, output, trims=sampling.trims)
 
     def _parameters(self, request: dict[str, Any], sampling: SamplingConfig) -> Any:
         from vllm import SamplingParams
@@ -161,22 +172,29 @@ class Engine:
             logprobs=0,
         )
 
-    def _response(self, request: dict[str, Any], output: Any) -> dict[str, Any]:
-        """An item of pairs.RESPONSES, from the engine's finished output."""
-        final = output.outputs[0]
-        token_ids = list(final.token_ids)
-        text, answer_tokens = self._thoughts.read(
-            request["prompt_token_ids"], token_ids, final.text, stopped=final.finish_reason == "stop"
-        )
+    def _response(self, request: dict[str, Any], output: Any, *, trims: bool = False) -> dict[str, Any]:
+        """An item of pairs.RESPONSES, from the engine's finished output; trims: see `Sampling`."""
+        final, prompt = output.outputs[0], request["prompt_token_ids"]
+        token_ids, text, logprob = list(final.token_ids), final.text, final.cumulative_logprob
+        trimmed = None
+        if trims and final.finish_reason == "length":
+            kept = whole_tokens(self._thoughts, prompt, token_ids)
+            trimmed = None if kept is None else len(token_ids) - kept
+        if trimmed:
+            token_ids = token_ids[:-trimmed]
+            text = self._thoughts.tokenizer.decode(token_ids, skip_special_tokens=True)
+            logprob = logprob_of(token_ids, final.logprobs)
+        text, answer_tokens = self._thoughts.read(prompt, token_ids, text, stopped=final.finish_reason == "stop")
         return {
             "token_ids": token_ids,
             "text": text,
             "answer_tokens": answer_tokens,
             "finish_reason": final.finish_reason,
-            "logprob": final.cumulative_logprob,
-            "prompt_tokens": len(request["prompt_token_ids"]),
+            "logprob": logprob,
+            "prompt_tokens": len(prompt),
             "cached_tokens": output.num_cached_tokens or 0,
-            "control_tokens": self._turn_tokens.inside(final.token_ids),
+            "control_tokens": self._turn_tokens.inside(token_ids),
+            "trimmed_tokens": trimmed,
         }
 
     async def _logprob(self, prompt: list[int], response: list[int]) -> float:

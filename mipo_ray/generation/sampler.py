@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 
@@ -81,8 +82,7 @@ def sample_responses(
 ) -> ray.data.Dataset:
     """Adds `responses` to rows with `requests`, through a pool of vLLM actors; a block stays a block.
 
-    sampling: parameters by the name that requests give (REQUESTS); those of DEFAULT_SAMPLING hold where they
-    give none. With `to_score` also `scores`: log-probs of the responses that it gives for each block.
+    With `to_score` also `scores`: log-probs of the responses that it gives for each block.
     """
     if engines.living is None:
         use = EngineUse(engines.settings, engines.request.gpus)
@@ -115,7 +115,6 @@ class Sampler:
     """A Ray Data actor: adds `responses` to blocks that hold `requests` (see engine.REQUESTS, pairs.RESPONSES).
 
     With `to_score` it also adds `scores` (pairs.SCORES): the log-probs of given responses under given prompts.
-    `sampling` holds the parameters by name, DEFAULT_SAMPLING among them.
     """
 
     def __init__(self, use: EngineUse, sampling: Sampling, events: Events, to_score: ToScore | None = None):
@@ -165,7 +164,7 @@ class Sampler:
             {
                 "event": "generated",
                 "rows": block.num_rows,
-                "generated_tokens": len(responses.flatten().field("token_ids").flatten()),
+                "generated_tokens": _sampled_tokens(responses),
                 "block_seconds": time.monotonic() - started,
                 "blocks_in_flight": self._blocks_in_flight,
                 **self._idle.take(),
@@ -179,6 +178,12 @@ class Sampler:
         if (engine := getattr(self, "_engine", None)) is not None:
             with contextlib.suppress(Exception):  # Ray may be gone by then, and nobody is left to be told
                 engine.give_back()
+
+
+def _sampled_tokens(responses: pa.Array) -> int:
+    """Tokens that the engine gave, with those that were cut off."""
+    each = responses.flatten()
+    return len(each.field("token_ids").flatten()) + (pc.sum(each.field("trimmed_tokens")).as_py() or 0)
 
 
 class OwnEngine:

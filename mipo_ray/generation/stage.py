@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from mipo_ray.generation.engine import DEFAULT_SAMPLING
+from mipo_ray.generation.engine import DEFAULT_SAMPLING, Sampling
 from mipo_ray.generation.preferences import add_rewards
 from mipo_ray.generation.requests import check_dropped, condition_prompts
 from mipo_ray.generation.sampler import ToScore, round_engines, sample_responses
@@ -44,7 +44,8 @@ def generate(session: Session, round: Round, prompts: PromptSummary) -> Manifest
     with stage.reported() as report:
         facts = generate_pairs(stage, prompts)
         manifest, counts = report.commit(stage, facts, files=facts.pairs), facts.statistics
-        report.closing = f": {counts.kept} pairs kept of {counts.rows}, {counts.generated_tokens} tokens"
+        trimmed = f", {counts.trimmed_responses} responses trimmed" if counts.trimmed_responses else ""
+        report.closing = f": {counts.kept} pairs kept of {counts.rows}{trimmed}, {counts.generated_tokens} tokens"
     return manifest
 
 
@@ -69,7 +70,7 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
         sampled = sample_responses(
             rows,
             engines,
-            {DEFAULT_SAMPLING: config.generation.sampling},
+            Sampling({DEFAULT_SAMPLING: config.generation.sampling}, trims=config.filters.truncated == "trim"),
             stage.events,
             score if config.scores_pmi else None,
         )

@@ -48,31 +48,43 @@ class ThoughtReader:
 
         text: as the engine decoded it. stopped: whether the last token is the end token, which is no part of the text.
         """
-        prompt_end = self.tokenizer.decode(list(prompt_token_ids)[-_PROMPT_END:], skip_special_tokens=False)
-        inside = opens_thought(prompt_end, self.marks)
+        inside = self._begins_inside(prompt_token_ids)
         if not (inside or self.hidden or thought_spans(text, self.marks)):
             return text, len(token_ids)
         visible = list(token_ids)[: len(token_ids) - stopped]
-        full = self.tokenizer.decode(visible, skip_special_tokens=False)
+        full = self.decode(visible)
         spans = thought_spans(full, self.marks, begins_inside=inside)
         if not spans:
             return text, len(token_ids)
-        thought_tokens = sum(self._tokens(visible, span.end) - self._tokens(visible, span.start) for span in spans)
+        thought_tokens = sum(self.tokens_of(visible, span.end) - self.tokens_of(visible, span.start) for span in spans)
         answer_tokens = len(token_ids) - thought_tokens if spans[-1].closed else 0
         marked = self._marked(full, spans)
         # As it was decoded where that says the same: the model's own spelling is what people know.
         return (text if split_thoughts(text) == split_thoughts(marked) else marked), answer_tokens
 
-    def _tokens(self, token_ids: list[int], position: int) -> int:
+    def spans(self, prompt_token_ids: Sequence[int], text: str) -> list[Span]:
+        """The thoughts of a response, given as `decode` writes it."""
+        return thought_spans(text, self.marks, begins_inside=self._begins_inside(prompt_token_ids))
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of token ids, with special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    def tokens_of(self, token_ids: list[int], position: int) -> int:
         """How many tokens the first `position` characters of the decoded text take."""
         low, high = 0, len(token_ids)
         while low < high:
             middle = (low + high) // 2
-            if len(self.tokenizer.decode(token_ids[:middle], skip_special_tokens=False)) < position:
+            if len(self.decode(token_ids[:middle])) < position:
                 low = middle + 1
             else:
                 high = middle
         return low
+
+    def _begins_inside(self, prompt_token_ids: Sequence[int]) -> bool:
+        """Whether the prompt opens a thought that the response goes on with."""
+        prompt_end = self.decode(list(prompt_token_ids)[-_PROMPT_END:])
+        return opens_thought(prompt_end, self.marks)
 
     def _marked(self, full: str, spans: list[Span]) -> str:
         text, end = "", 0

@@ -210,6 +210,7 @@ PAIRS = (
         ("engine_prompt_tokens", "engine_prompt_tokens", "tokens", "prompt tokens that the engines were sent"),
         ("cached_prompt_tokens", "cached_prompt_tokens", "tokens", "of these, found in the prefix cache"),
         ("pairs_with_control_tokens", "control_token_pairs", "pairs", "with a control token inside a response"),
+        ("trimmed_responses", "trimmed_responses", "responses", "of kept pairs, cut back to their last whole sentence"),
         ("prefix_cache_hit_rate", "prefix_cache_hit_ratio", "ratio", "share found in the prefix cache"),
         *(
             row

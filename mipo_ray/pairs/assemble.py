@@ -14,7 +14,7 @@ import pyarrow as pa
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
 from mipo_ray.pairs.filters import drop_reason
-from mipo_ray.pairs.schema import PAIR_SCHEMA, write_form
+from mipo_ray.pairs.schema import PAIR_SCHEMA, with_trimmed, write_form
 
 # That of a row that was not sampled.
 EMPTY_RESPONSE: dict[str, Any] = {
@@ -26,6 +26,7 @@ EMPTY_RESPONSE: dict[str, Any] = {
     "prompt_tokens": 0,
     "cached_tokens": 0,
     "control_tokens": 0,
+    "trimmed_tokens": None,
 }
 
 
@@ -72,7 +73,8 @@ def assemble_pairs(
                 or drop_reason(pair, filters, with_pmi="scores" in block.column_names)
             )
             pairs.append(pair)
-    return write_form(pairs, generation.rejected_per_pair)
+    table = write_form(pairs, generation.rejected_per_pair)
+    return with_trimmed(table, pairs) if filters.truncated == "trim" else table
 
 
 def to_score(block: pa.Table, *, generation: GenerationConfig, filters: FiltersConfig) -> list[list[dict[str, Any]]]:
@@ -125,13 +127,17 @@ def pair_of(
         "chosen_token_ids": chosen["token_ids"],
         "chosen_answer_tokens": chosen.get("answer_tokens"),
         "chosen_finish_reason": chosen["finish_reason"],
+        "chosen_trimmed_tokens": chosen.get("trimmed_tokens"),
         "chosen_logprob": chosen["logprob"],
         "rejected": [response["text"] for response in rejected],
         "rejected_token_ids": [response["token_ids"] for response in rejected],
         "rejected_answer_tokens": [response.get("answer_tokens") for response in rejected],
         "rejected_finish_reason": [response["finish_reason"] for response in rejected],
+        "rejected_trimmed_tokens": [response.get("trimmed_tokens") for response in rejected],
         "rejected_logprob": [response["logprob"] for response in rejected],
-        "generated_tokens": sum(len(response["token_ids"]) for response in sampled),
+        "generated_tokens": sum(
+            len(response["token_ids"]) + (response.get("trimmed_tokens") or 0) for response in sampled
+        ),
         "engine_prompt_tokens": sum(response["prompt_tokens"] for response in sampled),
         "cached_prompt_tokens": sum(response["cached_tokens"] for response in sampled),
         "control_tokens": sum(response["control_tokens"] or 0 for response in (chosen, *rejected)),

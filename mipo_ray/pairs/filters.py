@@ -43,7 +43,7 @@ def drop_reason(pair: dict[str, Any], filters: FiltersConfig, *, with_pmi: bool)
 def _drop_reason_of_answers(pair: dict[str, Any], chosen: str, rejected: list[str], filters: FiltersConfig) -> str:
     if (kind := filters.equal_answers) and any(same_final_answer(kind, chosen, text) for text in rejected):
         return "equal_answers"
-    if filters.truncated and "length" in (pair["chosen_finish_reason"], *pair["rejected_finish_reason"]):
+    if filters.truncated != "keep" and _has_response_cut_short(pair, filters):
         return "truncated"
     lengths = [pair.get("chosen_answer_tokens"), *pair.get("rejected_answer_tokens", [])]
     if None in lengths:  # thoughts were not told apart when they were sampled
@@ -72,6 +72,16 @@ def _drop_reason_of_pmi(pair: dict[str, Any], filters: FiltersConfig) -> str:
     return ""
 
 
+def is_cut_short(finish_reason: str, trimmed_tokens: int | None, filters: FiltersConfig) -> bool:
+    """Whether the length limit cut a response and `filters.truncated` leaves such a one out.
+
+    trimmed_tokens: how many were cut off behind its last whole sentence; None where there is none.
+    """
+    if finish_reason != "length" or filters.truncated == "keep":
+        return False
+    return filters.truncated == "drop" or trimmed_tokens is None
+
+
 def prompt_text(messages: Sequence[dict[str, str]], context: str) -> str:
     """What a prompt says that is its own: the last message, below the context where that stands elsewhere.
 
@@ -84,6 +94,15 @@ def prompt_text(messages: Sequence[dict[str, str]], context: str) -> str:
 def repetition(text: str) -> float:
     """Share of a response's word 3-grams that repeat an earlier one, in [0, 1)."""
     return 1 - distinct_n(words(text), NGRAM)
+
+
+def _has_response_cut_short(pair: dict[str, Any], filters: FiltersConfig) -> bool:
+    ends = zip(
+        (pair["chosen_finish_reason"], *pair["rejected_finish_reason"]),
+        (pair["chosen_trimmed_tokens"], *pair["rejected_trimmed_tokens"]),
+        strict=True,
+    )
+    return any(is_cut_short(finish_reason, trimmed, filters) for finish_reason, trimmed in ends)
 
 
 def _length_fits(chosen_tokens: int, rejected_tokens: int, filters: FiltersConfig) -> bool:

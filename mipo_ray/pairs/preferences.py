@@ -22,8 +22,8 @@ from mipo_ray.pairs.assemble import (
     pair_of,
     pointwise_mutual_information,
 )
-from mipo_ray.pairs.filters import drop_reason
-from mipo_ray.pairs.schema import NOT_MISMATCHED, write_form
+from mipo_ray.pairs.filters import drop_reason, is_cut_short
+from mipo_ray.pairs.schema import NOT_MISMATCHED, with_trimmed, write_form
 
 # The rewards of a sampled block's responses, row by row; null for a response without one.
 REWARDS = pa.list_(pa.float64())
@@ -83,7 +83,7 @@ def pmi_of_responses(block: pa.Table) -> list[list[float | None]]:
 def choose_pairs(block: pa.Table, *, seed: int, round_index: int, filters: FiltersConfig) -> pa.Table:
     """One pair for each row of a sampled block that holds `rewards` (REWARDS) beside `responses` (RESPONSES).
 
-    Responses that ran into the length limit are chosen from only where `filters.truncated` lets them, or where too few
+    Responses that the length limit cut are chosen from only where `filters.truncated` lets them, or where too few
     others are there; then the pair is dropped as truncated. A pair of equal rewards is dropped, and so is one of a
     prompt with fewer than two rewards. The table is what a file holds.
     """
@@ -95,6 +95,7 @@ def choose_pairs(block: pa.Table, *, seed: int, round_index: int, filters: Filte
         pairs.append(pair)
         rewards.append(of_pair)
     table = write_form(pairs, 1)
+    table = with_trimmed(table, pairs) if filters.truncated == "trim" else table
     for column, name in enumerate(REWARD_COLUMNS):
         table = table.append_column(name, pa.array([of_pair[column] for of_pair in rewards], pa.float32()))
     return table
@@ -104,7 +105,9 @@ def _pair(row: dict[str, Any], filters: FiltersConfig) -> tuple[dict[str, Any], 
     """A pair in the form of version 2, but for its id and round; and what `REWARD_COLUMNS` holds of it."""
     responses, rewards = row["responses"], row["rewards"]
     known = [reward for reward in rewards if reward is not None]
-    whole = [not (filters.truncated and response["finish_reason"] == "length") for response in responses]
+    whole = [
+        not is_cut_short(response["finish_reason"], response.get("trimmed_tokens"), filters) for response in responses
+    ]
     places = best_and_worst(rewards, whole) or best_and_worst(rewards, [True] * len(rewards))
     chosen, rejected = (EMPTY_RESPONSE, EMPTY_RESPONSE) if places is None else (responses[index] for index in places)
     pair = pair_of(row, chosen, [rejected], responses) | NOT_MISMATCHED

@@ -33,6 +33,9 @@ RESPONSES = pa.list_(
             ("prompt_tokens", pa.int32()),
             ("cached_tokens", pa.int32()),
             ("control_tokens", pa.int32()),
+            # How many were cut off behind its last whole sentence (`filters.truncated=trim`); null where that was not
+            # looked for, or there is none.
+            ("trimmed_tokens", pa.int32()),
         ]
     )
 )
@@ -94,6 +97,9 @@ PAIR_SCHEMA_2 = pa.schema(
 )
 
 
+# A column more of pairs whose responses are trimmed: how many of the pair's were cut back to their last whole sentence.
+TRIMMED_RESPONSES = "trimmed_responses"
+
 # The strategy of pairs that were not sampled but given to the run (`pairs.path`).
 GIVEN = "given"
 
@@ -142,6 +148,13 @@ def write_form(pairs: list[dict[str, Any]], rejected_per_pair: int) -> pa.Table:
         pair | {name: pair[name][0] if pair[name] else _NOT_SAMPLED[name] for name in REJECTED_SIDE} for pair in pairs
     ]
     return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
+
+
+def with_trimmed(table: pa.Table, pairs: list[dict[str, Any]]) -> pa.Table:
+    """The table of `pairs` with the column TRIMMED_RESPONSES."""
+    trimmed = [(pair["chosen_trimmed_tokens"], *pair["rejected_trimmed_tokens"]) for pair in pairs]
+    counts = [sum((tokens or 0) > 0 for tokens in of_pair) for of_pair in trimmed]
+    return table.append_column(TRIMMED_RESPONSES, pa.array(counts, pa.int32()))
 
 
 def kept_pairs(table: pa.Table) -> pa.Table:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mipo_ray.pairs.preferences import REWARD_COLUMNS
-from mipo_ray.pairs.schema import PAIR_SCHEMA_2
+from mipo_ray.pairs.schema import PAIR_SCHEMA_2, TRIMMED_RESPONSES
 from mipo_ray.pairs.sums import (
     UNIT,
     Counts,
@@ -72,6 +72,7 @@ def pair_statistics(block: pa.Table) -> dict[str, Any]:
         "pairs_with_control_tokens": int(pc.sum(pc.greater(block["control_tokens"], 0)).as_py() or 0),
         "by_strategy": _by_strategy(block, kept),
         "difference": _difference(responses, kept),
+        "trimmed": _trimmed(block, kept),
         **_rewards(block, kept),
     }
     return sums | {side: _side(responses[side], kept) for side in SIDES}
@@ -121,6 +122,7 @@ def merge_statistics(parts: Iterable[dict[str, Any]]) -> PairStatistics:
         engine_prompt_tokens=sums["engine_prompt_tokens"],
         cached_prompt_tokens=sums["cached_prompt_tokens"],
         pairs_with_control_tokens=sums["pairs_with_control_tokens"],
+        trimmed_responses=sums["trimmed"].get("responses"),
         prefix_cache_hit_rate=ratio(sums["cached_prompt_tokens"], sums["engine_prompt_tokens"]),
         histograms=Histograms(
             TokenHistogram(token_edges, *token_bars),
@@ -250,6 +252,13 @@ def _difference(responses: dict[str, _Responses], kept: NDArray[np.bool_]) -> Co
     sums = np.bincount(rejected.rows, weights=rejected.tokens, minlength=len(kept))
     counts = np.bincount(rejected.rows, minlength=len(kept))
     return power_sums(responses["chosen"].tokens[kept] - sums[kept] / counts[kept])
+
+
+def _trimmed(block: pa.Table, kept: NDArray[np.bool_]) -> Counts:
+    """Responses of kept pairs that were cut back to their last whole sentence; nothing where none are trimmed."""
+    if TRIMMED_RESPONSES not in block.column_names:
+        return {}
+    return {"responses": int(block[TRIMMED_RESPONSES].to_numpy()[kept].sum())}
 
 
 def _rewards(block: pa.Table, kept: NDArray[np.bool_]) -> dict[str, Counts]:

@@ -11,6 +11,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.config.train import CHECKPOINT_MINUTES, TrainConfig
 from mipo_ray.config.trust import describe_acts
 from mipo_ray.evaluation.intervals import FEW, Estimate, clusters_behind, is_on_few
+from mipo_ray.evaluation.summary import limit_text
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, task_window
 from mipo_ray.models.chat_template import end_of_turn, read_chat_template
 from mipo_ray.models.directory import local_path
@@ -29,6 +30,8 @@ from mipo_ray.ray_cluster.resources import (
     phases,
     requests,
 )
+from mipo_ray.storage.manifests import EvaluateFacts
+from mipo_ray.storage.rounds import BASE
 
 
 def describe(plan: Plan) -> str:
@@ -72,6 +75,7 @@ def describe(plan: Plan) -> str:
         lines.append(f"evaluation      {plan.overlap}")
     lines += _end_of_turn(config)
     lines += _not_pinned(plan)
+    lines += _cut_answers(plan)
     lines += describe_acts(config)
     lines += _autoscaling_notes(plan)
     shape = model_shape(config.model.source)
@@ -193,6 +197,13 @@ def _request(request: Request, plan: Plan) -> str:
         return line
     line += f"; the nodes have room for {request.room(plan.nodes)}"
     return f"{line} now" if plan.config.ray.autoscaling else line
+
+
+def _cut_answers(plan: Plan) -> list[str]:
+    """A warning where the base was measured already, and the length limit cut most of its answers."""
+    base = plan.run.read_manifest(plan.run.stage(BASE, "evaluate"), EvaluateFacts)
+    warned = "" if base is None else limit_text(base.facts.results, plan.config)
+    return [f"warning         {warned}"] if warned else []
 
 
 def _not_pinned(plan: Plan) -> list[str]:

@@ -89,6 +89,10 @@ def _figures(of_round: PairStatistics) -> dict[tuple[str, str], str]:
         figures[f"{side} cut at the length limit", "of kept pairs (of all that were sampled)"] = _joined(
             of_round, "{:.1%} ({:.1%})", f"{side}_truncated_share", f"{side}_truncated_share_all_rows"
         )
+    if of_round.trimmed_responses is not None:
+        figures["responses cut back to a whole sentence", "of kept pairs"] = _joined(
+            of_round, "{:,}", "trimmed_responses"
+        )
     figures["PMI, nats", "mean [95 %]"] = _interval(of_round, "pmi", "{:.2f}")
     figures["PMI, nats", "standard deviation"] = _joined(of_round, "{:.2f}", "pmi_standard_deviation")
     figures["PMI, nats", _QUANTILES] = _quantiles(of_round, "pmi_quantiles", "{:.2f}")

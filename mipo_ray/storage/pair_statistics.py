@@ -125,6 +125,9 @@ class PairStatistics:
     tokens_difference_low: float | None = None
     tokens_difference_high: float | None = None
 
+    trimmed_responses: int | None = optional()
+    """Of kept pairs, responses that the length limit cut and that were cut back to their last whole sentence."""
+
     prompt_tokens: int | None = None
     """Of the prompts of all rows."""
     generated_tokens: int | None = None

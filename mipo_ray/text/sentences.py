@@ -1,4 +1,5 @@
-r"""Splitting a prompt into sentences, and leaving one of them out (strategy `partial_prompt`).
+r"""Splitting a text into sentences: leaving one of a prompt out (strategy `partial_prompt`), and finding those of a
+response that are whole where it was cut (`filters.truncated=trim`).
 
 The rules are fixed and need no language data; the same text always gives the same sentences.
 
@@ -120,6 +121,42 @@ def informative_sentences(text: str) -> list[int]:
     function words are known: in other languages every word counts.
     """
     return [index for index, (start, end) in enumerate(sentence_spans(text)) if _is_informative(text[start:end])]
+
+
+def whole_sentence_ends(text: str) -> list[int]:
+    """Where the whole sentences of a text that was cut at its end end (exclusive), in order.
+
+    A whole sentence has its stop; a list item may hold several of them, and is whole without one where another line
+    follows. What leads to something that may be missing is no end: a heading, and a line that ends with a colon. Behind
+    the last letter nobody knows what would have come: there no stop after a digit or an abbreviation ends a sentence,
+    and no ellipsis.
+    """
+    ends: list[int] = []
+    last = len(text.rstrip())
+    for start, end, is_item in _paragraphs(text):
+        *inner, (unfinished, _) = _split(text, start, end)
+        ends.extend(stopped for _, stopped in inner)
+        if is_item and end < last and text[start] != "#" and text[end - 1] != ":":
+            ends.append(end)
+        elif stopped := _stopped_at(text, unfinished, end, is_cut=end == last):
+            ends.append(stopped)
+    return ends
+
+
+def _stopped_at(text: str, start: int, end: int, *, is_cut: bool) -> int:
+    """Where the last sentence of a paragraph, text[start:end], has its stop (exclusive); 0 where it has none.
+
+    Characters behind the stop that are no letters or digits, and apart from it, belong to no sentence. is_cut: whether
+    the text goes no further than this paragraph.
+    """
+    unread = max((found.end() for found in _LETTER_OR_DIGIT.finditer(text, start, end)), default=end)
+    stop = _STOP.search(text, unread, end)
+    if stop is None or not (stop.end() == end or text[stop.end()].isspace()):
+        return 0
+    if is_cut and not set(stop["marks"]) - {".", "\u2026"}:
+        is_plain = stop["marks"] == "." and not text[stop.start() - 1].isdigit()
+        return stop.end() if is_plain and not _is_abbreviation(text, start, stop.start(), stop.end()) else 0
+    return stop.end()
 
 
 def _is_informative(sentence: str) -> bool:

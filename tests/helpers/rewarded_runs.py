@@ -22,7 +22,7 @@ def options(address: str, model: Path, folder: Path, *more: str) -> tuple[str, .
         "generation.sampling.max_tokens=16",
         "generation.sampling.temperature=1.0",
         "filters.max_dropped_share=1",
-        "filters.truncated=false",
+        "filters.truncated=keep",
         "train.learning_rate=1e-3",
         "evaluate.enabled=false",
         *more,

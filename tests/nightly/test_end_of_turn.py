@@ -15,7 +15,7 @@ import pytest
 import ray.data
 
 from mipo_ray.config.recipe import load_config
-from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS
+from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS, Sampling
 from mipo_ray.generation.rendering import load_tokenizer, render_prompts
 from mipo_ray.generation.sampler import policy_engines, sample_responses
 from mipo_ray.monitoring.events import recording
@@ -66,7 +66,7 @@ def sampled(model: str, directory: Path) -> list[dict[str, Any]]:
     with recording(open_run(str(directory))) as events:
         engines = policy_engines(config, model, ON_CPU)
         answers = sample_responses(
-            rows, engines, {DEFAULT_SAMPLING: config.generation.sampling}, events.at(Round(0), "generate")
+            rows, engines, Sampling({DEFAULT_SAMPLING: config.generation.sampling}), events.at(Round(0), "generate")
         )
         (row,) = answers.take_all()
     return list(row["responses"])

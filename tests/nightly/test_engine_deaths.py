@@ -16,7 +16,7 @@ import ray.data
 
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.recipe import load_config
-from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS
+from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS, Sampling
 from mipo_ray.generation.living_engine import engines_of_run
 from mipo_ray.generation.sampler import policy_engines, sample_responses
 from mipo_ray.monitoring.events import recording
@@ -27,7 +27,7 @@ from tests.helpers.engine_processes import engine_processes, wait_until_nothing_
 from tests.helpers.runs import events
 
 ROWS = 60  # many more than are under way when the first are answered
-GREEDY = {DEFAULT_SAMPLING: SamplingConfig(temperature=0.0, max_tokens=60)}
+GREEDY = Sampling({DEFAULT_SAMPLING: SamplingConfig(temperature=0.0, max_tokens=60)})
 
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.recipe import load_config
 from mipo_ray.config.train import LoraConfig
-from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS, Engine
+from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS, Engine, Sampling
 from mipo_ray.generation.living_engine import LivingEngine
 from mipo_ray.generation.sampler import policy_engines
 from mipo_ray.generation.vllm_arguments import EngineSettings
@@ -39,7 +39,7 @@ from tests.helpers.tiny_model import make_tiny_model
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 WINDOW = 128
-GREEDY = {DEFAULT_SAMPLING: SamplingConfig(temperature=0.0, max_tokens=24)}
+GREEDY = Sampling({DEFAULT_SAMPLING: SamplingConfig(temperature=0.0, max_tokens=24)})
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ GREEDY_TOKENS = 16
 def finished_run(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("real") / "run"
     options = ["rounds=1", "prompts.limit=8", "conditioning.block_size=4", "generation.sampling.max_tokens=24"]
-    options += ["filters.truncated=false", "filters.max_copy_rate=1.0", "filters.max_length_ratio=null"]
+    options += ["filters.truncated=keep", "filters.max_copy_rate=1.0", "filters.max_length_ratio=null"]
     options += ["evaluate.prompts.limit=4", "evaluate.samples_per_prompt=1", "evaluate.other_prompts=2"]
     finish(start(ray_address, f"run_dir={run_dir}", *options))
     return run_dir

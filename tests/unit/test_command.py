@@ -24,6 +24,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.planning.plan import check_inputs, make_plan
 from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.run import DEMO_RECIPE, main
+from mipo_ray.storage.entries import Entry
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.terminal import say
@@ -1027,6 +1028,21 @@ def test_a_run_killed_after_its_last_stage_is_not_finished_before_its_report(
     plan = dry_run(options, capsys)
     assert "to do" not in plan
     assert plan.splitlines()[-1] == "dry run: nothing was started"
+
+
+@pytest.mark.parametrize(("share", "is_said"), [(0.75, True), (0.4, False)])
+def test_the_plan_warns_where_the_limit_cut_most_of_the_bases_answers(
+    options: list[str], capsys: pytest.CaptureFixture[str], share: float, is_said: bool
+) -> None:
+    options = [*options, "filters.truncated=drop"]
+    config = load_config(options[0], options[1:])
+    run = open_run(config.run_dir)
+    run.record_config(config)
+    cut = Entry(share, share - 0.1, share + 0.1, 12, "share", None)
+    commit(run, "base/evaluate", config, results={"truncated": cut})
+    assert main(["--dry-run", *options]) == 0
+    said = "warning         the limit (generation.sampling.max_tokens 48) cut 75% of the base's held-out answers, and "
+    assert (said in capsys.readouterr().out) == is_said
 
 
 def test_the_plan_says_what_would_be_resumed(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ from mipo_ray.evaluation.held_out.matrix import (
 )
 from mipo_ray.evaluation.held_out.scorer import SAMPLER_LOGPROB, SCORING_COLUMNS
 from mipo_ray.evaluation.held_out.scorers import score_blocks
-from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS
+from mipo_ray.generation.engine import DEFAULT_SAMPLING, REQUESTS, Sampling
 from mipo_ray.generation.rendering import check_length, fits, load_tokenizer, render_prompts
 from mipo_ray.generation.sampler import round_engines, sample_responses
 from mipo_ray.monitoring.progress import progress
@@ -95,7 +95,8 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
         rows = map_blocks(rows, _answer_requests, config=config, with_rejected=round.is_base)
         rows = rows.repartition(target_num_rows_per_block=8)  # several blocks in flight, several engines at work
         engines = round_engines(session, round)
-        sampled = sample_responses(rows, engines, {DEFAULT_SAMPLING: config.generation.sampling}, stage.events)
+        sampling = Sampling({DEFAULT_SAMPLING: config.generation.sampling})
+        sampled = sample_responses(rows, engines, sampling, stage.events)
         answers = map_blocks(
             sampled,
             _one_row_per_response,

@@ -30,7 +30,7 @@ from mipo_ray.evaluation.judge.scores import (
     pairwise_metrics,
     pointwise_metrics,
 )
-from mipo_ray.generation.engine import DEFAULT_SAMPLING
+from mipo_ray.generation.engine import DEFAULT_SAMPLING, Sampling
 from mipo_ray.generation.sampler import Engines, sample_responses
 from mipo_ray.generation.vllm_arguments import EngineSettings
 from mipo_ray.judge.endpoint import EndpointJudge, check_endpoint, endpoint_key, map_endpoint
@@ -139,9 +139,9 @@ def _ask(judged: Judged) -> None:
         rows = read_rows(stage.path("requests"), filesystem)
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK, strict=True)
         if judge.has_own_engines:
-            sampling = SamplingConfig(temperature=judge.temperature, max_tokens=judge.max_tokens)
+            parameters = SamplingConfig(temperature=judge.temperature, max_tokens=judge.max_tokens)
             engines = judge_engines(stage.config, stage.session.resources)
-            answers = sample_responses(rows, engines, {DEFAULT_SAMPLING: sampling}, stage.events)
+            answers = sample_responses(rows, engines, Sampling({DEFAULT_SAMPLING: parameters}), stage.events)
         else:
             arguments = (judge, endpoint_key(judge), stage.events)
             answers = map_endpoint(rows, EndpointJudge, arguments, judge, ROWS_PER_BLOCK)

@@ -23,6 +23,7 @@ from mipo_ray.evaluation.tasks.examples import EXAMPLE_SCHEMA, SAMPLED_SCHEMA, e
 from mipo_ray.evaluation.tasks.task import Task
 from mipo_ray.evaluation.tasks.task_check import SAMPLED, CheckedTask, task_window
 from mipo_ray.evaluation.tasks.task_requests import request_files
+from mipo_ray.generation.engine import Sampling
 from mipo_ray.generation.sampler import Engines, round_engines, sample_responses
 from mipo_ray.measures import TASKS
 from mipo_ray.monitoring.progress import progress
@@ -160,7 +161,7 @@ def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
     run.write_text(name, to_text(found | wanted))
     filesystem = run.arrow_filesystem()
     total = sum(task.items for task in tasks)
-    sampling = {task.name: task.sampling for task in tasks if task.sampling is not None}
+    sampling = Sampling({task.name: task.sampling for task in tasks if task.sampling is not None})
     with resumed_context(run.path(directory, NOTES), filesystem, id_column="key"):
         files = [file for task in tasks for file in request_files(run, task.name)]
         rows = read_rows(files, filesystem)

@@ -119,6 +119,7 @@ OTHER_VALUES: dict[str, Any] = {
     "model.dtype": "bfloat16",
     "model.thought_marks": [["<cot>", "</cot>"]],
     "filters.thoughts": "drop",
+    "filters.truncated": "drop",
     "prompts.revision": "v1",
     "evaluate.prompts.revision": "v1",
     "model.revision": "v1",

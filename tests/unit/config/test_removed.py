@@ -1,4 +1,5 @@
-"""Fields that are no more: recipes that name one are told so, runs that hold one go on.
+"""Fields that are no more: recipes that name one are told so, runs that hold one go on. Values that were renamed are
+read by their present names.
 
 python -m pytest tests/unit/config/test_removed.py
 """
@@ -14,7 +15,7 @@ import yaml
 from mipo_ray import evaluate, run
 from mipo_ray.comparison.definition import load_comparison
 from mipo_ray.config.recipe import ConfigError, config_hash, fields, load_config, load_run_config, to_yaml
-from mipo_ray.config.removed import REMOVED
+from mipo_ray.config.removed import REMOVED, RENAMED_VALUES
 from mipo_ray.storage.run_directory import StorageError, open_run
 
 CHANGELOG = Path(__file__).parents[3] / "CHANGELOG.md"
@@ -127,3 +128,57 @@ def test_a_damaged_configuration_of_a_run_is_refused_by_name(text: str, message:
     with pytest.raises(ConfigError) as error:
         load_run_config(text, "RUN/config.yaml")
     assert str(error.value).startswith(message)
+
+
+RENAMED = [(path, former, now) for path, names in RENAMED_VALUES.items() for former, now in names.items()]
+every_renamed_value = pytest.mark.parametrize(("path", "former", "now"), RENAMED)
+
+
+def value_of(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def test_the_switch_for_cut_responses_means_what_it_meant() -> None:
+    assert RENAMED == [("filters.truncated", True, "drop"), ("filters.truncated", False, "keep")]
+    assert load_config().filters.truncated == "keep"  # before: false
+
+
+@every_renamed_value
+def test_a_former_value_is_read_in_a_recipe_an_override_and_an_arm(
+    path: str, former: Any, now: str, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_with(path, former))
+    assert value_of(load_config(recipe), path) == now
+    assert value_of(load_config(None, [f"{path}={yaml.safe_dump(former).split()[0]}"]), path) == now
+    recipe.write_text(yaml.safe_dump({"run_dir": str(tmp_path / "run"), "arms": {"mipo": {}}}))
+    assert value_of(load_comparison(recipe, [f"{path}={now}"]).shared, path) == now
+    assert CHANGELOG.read_text().count(f"`{path}`") >= 1
+
+
+@every_renamed_value
+def test_a_run_that_holds_a_former_value_goes_on_with_its_present_name_and_no_other(
+    path: str, former: Any, now: str, tmp_path: Path
+) -> None:
+    directory = open_run(str(tmp_path / "run"))
+    directory.write_text("config.yaml", older_config(path, former, run_dir=directory.url))
+    directory.write_text("rounds/000/generate/manifest.json", '{"files": {}}')
+    config = load_config(None, [f"run_dir={directory.url}", f"{path}={now}"])
+    directory.check_config(config)
+    text = directory.read_text("config.yaml")
+    assert config_hash(load_run_config(text or "", "config.yaml")) == config_hash(config)
+    other = next(value for value in ("drop", "keep") if value != now)
+    for value in (other, "trim"):
+        with pytest.raises(StorageError, match=rf"{path}: '{now}' there, '{value}' now"):
+            directory.check_config(load_config(None, [f"run_dir={directory.url}", f"{path}={value}"]))
+    directory.record_config(config)
+    assert load_config(Path(directory.path("config.yaml"))) == config
+
+
+def test_another_value_of_a_widened_field_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"^filters\.truncated: Input should be 'drop', 'keep' or 'trim'; found 1$"):
+        load_config(None, ["filters.truncated=1"])
+    with pytest.raises(ConfigError, match=r"found 'cut'$"):
+        load_config(None, ["filters.truncated=cut"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mipo_ray.config.recipe import load_config
 from mipo_ray.evaluation.intervals import bootstrap_mean, detectable_change
 from mipo_ray.evaluation.significance import with_primary
 from mipo_ray.evaluation.summary import (
@@ -20,6 +21,7 @@ from mipo_ray.evaluation.summary import (
     closing_values,
     finding_lines,
     findings,
+    limit_text,
     power_text,
 )
 from mipo_ray.measures import HELD_OUT
@@ -89,6 +91,23 @@ def test_what_the_held_out_prompts_could_show_is_told_by_the_base() -> None:
     assert power_text(with_primary(base, "pmi_initial")).startswith("leave-one-out PMI: 20 prompts show")
     flat = {name: replace(one, low=one.value, high=one.value) for name, one in base.items()}
     assert power_text(flat) == power_text({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("share", "truncated", "is_said"),
+    [(0.62, "drop", True), (0.5, "drop", False), (0.62, "trim", False), (0.62, "keep", False)],
+)
+def test_the_limit_is_warned_of_where_it_cuts_most_answers_and_pairs_are_lost(
+    share: float, truncated: str, is_said: bool
+) -> None:
+    config = load_config(None, [f"filters.truncated={truncated}", "generation.sampling.max_tokens=40"])
+    said = limit_text({**results()["base"], "truncated": entry("truncated", share)}, config)
+    assert said == (
+        "the limit (generation.sampling.max_tokens 40) cut 62% of the base's held-out answers, and "
+        "filters.truncated=drop leaves out every pair with such an answer: expect few pairs; set "
+        "filters.truncated=trim, or a larger limit"
+    ) * is_said  # fmt: skip
+    assert limit_text({}, config) == ""
 
 
 def test_the_power_is_what_it_says_where_changes_vary_as_the_base_does() -> None:

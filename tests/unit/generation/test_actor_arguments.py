@@ -15,7 +15,7 @@ from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.held_out.scorer import Scorer, ScorerSettings
 from mipo_ray.generation.embedder import Embedder
-from mipo_ray.generation.engine import DEFAULT_SAMPLING
+from mipo_ray.generation.engine import DEFAULT_SAMPLING, Sampling
 from mipo_ray.generation.sampler import EngineUse, Sampler
 from mipo_ray.generation.vllm_arguments import engine_settings
 from mipo_ray.pairs.assemble import to_score
@@ -34,7 +34,12 @@ def actor_arguments(config: Config) -> dict[type, tuple[Any, ...]]:
         models={"initial": "a", "policy": "b"}, dtype="float32", batch_size=8, on_gpu=False, trust_remote_code=False
     )
     return {
-        Sampler: (EngineUse(settings, 0.0), {DEFAULT_SAMPLING: config.generation.sampling}, None, score),
+        Sampler: (
+            EngineUse(settings, 0.0),
+            Sampling({DEFAULT_SAMPLING: config.generation.sampling}, trims=True),
+            None,
+            score,
+        ),
         Embedder: (settings, True),
         Scorer: (scorer, None, 0.0),
     }

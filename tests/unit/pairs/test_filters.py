@@ -27,6 +27,8 @@ def pair(chosen: str, *rejected: str, **changes: Any) -> dict[str, Any]:
         "rejected_token_ids": [[1] * 10 for _ in rejected],
         "chosen_finish_reason": "stop",
         "rejected_finish_reason": ["stop" for _ in rejected],
+        "chosen_trimmed_tokens": None,
+        "rejected_trimmed_tokens": [None for _ in rejected],
         "pmi": 3.0,
         "control_tokens": 0,
         **changes,
@@ -49,8 +51,10 @@ LOOP = "so it is so it is so it is so it is"  # 7 of its 10 3-grams repeat one o
     [
         (pair("It is 4.", "The answer is 4.0"), {"equal_answers": "number"}, "equal_answers"),
         (pair("The answer is B.", "I choose option B."), {"equal_answers": "choice"}, "equal_answers"),
-        (pair("yes", "no", chosen_finish_reason="length"), {"truncated": True}, "truncated"),
-        (pair("yes", "no", rejected_finish_reason=["length"]), {"truncated": True}, "truncated"),
+        (pair("yes", "no", chosen_finish_reason="length"), {"truncated": "drop"}, "truncated"),
+        (pair("yes", "no", rejected_finish_reason=["length"]), {"truncated": "drop"}, "truncated"),
+        (pair("yes", "no", chosen_finish_reason="length"), {"truncated": "trim"}, "truncated"),
+        (pair("yes", "no", rejected_finish_reason=["length"]), {"truncated": "trim"}, "truncated"),
         (pair("yes", "no", chosen_token_ids=[1] * 4), {"min_length_ratio": 0.5}, "length_ratio"),
         (pair("yes", "no", chosen_token_ids=[1] * 21), {"max_length_ratio": 2.0}, "length_ratio"),
         (pair(LOOP, "no"), {"max_repetition": 0.5}, "repetition"),
@@ -73,7 +77,10 @@ def test_each_filter_drops_when_it_is_on_and_only_then(
     [
         (pair("It is 4.", "It is -4."), {"equal_answers": "number"}),
         (pair("no idea", "no idea at all"), {"equal_answers": "number"}),  # none and none are not the same answer
-        (pair("yes", "no"), {"truncated": True}),
+        (pair("yes", "no"), {"truncated": "drop"}),
+        (pair("yes", "no"), {"truncated": "trim"}),
+        (pair("yes", "no", chosen_finish_reason="length", chosen_trimmed_tokens=3), {"truncated": "trim"}),
+        (pair("yes", "no", rejected_finish_reason=["length"], rejected_trimmed_tokens=[0]), {"truncated": "trim"}),
         (pair("yes", "no", chosen_token_ids=[1] * 5), {"min_length_ratio": 0.5}),
         (pair("yes", "no", chosen_token_ids=[1] * 20), {"max_length_ratio": 2.0}),
         (pair("yes", "no", rejected_token_ids=[[]], chosen_token_ids=[1]), {"max_length_ratio": 1.0}),
@@ -96,7 +103,7 @@ def test_pairs_of_equal_texts_are_dropped_whatever_is_off() -> None:
 
 
 def test_one_of_several_rejected_responses_decides_over_the_pair() -> None:
-    strict = FiltersConfig(truncated=True, max_length_ratio=2.0, max_repetition=0.5)
+    strict = FiltersConfig(truncated="drop", max_length_ratio=2.0, max_repetition=0.5)
     assert reason(pair("yes", "no", "maybe"), strict) == ""
     assert reason(pair("yes", "no", "yes"), strict) == "identical"
     assert reason(pair("yes", "no", "maybe", rejected_finish_reason=["stop", "length"]), strict) == "truncated"
@@ -106,12 +113,20 @@ def test_one_of_several_rejected_responses_decides_over_the_pair() -> None:
     assert reason(pair("It is 4.", "It is 5.", "It is 8/2."), number) == "equal_answers"
 
 
+def test_a_trimmed_response_is_no_whole_one_where_cut_ones_are_dropped() -> None:
+    """The two settings differ in what they do with what the sampler trimmed; nothing is trimmed but for trim."""
+    trimmed = pair("yes", "no", "maybe", rejected_finish_reason=["length", "stop"], rejected_trimmed_tokens=[2, None])
+    assert [reason(trimmed, FiltersConfig(truncated=how)) for how in ("drop", "keep", "trim")] == ["truncated", "", ""]
+    cut = pair("yes", "no", "maybe", rejected_finish_reason=["length"] * 2, rejected_trimmed_tokens=[2, None])
+    assert reason(cut, FiltersConfig(truncated="trim")) == "truncated"
+
+
 def test_the_first_reason_that_holds_is_given() -> None:
     """Every pair has all later faults too; mending one fault after the other shows the next."""
     filters = FiltersConfig.model_validate(
         {
             "equal_answers": "number",
-            "truncated": True,
+            "truncated": "drop",
             "max_length_ratio": 2.0,
             "max_repetition": 0.2,
             "max_copy_rate": 0.5,

@@ -28,11 +28,13 @@ from mipo_ray.pairs.schema import (
     RESPONSES,
     SCORES,
     TOKEN_IDS,
+    TRIMMED_RESPONSES,
     as_version_2,
     kept_pairs,
     missing_columns,
     pair_columns,
 )
+from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 
 ONE = GenerationConfig()
 SAMPLED = pa.schema(
@@ -365,7 +367,7 @@ def test_pairs_that_another_filter_drops_are_not_scored() -> None:
         row("fine", [response("one", 1), response("two", 1)]),
     ]
     assert [len(items) for items in wanted(block_of(rows), min_pmi=5.0)] == [0, 1, 1]
-    assert [len(items) for items in wanted(block_of(rows), truncated=True)] == [0, 0, 1]
+    assert [len(items) for items in wanted(block_of(rows), truncated="drop")] == [0, 0, 1]
 
 
 def test_scored_pairs_have_a_pmi_that_the_filter_sees() -> None:
@@ -417,3 +419,40 @@ def test_pair_ids_are_stable() -> None:
 )
 def test_pair_ids_are_distinct(parts: list[tuple[int, int, str, int]]) -> None:
     assert len({pair_id(*part) for part in parts}) == len(parts)
+
+
+def trimmed_response(text: str, tokens: int, cut_off: int | None) -> dict[str, Any]:
+    return response(text, tokens, "length") | {"trimmed_tokens": cut_off}
+
+
+def test_trimmed_responses_are_counted_in_a_column_of_their_own_and_with_all_their_tokens() -> None:
+    rows = [
+        row("whole", [response("yes", 2), response("no", 3)]),
+        row("both", [trimmed_response("Yes.", 4, 5), trimmed_response("No.", 3, 1)]),
+        row("at the end", [trimmed_response("Yes.", 4, 0), response("no", 3)]),
+        row("no sentence", [trimmed_response("yes and", 4, None), trimmed_response("No.", 3, 6)]),
+        dropped_row("not sampled"),
+    ]
+    block = block_of(rows)
+    table = assemble_pairs(block, seed=0, round_index=2, generation=ONE, filters=FiltersConfig(truncated="trim"))
+    assert table.schema.names == [*PAIR_SCHEMA.names, TRIMMED_RESPONSES]
+    pairs = table.to_pylist()
+    assert [pair[TRIMMED_RESPONSES] for pair in pairs] == [0, 2, 0, 1, 0]
+    assert [pair["dropped"] for pair in pairs] == ["", "", "", "truncated", "no_context"]
+    assert [pair["generated_tokens"] for pair in pairs] == [5, 13, 7, 13, 0]
+    # What was trained on before is untouched: a prefix, which the limit cut.
+    assert [(pair["chosen_token_ids"], pair["chosen_finish_reason"]) for pair in pairs[1:2]] == [
+        ([*range(4)], "length")
+    ]
+    assert len(kept_pairs(table)) == 3
+    assert [len(items) for items in wanted(block, truncated="trim")] == [1, 1, 1, 0, 0]
+
+
+def test_several_rejected_responses_are_trimmed_each() -> None:
+    rows = [row("a", [trimmed_response("Yes.", 4, 5), *(trimmed_response(f"No {n}.", 3, 1) for n in "ab")], others=2)]
+    generation = GenerationConfig(negatives_per_prompt=2)
+    filters = FiltersConfig(truncated="trim")
+    table = assemble_pairs(block_of(rows), seed=0, round_index=2, generation=generation, filters=filters)
+    assert table.schema.names == [*PAIR_SCHEMA_2.names, TRIMMED_RESPONSES]
+    assert table[TRIMMED_RESPONSES].to_pylist() == [3]
+    assert merge_statistics([pair_statistics(table)]).trimmed_responses == 3

@@ -27,7 +27,7 @@ from mipo_ray.pairs.preferences import (
     pmi_of_responses,
     responses_to_score,
 )
-from mipo_ray.pairs.schema import RESPONSES, SCORES, TOKEN_IDS, as_version_2, kept_pairs
+from mipo_ray.pairs.schema import RESPONSES, SCORES, TOKEN_IDS, TRIMMED_RESPONSES, as_version_2, kept_pairs
 from mipo_ray.prompts.rows import MESSAGES
 
 LOOSE = FiltersConfig(max_repetition=1, max_copy_rate=1, min_length_ratio=0, max_length_ratio=None)
@@ -112,7 +112,7 @@ def test_pairs_that_say_nothing_are_dropped_by_name(row: list[tuple[str, float |
 
 
 def test_whole_responses_are_chosen_from_where_there_are_two() -> None:
-    whole = LOOSE.model_copy(update={"truncated": True})
+    whole = LOOSE.model_copy(update={"truncated": "drop"})
     row = [("cut", 9.0, "length"), ("good", 1.0, "stop"), ("bad", 0.0, "stop")]
     (pair,) = chosen(row, filters=whole).to_pylist()
     assert (pair["chosen"], pair["rejected"], pair["dropped"]) == ("good", "bad", "")
@@ -120,6 +120,20 @@ def test_whole_responses_are_chosen_from_where_there_are_two() -> None:
     assert pair["dropped"] == "truncated"
     (pair,) = chosen(row).to_pylist()
     assert pair["chosen"] == "cut"
+
+
+def test_trimmed_responses_are_chosen_from_and_those_without_a_whole_sentence_are_not() -> None:
+    row = [("Cut.", 9.0, "length"), ("cut and", 8.0, "length"), ("good", 1.0, "stop"), ("bad", 0.0, "stop")]
+    sampled = block(row)
+    responses = sampled["responses"].to_pylist()
+    responses[0][0]["trimmed_tokens"] = 7
+    sampled = sampled.set_column(
+        sampled.schema.get_field_index("responses"), "responses", pa.array(responses, RESPONSES)
+    )
+    table = choose_pairs(sampled, seed=3, round_index=1, filters=LOOSE.model_copy(update={"truncated": "trim"}))
+    (pair,) = table.to_pylist()
+    assert (pair["chosen"], pair["rejected"], pair["dropped"], pair[TRIMMED_RESPONSES]) == ("Cut.", "bad", "", 1)
+    assert pair["generated_tokens"] == sum(len(text) for text, _, _ in row) + 7
 
 
 def test_a_row_that_was_not_sampled_keeps_its_reason() -> None:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.pairs.preferences import REWARD_COLUMNS
-from mipo_ray.pairs.schema import PAIR_SCHEMA, PAIR_SCHEMA_2, as_version_2
+from mipo_ray.pairs.schema import PAIR_SCHEMA, PAIR_SCHEMA_2, TRIMMED_RESPONSES, as_version_2
 from mipo_ray.pairs.statistics import drop_table, merge_statistics, pair_statistics, prompt_fingerprint
 from mipo_ray.storage.pair_statistics import Histograms, PairStatistics, StrategyStatistics
 from mipo_ray.storage.records import to_json
@@ -137,6 +137,7 @@ def expected_numbers(rows: list[dict[str, Any]]) -> dict[str, Any]:
             f"{side}_distinct_3": mean([distinct(text, 3) for text in texts]),
             f"{side}_duplicates": sum(text in texts[:index] for index, text in enumerate(texts)),
         }
+    expected["trimmed_responses"] = None  # nothing was trimmed
     expected |= dict.fromkeys(("reward_mean", "reward_low", "reward_high", "reward_margin_mean"))  # nothing chose
     expected["pairs_with_control_tokens"] = sum(row["control_tokens"] > 0 for row in rows)
     for name in ("generated_tokens", "engine_prompt_tokens", "cached_prompt_tokens"):
@@ -320,3 +321,12 @@ def test_rewards_are_averaged_over_prompts_and_margins_over_kept_pairs(
     margins = [values[0] - values[1] for values, row in zip(drawn, rows, strict=True) if not row["dropped"]]
     for name, value in {**sampled, "reward_margin_mean": mean(margins)}.items():
         assert getattr(found, name) == pytest.approx(value, abs=2e-4), name
+
+
+@given(st.lists(one_pair(1), min_size=1), st.data())
+def test_trimmed_responses_are_those_of_kept_pairs(rows: list[dict[str, Any]], data: st.DataObject) -> None:
+    counts = data.draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
+    table = as_table(rows).append_column(TRIMMED_RESPONSES, pa.array(counts, pa.int32()))
+    cut = data.draw(st.integers(0, len(rows)))
+    found = merge_statistics(pair_statistics(part) for part in (table.slice(0, cut), table.slice(cut)))
+    assert found.trimmed_responses == sum(count for row, count in zip(rows, counts, strict=True) if not row["dropped"])

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mipo_ray.text.sentences import informative_sentences, sentence_spans, without_sentence
+from mipo_ray.text.sentences import (
+    informative_sentences,
+    sentence_spans,
+    whole_sentence_ends,
+    without_sentence,
+)
 
 
 def sentences(text: str) -> list[str]:
@@ -127,6 +132,56 @@ def test_informative_sentences(text: str, expected: list[int]) -> None:
     assert informative_sentences(text) == expected
 
 
+# A bar marks each place behind which a text that was cut at its end could have ended whole.
+@pytest.mark.parametrize(
+    "marked",
+    [
+        "",
+        "no stop at all",
+        "It rains.| It pou",
+        "It rains.| It pours.|",
+        "It rains.| It pours.|\n\n",
+        'He said "Stop."| Then he ra',
+        '"Why?"|',
+        "**Bold and whole.**| Then",
+        "I saw Dr. Smith.| He met Dr.",
+        "It costs 3.50.| It costs 3.",
+        "Is it 3?|",
+        "Well...| I do not know...",
+        "Well\u2026",
+        "We eat apples, pears, etc.",
+        "Go to example.com.| Or to example",
+        "Here are three:\n\n1. Mi",
+        "Here are three:\n\n1. Milk|\n2. Eggs|\n3. Br",
+        "Here:\n- Milk is white. |It".replace(" |", "| "),
+        "Here:\n- Milk is white.|\n- Eg",
+        "# A heading\n\nIt rains.| The",
+        "It rains.|\n\n## Another one\n\nThe",
+        "It rains.|\n\n- Buy this:\n- mi",
+        "A line without a stop\n\nIt rains.| And",
+        "1. Mix it.| 2. Bake it.| 3.",
+        "?!\n\n...",
+        "\u597d\u3002|\u8d70\u3002|\u6765",
+        "Yes!|",
+        "It rains.| \U0001f600",
+        "It rains.\U0001f600",
+        "It rains.| **",
+        "It rains.| - \n",
+        "It rains.|\n\n1",
+        "He met Dr. **",
+        "So it is.)|",
+    ],
+)
+def test_whole_sentence_ends(marked: str) -> None:
+    *before, _ = marked.split("|")
+    text = marked.replace("|", "")
+    ends, at = [], 0
+    for part in before:
+        at += len(part)
+        ends.append(at)
+    assert whole_sentence_ends(text) == ends
+
+
 WORDS = 'Dr.|e.g.|U.S.|3.14|A.|B.|1.|- |a) |# |word|The|p.m.|...|?!|."|).|:|. |! |\u3002|\u4f60|\u2026|\U0001f600'
 SPACES = [" ", "  ", "\n", "\n\n", "\r\n", "\t", "\u2028", "\u3000"]
 pieces = st.sampled_from([*WORDS.split("|"), *SPACES])
@@ -144,6 +199,13 @@ def test_spans_are_ordered_and_cover_all_but_white_space(text: str) -> None:
         at = end
     assert not (outside + text[at:]).strip()
     assert set(informative_sentences(text)) <= set(range(len(spans)))
+
+
+@given(texts)
+def test_whole_ends_are_in_order_and_behind_something(text: str) -> None:
+    ends = whole_sentence_ends(text)
+    assert ends == sorted(set(ends))
+    assert all(text[:end].strip() and not text[end - 1].isspace() for end in ends)
 
 
 @given(texts)
@@ -168,3 +230,4 @@ def test_long_prompts_take_linear_time(unit: str) -> None:
     assert sentence_spans(text)[-1][1] == len(text)
     informative_sentences(text)
     without_sentence(text, 0)
+    whole_sentence_ends(text)
