@@ -18,6 +18,7 @@ import ray
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import brief
+from mipo_ray.generation.deaths import Deaths
 from mipo_ray.generation.engine import Engine, Sampling, engine_death
 from mipo_ray.generation.vllm_arguments import EngineSettings, end_with_engine, is_dead_engine
 from mipo_ray.monitoring.events import Events
@@ -64,16 +65,18 @@ class LivingEngine:
         self._held: EngineSettings | None = None
         self._events: Events | None = None
         self._tally: Tally | None = None
+        self._deaths: Deaths | None = None
         # The beginning of the actor's id, by which the Ray dashboard finds it.
         self._name = str(ray.get_runtime_context().get_actor_id())[:8]
 
-    async def hold(self, settings: EngineSettings, events: Events | None) -> None:
+    async def hold(self, settings: EngineSettings, events: Events | None, deaths: Deaths | None = None) -> None:
         """Makes the engine one of this policy, with an empty prefix cache; a new one where it cannot take the weights.
 
-        events: where it is written down; None: nowhere.
+        events: where it is written down; None: nowhere. deaths: the record that is told when it dies, for the client.
         Raises WrongWeights where a new engine, too, is not the policy that the trainer exported.
         """
         self._events, self._tally = events, None if events is None else Tally(events)
+        self._deaths = deaths
         wanted = replace(settings, max_model_len=self._window)
         # Of a policy of an earlier version nothing could be proven: it gets an engine of its own.
         if self._held is None or not takes_weights_of(self._held, wanted):
@@ -163,6 +166,8 @@ class LivingEngine:
         if is_dead_engine(error):
             if self._events is not None:
                 self._events.emit_and_wait(engine_death(self._name, error))
+            if self._deaths is not None:  # the client will only see that the actor is gone
+                self._deaths.die(error)
             end_with_engine()
         return error
 
