@@ -122,10 +122,10 @@ class DeathRecord:
         if len(self._quarantine) <= self._allowed:
             return ""
         return (
-            f"{self._run.path(self._directory, QUARANTINE)}: engines died of {len(self._quarantine)} rows, each alone, "
-            f"the newest {group.first!r}: expected at most {self._allowed} (generation.max_quarantined_share). "
-            "The file says what each engine said. Where it is not the rows' fault, mend the cause, remove this file "
-            f"and {DEATHS} beside it, and start the run again"
+            f"{self._run.path(self._directory, QUARANTINE)}: rows of which engines died, each alone: "
+            f"{len(self._quarantine)}, the newest {group.first!r}; expected at most {self._allowed} "
+            "(generation.max_quarantined_share). The file says what each engine said. Where it is not the rows' fault, "
+            f"mend the cause, remove this file and {DEATHS} beside it, and start the run again"
         )
 
     def _read(self, name: str) -> list[dict[str, Any]]:

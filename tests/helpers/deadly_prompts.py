@@ -1,4 +1,4 @@
-"""A fault for real engines: they are killed as soon as a certain prompt comes, as the kernel does where memory runs out.
+"""A fault for real engines: a certain prompt kills them as soon as it comes, as the kernel does where memory runs out.
 
 It is a logits processor of vLLM, which runs in the engine's core, the process beside the actor.
 """

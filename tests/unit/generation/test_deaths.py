@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -172,7 +171,9 @@ def test_rows_are_set_aside_once_and_too_many_stop_the_run(run: RunDirectory) ->
     other = group_of("score", ["c"])
     kill(again, other)
     message = again.set_aside(other)
-    assert message.startswith(f"{run.path(STAGE, QUARANTINE)}: engines died of 2 rows, each alone, the newest 'c'")
+    assert message.startswith(
+        f"{run.path(STAGE, QUARANTINE)}: rows of which engines died, each alone: 2, the newest 'c'"
+    )
     assert "expected at most 1 (generation.max_quarantined_share)" in message
     assert [line["prompt_id"] for line in lines(run, QUARANTINE)] == ["b", "c"]
 
@@ -298,7 +299,7 @@ def response(token: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def sampling_actor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def sampling_actor(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the actor, without Ray, around a record and an engine that answers everything."""
 
     def make(record: Any, to_score: Any = None) -> Sampler:
@@ -309,7 +310,7 @@ def sampling_actor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         heard: Any = Heard()
         return Sampler(EngineUse(settings, 0.0, deaths=Deaths(Here(record))), {}, heard, to_score)
 
-    yield make
+    return make
 
 
 def block_of(rows: str) -> pa.Table:
