@@ -20,11 +20,8 @@ DEADLY_TEXT = "~" * REPEATED
 class KillsCore(LogitsProcessor):
     """Ends the core of the engine."""
 
-    def __init__(self, *_: Any) -> None: ...
-
-    def victim(self) -> int:
-        """The process that is killed."""
-        return os.getpid()
+    def __init__(self, *_: Any) -> None:
+        self._victim = os.getpid()
 
     def is_argmax_invariant(self) -> bool:
         return True
@@ -32,14 +29,14 @@ class KillsCore(LogitsProcessor):
     def update_state(self, batch_update: Any) -> None:
         for _, _, prompt, _ in () if batch_update is None else batch_update.added:
             if any(len(set(prompt[start : start + REPEATED])) == 1 for start in range(len(prompt) - REPEATED + 1)):
-                os.kill(self.victim(), signal.SIGKILL)
+                os.kill(self._victim, signal.SIGKILL)
 
     def apply(self, logits: Any) -> Any:
         return logits
 
 
 class KillsActor(KillsCore):
-    """Ends the actor that has the engine, of which nobody hears a word then; the core goes with it."""
+    """Ends the actor that has the engine, of which nobody hears a word then."""
 
-    def victim(self) -> int:
-        return os.getppid()
+    def __init__(self, *_: Any) -> None:
+        self._victim = os.getppid()
