@@ -32,7 +32,7 @@ QUARANTINED = "quarantined"  # why a row gives no pair that is set aside
 # Deaths of one actor's engines with not a row answered between them, after which it is not the rows that they die of. A
 # search among a thousand takes 12 where the first row is deadly, and 2 or 3 more for each of its neighbours that is.
 MOST_DEATHS_IN_A_ROW = 30
-MOST_CHARACTERS = 1000  # of what an engine said
+MOST_CHARACTERS = 1000  # of an error
 SILENT_DEATH = (
     "its process ended without a word: it was killed (as where a node runs out of memory), or its node is gone"
 )
@@ -124,7 +124,7 @@ class DeathRecord:
         return (
             f"{self._run.path(self._directory, QUARANTINE)}: rows of which engines died, each alone: "
             f"{len(self._quarantine)}, the newest {group.first!r}; expected at most {self._allowed} "
-            "(generation.max_quarantined_share). The file says what each engine said. Where it is not the rows' fault, "
+            "(generation.max_quarantined_share). The file has the errors. Where it is not the rows' fault, "
             f"mend the cause, remove this file and {DEATHS} beside it, and start the run again"
         )
 
@@ -149,7 +149,7 @@ class Deaths:
         if in_a_row >= MOST_DEATHS_IN_A_ROW:
             raise QuarantineError(
                 f"{in_a_row} vLLM engines died one after the other with no row answered between: they die whatever "
-                f"they are asked; {DEATHS} in the stage and metrics.jsonl hold what each said (engine_death)"
+                f"they are asked; {DEATHS} in the stage and metrics.jsonl (engine_death) hold the errors"
             )
         return replace(self, client=client)
 
