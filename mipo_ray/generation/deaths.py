@@ -7,6 +7,7 @@ as it died, and `quarantine.jsonl`, rows that are set aside because engines died
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -155,7 +156,8 @@ class Deaths:
 
     def die(self, error: Exception) -> None:
         """Says that the client's engine died; returns when it is noted. For a process that is about to end."""
-        ray.get(self.record.die.remote(self.client, f"{type(error).__name__}: {error}"))
+        with contextlib.suppress(ray.exceptions.RayError):  # the stage has ended, and nobody keeps its record
+            ray.get(self.record.die.remote(self.client, f"{type(error).__name__}: {error}"))
 
     async def had(self, group: Group) -> bool:
         """Whether an engine that died had this group."""
