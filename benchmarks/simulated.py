@@ -25,7 +25,9 @@ import pyarrow as pa
 import ray.train
 
 from mipo_ray.generation import sampler
-from mipo_ray.generation.sampler import EngineUse, Sampler, ToScore
+from mipo_ray.generation.actor_engines import EngineUse
+from mipo_ray.generation.asking import Asker
+from mipo_ray.generation.sampler import Sampler, ToScore
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.idle import IdleClock
 from mipo_ray.pairs.schema import RESPONSES
@@ -116,6 +118,9 @@ class SimulatedEngine:
 
         return await _in_rows(score, rows)
 
+    async def probe(self) -> list[float]:
+        return []
+
     def is_gone(self, error: Exception) -> bool:
         return False
 
@@ -146,6 +151,8 @@ class SimulatedSampler(Sampler):
         self._to_score = to_score
         self._blocks_in_flight = 0
         self._engine: Any = SimulatedEngine(speeds_here())
+        self._deaths = None
+        self._asker = Asker(None, self._engine.probe)
 
 
 def simulated_worker_loop(loop_config: dict[str, Any]) -> TrainSummary:

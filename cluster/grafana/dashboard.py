@@ -162,6 +162,7 @@ ROWS: dict[str, list[Any]] = {
             "Engines started, died, preempted requests",
             (by(STAGE, "sum", ours("engine_starts_total")), f"starts {STAGE_LEGEND}"),
             (by(STAGE, "sum", ours("engine_deaths_total")), f"deaths {STAGE_LEGEND}"),
+            (by(STAGE, "sum", ours("quarantined_prompts_total")), f"prompts set aside {STAGE_LEGEND}"),
             (f"sum({other('ray_vllm_num_preemptions_total')})", "preemptions"),
         ),
         panel("Engine start", (by("engine", "max", ours("engine_start_duration_seconds")), "{{engine}}"), unit="s"),

@@ -15,7 +15,14 @@ from mipo_ray.config.base import (
     reserved_cpus,
     reserved_gpus,
 )
-from mipo_ray.config.field_types import LabelSelector, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from mipo_ray.config.field_types import (
+    LabelSelector,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+)
 
 
 class SamplingConfig(Section):
@@ -77,6 +84,11 @@ class GenerationConfig(Section):
     )
     stall_minutes: PositiveFloat | None = execution_only(
         30.0, "an engine that has requests and does no step for so long is replaced; null: it is waited for without end"
+    )
+    max_quarantined_share: Share = execution_only(
+        0.01,
+        "stop the run when engines die of more than this share of a round's prompts, rounded up to whole ones; fewer "
+        "are set aside and give no pair",
     )
     sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="sampling parameters")
     pool: EnginePoolConfig = Field(default_factory=EnginePoolConfig, description="the vLLM actors")

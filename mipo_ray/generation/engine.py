@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from mipo_ray.config.generation import SamplingConfig
+from mipo_ray.generation.orphans import OrphanGuard
 from mipo_ray.generation.rendering import load_tokenizer
 from mipo_ray.generation.thinking import thought_reader
 from mipo_ray.generation.trimming import logprob_of, whole_tokens
@@ -80,6 +82,8 @@ class Engine:
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**{**arguments, **settings.engine_args}), stat_loggers=stat_loggers(self._stepped)
         )
+        # Set last: by it `__del__` knows that there is an engine.
+        self._guard = OrphanGuard(process.pid for process in multiprocessing.active_children() if process.pid)
         self._request_count = 0
         self._stall_seconds = None if settings.stall_minutes is None else 60 * settings.stall_minutes
         self._stepped()
@@ -152,6 +156,7 @@ class Engine:
     def shutdown(self) -> None:
         """Ends the engine's processes."""
         self._engine.shutdown()
+        self._guard.dismiss()
 
     async def _respond(self, request: dict[str, Any], sampling: Sampling) -> dict[str, Any]:
         parameters = sampling.parameters[request.get("sampling") or DEFAULT_SAMPLING]
@@ -247,8 +252,8 @@ class Engine:
 
     def __del__(self) -> None:
         # Without it the engine's process outlives the pool and reports that its client died.
-        if (engine := getattr(self, "_engine", None)) is not None:
-            engine.shutdown()
+        if getattr(self, "_guard", None) is not None:
+            self.shutdown()
 
 
 def engine_death(name: str, error: Exception) -> dict[str, Any]:

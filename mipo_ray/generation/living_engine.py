@@ -21,6 +21,7 @@ import ray
 from mipo_ray.config.generation import SamplingConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import brief
+from mipo_ray.generation.deaths import Deaths
 from mipo_ray.generation.engine import Engine, Sampling, engine_death
 from mipo_ray.generation.vllm_arguments import EngineSettings, end_with_engine, is_dead_engine
 from mipo_ray.monitoring.events import Events
@@ -68,7 +69,7 @@ class LivingEngine:
         self._events: Events | None = None
         self._tallies: dict[tuple[int | None, str], Tally] = {}  # by round and stage
         self._changing = asyncio.Lock()  # held while it becomes a policy's engine
-        self._under_way = 0  # calls that work with the engine
+        self._under_way: list[Deaths | None] = []  # of each call that works with the engine, the record of its stage
         # The beginning of the actor's id, by which the Ray dashboard finds it.
         self._name = str(ray.get_runtime_context().get_actor_id())[:8]
 
@@ -101,9 +102,12 @@ class LivingEngine:
             )
             await self._start(wanted)
 
-    async def respond(self, requests: pa.ChunkedArray, sampling: Sampling, events: Events | None = None) -> pa.Array:
-        """See `Engine.respond`; events: those of the stage that asks, None: nobody counts."""
-        async with self._at_work(events) as engine:
+    async def respond(
+        self, requests: pa.ChunkedArray, sampling: Sampling, events: Events | None = None, deaths: Deaths | None = None
+    ) -> pa.Array:
+        """See `Engine.respond`; events: those of the stage that asks, None: nobody counts. deaths: its record of
+        them."""
+        async with self._at_work(events, deaths) as engine:
             return await engine.respond(requests, sampling, self._tally_of(events))
 
     async def stream(self, request: dict[str, Any], sampling: SamplingConfig) -> AsyncIterator[str | dict[str, Any]]:
@@ -112,16 +116,20 @@ class LivingEngine:
             async for part in engine.stream(request, sampling):
                 yield part
 
-    async def probe(self) -> list[float]:
-        """See `Engine.probe`."""
-        async with self._at_work(None) as engine:
+    async def probe(self, events: Events | None = None, deaths: Deaths | None = None) -> list[float]:
+        """See `Engine.probe`; the rest as of `respond`."""
+        async with self._at_work(events, deaths) as engine:
             return await engine.probe()
 
     async def score(
-        self, rows: list[list[dict[str, Any]]], window: int, events: Events | None = None
+        self,
+        rows: list[list[dict[str, Any]]],
+        window: int,
+        events: Events | None = None,
+        deaths: Deaths | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """See `Engine.score`; events: as of `respond`."""
-        async with self._at_work(events) as engine:
+        """See `Engine.score`; the rest as of `respond`."""
+        async with self._at_work(events, deaths) as engine:
             return await engine.score(rows, window)
 
     async def close(self) -> None:
@@ -161,22 +169,25 @@ class LivingEngine:
         self._held = wanted
 
     @contextlib.asynccontextmanager
-    async def _at_work(self, events: Events | None) -> AsyncIterator[Engine]:
-        """The engine, for a call of the stage of `events`. Where its process is gone this process ends, and Ray starts
-        a new one."""
+    async def _at_work(self, events: Events | None, deaths: Deaths | None = None) -> AsyncIterator[Engine]:
+        """The engine, for a call of the stage of `events`, whose record of deaths is `deaths`. Where its process is
+        gone this process ends, and Ray starts a new one: every stage whose call it had is told first, since its client
+        will only see that the actor is gone."""
         async with self._changing:
             assert self._engine is not None
-            self._under_way += 1
+            self._under_way.append(deaths)
         try:
             yield self._engine
         except Exception as error:
             if is_dead_engine(error):
                 if events is not None:
                     events.emit_and_wait(engine_death(self._name, error))
+                for record in {one.client: one for one in self._under_way if one is not None}.values():
+                    record.die(error)
                 end_with_engine()
             raise error from None
         finally:
-            self._under_way -= 1
+            self._under_way.remove(deaths)
 
     def _tally_of(self, events: Events | None) -> Tally | None:
         """What a stage's answers are counted by, once for all that it asks."""

@@ -18,21 +18,24 @@ import ray.data
 from mipo_ray.config.generation import EnginePoolConfig
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
-from mipo_ray.generation.engine import Engine, Sampling, engine_death
-from mipo_ray.generation.vllm_arguments import EngineSettings, end_with_engine, engine_settings, is_dead_engine
+from mipo_ray.generation.actor_engines import EngineUse, LeasedEngine, OwnEngine
+from mipo_ray.generation.asking import Asker
+from mipo_ray.generation.deaths import QUARANTINED, Deaths
+from mipo_ray.generation.engine import Sampling
+from mipo_ray.generation.vllm_arguments import EngineSettings, end_with_engine, engine_settings
 from mipo_ray.monitoring.events import Events
 from mipo_ray.monitoring.idle import IdleClock
-from mipo_ray.monitoring.progress import Tally
-from mipo_ray.pairs.schema import SCORES
+from mipo_ray.pairs.schema import RESPONSES, SCORES
 from mipo_ray.ray_cluster.blocks import engine_pool, map_actors, map_clients
-from mipo_ray.ray_cluster.living import Lease, LivingActors
+from mipo_ray.ray_cluster.living import LivingActors
 from mipo_ray.ray_cluster.resources import Request, Resources, engine_request
 from mipo_ray.ray_cluster.watch import watch_actors
 from mipo_ray.session import Session
 from mipo_ray.storage.manifests import TrainFacts
 from mipo_ray.storage.rounds import Round
 
-# Ray restarts an actor without end: a block that kills every engine must not look like a hang.
+# Ray restarts an actor without end: where no record is kept of what engines die of, a block that kills every engine
+# must not look like a hang.
 MOST_ENGINE_DEATHS = 5
 
 # From a sampled block to the responses that are to be scored, row by row (see `assemble.to_score`).
@@ -43,7 +46,8 @@ ToScore = Callable[[pa.Table], list[list[dict[str, Any]]]]
 class Engines:
     """A pool of engines of one model: how each is started, what it reserves, how many there are and how long the first
     may wait for a node. `living`: those of the run, which take the model's weights; None: they live for one stage.
-    `are_shared`: another stage works with them at the same time, and counts the time in which they have no work."""
+    `are_shared`: another stage works with them at the same time, and counts the time in which they have no work.
+    `deaths`: the record by which rows are found that kill them, and set aside; None: a few deaths stop the run."""
 
     settings: EngineSettings
     request: Request
@@ -51,6 +55,7 @@ class Engines:
     wait_minutes: float
     living: LivingActors | None = None
     are_shared: bool = False
+    deaths: Deaths | None = None
 
 
 def policy_engines(config: Config, policy: str, resources: Resources) -> Engines:
@@ -85,7 +90,7 @@ def sample_responses(
     With `to_score` also `scores`: log-probs of the responses that it gives for each block.
     """
     if engines.living is None:
-        use = EngineUse(engines.settings, engines.request.gpus)
+        use = EngineUse(engines.settings, engines.request.gpus, deaths=engines.deaths)
         return map_actors(
             rows,
             Sampler,
@@ -96,19 +101,10 @@ def sample_responses(
         )
     living = engines.living
     watch_actors(rows, living.request, engines.wait_minutes, living.class_name)
-    use = EngineUse(engines.settings, 0.0 if engines.are_shared else living.request.gpus, living.lease())
+    gpus = 0.0 if engines.are_shared else living.request.gpus
+    use = EngineUse(engines.settings, gpus, living.lease(), engines.deaths)
     pool = engine_pool(engines.pool, living.request)
     return map_clients(rows, Sampler, (use, sampling, events, to_score), pool=pool)
-
-
-@dataclass(frozen=True)
-class EngineUse:
-    """What a sampling actor needs to have its engine: what the engine is to be, how many GPUs the actor counts as
-    reserved for it, and from whom it takes one; None: it starts its own."""
-
-    settings: EngineSettings
-    gpus: float
-    lease: Lease | None = None
 
 
 class Sampler:
@@ -119,26 +115,29 @@ class Sampler:
 
     def __init__(self, use: EngineUse, sampling: Sampling, events: Events, to_score: ToScore | None = None):
         self._idle = IdleClock(use.gpus)
-        if (deaths := events.total("engine_deaths")) >= MOST_ENGINE_DEATHS:
-            raise RuntimeError(
-                f"vLLM engines died {deaths:.0f} times in this stage; metrics.jsonl holds each error (engine_death), "
-                "logs/ beside it what vLLM said last"
-            )
         self._sampling = sampling
         self._window = use.settings.max_model_len
         self._events = events
         self._to_score = to_score
         self._blocks_in_flight = 0
         self._refusal: UserError | None = None
+        self._deaths = use.deaths
         try:
+            if self._deaths is None:
+                _refuse_many_deaths(events)
+            else:
+                self._deaths = self._deaths.of(str(ray.get_runtime_context().get_actor_id()))
+                use = replace(use, deaths=self._deaths)
             self._engine = OwnEngine(use.settings, events) if use.lease is None else LeasedEngine(use, events)
+            self._asker = Asker(self._deaths, self._engine.probe)
         except UserError as error:  # raised by the first block: of an error here Ray keeps the text alone
             self._refusal = error
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         """Samples every request of the block; yields the block once, with its `responses`.
 
-        Raises the UserError for which the engine could not be started.
+        Raises the UserError for which the engine could not be started, and QuarantineError where more rows kill engines
+        than may be set aside.
         """
         if self._refusal is not None:
             raise self._refusal
@@ -146,15 +145,14 @@ class Sampler:
         self._blocks_in_flight += 1
         self._idle.work_begins()
         try:
-            responses = await self._engine.respond(block["requests"], self._sampling)
-            block = block.drop_columns(["requests"]).append_column("responses", responses)
+            block = await self._sampled(block)
             if self._to_score is not None:
                 # In a thread: other blocks' requests must not wait while this one's filters run.
-                wanted = await asyncio.to_thread(self._to_score, block)
-                scores = await self._engine.score(wanted, self._window)
-                block = block.append_column("scores", pa.array(scores, type=SCORES))
+                block = await self._scored(block, await asyncio.to_thread(self._to_score, block))
         except Exception as error:
             if self._engine.is_gone(error):
+                if self._deaths is not None:
+                    self._deaths.die(error)
                 end_with_engine()  # an exception would fail the whole stage
             raise
         finally:
@@ -164,7 +162,7 @@ class Sampler:
             {
                 "event": "generated",
                 "rows": block.num_rows,
-                "generated_tokens": _sampled_tokens(responses),
+                "generated_tokens": _sampled_tokens(block["responses"]),
                 "block_seconds": time.monotonic() - started,
                 "blocks_in_flight": self._blocks_in_flight,
                 **self._idle.take(),
@@ -173,6 +171,25 @@ class Sampler:
         )
         yield block
 
+    async def _sampled(self, block: pa.Table) -> pa.Table:
+        requests = block["requests"]
+
+        async def ask(rows: range) -> pa.Array:
+            return await self._engine.respond(requests.slice(rows.start, len(rows)), self._sampling)
+
+        parts = await self._asker.answers("sample", block, ask)
+        nothing = pa.array([[]], type=RESPONSES)
+        responses = pa.chunked_array([nothing if part is None else part for _, part in parts], type=RESPONSES)
+        return _without(block.drop_columns(["requests"]).append_column("responses", responses), parts)
+
+    async def _scored(self, block: pa.Table, wanted: list[list[dict[str, Any]]]) -> pa.Table:
+        async def ask(rows: range) -> list[list[dict[str, Any]]]:
+            return await self._engine.score(wanted[rows.start : rows.stop], self._window)
+
+        parts = await self._asker.answers("score", block, ask)
+        scores = [row for _, part in parts for row in ([[]] if part is None else part)]
+        return _without(block.append_column("scores", pa.array(scores, type=SCORES)), parts)
+
     def __del__(self) -> None:
         # Ray Data makes a pool smaller while the rest of it goes on: another actor may need the engine.
         if (engine := getattr(self, "_engine", None)) is not None:
@@ -180,71 +197,26 @@ class Sampler:
                 engine.give_back()
 
 
-def _sampled_tokens(responses: pa.Array) -> int:
+def _without(block: pa.Table, parts: list[tuple[range, Any]]) -> pa.Table:
+    """The block, in which rows that are set aside say why they give no pair."""
+    aside = {rows.start for rows, answers in parts if answers is None}
+    if not aside:
+        return block
+    is_aside = pa.array([row in aside for row in range(block.num_rows)])
+    dropped = pc.if_else(is_aside, QUARANTINED, block["dropped"])
+    return block.set_column(block.schema.get_field_index("dropped"), "dropped", dropped)
+
+
+def _sampled_tokens(responses: pa.ChunkedArray) -> int:
     """Tokens that the engine gave, with those that were cut off."""
-    each = responses.flatten()
+    each = responses.combine_chunks().flatten()
     return len(each.field("token_ids").flatten()) + (pc.sum(each.field("trimmed_tokens")).as_py() or 0)
 
 
-class OwnEngine:
-    """An engine in the actor itself, which ends with it; `name`: the beginning of the actor's id, by which the Ray
-    dashboard finds it."""
-
-    def __init__(self, settings: EngineSettings, events: Events):
-        started = time.monotonic()
-        self.name = str(ray.get_runtime_context().get_actor_id())[:8]
-        self._events = events
-        self._tally = Tally(events)
-        self._engine = Engine(settings)
-        seconds = time.monotonic() - started
-        start = {"event": "engine_start", "engine_starts": 1, "engine_start_seconds": seconds}
-        events.emit({**start, "engine": self.name})
-        events.tell({"event": "ready", "engine": self.name})
-
-    async def respond(self, requests: pa.ChunkedArray, sampling: Sampling) -> pa.Array:
-        """See `Engine.respond`."""
-        return await self._engine.respond(requests, sampling, self._tally)
-
-    async def score(self, rows: list[list[dict[str, Any]]], window: int) -> list[list[dict[str, Any]]]:
-        """See `Engine.score`."""
-        return await self._engine.score(rows, window)
-
-    def is_gone(self, error: Exception) -> bool:
-        """Whether the error says that the engine's process is gone; the event of its death is written by then."""
-        if is_dead_engine(error):
-            self._events.emit_and_wait(engine_death(self.name, error))
-        return is_dead_engine(error)
-
-    def give_back(self) -> None:
-        """Ends the engine."""
-        self._engine.shutdown()
-
-
-class LeasedEngine:
-    """An engine that outlives the stage, in an actor of its own (`LivingEngine`); `name` is of that actor."""
-
-    def __init__(self, use: EngineUse, events: Events):
-        assert use.lease is not None
-        self._events = events
-        self._lease = use.lease
-        self._actor = use.lease.take()
-        self.name = self._actor._actor_id.hex()[:8]
-        ray.get(self._actor.hold.remote(use.settings, events))
-
-    async def respond(self, requests: pa.ChunkedArray, sampling: Sampling) -> pa.Array:
-        """See `Engine.respond`."""
-        responses: pa.Array = await self._actor.respond.remote(requests, sampling, self._events)
-        return responses
-
-    async def score(self, rows: list[list[dict[str, Any]]], window: int) -> list[list[dict[str, Any]]]:
-        """See `Engine.score`."""
-        scores: list[list[dict[str, Any]]] = await self._actor.score.remote(rows, window, self._events)
-        return scores
-
-    def is_gone(self, error: Exception) -> bool:
-        """Whether the error says that the engine's actor is gone, which said so itself."""
-        return isinstance(error, ray.exceptions.RayActorError)
-
-    def give_back(self) -> None:
-        """Lets another client have the engine."""
-        self._lease.give_back()
+def _refuse_many_deaths(events: Events) -> None:
+    """Raises RuntimeError where engines of the stage died MOST_ENGINE_DEATHS times."""
+    if (deaths := events.total("engine_deaths")) >= MOST_ENGINE_DEATHS:
+        raise RuntimeError(
+            f"vLLM engines died {deaths:.0f} times in this stage; metrics.jsonl holds each error (engine_death), "
+            "logs/ beside it what vLLM said last"
+        )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
+from mipo_ray.generation.deaths import QUARANTINE, deaths_of, quarantined
 from mipo_ray.generation.engine import DEFAULT_SAMPLING, Sampling
 from mipo_ray.generation.preferences import add_rewards
 from mipo_ray.generation.requests import check_dropped, condition_prompts
@@ -46,14 +48,17 @@ def generate(session: Session, round: Round, prompts: PromptSummary) -> Manifest
         manifest, counts = report.commit(stage, facts, files=facts.pairs), facts.statistics
         trimmed = f", {counts.trimmed_responses} responses trimmed" if counts.trimmed_responses else ""
         report.closing = f": {counts.kept} pairs kept of {counts.rows}{trimmed}, {counts.generated_tokens} tokens"
+        if facts.quarantined:
+            report.closing += f"; prompts set aside because engines died of them: {facts.quarantined} ({QUARANTINE})"
     return manifest
 
 
 def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
     """Samples and writes the pairs of a round; returns the facts for the stage's manifest.
 
-    Raises UserError for prompts that cannot be used and TooManyDroppedError when the filters drop more than
-    `filters.max_dropped_share` of the rows.
+    Raises UserError for prompts that cannot be used, TooManyDroppedError when the filters drop more than
+    `filters.max_dropped_share` of the rows and QuarantineError when engines die of more than
+    `generation.max_quarantined_share` of them.
     """
     config, round = stage.config, stage.round
     policy = stage.session.policy(round.before)
@@ -64,12 +69,15 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
     if config.preference.is_mipo:
         score = functools.partial(to_score, generation=config.generation, filters=config.filters)
 
-    with resumed_context(stage.path(NOTES), filesystem, id_column="prompt_id"):
+    with (
+        deaths_of(stage, conditioned.rows) as deaths,
+        resumed_context(stage.path(NOTES), filesystem, id_column="prompt_id"),
+    ):
         rows = read_rows(stage.path(CONDITIONED_ROWS), filesystem)
         rows = rows.repartition(target_num_rows_per_block=conditioned.rows_per_block, strict=True)
         sampled = sample_responses(
             rows,
-            engines,
+            replace(engines, deaths=deaths),
             Sampling({DEFAULT_SAMPLING: config.generation.sampling}, trims=config.filters.truncated == "trim"),
             stage.events,
             score if config.scores_pmi else None,
@@ -89,6 +97,7 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
         rows_per_block=conditioned.rows_per_block,
         chosen_by=conditioned.chosen_by,
         gpus=most_gpus(engines.request),
+        quarantined=quarantined(stage),
     )
 
 

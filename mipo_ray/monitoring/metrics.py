@@ -142,6 +142,14 @@ ENGINES = (
         "engine_death",
         "engine_deaths",
     ),
+    Metric(
+        "mipo_quarantined_prompts_total",
+        "counter",
+        "prompts",
+        "prompts set aside because engines died of each, alone; no series: none was",
+        "quarantined",
+        "quarantined_prompts",
+    ),
     Metric("mipo_generated_rows_total", "counter", "rows", "prompt rows sampled", "generated", "rows", _ENGINE),
     Metric(
         "mipo_generated_tokens_total",

@@ -152,7 +152,7 @@ class RunState:
     def take(self, event: Event) -> None:
         """Takes note of an event, told or emitted, in their order."""
         kind, key = event["event"], (event.get("round"), str(event.get("stage")))
-        if kind in ("warning", "weight_swap_failure", "engine_death"):
+        if kind in ("warning", "weight_swap_failure", "engine_death", "quarantined"):
             self._warnings.append(_warning(event))
         if kind == "stage":
             self.under_way.pop(key, None)
@@ -232,6 +232,8 @@ def round_of(key: StageKey) -> Round:
 def _warning(event: Event) -> str:
     if event["event"] == "warning":
         return str(event["text"])
+    if event["event"] == "quarantined":
+        return f"warning: engines died of prompt {event['prompt_id']!r} alone, and it is set aside: {event['reason']}"
     name, error = event.get("engine", ""), str(event.get("error", ""))
     if event["event"] == "engine_death":
         return f"warning: engine {name} died and is started anew: {error}"

@@ -100,6 +100,7 @@ class WrittenIds(IdColumnCheckpointManager):
         Rows whose write was cut short are swept first. Ids are read in a task: the driver holds no data.
         """
         if data_file_dir is not None:
+            keep_complete_writes(self.filesystem, self.checkpoint_path_unwrapped)
             self._clean_pending_checkpoints(data_file_dir, data_file_filesystem)
         selector = pyarrow.fs.FileSelector(self.checkpoint_path_unwrapped, allow_not_found=True)
         files = [file.path for file in self.filesystem.get_file_info(selector) if file.path.endswith(".parquet")]
@@ -110,6 +111,19 @@ class WrittenIds(IdColumnCheckpointManager):
         task: Any = _sorted_ids.options(label_selector=selected) if selected else _sorted_ids
         ids, size = task.remote(sorted(files), self.filesystem, self.id_column)
         return ids, ray.get(size)
+
+
+def keep_complete_writes(filesystem: pyarrow.fs.FileSystem, notes: str) -> None:
+    """Removes a pending note in the directory `notes` where the same one without the mark stands beside it.
+
+    An object store cannot rename: a note becomes complete by a copy, after which the pending one is removed. A death
+    between the two leaves both, of rows that are written, and Ray Data would sweep the rows but leave the note.
+    """
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(notes, allow_not_found=True))
+    paths = {file.path for file in found}
+    for path in sorted(paths):
+        if path.endswith(_PENDING) and path.removesuffix(_PENDING) + ".parquet" in paths:
+            filesystem.delete_file(path)
 
 
 @ray.remote(num_cpus=0, num_returns=2)

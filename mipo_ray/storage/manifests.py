@@ -36,6 +36,8 @@ class GenerateFacts:
     """What chose between the responses to a prompt, where it was a reward and not what they were sampled under."""
     gpus: float | None = optional()
     """How many GPUs the stage reserved at most."""
+    quarantined: int | None = optional()
+    """How many prompts were set aside because engines died of them; quarantine.jsonl beside the pairs names them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ or for all of them once more.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,6 +79,20 @@ def test_what_an_earlier_call_wrote_is_left_out(tmp_path: Path) -> None:
     written = open_table(str(place / "written"), LOCAL).to_table().sort_by("number")
     assert written.select(ROWS.column_names).to_pylist() == ROWS.to_pylist()
     assert written["call"].to_pylist() == [0, 0, 1, 1, 1, 1]
+
+
+def test_a_death_between_the_copy_and_the_removal_of_a_note_loses_no_rows(tmp_path: Path) -> None:
+    """As where a run on an object store is killed, which copies where a disk renames."""
+    pyarrow.parquet.write_table(ROWS, tmp_path / "rows.parquet")
+    for call in range(2):
+        with resumed_context(f"{tmp_path}/checkpoint", LOCAL, id_column="prompt_id"):
+            found = map_blocks(read_rows([str(tmp_path / "rows.parquet")], LOCAL), marked, call=call)
+            found.write_parquet(str(tmp_path / "written"), filesystem=LOCAL)
+        (note,) = (tmp_path / "checkpoint").glob("*.parquet")
+        shutil.copy(note, note.with_name(f"{note.stem}.pending.parquet"))
+    written = open_table(str(tmp_path / "written"), LOCAL).to_table().sort_by("number")
+    assert written.select(ROWS.column_names).to_pylist() == ROWS.to_pylist()
+    assert set(written["call"].to_pylist()) == {0}
 
 
 def user_error(raised: pytest.ExceptionInfo[BaseException]) -> str:

@@ -40,6 +40,7 @@ ALERTS = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"][0]["
 # What has no series in a healthy run on a machine without a GPU.
 ABSENT = {
     "ray_mipo_engine_deaths_total": "no engine died",
+    "ray_mipo_quarantined_prompts_total": "no engine died of a prompt",
     "ray_mipo_weight_swap_failures_total": "no engine failed to take a policy's weights",
     "ray_vllm_num_preemptions_total": "vLLM's counter appears with the first preempted request",
     "ray_mipo_idle_gpu_seconds_total": "no GPU is reserved",

@@ -51,6 +51,7 @@ EXECUTION_ONLY = {
     "generation.pool.engine_args",
     "generation.pool.label_selector",
     "generation.stall_minutes",
+    "generation.max_quarantined_share",
     "filters.max_dropped_share",
     "train.offload_reference",
     "train.layout",

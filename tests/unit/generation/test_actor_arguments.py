@@ -14,9 +14,10 @@ from ray import cloudpickle
 from mipo_ray.config.recipe import load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.held_out.scorer import Scorer, ScorerSettings
+from mipo_ray.generation.actor_engines import EngineUse
 from mipo_ray.generation.embedder import Embedder
 from mipo_ray.generation.engine import DEFAULT_SAMPLING, Sampling
-from mipo_ray.generation.sampler import EngineUse, Sampler
+from mipo_ray.generation.sampler import Sampler
 from mipo_ray.generation.vllm_arguments import engine_settings
 from mipo_ray.pairs.assemble import to_score
 from mipo_ray.ray_cluster.resources import resolve

@@ -16,8 +16,9 @@ import pytest
 
 from mipo_ray.errors import UserError
 from mipo_ray.generation import sampler
+from mipo_ray.generation.actor_engines import EngineUse
 from mipo_ray.generation.engine import REQUESTS
-from mipo_ray.generation.sampler import EngineUse, Sampler
+from mipo_ray.generation.sampler import Sampler
 
 BLOCK = pa.table({"requests": pa.array([[]], REQUESTS)})
 

@@ -167,6 +167,13 @@ def test_a_block_that_is_answered_again_counts_once() -> None:
     assert run.take_warnings() == []
 
 
+def test_a_prompt_that_is_set_aside_is_told_at_once() -> None:
+    run = state_after(84.2)
+    aside: dict[str, Any] = {"round": 0, "stage": "generate", "event": "quarantined", "time": START + 85}
+    run.take({**aside, "quarantined_prompts": 1, "prompt_id": "p-7", "step": "sample", "reason": "oom"})
+    assert run.take_warnings() == ["warning: engines died of prompt 'p-7' alone, and it is set aside: oom"]
+
+
 def test_events_of_nobody_who_is_watched_change_nothing() -> None:
     """A view that begins late, and events that a later version adds."""
     run = RunState(AGENDA, START)
