@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from mipo_ray.evaluation.guard_stage import guard_round
 from mipo_ray.evaluation.held_out.scorers import scorers_of_run
 from mipo_ray.evaluation.judge.stage import reach_judge
 from mipo_ray.evaluation.stage import evaluate
@@ -45,7 +46,9 @@ def run_rounds(plan: Plan) -> Results:
                 generate(session, round, plan.prompts)
                 train(session, round)
             measure_round(plan, session, round)
-            if plan.held_out and round != session.rounds[-1]:  # with the last one's the command ends
+            if round == plan.rounds[-1]:  # by number, or because the guard found it bad: with it the command ends
+                break
+            if plan.held_out:
                 say(closing_text(plan.run, full=False))
     return read_results(plan.run)
 
@@ -84,7 +87,9 @@ def stream_round(session: Session, round: Round, prompts: PromptSummary) -> None
 
 
 def measure_round(plan: Plan, session: Session, round: Round) -> None:
-    """Evaluates the policy that stands after a round, where the run measures at all; brings the report up to date."""
+    """Evaluates the policy that stands after a round, where the run measures at all, and lets the guard say whether the
+    next may start from it; brings the report up to date."""
     if plan.held_out is not None:
         evaluate(session, round, plan.held_out, plan.tasks)
+        guard_round(session, round)
     write_report(plan.config, plan.run)

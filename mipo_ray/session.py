@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mipo_ray.config import Config
+from mipo_ray.config.train import TrainConfig
 from mipo_ray.monitoring.events import Events
 from mipo_ray.ray_cluster.living import LivingActors
 from mipo_ray.ray_cluster.resources import Resources
@@ -15,6 +16,7 @@ from mipo_ray.storage.lock import check_locks
 from mipo_ray.storage.manifests import AnyFacts, Manifest, Work
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.storage.verdicts import bad_rounds, last_good, rounds_before
 from mipo_ray.terminal import say
 
 
@@ -42,8 +44,17 @@ class Session:
         return [Round(number) for number in range(self.config.rounds)]
 
     def stage(self, round: Round, name: str) -> Stage:
-        """A stage of this run by its name: generate, train, evaluate, tasks, tasks/NAME, judge/PROTOCOL."""
+        """A stage of this run by its name: generate, train, evaluate, tasks, tasks/NAME, judge/PROTOCOL, guard."""
         return Stage(self, round, name)
+
+    def start(self, round: Round) -> Round:
+        """The round whose policy this one starts from: the one before it, or the last that the guard found good."""
+        return last_good(self.run, round.before)
+
+    def training(self, round: Round) -> TrainConfig:
+        """How a round trains: with half of the learning rate for each bad round before it."""
+        train, bad = self.config.train, bad_rounds(self.run, rounds_before(round))
+        return train.model_copy(update={"learning_rate": train.learning_rate * 0.5 ** len(bad)})
 
     def policy(self, round: Round) -> str:
         """The model that stands after a round, as `models.source.local_model_directory` takes it; the base's is the

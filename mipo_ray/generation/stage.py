@@ -55,10 +55,10 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
     `filters.max_dropped_share` of the rows.
     """
     config, round = stage.config, stage.round
-    policy = stage.session.policy(round.before)
+    policy = stage.session.policy(stage.session.start(round))
     filesystem = stage.run.arrow_filesystem()
     conditioned = condition_prompts(stage.session, round, prompts)
-    engines = round_engines(stage.session, round.before)
+    engines = round_engines(stage.session, stage.session.start(round))
     score = functools.partial(to_score, generation=config.generation, filters=config.filters)
 
     with resumed_context(stage.path(NOTES), filesystem, id_column="prompt_id"):
