@@ -67,9 +67,10 @@ def _beside_the_base(policy: Figures, base: Figures, bounds: Mapping[str, Bound 
 def _beside_the_best(policy: Figures, good: Mapping[str, Figures]) -> Iterator[BrokenBound]:
     """The limits that the intervals of the best policies set, of measures of which more is better, broken or not."""
     for name in policy.main:
-        if measure_of(name).better != "higher":
+        have = {key: figures.entries[name] for key, figures in good.items() if name in figures.entries}
+        if measure_of(name).better != "higher" or not have:
             continue
-        known = {key: Estimate.of_value(figures.entries[name]) for key, figures in good.items()}
+        known = {key: Estimate.of_value(entry) for key, entry in have.items()}
         best = max(known, key=lambda key: known[key].value)
         value, theirs = policy.entries[name].value, known[best]
         yield BrokenBound(measure=name, value=value, side=AT_LEAST, bound=theirs.low, against=best, theirs=theirs.value)
