@@ -6,6 +6,7 @@ python -m pytest tests/unit/test_guarded_rounds.py
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -253,6 +254,19 @@ def test_a_kill_between_the_last_measurement_and_its_verdict_leaves_work(run_rou
     assert plan_of(stop).is_finished
 
 
+def test_a_verdict_that_the_report_does_not_tell_is_work_to_do(run_rounds: Run, options: list[str]) -> None:
+    """A kill after the verdict on a run that was finished without a guard before."""
+    run = run_rounds(FakeStages([{}]), "rounds=1")
+    config = load_config(options[0], options[1:])
+    commit(run, "rounds/000/guard", config)
+    guarded = [*options, "rounds=1", "guard.when_bad=stop"]
+    for seconds, is_finished in ((-60, False), (60, True)):
+        written = Path(run.path("rounds/000/guard/manifest.json")).stat().st_mtime + seconds
+        for name in ("results.json", "report.html"):
+            os.utime(run.path(name), (written, written))
+        assert plan_of(guarded).is_finished == is_finished
+
+
 def test_a_verdict_stands_whatever_the_bounds_are_later(run_rounds: Run, options: list[str]) -> None:
     run = run_rounds(FakeStages([{}, BAD, {}, {}, {}]), "guard.when_bad=stop")
     wide = ["guard.when_bad=stop", "guard.bounds.self_bleu.max_rise=1"]
@@ -271,10 +285,12 @@ def test_a_run_that_was_stopped_goes_on_where_it_is_told_to(run_rounds: Run) -> 
     assert not [stage for stage in later.done if stage.startswith(("base", "rounds/000", "rounds/001"))]
 
 
-def test_rounds_that_another_has_started_from_are_not_compared_later(run_rounds: Run) -> None:
+def test_rounds_that_another_has_started_from_are_not_compared_later(run_rounds: Run, options: list[str]) -> None:
     """A guard that comes when two rounds are done looks at the second, from which nothing has started yet."""
     figures: list[dict[str, float]] = [BAD, {}, BAD, {}, {}]
     run = run_rounds(FakeStages(figures), "rounds=2")
+    assert plan_of([*options, "rounds=2"]).is_finished
+    assert not plan_of([*options, "rounds=2", "guard.when_bad=stop"]).is_finished
     run_rounds(FakeStages(figures), "guard.when_bad=halve_learning_rate")
     assert run.read_manifest("rounds/000/guard", GuardFacts) is None
     assert verdicts_of(run) == [0, 1, 0, 0]
