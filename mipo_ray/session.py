@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mipo_ray.config import Config
-from mipo_ray.config.train import TrainConfig
 from mipo_ray.monitoring.events import Events
 from mipo_ray.ray_cluster.living import LivingActors
 from mipo_ray.ray_cluster.resources import Resources
@@ -51,10 +50,10 @@ class Session:
         """The round whose policy this one starts from: the one before it, or the last that the guard found good."""
         return last_good(self.run, round.before)
 
-    def training(self, round: Round) -> TrainConfig:
-        """How a round trains: with half of the learning rate for each bad round before it."""
-        train, bad = self.config.train, bad_rounds(self.run, rounds_before(round))
-        return train.model_copy(update={"learning_rate": train.learning_rate * 0.5 ** len(bad)})
+    def learning_rate(self, round: Round) -> float:
+        """That of a round's training at its peak: halved for each bad round before it."""
+        bad = bad_rounds(self.run, rounds_before(round))
+        return self.config.train.learning_rate * 0.5 ** len(bad)
 
     def policy(self, round: Round) -> str:
         """The model that stands after a round, as `models.source.local_model_directory` takes it; the base's is the

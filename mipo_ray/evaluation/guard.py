@@ -57,8 +57,10 @@ def verdict(policy: Figures, good: Mapping[str, Figures], bounds: Mapping[str, B
 def _beside_the_base(policy: Figures, base: Figures, bounds: Mapping[str, Bound | None]) -> Iterator[BrokenBound]:
     """Every limit that a bound of the configuration sets, broken or not."""
     for name, bound in bounds.items():
+        if bound is None:
+            continue
         value, theirs = policy.entries[name].value, base.entries[name].value
-        for kind, amount in (bound or {}).items():
+        for kind, amount in bound.items():
             side = AT_LEAST if kind in ("min_ratio", "max_fall") else AT_MOST
             limit = {"max_rise": theirs + amount, "max_fall": theirs - amount}.get(kind, theirs * amount)
             yield BrokenBound(measure=name, value=value, side=side, bound=limit, against=BASE.key, theirs=theirs)

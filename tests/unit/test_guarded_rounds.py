@@ -67,7 +67,7 @@ class FakeStages:
         self._do(session, round, "generate", policy=session.policy(session.start(round)))
 
     def train(self, session: Session, round: Round) -> None:
-        self._do(session, round, "train", learning_rate=session.training(round).learning_rate)
+        self._do(session, round, "train", learning_rate=session.learning_rate(round))
 
     def evaluate(self, session: Session, round: Round, held_out: object, tasks: object) -> None:
         changed = {} if round.is_base else self.figures[round.number]

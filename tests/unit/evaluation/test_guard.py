@@ -207,5 +207,6 @@ def test_a_bound_over_what_is_not_measured_is_refused_by_name(bound: str, expect
 def test_what_the_base_turns_out_to_have_none_of_is_refused_by_name() -> None:
     check_measured(policy(), DEFAULT_BOUNDS)
     check_measured(policy(), {"reward_margin": None})
+    assert verdict(policy(), {"base": policy()}, {"reward_margin": None}).compared == 1
     with pytest.raises(UserError, match=r"^guard\.bounds: reward_margin: expected measures that the held-out prompts"):
         check_measured(policy(), {**DEFAULT_BOUNDS, "reward_margin": {"max_fall": 1.0}})
