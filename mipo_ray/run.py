@@ -69,12 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 with connected_work(), kept_logs(run):
                     run_rounds(plan)
             minutes = (time.monotonic() - started) / 60
-            stopped = (
-                "" if len(plan.rounds) == config.rounds else f", stopped by the guard after {plan.rounds[-1].label}"
-            )
-            _say_end(
-                plan, f"finished in {minutes:.1f} minutes{stopped}; results and report: {run.url}", full=options.full
-            )
+            is_stopped = len(plan.rounds) < config.rounds
+            why = f", stopped by the guard after {plan.rounds[-1].label}" if is_stopped else ""
+            _say_end(plan, f"finished in {minutes:.1f} minutes{why}; results and report: {run.url}", full=options.full)
         return 0
 
     def as_asked() -> int:
