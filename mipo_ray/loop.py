@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from mipo_ray.evaluation.guard_stage import guard_round
 from mipo_ray.evaluation.held_out.scorers import scorers_of_run
 from mipo_ray.evaluation.judge.stage import reach_judge
 from mipo_ray.evaluation.stage import evaluate
@@ -40,6 +41,8 @@ def run_rounds(plan: Plan) -> Results:
                 overlap_round(plan, session, round)
                 continue
             measure_start(plan, session, round)
+            if round not in plan.rounds:  # the guard found the one before it bad, and with it the run ends
+                break
             if isinstance(plan.prompts, PairSummary):
                 train(session, round)  # on pairs that were taken before anything else
             elif plan.schedule.streams:
@@ -47,7 +50,8 @@ def run_rounds(plan: Plan) -> Results:
             else:
                 generate(session, round, plan.prompts)
                 train(session, round)
-        measure_round(plan, session, session.rounds[-1])
+        else:
+            measure_round(plan, session, session.rounds[-1])
     return read_results(plan.run)
 
 
@@ -99,12 +103,14 @@ def overlap_round(plan: Plan, session: Session, round: Round) -> None:
 def measure_start(plan: Plan, session: Session, round: Round) -> None:
     """Evaluates the policy that a round starts from and, where that is an earlier round's, says what it reached."""
     measure_round(plan, session, round.before)
-    if plan.held_out is not None and not round.before.is_base:  # with the last one's the command ends
+    if plan.held_out is not None and not round.before.is_base and round in plan.rounds:  # else the command ends so
         say(closing_text(plan.run, full=False))
 
 
 def measure_round(plan: Plan, session: Session, round: Round) -> None:
-    """Evaluates the policy that stands after a round, where the run measures at all; brings the report up to date."""
+    """Evaluates the policy that stands after a round, where the run measures at all, and lets the guard say whether the
+    next may start from it; brings the report up to date."""
     if plan.held_out is not None:
         evaluate(session, round, plan.held_out, plan.tasks)
+        guard_round(session, round)
     write_report(plan.config, plan.run)

@@ -28,11 +28,12 @@ from mipo_ray.config.recipe import fields, load_config
 from mipo_ray.config.schema import Config
 from mipo_ray.monitoring.display import said_as, shown, tell
 from mipo_ray.planning.describe import describe
-from mipo_ray.planning.plan import check_inputs, make_plan
+from mipo_ray.planning.plan import Inputs, check_inputs, make_plan
 from mipo_ray.planning.token_counts import TOKENS_HELP
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from mipo_ray.storage.verdicts import last_good
 from mipo_ray.terminal import say
 
 DEMO_RECIPE = str(Path(__file__).parent / "examples" / "demo.yaml")
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             here, is_local = unbounded_node(config)
             make_plan(inputs, [here], are_all=is_local)  # what this machine alone refuses costs no cluster
             if inputs.is_finished:
-                _say_end(run, f"{run.url}: finished before, nothing to do", full=options.full)
+                _say_end(inputs, f"{run.url}: finished before, nothing to do", full=options.full)
                 return 0
             with shown(run, options.display):
                 plan = make_plan(inputs, connect(config))
@@ -68,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 with connected_work(), kept_logs(run):
                     run_rounds(plan)
             minutes = (time.monotonic() - started) / 60
-            _say_end(run, f"finished in {minutes:.1f} minutes; results and report: {run.url}", full=options.full)
+            is_stopped = len(plan.rounds) < config.rounds
+            why = f", stopped by the guard after {plan.rounds[-1].label}" if is_stopped else ""
+            _say_end(plan, f"finished in {minutes:.1f} minutes{why}; results and report: {run.url}", full=options.full)
         return 0
 
     def as_asked() -> int:
@@ -86,12 +89,20 @@ def _dry_run(config: Config, run: RunDirectory, *, count_all: bool) -> int:
     return 0
 
 
-def _say_end(run: RunDirectory, last: str, *, full: bool) -> None:
+def _say_end(inputs: Inputs, last: str, *, full: bool) -> None:
     """Says what the run reached; for machines, too."""
-    from mipo_ray.evaluation.summary import closing_text, closing_values
+    from mipo_ray.evaluation.summary import closing_text, closing_values, found_bad
 
+    run = inputs.run
     text = closing_text(run, full=full)
-    event = {"event": "end", "run_dir": run.url, "findings": closing_values(run), "text": last}
+    event = {
+        "event": "end",
+        "run_dir": run.url,
+        "policy": last_good(run, inputs.rounds[-1]).key,
+        "bad_rounds": {round.key: why for round, why in found_bad(run).items()},
+        "findings": closing_values(run),
+        "text": last,
+    }
     tell(event, "\n".join([*([text, ""] if text else []), last]))
 
 

@@ -15,6 +15,7 @@ from mipo_ray.storage.lock import check_locks
 from mipo_ray.storage.manifests import AnyFacts, Manifest, Work
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.storage.verdicts import bad_rounds, last_good, rounds_before
 from mipo_ray.terminal import say
 
 
@@ -45,8 +46,17 @@ class Session:
         return [Round(number) for number in range(self.config.rounds)]
 
     def stage(self, round: Round, name: str) -> Stage:
-        """A stage of this run by its name: generate, train, evaluate, tasks, tasks/NAME, judge/PROTOCOL."""
+        """A stage of this run by its name: generate, train, evaluate, tasks, tasks/NAME, judge/PROTOCOL, guard."""
         return Stage(self, round, name)
+
+    def start(self, round: Round) -> Round:
+        """The round whose policy this one starts from: the one before it, or the last that the guard found good."""
+        return last_good(self.run, round.before)
+
+    def learning_rate(self, round: Round) -> float:
+        """That of a round's training at its peak: halved for each bad round before it."""
+        bad = bad_rounds(self.run, rounds_before(round))
+        return self.config.train.learning_rate * 0.5 ** len(bad)
 
     def policy(self, round: Round) -> str:
         """The model that stands after a round, as `models.source.local_model_directory` takes it; the base's is the

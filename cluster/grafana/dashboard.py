@@ -227,6 +227,7 @@ ROWS: dict[str, list[Any]] = {
         held_out("Copied from the prompt", "held_out_copy_ratio", unit="percentunit"),
         held_out("Different bigrams over all answers", "held_out_corpus_distinct_2_ratio", unit="percentunit"),
         held_out("KL from the initial model, nats per token", "held_out_kl_nats_per_token"),
+        held_out("Bounds of the guard that are broken", "guard_broken_bounds", text="Above 0: not promoted."),
     ],
     "Time, storage, machines": [
         panel(

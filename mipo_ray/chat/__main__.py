@@ -1,4 +1,4 @@
-"""Talk to a run: the answers of its initial model and of its newest policy, side by side while they come.
+"""Talk to a run: the answers of its initial model and of its newest good policy, side by side while they come.
 
     python -m mipo_ray.chat RUN                              questions in the terminal; Ctrl-D ends
     python -m mipo_ray.chat RUN --context "I am a nurse."    with what is known of the user, and so with context PMI
@@ -102,7 +102,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m mipo_ray.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("arguments", nargs="+", metavar="RUN [key=value ...]", help="run directory, and overrides")
-    parser.add_argument("--rounds", metavar="KEYS", help="whose answers: base,0,1 (default: the base and the newest)")
+    parser.add_argument(
+        "--rounds", metavar="KEYS", help="whose answers: base,0,1 (default: the base and the newest good round)"
+    )
     parser.add_argument("--context", metavar="TEXT", help="what is known of the user")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--once", metavar="QUESTION", help="ask one question, print the answers and end")

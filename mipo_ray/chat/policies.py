@@ -12,6 +12,7 @@ from mipo_ray.models.source import check_model, check_sampled_model
 from mipo_ray.planning.chat import check_chats
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, open_run
+from mipo_ray.storage.verdicts import last_good
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class ChatRun:
 def open_chat(target: str, named: str | None, overrides: Sequence[str] = (), *, trusts_recipe: bool = False) -> ChatRun:
     """Opens a run (a local path or a URL) and finds its policies.
 
-    named: which of them answer ("base,0,1"); None: the base and the newest. overrides: of the run's configuration, for
-    what decides where engines run. Raises UserError where there is no run, no such policy, or an override that would
-    make it another run.
+    named: which of them answer ("base,0,1"); None: the base and the newest that the guard did not find bad. overrides:
+    of the run's configuration, for what decides where engines run. Raises UserError where there is no run, no such
+    policy, or an override that would make it another run.
     """
     run = open_run(target)
     text = run.read_text("config.yaml")
@@ -47,7 +48,7 @@ def open_chat(target: str, named: str | None, overrides: Sequence[str] = (), *, 
     if not trained:
         raise UserError(f"{run.url}: expected a round that is trained, found none; python -m mipo_ray.run trains them")
     there = base_and_rounds(trained)
-    rounds = (BASE, there[-1]) if named is None else _named(named, there, run)
+    rounds = tuple(dict.fromkeys((BASE, last_good(run, there[-1])))) if named is None else _named(named, there, run)
     check_model(config.model.source)
     check_sampled_model(config.model.source, config.windows)
     check_chats(config, ())

@@ -101,6 +101,10 @@ def load_comparison(recipe: str | Path, overrides: Sequence[str] = (), *, trusts
     shared = _checked("", values)
     if shared.pairs.path is not None:
         raise ConfigError("pairs.path: the arms of a comparison sample their pairs: expected none, found one")
+    if shared.guard.when_bad is not None:
+        raise ConfigError(
+            f"guard.when_bad: every arm of a comparison does every round: expected null, found {shared.guard.when_bad}"
+        )
     if not shared.evaluate.enabled:
         raise ConfigError("evaluate.enabled: a comparison measures: expected true, found false")
     if unquoted := [str(name) for name in arms if not isinstance(name, str)]:

@@ -18,6 +18,7 @@ from mipo_ray.config.evaluate import EvaluateConfig
 from mipo_ray.config.field_types import Dtype, NonNegativeInt, PositiveFloat, PositiveInt, Window
 from mipo_ray.config.filters import FiltersConfig
 from mipo_ray.config.generation import GenerationConfig
+from mipo_ray.config.guard import GuardConfig
 from mipo_ray.config.pairs import OF_SAMPLING, READ_OF_PROMPTS, PairsConfig, other_than_default
 from mipo_ray.config.preference import OF_MISMATCHED_PROMPTS, OF_MISMATCHED_RESPONSES, PreferenceConfig
 from mipo_ray.config.prompts import TrainingPromptsConfig
@@ -116,6 +117,7 @@ class Config(Section):
     filters: FiltersConfig = Field(default_factory=FiltersConfig, description="pair filters")
     train: TrainConfig = Field(default_factory=TrainConfig, description="training")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="held-out measurement")
+    guard: GuardConfig = Field(default_factory=GuardConfig, description="bounds that a round must keep")
     ray: RayConfig = Field(default_factory=RayConfig, description="the cluster")
     cost: CostConfig = Field(default_factory=CostConfig, description="what the plan reckons hours and dollars by")
     schedule: Literal["auto", "sequential", "streaming"] = execution_only(
@@ -171,6 +173,24 @@ class Config(Section):
             raise ValueError(
                 "evaluate.judge judges the held-out answers, which evaluate.enabled=false leaves out; set "
                 "evaluate.enabled=true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _guard_has_figures(self) -> Config:
+        if self.guard.when_bad is not None and not self.evaluate.enabled:
+            raise ValueError(
+                f"guard.when_bad {self.guard.when_bad} compares what is measured after each round, which "
+                "evaluate.enabled=false leaves out; set evaluate.enabled=true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _guard_decides_first(self) -> Config:
+        if self.guard.when_bad is not None and self.evaluate.schedule == "overlapping":
+            raise ValueError(
+                "evaluate.schedule overlapping samples the next round's pairs while a policy is measured, and "
+                "guard.when_bad waits for what is measured: expected evaluate.schedule auto or sequential, or no guard"
             )
         return self
 

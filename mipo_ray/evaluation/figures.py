@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from mipo_ray.evaluation.intervals import Estimate, change_word
-from mipo_ray.measures import HELD_OUT, format_value
+from mipo_ray.measures import HELD_OUT, format_value, measure_of
 from mipo_ray.storage.entries import Entry, Evaluation, Results
+from mipo_ray.storage.manifests import BrokenBound, GuardFacts
 from mipo_ray.storage.results import read_evaluation, read_results, rounds_of
+from mipo_ray.storage.rounds import BASE
 from mipo_ray.storage.run_directory import RunDirectory
 
 
@@ -60,6 +62,20 @@ def format_moved(change: Estimate, unit: str) -> str:
     scale = max(map(abs, figures))
     value, low, high = (format_value(figure, unit, signed=True, scale=scale) for figure in figures)
     return f"{value} [{low}, {high}]"
+
+
+def causes(found: GuardFacts) -> str:
+    """Every broken bound in words; "" where there is none."""
+    return "; ".join(map(_cause, found.broken))
+
+
+def _cause(one: BrokenBound) -> str:
+    """A broken bound in words: "self-BLEU 0.412, expected at most 0.309 (the base has 0.109)"."""
+    measure = measure_of(one.measure)
+    value, bound, theirs = (format_value(number, measure.unit) for number in (one.value, one.bound, one.theirs))
+    unit = "" if measure.unit == "share" else f" {measure.unit}"
+    whose = "the base" if one.against == BASE.key else f"round {one.against}"
+    return f"{measure.title} {value}{unit}, expected {one.side} {bound} ({whose} has {theirs})"
 
 
 def final_table(results: Results) -> str:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mipo_ray.config.schema import Config
-from mipo_ray.evaluation.figures import final_tables, format_change
+from mipo_ray.evaluation.figures import causes, final_tables, format_change
 from mipo_ray.evaluation.intervals import FEW, change_word, clusters_behind, detectable_change, is_on_few
 from mipo_ray.measures import HELD_OUT, PRIMARY, format_value, measure_of
 from mipo_ray.storage.entries import Entries, Entry, Evaluation, Results
 from mipo_ray.storage.results import read_evaluation, read_results, rounds_of
-from mipo_ray.storage.rounds import BASE
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.storage.verdicts import good_ones, last_good, verdicts
 
 # How a PMI is raised without saying more: by length, which this bound leaves out, and by copying the prompt.
 BESIDE = ("infonce_initial", "response_tokens", "copy_rate")
@@ -23,7 +24,7 @@ MOST_CUT = 0.5  # share of cut answers beyond which fewer than half of the promp
 
 @dataclass(frozen=True)
 class Finding:
-    """A measure of the newest policy beside the base's; `word`: what the change says, "" without an interval."""
+    """A measure of the newest good policy beside the base's; `word`: what the change says, "" without an interval."""
 
     name: str
     title: str
@@ -54,9 +55,9 @@ def findings(results: Results, evaluation: Evaluation) -> list[Finding]:
 
 def closing_text(run: RunDirectory, *, full: bool) -> str:
     """What a run is found to have reached; `full`: every measure as a table. "" where nothing was measured."""
-    results, evaluation = read_results(run), read_evaluation(run)
+    results, evaluation = _of_good_rounds(run)
     measured = rounds_of(results)
-    about = closing_note(results.get(measured[-1] if measured else BASE.key, {}))
+    about = [*closing_note(results.get(measured[-1] if measured else BASE.key, {})), *guard_lines(run)]
     if full or not results:
         return "\n".join([final_tables(run), *about])
     lines = finding_lines(findings(results, evaluation))
@@ -69,6 +70,23 @@ def primary_of(entries: Entries) -> str | None:
     first of PRIMARY; None where there is neither."""
     marked = [name for name, entry in entries.items() if entry.primary]
     return next(iter([*marked, *(name for name in PRIMARY if name in entries)]), None)
+
+
+def found_bad(run: RunDirectory) -> dict[Round, str]:
+    """The measured rounds that the guard found bad, each with its causes in words."""
+    found = verdicts(run, [Round(int(key)) for key in rounds_of(read_results(run))])
+    return {round: causes(one) for round, one in found.items() if one.is_bad}
+
+
+def guard_lines(run: RunDirectory) -> list[str]:
+    """What the end of a run says of rounds that the guard found bad: why, and which policy it comes to."""
+    bad = found_bad(run)
+    if not bad:
+        return []
+    policy = last_good(run, Round(int(rounds_of(read_results(run))[-1])))
+    whose = "the initial model" if policy.is_base else f"that of round {policy.key}"
+    lines = [f"round {round.key} was found bad and is not promoted: {why}" for round, why in bad.items()]
+    return [*lines, f"the run's policy is {whose}"]
 
 
 def closing_note(entries: Entries) -> list[str]:
@@ -164,8 +182,13 @@ def closing_values(run: RunDirectory) -> list[dict[str, Any]]:
             "users": one.entry.users,
             "questions": one.entry.questions,
         }
-        for position, one in enumerate(findings(read_results(run), read_evaluation(run)))
+        for position, one in enumerate(findings(*_of_good_rounds(run)))
     ]
+
+
+def _of_good_rounds(run: RunDirectory) -> tuple[Results, Evaluation]:
+    """Of the policies that a run may stand by."""
+    return good_ones(run, read_results(run)), good_ones(run, read_evaluation(run))
 
 
 def _of_base(evaluation: Evaluation, name: str, metric: str) -> Entry | None:

@@ -52,7 +52,7 @@ def take_pairs(session: Session, round: Round, pairs: PairSummary) -> Manifest[G
         _keep_work_on(stage, " ".join(pairs.file_hashes))
         _write_pairs(stage, pairs)
         files, statistics = count_pairs(stage, pairs.rows, pairs.fingerprint)
-        policy = session.policy(round.before)
+        policy = session.policy(session.start(round))
         facts = GenerateFacts(
             pairs=files,
             statistics=statistics,
@@ -77,7 +77,7 @@ def _keep_work_on(stage: Stage, content: str) -> None:
 
 def _write_pairs(stage: Stage, pairs: PairSummary) -> None:
     config, filesystem = stage.config, stage.run.arrow_filesystem()
-    policy = stage.session.policy(stage.round.before)
+    policy = stage.session.policy(stage.session.start(stage.round))
     with resumed_context(stage.path(NOTES), filesystem, id_column="prompt_id"):
         read = functools.partial(given_tables, config.pairs, pairs.format)
         rows = read_source(CheckedFiles("Given pairs", pairs.files, read, GIVEN_SCHEMA))

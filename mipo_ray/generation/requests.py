@@ -72,7 +72,7 @@ def condition_prompts(session: Session, round: Round, prompts: PromptSummary) ->
     if (text := stage.run.read_text(name)) is not None:
         return _as_begun(read_record(Conditioned, text, stage.run.path(name)), stage)
     stage.run.remove(stage.directory)
-    policy, filesystem = session.policy(round.before), stage.run.arrow_filesystem()
+    policy, filesystem = session.policy(session.start(round)), stage.run.arrow_filesystem()
     block_rows = rows_per_block(prompts.rows, config.conditioning.block_size)
     with ordered_context():
         rows = blocks_of(read_prompts(config.prompts, prompts), block_rows)

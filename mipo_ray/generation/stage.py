@@ -61,10 +61,10 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
     `generation.max_quarantined_share` of them.
     """
     config, round = stage.config, stage.round
-    policy = stage.session.policy(round.before)
+    policy = stage.session.policy(stage.session.start(round))
     filesystem = stage.run.arrow_filesystem()
     conditioned = condition_prompts(stage.session, round, prompts)
-    engines = round_engines(stage.session, round.before)
+    engines = round_engines(stage.session, stage.session.start(round))
     score: ToScore = responses_to_score
     if config.preference.is_mipo:
         score = functools.partial(to_score, generation=config.generation, filters=config.filters)

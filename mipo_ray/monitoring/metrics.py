@@ -310,7 +310,13 @@ def _held_out(measure: Measure) -> Metric:
 
 HELD_OUT = tuple(map(_held_out, measures.HELD_OUT.values()))
 
-METRICS = (*STAGES, *ENGINES, *PAIRS, *TRAINING, *HELD_OUT)
+GUARD = _gauges(
+    "guard",
+    "guard",
+    ("broken_bounds", "broken_bounds", "bounds", "bounds that the round's policy broke; it is not promoted above 0"),
+)
+
+METRICS = (*STAGES, *ENGINES, *PAIRS, *TRAINING, *HELD_OUT, *GUARD)
 
 
 def run_label(url: str) -> str:

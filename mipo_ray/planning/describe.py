@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mipo_ray.config.evaluate import EvaluateConfig
+from mipo_ray.config.guard import GuardConfig
 from mipo_ray.config.label_selectors import shown
 from mipo_ray.config.schema import Config
 from mipo_ray.config.train import CHECKPOINT_MINUTES, TrainConfig
@@ -56,6 +57,7 @@ def describe(plan: Plan) -> str:
         lines.append(_primary(evaluate, plan.held_out))
         lines += describe_judge(evaluate, plan.held_out.rows)
     lines += describe_tasks(config, plan.resources, plan.tasks)
+    lines += _guard(config.guard)
     if config.evaluate.tasks and not config.evaluate.enabled:
         lines.append(f"tasks           {', '.join(config.evaluate.tasks)}: not measured (evaluate.enabled=false)")
     for phase, needs in phases(config, plan.resources).items():
@@ -152,6 +154,18 @@ def _primary(evaluate: EvaluateConfig, held_out: PromptSummary) -> str:
     counts = Estimate(0.0, 0.0, 0.0, held_out.rows, users=held_out.users, questions=held_out.questions)
     few = f"; fewer than {FEW} of a kind make every interval a rough guide" if is_on_few(counts) else ""
     return f"primary         {evaluate.primary}, over {clusters_behind(counts)}{few}; other measures are exploratory"
+
+
+def _guard(guard: GuardConfig) -> list[str]:
+    """What a round must keep, where it is compared."""
+    if guard.when_bad is None:
+        return []
+    bounds = [
+        f"{name} {', '.join(f'{side} {amount:g}' for side, amount in bound.items())}"
+        for name, bound in guard.bounds.items()
+        if bound is not None
+    ]
+    return [f"guard           {guard.when_bad}, beside the base: {'; '.join(bounds)}"]
 
 
 def describe_judge(evaluate: EvaluateConfig, prompts: int) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from mipo_ray.conditioning.needs import check_held_out, check_training_prompts
 from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError
+from mipo_ray.evaluation.guard import check_guard
 from mipo_ray.evaluation.judge.rows import check_judge, judged_protocols, refuse_other_references
 from mipo_ray.evaluation.tasks.task_check import CheckedTask, check_finished_tasks, check_tasks
 from mipo_ray.measures import primary_measure
@@ -25,8 +26,9 @@ from mipo_ray.prompts.chat_check import chat_check
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results
-from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.storage.verdicts import awaits_verdict, planned_rounds
 from mipo_ray.training.deepspeed_config import check_deepspeed_keys
 
 
@@ -47,10 +49,15 @@ class Inputs:
     earlier: EarlierRuns = field(default=EarlierRuns(), kw_only=True)
 
     @property
+    def rounds(self) -> list[Round]:
+        """The rounds of the run, in order; they end with the one after which the guard has stopped it."""
+        return planned_rounds(self.config, self.run)
+
+    @property
     def stages(self) -> list[str]:
         """Every stage of the run, in order."""
         names = measured_stages(self.config, self.run, BASE, self.tasks)
-        for round in map(Round, range(self.config.rounds)):
+        for round in self.rounds:
             names += [self.run.stage(round, "generate"), self.run.stage(round, "train")]
             names += measured_stages(self.config, self.run, round, self.tasks)
         return names
@@ -74,12 +81,13 @@ class Inputs:
     @property
     def is_finished(self) -> bool:
         """Every stage is finished, and the files of results and report.html were written after the last one."""
-        return set(self.stages) <= set(self.finished) and self._is_reported()
+        if not set(self.stages) <= set(self.finished) or awaits_verdict(self.config, self.run, self.rounds[-1]):
+            return False
+        return self._is_reported()
 
     def _is_reported(self) -> bool:
         # A kill right after the last stage was committed leaves older results, or a report of older results.
-        rounds = base_and_rounds(range(self.config.rounds))
-        measured = {round.key for round in rounds} if self.config.evaluate.enabled else set()
+        measured = {round.key for round in [BASE, *self.rounds]} if self.config.evaluate.enabled else set()
         if not measured <= read_results(self.run).keys():
             return False
         evaluation = read_evaluation(self.run)
@@ -118,6 +126,7 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
         held_out = check_held_out(config, [counts.of_prompts("evaluate.prompts")])
         config = with_primary_named(config, held_out)
     tasks = check_tasks(config, counts.of_item) if config.evaluate.enabled else ()
+    check_guard(config, held_out, tasks)
     run.check_place()
     run.check_config(config)
     check_judge(config, run)

@@ -98,6 +98,8 @@ def evaluation_overlap(
         return Overlap(False, "nothing is evaluated")
     if config.pairs.path is not None:
         return Overlap(False, "the pairs exist")
+    if config.guard.when_bad is not None:
+        return Overlap(False, "the guard decides before a round begins")
     if chosen == "sequential":
         return Overlap(False, "evaluate.schedule")
     missing = "" if lifetime.is_run else f"engines live for the {lifetime}"

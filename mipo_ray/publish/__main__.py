@@ -6,8 +6,9 @@
     python -m mipo_ray.publish RUN --to ORG/NAME --dry-run --adapter   of a run with LoRA: the adapter alone
     python -m mipo_ray.publish RUN --to ORG/NAME --dry-run --pairs --results   its pairs, results.json, evaluation.json
 
-The folder holds the newest round's policy with tokenizer and chat template, and a model card made of the run. The card
-tells neither paths of this machine nor secrets. The token is huggingface_hub's own: HF_TOKEN, or `hf auth login`.
+The folder holds the policy of the newest round that the guard did not find bad, with tokenizer and chat template, and a
+model card made of the run. The card tells neither paths of this machine nor secrets. The token is huggingface_hub's
+own: HF_TOKEN, or `hf auth login`.
 Exit codes are those of mipo_ray.run.
 """
 
@@ -82,7 +83,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     mode.add_argument("--upload", action="store_true", help="send it; a repository that is not there is made, private")
     parser.add_argument("--public", action="store_true", help="make the repository for everybody to see")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of a dry run (default: published/ORG/NAME)")
-    parser.add_argument("--round", type=int, metavar="N", help="whose policy (default: the newest finished one)")
+    parser.add_argument(
+        "--round",
+        type=int,
+        metavar="N",
+        help="whose policy (default: the newest finished one that the guard did not find bad)",
+    )
     parser.add_argument("--adapter", action="store_true", help="a LoRA adapter beside its base, not the whole model")
     parser.add_argument("--pairs", action="store_true", help="with the pairs of every round, in TRL's columns")
     parser.add_argument("--results", action="store_true", help="with results.json and evaluation.json")

@@ -24,6 +24,8 @@ from mipo_ray.ray_cluster.resources import Request
 
 CLOSE_SECONDS = 15.0
 
+_leasing = threading.Lock()  # not of each LivingActors, which travel in a session and a lock cannot
+
 
 class LivingActors:
     """The driver's side: `request.fewest` actors of one class, made when they are first asked for, until `end`.
@@ -38,7 +40,6 @@ class LivingActors:
         self._actors: tuple[Any, ...] = ()
         self._board: Any = None
         self._uses = 0
-        self._leasing = threading.Lock()
 
     @property
     def kept_gpus(self) -> float:
@@ -47,7 +48,7 @@ class LivingActors:
 
     def lease(self) -> Lease:
         """For the actors of one Ray Data execution, which take what they work with from it. Threads may ask at once."""
-        with self._leasing:
+        with _leasing:
             if self._board is None:
                 here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
                 board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here)

@@ -7,7 +7,7 @@ templates lie beside this module: `report.html.j2` is the page, the others are i
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -29,6 +29,7 @@ from mipo_ray.measures import HELD_OUT, format_value, measure_of
 from mipo_ray.report.charts import drift_charts, pair_charts, score_charts, training_charts
 from mipo_ray.report.cost import ShownStage, run_cost
 from mipo_ray.report.flow import flows
+from mipo_ray.report.guard import Verdicts, bad_keys, guard_rows, guard_sentences
 from mipo_ray.report.heatmaps import heat_maps
 from mipo_ray.report.pair_samples import pair_tables
 from mipo_ray.report.tasks_and_judge import (
@@ -65,6 +66,7 @@ class ReportData:
     {text, mismatched}. answers: {prompt, context, base_answer, base_pmi, final_answer, final_pmi}, PMI in nats per
     response. Context, mismatched and PMI may be None or absent. matrices: by policy ("base", "0", ...). evaluation:
     evaluation.json, of tasks and judge. clusters: the users and questions of the held-out prompts; None: not known.
+    verdicts: the guard's, by policy.
     """
 
     title: str
@@ -79,11 +81,15 @@ class ReportData:
     matrices: Mapping[str, Matrices] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=dict)
     clusters: Clusters | None = None
+    verdicts: Verdicts = field(default_factory=dict)
 
 
 def render_report(run: ReportData) -> str:
     """The report as one HTML document. Characters that UTF-8 cannot hold are replaced by question marks."""
-    compared = comparisons(run.evaluation)
+    bad = bad_keys(run.verdicts)
+    compared = comparisons({key: each for key, each in run.evaluation.items() if key not in bad})
+    finding, *others = summary_sentences(run.results, bad)
+    newest = rounds_of(run.results)[-1:]
     html = (
         _environment()
         .get_template("report.html.j2")
@@ -91,7 +97,10 @@ def render_report(run: ReportData) -> str:
             run=run,
             headline=headline(compared),
             comparisons=compared,
-            summary=summary_sentences(run.results),
+            summary=[finding, *guard_sentences(run.verdicts, run.results), *others],
+            bad=bad,
+            guard_rows=guard_rows(run.verdicts),
+            newest=f"round {newest[0]}, not promoted" if newest and newest[0] in bad else "final",
             flows=flows(run.stages, run.pair_statistics),
             task_rows=task_rows(run.evaluation),
             policies=policies(run.evaluation),
@@ -131,9 +140,10 @@ def _template(name: str) -> str:
     return resources.files("mipo_ray.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def summary_sentences(results: Results) -> list[str]:
-    """What changed from the base to the last round, in plain words; first the finding, then what it may rest on."""
-    rounds = rounds_of(results)
+def summary_sentences(results: Results, bad: Collection[str] = ()) -> list[str]:
+    """What changed from the base to the last round that is not `bad`, in plain words; first the finding, then what it
+    may rest on."""
+    rounds = [key for key in rounds_of(results) if key not in bad]
     if "base" not in results:
         return ["Nothing was measured on held-out prompts."]
     base = results["base"]
@@ -141,7 +151,8 @@ def summary_sentences(results: Results) -> list[str]:
     could = [f"What the held-out prompts could show: {power}."] if power else []
     could += [f"{few.capitalize()}."] if (few := few_text(base)) else []
     if not rounds:
-        return ["Only the initial model has been measured so far.", *could]
+        so_far = "No round was promoted." if bad else "Only the initial model has been measured so far."
+        return [so_far, *could]
     final = results[rounds[-1]]
     name = primary_of(final)
     if name is None:

@@ -24,6 +24,7 @@ from mipo_ray.storage.manifests import AnyFacts, EvaluateFacts, GenerateFacts, M
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results, write_evaluation, write_results
 from mipo_ray.storage.rounds import Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory
+from mipo_ray.storage.verdicts import verdicts
 from mipo_ray.tables.parquet import open_table
 
 EXAMPLES = 12
@@ -74,6 +75,7 @@ def write_report(config: Config, run: RunDirectory) -> None:
         matrices={round.key: manifest.facts.matrix for round, manifest in measured.items() if manifest.facts.matrix},
         evaluation=read_evaluation(run),
         clusters=held_out_clusters(run) if measured else None,
+        verdicts={round.key: verdict for round, verdict in verdicts(run, rounds).items()},
     )
     run.write_text("report.html", render_report(data))
 

@@ -75,6 +75,8 @@ class TrainFacts:
     conditioned, and inside a block by pair_id."""
     pair_set: str | None = optional()
     """Which pairs it was trained on, where those were not all (`training.stage.pair_set_hash`)."""
+    learning_rate: float | None = optional()
+    """At its peak: that of the configuration, halved for each bad round before this one (`guard.when_bad`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +205,40 @@ class JudgeFacts(JudgeDefinition):
     """What evaluation.json has of it."""
 
 
-Facts = GenerateFacts | TrainFacts | EvaluateFacts | TaskFacts | JudgeFacts
+@dataclass(frozen=True, kw_only=True)
+class BrokenBound:
+    """A figure of a round's policy that is beyond a bound of the guard's."""
+
+    measure: str
+    """Of results.json, or "TASK.METRIC" of evaluation.json."""
+    value: float
+    """What was found, in the measure's unit, as are the others."""
+    side: str
+    """What was expected: "at least" or "at most" `bound`."""
+    bound: float
+    """Beyond which the value is."""
+    against: str
+    """The key of the policy that the bound comes from: "base", or a round's number."""
+    theirs: float
+    """That policy's figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardFacts:
+    """Of the guard's verdict on a round."""
+
+    compared: int
+    """How many bounds there were."""
+    broken: list[BrokenBound]
+    """Those that the round's policy broke."""
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether no round may start from the policy."""
+        return bool(self.broken)
+
+
+Facts = GenerateFacts | TrainFacts | EvaluateFacts | TaskFacts | JudgeFacts | GuardFacts
 AnyFacts = TypeVar("AnyFacts", bound=Facts)
 
 
@@ -278,4 +313,5 @@ _KINDS: dict[str, Any] = {
     "evaluate": EvaluateFacts,
     "tasks": TaskFacts,
     "judge": JudgeFacts,
+    "guard": GuardFacts,
 }

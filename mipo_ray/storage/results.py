@@ -65,9 +65,10 @@ def write_evaluation(run: RunDirectory) -> Evaluation:
 
 
 def is_report_current(run: RunDirectory) -> bool:
-    """Whether report.html is there and no file of results was written after it."""
+    """Whether report.html is there and no file of results, nor a verdict of the guard, was written after it."""
     written = run.modified("report.html")
-    read = [run.modified(name) for name in (RESULTS, EVALUATION)]
+    found = [name for name in _files(run, "rounds") if name.endswith(f"/guard/{MANIFEST}")]
+    read = [run.modified(name) for name in (RESULTS, EVALUATION, *found)]
     return written is not None and all(time is None or time <= written for time in read)
 
 

@@ -43,8 +43,13 @@ class Round:
 
     @property
     def before(self) -> Round:
-        """The round whose policy this one starts from; for round 0 the base."""
+        """The round before this one; for round 0 the base."""
         return Round(self.number - 1)
+
+    @property
+    def after(self) -> Round:
+        """The round after this one; for the base round 0."""
+        return Round(self.number + 1)
 
 
 BASE = Round(-1)

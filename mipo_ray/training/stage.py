@@ -43,7 +43,7 @@ def train(
         return manifest
     with stage.reported() as report:
         pairs = _training_pairs(session, round, only, generated)
-        policy = session.policy(round.before)
+        policy = session.policy(session.start(round))
         models = Models(policy, reference=policy if config.train.reference == "round_start" else config.model.source)
         with progress(stage.events, "train", "steps"):
             summary = train_policy(stage, models, pairs)
@@ -58,6 +58,7 @@ def train(
             gpus=most_gpus(worker_request(config, session.resources)) + (0 if is_streamed else session.kept_gpus),
             order="prompts" if is_streamed else "pair_id",
             pair_set=None if only is None else pair_set_hash(only),
+            learning_rate=session.learning_rate(round),
         )
         manifest = report.commit(stage, facts)
         report.closing = f": {summary.steps} steps, loss {summary.first_loss:.4f} -> {summary.last_loss:.4f}"

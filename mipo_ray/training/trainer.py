@@ -122,7 +122,7 @@ def train_policy(stage: Stage, models: Models, pairs: AllPairs | ArrivingPairs) 
         output_dir="",
         # By dtype: a round that was begun on CPUs may go on on GPUs.
         reference_cache=stage.run.model_path(f"{stage.directory}/{REFERENCE_CACHE}/{resources.dtype}"),
-        train=config.train,
+        train=config.train.model_copy(update={"learning_rate": stage.session.learning_rate(stage.round)}),
         dtype=resources.dtype,
         device="cuda" if request.gpus > 0 else "cpu",
         seed=config.seed,

@@ -12,6 +12,7 @@ from mipo_ray.storage.manifests import (
     EvaluateFacts,
     Facts,
     GenerateFacts,
+    GuardFacts,
     JudgeFacts,
     Manifest,
     TaskDefinition,
@@ -32,6 +33,7 @@ FACTS: dict[type[Facts], Facts] = {
     EvaluateFacts: EvaluateFacts(results={}),
     TaskFacts: TaskFacts(definition=TaskDefinition(kind="generative"), name="task", evaluation=NOTHING),
     JudgeFacts: JudgeFacts(name="judge_pairwise", evaluation=NOTHING),
+    GuardFacts: GuardFacts(compared=9, broken=[]),
 }
 
 

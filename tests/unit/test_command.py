@@ -823,6 +823,16 @@ def test_a_cluster_that_grows_may_be_too_small(options: list[str], capsys: pytes
     assert "no node has a GPU now" not in plan
 
 
+def test_the_plan_says_what_a_round_must_keep(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "guard" not in dry_run(options, capsys)
+    given = ["guard.when_bad=stop", "guard.bounds={self_bleu: null, pmi_initial: {max_fall: 2}}"]
+    (line,) = [line for line in dry_run([*options, *given], capsys).splitlines() if line.startswith("guard")]
+    assert line.startswith("guard           stop, beside the base: response_tokens min_ratio 0.5, max_ratio 2; trunc")
+    assert line.endswith("kl_per_token max_rise 1; pmi_initial max_fall 2")
+    assert main(["--dry-run", *options, "guard.when_bad=stop", "guard.bounds={gsm8k.accuracy: {max_fall: 0.1}}"]) == 2
+    assert "error: guard.bounds: gsm8k.accuracy: expected a metric of the run's tasks" in capsys.readouterr().err
+
+
 def test_the_plan_says_which_tasks_are_not_measured(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     tasks = ["evaluate.tasks=[gsm8k, svamp]", "evaluate.enabled=false"]
     line = "tasks           gsm8k, svamp: not measured (evaluate.enabled=false)\n"

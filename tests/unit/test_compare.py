@@ -123,6 +123,7 @@ def test_arms_that_sample_the_same_share_their_pairs(comparison):
         ({"seeds": [True]}, "seeds: expected a list of different whole numbers"),
         ({"seeds": [0], "seed": 1}, "seed: a comparison has seeds"),
         ({"evaluate": {"enabled": False}}, "evaluate.enabled: a comparison measures"),
+        ({"guard": {"when_bad": "stop"}}, "guard.when_bad: every arm of a comparison does every round: expected null"),
         ({"trian": {}}, "trian: unknown key"),
     ],
 )

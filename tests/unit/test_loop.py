@@ -40,6 +40,7 @@ class FakeRun:
         self.plan: Any = SimpleNamespace(
             config=config,
             run=run,
+            rounds=self.session.rounds,
             prompts="prompts",
             sampled="prompts",
             held_out="held-out",

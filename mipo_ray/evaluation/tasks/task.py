@@ -114,6 +114,13 @@ class Task(Section):
         return self.kind != "generative" or self.extraction == "choice"
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured of it, as evaluation.json has it."""
+        if self.kind == "likelihood":
+            return ("accuracy", "accuracy_normalized", "no_answer")
+        return ("accuracy", "no_answer", "truncated", "response_tokens")
+
+    @property
     def prompts(self) -> PromptsConfig:
         """The prompts of the task as the project's own reader of prompt files takes them."""
         return PromptsConfig(

@@ -18,9 +18,12 @@ from mipo_ray.chat import engines
 from mipo_ray.chat.__main__ import main
 from mipo_ray.chat.policies import ChatRun, open_chat
 from mipo_ray.chat.votes import VOTES
+from mipo_ray.config.recipe import load_config
 from mipo_ray.storage.rounds import BASE, Round
 from tests.helpers.chat_runs import make_chat_run
 from tests.helpers.fake_answerer import FakeAnswerer
+from tests.helpers.guard_figures import broken_bound
+from tests.helpers.stages import commit
 
 ANSWERS = {"base": "Nothing.", "0": "Bread.", "1": "A soup, as a nurse needs."}
 
@@ -52,6 +55,16 @@ def test_the_base_and_the_newest_policy_answer(tmp_path: Path) -> None:
     chat = open_chat(f"{tmp_path}/run", None)
     assert chat.rounds == (BASE, Round(1))
     assert chat.engine_rounds == (BASE, Round(1))
+
+
+def test_a_policy_that_was_found_bad_answers_where_it_is_named_alone(tmp_path: Path) -> None:
+    run = make_chat_run(tmp_path, 2)
+    config = load_config(None, [f"run_dir={run.url}"])
+    commit(run, "rounds/001/guard", config, broken=[broken_bound()])
+    assert open_chat(f"{tmp_path}/run", None).rounds == (BASE, Round(0))
+    assert open_chat(f"{tmp_path}/run", "1").rounds == (Round(1),)
+    commit(run, "rounds/000/guard", config, broken=[broken_bound()])
+    assert open_chat(f"{tmp_path}/run", None).rounds == (BASE,)
 
 
 def test_others_answer_where_they_are_named(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mipo_ray.config.guard import DEFAULT_BOUNDS
 from mipo_ray.config.recipe import (
     ConfigError,
     config_hash,
@@ -38,6 +39,8 @@ EXECUTION_ONLY = {
     "schedule",
     "evaluate.schedule",
     "trackers",
+    "guard.when_bad",
+    "guard.bounds",
     "cost.gpu",
     "cost.gpu_hour_dollars",
     "cost.earlier_runs",
@@ -131,6 +134,8 @@ OTHER_VALUES: dict[str, Any] = {
     "generation.pairing": "all",
     "filters.equal_answers": "number",
     "trackers": ["tensorboard"],
+    "guard.when_bad": "stop",
+    "guard.bounds": {**DEFAULT_BOUNDS, "self_bleu": {"max_rise": 0.5}, "kl_per_token": None},
     "cost.gpu": "A100",
     "cost.gpu_hour_dollars": 1.5,
     "cost.earlier_runs": ["runs/before"],

@@ -103,6 +103,8 @@ def test_a_policy_is_evaluated_while_the_next_round_samples_where_a_scorer_has_a
     assert overlap([EIGHT_GPUS], *FOUR_OF_EIGHT, "evaluate.schedule=sequential") == "sequential (evaluate.schedule)"
     assert overlap([EIGHT_GPUS], *FOUR_OF_EIGHT, OVERLAPPING) == "overlapping (evaluate.schedule)"
     assert overlap([EIGHT_GPUS], *FOUR_OF_EIGHT, "evaluate.enabled=false") == "sequential (nothing is evaluated)"
+    guarded = overlap([EIGHT_GPUS], *FOUR_OF_EIGHT, "guard.when_bad=stop")
+    assert guarded == "sequential (the guard decides before a round begins)"
 
 
 def test_on_a_laptop_it_is_evaluated_first_unless_asked_otherwise() -> None:

@@ -16,14 +16,18 @@ import fsspec
 import pytest
 import yaml
 
-from mipo_ray.config.recipe import load_config
+from mipo_ray.config.recipe import load_config, load_run_config
+from mipo_ray.errors import UserError
 from mipo_ray.publish.__main__ import main
 from mipo_ray.publish.model_card import lora_rank_of_vllm
+from mipo_ray.publish.policy import find_policy
 from mipo_ray.storage.entries import Entry, Evaluated
 from mipo_ray.storage.records import to_text
 from mipo_ray.storage.results import write_evaluation, write_results
+from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from tests.helpers.fake_hub_api import TOKEN, FakeHubApi, FakeRepository
+from tests.helpers.guard_figures import broken_bound
 from tests.helpers.paired_runs import make_pair, make_run
 from tests.helpers.report_data import rich_run
 from tests.helpers.stages import commit
@@ -112,6 +116,21 @@ def test_the_folder_is_a_model_with_its_card(run: RunDirectory, tmp_path: Path) 
     assert f'AutoModelForCausalLM.from_pretrained("{NAME}")' in card
     assert "no notion of truth" in card
     assert "torch" in card.split("## Versions")[1]
+
+
+def test_a_policy_that_was_found_bad_is_published_where_it_is_named_alone(run: RunDirectory, tmp_path: Path) -> None:
+    config = load_run_config(str(run.read_text("config.yaml")), "config.yaml")
+    commit(run, "rounds/001/guard", config, broken=[broken_bound()])
+    assert find_policy(run).round == Round(0)
+    assert dry_run(run, tmp_path / "good")["model.safetensors"].startswith(b"weights of round 0")
+    assert list(find_policy(run, 1).trained) == [Round(0), Round(1)]
+    # Round 1 comes from the initial model where round 0 is the bad one.
+    run.remove("rounds/001/guard")
+    commit(run, "rounds/000/guard", config, broken=[broken_bound()])
+    assert list(find_policy(run).trained) == [Round(1)]
+    commit(run, "rounds/001/guard", config, broken=[broken_bound()])
+    with pytest.raises(UserError, match=r"expected a round that is trained, found these: 0 \(found bad: name it\), 1 "):
+        find_policy(run)
 
 
 def test_a_policy_of_pairs_that_existed_is_not_called_one_of_its_own_answers(tmp_path: Path) -> None:

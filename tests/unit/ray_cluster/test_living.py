@@ -5,6 +5,7 @@ python -m pytest tests/unit/ray_cluster/test_living.py
 
 from __future__ import annotations
 
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -57,6 +58,12 @@ def test_an_execution_finds_what_it_would_find_alone(calls) -> None:
             assert number in range(ACTORS)
             assert number not in others
             held[use, client] = number
+
+
+def test_they_travel_in_a_session() -> None:
+    """Training workers get it whole."""
+    request = Request("generate", "engine", "generation.pool", fewest=2, most=2, cpus=1.0, gpus=0.0, selector={})
+    assert pickle.loads(pickle.dumps(LivingActors(SimpleNamespace, (), request))).request == request
 
 
 def test_threads_that_ask_at_once_get_leases_of_the_same_actors(monkeypatch: pytest.MonkeyPatch) -> None:

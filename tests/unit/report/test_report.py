@@ -17,9 +17,12 @@ from hypothesis import strategies as st
 
 from mipo_ray.evaluation.significance import with_primary
 from mipo_ray.measures import HELD_OUT
+from mipo_ray.report.guard import guard_sentences
 from mipo_ray.report.page import _behind, _table, render_report, summary_sentences
+from mipo_ray.storage.manifests import GuardFacts
 from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.records import read_record
+from tests.helpers.guard_figures import broken_bound
 from tests.helpers.report_data import make_results, make_run, make_statistics, rich_run
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=\"y\"> {{ 7 * 7 }} </pre></article> & \u202eabc"
@@ -284,6 +287,41 @@ def test_without_contexts_the_summary_speaks_of_prompts() -> None:
     assert "between answer and prompt" in finding
     assert "rose" in finding
     assert "reward" not in finding
+
+
+BAD = GuardFacts(compared=9, broken=[broken_bound(), broken_bound("truncated", 0.7)])
+GOOD = GuardFacts(compared=9, broken=[])
+
+
+def test_a_round_that_was_found_bad_is_told_with_its_cause_and_the_sentences_are_about_the_last_good_one() -> None:
+    results = make_results(context_pmi_initial=2.5, self_bleu=0.25)
+    page = parse(render_report(make_run(results=results, verdicts={"0": GOOD, "1": BAD}))).text
+    summary = page[page.index("After one round") :]  # round 0 alone, which changed nothing
+    assert "After one round, the mutual information between answer and user context" in summary
+    assert (
+        "The guard found round 1 bad: self-BLEU 0.412, expected at most 0.309 (the base has 0.109); cut at the limit "
+        "0.700, expected at most 0.309 (the base has 0.109)." in summary
+    )
+    assert "No round starts from a policy that was found bad; the policy of the run is that of round 0." in summary
+    assert "round 1, not promoted" in summary
+    assert "round 0, not promoted" not in summary
+    assert "all 9 bounds kept" in summary
+    assert "the base: 0.109" in summary
+
+
+def test_a_guard_that_found_nothing_is_a_sentence_and_without_one_there_is_no_word_of_it() -> None:
+    kept = parse(render_report(make_run(verdicts={"0": GOOD, "1": GOOD}))).text
+    assert "The guard found no bound broken." in kept
+    assert "not promoted" not in kept
+    assert "guard" not in parse(render_report(make_run())).text.lower()
+
+
+def test_where_every_round_was_found_bad_the_initial_model_is_the_policy() -> None:
+    sentences = summary_sentences(make_results(), ["0", "1"])
+    assert sentences[0] == "No round was promoted."
+    assert guard_sentences({"0": BAD, "1": BAD}, make_results())[-1].endswith(
+        "the policy of the run is the initial model."
+    )
 
 
 def test_the_base_alone_is_called_that() -> None:

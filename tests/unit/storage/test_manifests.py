@@ -20,11 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.comparison.records import Outcome
+from mipo_ray.config.recipe import load_config
 from mipo_ray.errors import UserError
 from mipo_ray.storage.entries import Entry, Evaluated, Evaluation, Results
 from mipo_ray.storage.manifests import (
     EvaluateFacts,
     GenerateFacts,
+    GuardFacts,
     JudgeFacts,
     TaskFacts,
     TrainFacts,
@@ -33,7 +35,11 @@ from mipo_ray.storage.manifests import (
 )
 from mipo_ray.storage.records import RecordError, read_record, to_json, to_text
 from mipo_ray.storage.results import read_evaluation, read_results
+from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
+from mipo_ray.storage.verdicts import good_ones, last_good, verdicts
+from tests.helpers.guard_figures import broken_bound
+from tests.helpers.stages import commit
 
 WRITTEN = Path(__file__).parent / "written"
 NAMES = sorted(path.stem for path in WRITTEN.glob("*.json"))
@@ -245,6 +251,23 @@ def test_what_is_none_is_left_out_or_null_as_it_was_ever_written() -> None:
     assert list(to_json(Evaluated(kind="judge", metrics={}))) == ["kind", "metrics"]
     task = Evaluated(kind="likelihood", data="a.json", metrics={})
     assert to_json(task) == {"kind": "likelihood", "data": "a.json", "limit": None, "sampling": None, "metrics": {}}
+
+
+def test_a_verdict_of_the_guard_is_read_as_it_was_written(tmp_path: Path) -> None:
+    run, config = RunDirectory(str(tmp_path)), load_config()
+    assert last_good(run, Round(1)) == Round(1)  # nobody compared it
+    written = commit(run, "rounds/001/guard", config, broken=[broken_bound()])
+    assert run.read_manifest("rounds/001/guard", GuardFacts) == written
+    assert verdicts(run, [BASE, Round(0), Round(1)]) == {Round(1): written.facts}
+    assert [last_good(run, Round(number)) for number in (-1, 0, 1, 2)] == [BASE, Round(0), Round(0), Round(2)]
+    assert good_ones(run, {"base": 1, "0": 2, "1": 3, "2": 4}) == {"base": 1, "0": 2, "2": 4}
+    values = json.loads(str(run.read_text("rounds/001/guard/manifest.json")))
+    del values["broken"][0]["bound"]
+    run.write_text("rounds/001/guard/manifest.json", json.dumps(values))
+    with pytest.raises(
+        StorageError, match=r"rounds/001/guard/manifest\.json: broken\.0\.bound: expected a value, found no"
+    ):
+        last_good(run, Round(1))
 
 
 def test_the_kind_of_a_stage_follows_from_where_it_lies() -> None:

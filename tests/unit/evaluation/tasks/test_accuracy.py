@@ -123,6 +123,7 @@ def test_no_answers_of_a_likelihood_are_counted_by_the_score_that_its_figure_is_
     values = [measure_examples(task, found, None, samples=100, seed=0) for task in (by_sum, by_character)]
     assert [metrics["no_answer"].value for metrics in values] == [0.25, 0.75]
     assert values[0]["accuracy"].value == 0.75
+    assert all(tuple(metrics) == by_sum.metrics for metrics in values)
 
 
 @given(
@@ -172,7 +173,7 @@ def measured(new: str, base: str | None = None, tokens: int = 5) -> Entries:
 
 def test_metrics_of_a_policy_alone() -> None:
     metrics = measured("ccwnn")
-    assert list(metrics) == ["accuracy", "no_answer", "truncated", "response_tokens"]
+    assert list(metrics) == list(TASKS["gsm8k"].metrics) == ["accuracy", "no_answer", "truncated", "response_tokens"]
     interval = wilson(2, 5)
     accuracy = metrics["accuracy"]
     assert (accuracy.value, accuracy.low, accuracy.high, accuracy.n) == (
