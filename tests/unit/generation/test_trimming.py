@@ -32,7 +32,7 @@ WHOLE = (
     "😀 Tea!",
 )
 GAPS = (" ", "\n", "\n\n", "  ")
-UNFINISHED = ("", "And then", "Zw", "No way, said", "é", "おち", "😀")
+UNFINISHED = ("", "And then", "Zw", "No way, said", "É", "おち", "😀")
 
 
 class Pieces:
