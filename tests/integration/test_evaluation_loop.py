@@ -171,6 +171,7 @@ def test_a_finished_run_takes_more_tasks_and_a_kill_loses_no_item(
         assert set(evaluation[policy]) == {
             "short_svamp",
             "arc_easy_likelihood",
+            "preference_choice",
             "arc_challenge_likelihood",
             "gsm8k_zero_shot",
         }

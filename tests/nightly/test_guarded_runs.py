@@ -1,6 +1,6 @@
 """A run that the guard stops, and that goes on from its last good policy, over real engines and training.
 
-python -m pytest tests/integration/test_guarded_runs.py
+python -m pytest tests/nightly/test_guarded_runs.py
 """
 
 from __future__ import annotations
