@@ -85,9 +85,8 @@ def simulate() -> None:
 class SimulatedEngine:
     """Takes the time that answers would take, and gives words that mean nothing."""
 
-    name = "simulated"
-
     def __init__(self, speeds: Speeds) -> None:
+        self.name = f"simulated {os.getpid()}"  # one a process: the events tell engines apart by it
         self._speeds = speeds
         self._places = asyncio.Semaphore(speeds.sequences)
 
