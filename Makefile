@@ -13,8 +13,9 @@ ACCELERATOR ?=
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
-# Tests of pairs of values in make test, of all combinations at night.
+# Tests of pairs of values in make test, of all combinations at night; and of some broken inputs, at night of many.
 PRODUCT_TESTS := $(addprefix tests/integration/test_training,.py _gradients.py _ray.py)
+FUZZED_TESTS := tests/unit/test_fuzzed_inputs.py tests/integration/test_fuzzed_run_directories.py
 UV ?= $(BIN)/uv
 
 .PHONY: help setup setup-test demo test lint types unit integration nightly audit format lock clean
@@ -48,7 +49,7 @@ integration: setup-test ## the tests with real vLLM, Ray and DeepSpeed
 	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
 
 nightly: setup-test ## the tests that make test leaves out: the real model, clusters and programs of their own
-	FULL_PRODUCTS=1 $(BIN)/python -m pytest tests/nightly $(PRODUCT_TESTS) $(PYTEST_ARGS)
+	FULL_PRODUCTS=1 $(BIN)/python -m pytest tests/nightly $(PRODUCT_TESTS) $(FUZZED_TESTS) $(PYTEST_ARGS)
 
 audit: setup-test ## look the pinned packages up among the advisories of the package index, which must be reachable
 	mkdir -p build

@@ -21,6 +21,8 @@ from mipo_ray.config.field_types import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ReservedCpus,
+    ReservedGpus,
     Share,
 )
 
@@ -47,8 +49,8 @@ class EnginePoolConfig(Section):
         "and all that comes beside them fit at once, else stage (the plan says which)",
     )
     tensor_parallel_size: PositiveInt = execution_only(1, "GPUs that share one engine, inside a node")
-    gpus_per_engine: NonNegativeFloat | None = reserved_gpus("an engine", "tensor_parallel_size")
-    cpus_per_engine: PositiveFloat = reserved_cpus("an engine")
+    gpus_per_engine: ReservedGpus | None = reserved_gpus("an engine", "tensor_parallel_size")
+    cpus_per_engine: ReservedCpus = reserved_cpus("an engine")
     label_selector: LabelSelector = node_labels(
         "engines, those of the evaluation too, and scoring actors", role="generate"
     )

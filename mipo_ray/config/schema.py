@@ -106,7 +106,9 @@ class Config(Section):
     run_dir: str = execution_only(
         "runs/demo", "run directory: a local path (shared between nodes on a cluster) or a remote URL"
     )
-    rounds: PositiveInt = execution_only(2, "generate -> train -> evaluate passes; may be raised later")
+    rounds: int = execution_only(
+        2, "generate -> train -> evaluate passes, at most 1000; may be raised later", gt=0, le=1000
+    )
     seed: NonNegativeInt = Field(0, description="seed of every random choice")
     model: ModelConfig = Field(default_factory=ModelConfig, description="the initial policy")
     prompts: TrainingPromptsConfig = Field(default_factory=TrainingPromptsConfig, description="training prompts")

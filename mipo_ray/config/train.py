@@ -16,6 +16,8 @@ from mipo_ray.config.field_types import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ReservedCpus,
+    ReservedGpus,
     Share,
 )
 
@@ -106,8 +108,8 @@ class TrainConfig(Section):
     min_workers: PositiveInt | None = execution_only(
         None, "start, and go on after a loss, with as few workers as this; null: always num_workers"
     )
-    gpus_per_worker: NonNegativeFloat | None = reserved_gpus("a worker", "1")
-    cpus_per_worker: PositiveFloat = reserved_cpus("a worker")
+    gpus_per_worker: ReservedGpus | None = reserved_gpus("a worker", "1")
+    cpus_per_worker: ReservedCpus = reserved_cpus("a worker")
     label_selector: LabelSelector = node_labels("training workers", role="train")
     placement_strategy: PlacementStrategy = execution_only(
         "PACK",

@@ -28,6 +28,7 @@ from mipo_ray.pairs.given import GIVEN_SCHEMA, PairSummary, given_tables
 from mipo_ray.pairs.schema import GIVEN, write_form
 from mipo_ray.prompts.dataset import CheckedFiles, blocks_of, read_source
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
+from mipo_ray.ray_cluster.tables import write_rows
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.manifests import NOTES, GenerateFacts, Manifest
 from mipo_ray.storage.rounds import Round
@@ -83,7 +84,7 @@ def _write_pairs(stage: Stage, pairs: PairSummary) -> None:
         rows = read_source(CheckedFiles("Given pairs", pairs.files, read, GIVEN_SCHEMA))
         blocks = blocks_of(rows, min(_ROWS_PER_BLOCK, pairs.rows))
         done = map_blocks(blocks, token_pairs, config=config, policy=policy, rejected=pairs.rejected)
-        named(done, f"{stage.round.name}_pairs").write_parquet(stage.path(), filesystem=filesystem)
+        write_rows(named(done, f"{stage.round.name}_pairs"), stage.path(), filesystem)
 
 
 def token_pairs(block: pa.Table, *, config: Config, policy: str, rejected: int) -> pa.Table:

@@ -30,6 +30,7 @@ from mipo_ray.prompts.chat_check import ROWS_RENDERED, ChatCheck
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.tables import write_rows
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.manifests import GenerateFacts
@@ -80,7 +81,7 @@ def condition_prompts(session: Session, round: Round, prompts: PromptSummary) ->
             rows = embed_rows(rows, config, policy=policy, resources=session.resources)
         rows = _conditioned(rows, config, round)
         rows = map_blocks(rows, add_requests, config=config, policy=policy, round_index=round.number)
-        named(rows, f"{round.name}_conditioned").write_parquet(stage.path(CONDITIONED_ROWS), filesystem=filesystem)
+        write_rows(named(rows, f"{round.name}_conditioned"), stage.path(CONDITIONED_ROWS), filesystem)
     # Two narrow columns, batch by batch: a pass of Ray Data would cost more than the reading.
     columns = ["prompt_id", "dropped"]
     fingerprint = 0

@@ -28,7 +28,7 @@ from mipo_ray.pairs.written import CONDITIONED_ROWS
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import most_gpus
-from mipo_ray.ray_cluster.tables import read_rows
+from mipo_ray.ray_cluster.tables import read_rows, write_rows
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.manifests import NOTES, GenerateFacts, Manifest
 from mipo_ray.storage.pair_statistics import PairStatistics
@@ -84,7 +84,7 @@ def generate_pairs(stage: Stage, prompts: PromptSummary) -> GenerateFacts:
         )
         pairs = _pairs_of(sampled, stage)
         with progress(stage.events, "generate", "rows", conditioned.rows):
-            named(pairs, f"{round.name}_pairs").write_parquet(stage.path(), filesystem=filesystem)
+            write_rows(named(pairs, f"{round.name}_pairs"), stage.path(), filesystem)
 
     expected = conditioned.rows * config.generation.samples_per_prompt
     files, statistics = count_pairs(stage, expected, conditioned.fingerprint)

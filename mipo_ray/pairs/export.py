@@ -25,7 +25,7 @@ from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.storage.manifests import GenerateFacts
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables.parquet import open_table
+from mipo_ray.tables.parquet import PAGE_CHECKSUMS, open_table
 
 CARD = "README.md"
 _ROWS = 256  # read and written together
@@ -119,18 +119,15 @@ def _write_round(run: RunDirectory, to: ExportedRound, output: Path, export: Exp
     if form.row is None:
         columns = [name for name in stored.schema.names if name != "dropped"]
         schema = pa.schema([stored.schema.field(name) for name in columns], stored.schema.metadata)
-        sink: Any = pyarrow.parquet.ParquetWriter(output / to.file, schema)
+        sink: Any = pyarrow.parquet.ParquetWriter(output / to.file, schema, **PAGE_CHECKSUMS)
     else:
         columns = _TEXTS
         sink = (output / to.file).open("w", encoding="utf-8")
     kept = pyarrow.dataset.field("dropped") == ""
-    # File by file: Arrow reads ahead as it has time, of as many files as it is given.
     batches = (
         batch
-        for file in stored.get_fragments()
-        for batch in file.to_batches(
-            schema=stored.schema, columns=columns, filter=kept, batch_size=_ROWS, batch_readahead=1
-        )
+        for file in stored.each_file()
+        for batch in file.to_batches(columns=columns, filter=kept, batch_size=_ROWS, batch_readahead=1)
     )
     with sink:
         for batch in batches:

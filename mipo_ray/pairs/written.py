@@ -81,7 +81,7 @@ class WrittenBlocks:
             if name in self._seen:
                 continue
             path = self._run.path(self._stage, NOTES, name)
-            ids: pa.Table = open_table([path], self._run.arrow_filesystem(), ["prompt_id"]).head(1)
+            ids: pa.Table = open_table([path], self._run.arrow_filesystem(), ["prompt_id"]).first(1)
             first = ids["prompt_id"][0].as_py()
             if first not in self._numbers:
                 raise RuntimeError(f"{path}: expected the rows of a conditioning block, found prompt {first!r} first")

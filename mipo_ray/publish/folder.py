@@ -72,8 +72,11 @@ def _bring(policy: Policy, name: str, to: Path, *, copies: bool) -> None:
         )
     to.parent.mkdir(parents=True, exist_ok=True)
     if name.endswith("config.json"):
-        text = policy.run.filesystem.cat_file(source).decode("utf-8")
-        to.write_text(_without_paths(text), encoding="utf-8")
+        try:
+            text = _without_paths(policy.run.filesystem.cat_file(source).decode("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{source}: expected a JSON object, found something else: {error}") from None
+        to.write_text(text, encoding="utf-8")
     elif not policy.run.is_local:
         policy.run.filesystem.get_file(source, str(to))
     elif copies:
@@ -83,8 +86,11 @@ def _bring(policy: Policy, name: str, to: Path, *, copies: bool) -> None:
 
 
 def _without_paths(text: str) -> str:
-    """A config.json without the names of local directories; else letter for letter what it was."""
+    """A config.json without the names of local directories; else letter for letter what it was. Raises ValueError for
+    what is none."""
     values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"a {type(values).__name__}")
     private = [
         key for key in _PATH_KEYS if isinstance(values.get(key), str) and public_model(values[key]) != values[key]
     ]

@@ -1,4 +1,4 @@
-"""Streams the Parquet files that a run wrote exactly as they were written, wherever the run directory lies.
+"""Writes Ray Data's rows, and streams them exactly as they were written, wherever the run directory lies.
 
 As `mipo_ray.tables.parquet` does, here as Ray Data's rows: every pass of Ray Data over files of our own starts here.
 """
@@ -18,7 +18,7 @@ from ray.data.block import BlockMetadata
 from ray.data.checkpoint.checkpoint_filter import IdColumnCheckpointManager
 from ray.data.datasource import Datasource, ReadTask
 
-from mipo_ray.tables.parquet import open_table
+from mipo_ray.tables.parquet import PAGE_CHECKSUMS, open_table
 
 MOST_READ_TASKS = 128
 
@@ -36,6 +36,14 @@ def read_rows(
     source = WrittenRows(paths, filesystem, columns)
     # Left alone, Ray Data cuts whatever it reads into 200 blocks, here of a row or two.
     return ray.data.read_datasource(source, override_num_blocks=min(len(source.files), MOST_READ_TASKS))
+
+
+def write_rows(
+    rows: ray.data.Dataset, directory: str, filesystem: pyarrow.fs.FileSystem, fewest_in_file: int | None = None
+) -> None:
+    """Runs a Ray dataset and writes its rows as Parquet files in a directory, with checksums of their pages; a file for
+    each block, or with at least `fewest_in_file` rows."""
+    rows.write_parquet(directory, filesystem=filesystem, min_rows_per_file=fewest_in_file, **PAGE_CHECKSUMS)
 
 
 class WrittenRows(Datasource):

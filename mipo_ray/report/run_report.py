@@ -152,7 +152,7 @@ def _example_pairs(run: RunDirectory, generated: Sequence[Manifest[GenerateFacts
     columns = ["context", "messages", "mismatched_messages", "chosen", "rejected"]
     files = [run.path(newest.stage, name) for name in newest.facts.pairs]
     dataset = open_table(files, run.arrow_filesystem(), [*columns, "dropped"])
-    kept = dataset.scanner(columns=columns, filter=pyarrow.dataset.field("dropped") == "").head(EXAMPLES)
+    kept = dataset.first(EXAMPLES, columns=columns, filter=pyarrow.dataset.field("dropped") == "")
     return [
         {
             "prompt": prompt_text(pair["messages"], pair["context"]),

@@ -4,12 +4,16 @@ Left alone, Ray Data and `pyarrow.parquet` take a folder named `key=value` for a
 run in `runs/context=none` would find another context than it wrote; and they hand a column of an extension type to
 whatever program is registered for it. Every read of Parquet goes through here, or for Ray Data through
 `mipo_ray.ray_cluster.tables`.
+
+What a run writes has a checksum for each page (`PAGE_CHECKSUMS`), which is compared whenever it is read: a file whose
+bytes changed on a disk or on its way is refused, and not read as other rows.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -25,16 +29,95 @@ from mipo_ray.tables.row_limit import MOST_VALUES, too_long, too_many
 _MOST_ROWS = 256  # of a batch
 
 
+# What every writer of Parquet passes on to Arrow.
+PAGE_CHECKSUMS = {"write_page_checksum": True}
+_CHECKED_PAGES = pyarrow.dataset.ParquetFileFormat(
+    default_fragment_scan_options=pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+
+
+class WrittenTable:
+    """Parquet files of one schema that a run wrote. Nothing is read before it is asked for.
+
+    What reads raises UserError, which names the files, where they are damaged: of another checksum, cut off, no Parquet
+    at all, or with text that is none (UTF-8).
+    """
+
+    def __init__(self, dataset: pyarrow.dataset.Dataset, place: str) -> None:
+        self._dataset = dataset
+        self._place = place
+        self.schema: pa.Schema = dataset.schema
+        self.files: list[str] = dataset.files
+
+    def to_batches(self, **options: Any) -> Iterator[pa.RecordBatch]:
+        """The rows, some at a time; options: those of Arrow's `Dataset.to_batches`, such as columns and filter."""
+        with _named_damage(self._place):
+            batches = iter(self._dataset.to_batches(**options))
+        while True:
+            with _named_damage(self._place):
+                batch = next(batches, None)
+                if batch is not None:
+                    batch.validate(full=True)
+            if batch is None:
+                return
+            yield batch
+
+    def to_table(self, **options: Any) -> pa.Table:
+        """All rows; options as above."""
+        with _named_damage(self._place):
+            table = self._dataset.to_table(**options)
+            table.validate(full=True)
+        return table
+
+    def first(self, rows: int, **options: Any) -> pa.Table:
+        """The first rows; options as above."""
+        with _named_damage(self._place):
+            table = self._dataset.head(rows, **options)
+            table.validate(full=True)
+        return table
+
+    def count_rows(self) -> int:
+        """How many rows there are, by the files' footers."""
+        with _named_damage(self._place):
+            return int(self._dataset.count_rows())
+
+    def each_file(self) -> Iterator[WrittenTable]:
+        """The same, file by file: Arrow reads ahead as it has time, of as many files as it is given."""
+        for fragment in self._dataset.get_fragments():
+            alone = pyarrow.dataset.FileSystemDataset([fragment], self.schema, _CHECKED_PAGES, fragment.filesystem)
+            yield WrittenTable(alone, fragment.path)
+
+
+@contextlib.contextmanager
+def _named_damage(place: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, which has a name for it
+        raise UserError(
+            f"{place}: expected a Parquet file as it was written, found a damaged one: {cut(str(error))}. Remove the "
+            "directory of its stage to run the stage again."
+        ) from None
+
+
 def open_table(
     paths: str | Sequence[str], filesystem: pyarrow.fs.FileSystem, columns: Sequence[str] = ()
-) -> pyarrow.dataset.Dataset:
-    """Parquet files of one schema, or a directory of them, to be read as an Arrow table.
+) -> WrittenTable:
+    """Parquet files of one schema, or a directory of them, as a run wrote them.
 
-    Raises UserError, which names the place, where they lack one of `columns`, and for a column of an extension type.
+    Raises UserError, which names the place, where they are damaged or lack one of `columns`, and for a column of an
+    extension type.
     """
     where = paths if isinstance(paths, str) else list(paths)
-    table = pyarrow.dataset.dataset(where, filesystem=checked(filesystem), format="parquet", partitioning=None)
     place = where if isinstance(where, str) else where[0]
+    with _named_damage(place):
+        dataset = pyarrow.dataset.dataset(
+            where, filesystem=checked(filesystem), format=_CHECKED_PAGES, partitioning=None
+        )
+    table = WrittenTable(dataset, place)
     refuse_extension_types(table.schema, place)
     if missing := [name for name in columns if name not in table.schema.names]:
         raise UserError(

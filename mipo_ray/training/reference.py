@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, distributed
 
 from mipo_ray.paths import open_path
-from mipo_ray.tables.parquet import read_table
+from mipo_ray.tables.parquet import PAGE_CHECKSUMS, read_table
 from mipo_ray.training.adapters import adapters_off
 from mipo_ray.training.layout import Pair, TokenBatch
 
@@ -87,7 +87,7 @@ def write_logprobs(directory: str, logprobs: Mapping[str, np.ndarray]) -> None:
         {"pair_id": list(logprobs), "logprobs": [values.tolist() for values in logprobs.values()]}, LOGPROBS_SCHEMA
     )
     with filesystem.open(f"{root}/worker-{distributed.get_rank():05d}.parquet", "wb") as file:
-        pyarrow.parquet.write_table(table, file)
+        pyarrow.parquet.write_table(table, file, **PAGE_CHECKSUMS)
 
 
 def read_logprobs(directory: str, pair_count: int) -> dict[str, np.ndarray] | None:

@@ -101,7 +101,7 @@ def test_no_other_code_reads_tables() -> None:
     """In the package and in the benchmarks: neither prompts nor what a run wrote."""
     files = [path for room in ("mipo_ray", "benchmarks") for path in (REPOSITORY / room).rglob("*.py")]
     assert {str(path.relative_to(REPOSITORY)): found for path in files if (found := _readers(path))} == {
-        "mipo_ray/tables/parquet.py": ["pyarrow.dataset.dataset", "pyarrow.parquet.ParquetFile"],
+        "mipo_ray/tables/parquet.py": ["pyarrow.parquet.ParquetFile", "pyarrow.dataset.dataset"],
         # Sources of their own, which read with mipo_ray.tables.parquet and mipo_ray.prompts.reading.
         "mipo_ray/ray_cluster/tables.py": ["ray.data.read_datasource"],
         "mipo_ray/prompts/dataset.py": ["ray.data.read_datasource"],

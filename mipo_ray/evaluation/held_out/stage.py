@@ -46,7 +46,7 @@ from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.prompts.clusters import question_of, user_of
 from mipo_ray.prompts.dataset import blocks_of, read_prompts
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
-from mipo_ray.ray_cluster.tables import read_rows
+from mipo_ray.ray_cluster.tables import read_rows, write_rows
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Stage
 from mipo_ray.storage.records import to_json
@@ -105,7 +105,7 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
             matrix=matrix,
         )
         with progress(stage.events, "answer", "rows", prompts):
-            named(answers, f"{round.name}_answers").write_parquet(stage.path("responses"), filesystem=filesystem)
+            write_rows(named(answers, f"{round.name}_answers"), stage.path("responses"), filesystem)
 
     with ordered_context():
         answers = read_rows(stage.path("responses"), filesystem)
@@ -119,7 +119,7 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
         total += sum(len(part.prompt_ids) for part in matrix.values())
         with progress(stage.events, "score", "responses", total):
             scores = named(_scored(answers, total, stage, models), f"{round.name}_scores")
-            scores.write_parquet(stage.path("scores"), filesystem=filesystem)
+            write_rows(scores, stage.path("scores"), filesystem)
 
 
 def _scored(answers: ray.data.Dataset, count: int, stage: Stage, models: dict[str, str]) -> ray.data.Dataset:
@@ -150,7 +150,7 @@ def prepare_held_out(stage: Stage, held_out: PromptSummary) -> None:
             round_index=BASE.number,
         )
         rows = named(map_blocks(rows, _add_conditionings, config=config, initial=initial), "held_out_prompts")
-        rows.write_parquet(stage.path("prompts"), filesystem=stage.run.arrow_filesystem(), min_rows_per_file=4096)
+        write_rows(rows, stage.path("prompts"), stage.run.arrow_filesystem(), fewest_in_file=4096)
     matrix = matrix_conditionings(read.take(LOOKED_AT), prompts, config.evaluate.matrix)
     rendered = render_matrix(matrix, load_tokenizer(initial, config.model.trust_remote_code), config.prompts.chat)
     stage.run.write_text(f"{stage.directory}/{MATRIX_FILE}", json.dumps(to_json(rendered)))

@@ -17,6 +17,7 @@ from mipo_ray.generation.rendering import fits, load_tokenizer, render_prompts
 from mipo_ray.judge.prompts import judge_chat, judge_prompt
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
+from mipo_ray.ray_cluster.tables import write_rows
 from mipo_ray.seeds import stable_seed
 from mipo_ray.session import Stage
 from mipo_ray.storage.manifests import JudgeDefinition
@@ -74,9 +75,8 @@ def write_requests(judged: Judged) -> int:
         rows: ray.data.Dataset = ray.data.from_arrow(table)
         if judge.has_own_engines:
             rows = map_blocks(rows, _add_requests, judge=judge, chat=judge_chat(config), seed=config.seed)
-        named(rows, f"{stage.directory.replace('/', '_')}_requests").write_parquet(
-            stage.path("requests"), filesystem=run.arrow_filesystem()
-        )
+        rows = named(rows, f"{stage.directory.replace('/', '_')}_requests")
+        write_rows(rows, stage.path("requests"), run.arrow_filesystem())
     note_requests(run, stage.directory, replace(asked_by, judgements=table.num_rows))
     return table.num_rows
 

@@ -40,7 +40,7 @@ from mipo_ray.monitoring.progress import progress
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
 from mipo_ray.ray_cluster.resources import Resources, engine_request, judge_resources
-from mipo_ray.ray_cluster.tables import read_rows
+from mipo_ray.ray_cluster.tables import read_rows, write_rows
 from mipo_ray.session import Session
 from mipo_ray.storage.entries import Entries, Evaluated
 from mipo_ray.storage.manifests import NOTES, JudgeFacts
@@ -146,7 +146,7 @@ def _ask(judged: Judged) -> None:
             arguments = (judge, endpoint_key(judge), stage.events)
             answers = map_endpoint(rows, EndpointJudge, arguments, judge, ROWS_PER_BLOCK)
         judgements = map_blocks(answers, read_judgements, protocol=judged.protocol)
-        named(judgements, stage.directory.replace("/", "_")).write_parquet(stage.path(), filesystem=filesystem)
+        write_rows(named(judgements, stage.directory.replace("/", "_")), stage.path(), filesystem)
 
 
 def judge_engines(config: Config, resources: Resources) -> Engines:

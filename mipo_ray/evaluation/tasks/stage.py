@@ -29,7 +29,7 @@ from mipo_ray.measures import TASKS
 from mipo_ray.monitoring.progress import progress
 from mipo_ray.prompts.files import commit_of
 from mipo_ray.ray_cluster.blocks import map_blocks, named, resumed_context
-from mipo_ray.ray_cluster.tables import read_rows
+from mipo_ray.ray_cluster.tables import read_rows, write_rows
 from mipo_ray.session import Session, Stage
 from mipo_ray.storage.entries import Entries, Evaluated
 from mipo_ray.storage.manifests import NOTES, TaskDefinition, TaskFacts
@@ -37,7 +37,7 @@ from mipo_ray.storage.records import read_record, to_text
 from mipo_ray.storage.results import write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables.parquet import open_table
+from mipo_ray.tables.parquet import PAGE_CHECKSUMS, open_table
 
 # Rows that are written, and so safe from a kill, together.
 ROWS_PER_BLOCK = 16
@@ -170,7 +170,7 @@ def _sample(stage: Stage, tasks: Sequence[CheckedTask]) -> str:
         answered = sample_responses(rows, engines, sampling, stage.events, options_to_score)
         examples = map_blocks(answered, examples_of, tasks={task.name: task.task for task in tasks})
         with progress(stage.events, "tasks", "rows", total):
-            named(examples, f"{round.name}_tasks").write_parquet(run.path(directory, "rows"), filesystem=filesystem)
+            write_rows(named(examples, f"{round.name}_tasks"), run.path(directory, "rows"), filesystem)
     return directory
 
 
@@ -192,5 +192,6 @@ def _write_examples(task: CheckedTask, run: RunDirectory, sampled: str, name: st
         )
     examples = table.select(EXAMPLE_SCHEMA.names).cast(EXAMPLE_SCHEMA)
     filesystem.create_dir(run.path(name), recursive=True)
-    pyarrow.parquet.write_table(examples, run.path(name, "part-0.parquet"), filesystem=filesystem)
+    path = run.path(name, "part-0.parquet")
+    pyarrow.parquet.write_table(examples, path, filesystem=filesystem, **PAGE_CHECKSUMS)
     return examples

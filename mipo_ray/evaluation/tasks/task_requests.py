@@ -28,12 +28,12 @@ from mipo_ray.generation.rendering import (
 from mipo_ray.pairs.schema import TOKEN_IDS
 from mipo_ray.prompts.rows import MESSAGES
 from mipo_ray.ray_cluster.blocks import map_blocks, named, ordered_context
-from mipo_ray.ray_cluster.tables import read_rows
+from mipo_ray.ray_cluster.tables import read_rows, write_rows
 from mipo_ray.seeds import stable_seed
 from mipo_ray.storage.manifests import TaskDefinition
 from mipo_ray.storage.records import read_record, to_text
 from mipo_ray.storage.run_directory import RunDirectory
-from mipo_ray.tables.parquet import open_table
+from mipo_ray.tables.parquet import PAGE_CHECKSUMS, open_table
 
 ITEMS = "base/task_items"
 ROWS_PER_TABLE = 256
@@ -77,9 +77,7 @@ def prepare_tasks(config: Config, run: RunDirectory, tasks: Sequence[CheckedTask
         with ordered_context():
             items = read_rows(run.path(directory, "items.parquet"), filesystem)
             requests = map_blocks(items, requests_of, task=task, config=config)
-            named(requests, f"{task.name}_requests").write_parquet(
-                run.path(directory, "requests"), filesystem=filesystem
-            )
+            write_rows(named(requests, f"{task.name}_requests"), run.path(directory, "requests"), filesystem)
         run.write_text(name, to_text(task.definition))
         _check_lengths(task, config, run)
 
@@ -137,7 +135,7 @@ def _write_items(task: CheckedTask, run: RunDirectory, name: str) -> None:
     rows = item_rows(task)
     filesystem = run.arrow_filesystem()
     filesystem.create_dir(run.path(name.rpartition("/")[0]), recursive=True)
-    with pyarrow.parquet.ParquetWriter(run.path(name), ITEM_SCHEMA, filesystem=filesystem) as writer:
+    with pyarrow.parquet.ParquetWriter(run.path(name), ITEM_SCHEMA, filesystem=filesystem, **PAGE_CHECKSUMS) as writer:
         while batch := list(islice(rows, ROWS_PER_TABLE)):
             writer.write_table(pa.Table.from_pylist(batch, schema=ITEM_SCHEMA))
 
