@@ -22,6 +22,7 @@ from mipo_ray.models.source import check_policy_model, local_model_directory
 from mipo_ray.ray_cluster.resources import Request, worker_request
 from mipo_ray.ray_cluster.watch import WorkerWatch, watch_workers
 from mipo_ray.session import Stage
+from mipo_ray.storage.faults import StorageError, full_disk
 from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.training.agreement import SamplerDisagrees
 from mipo_ray.training.checkpoint import CheckpointRefused
@@ -215,6 +216,8 @@ def _worker_error(error: ray.train.TrainingFailedError) -> RuntimeError | UserEr
     for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
         # The text of Ray's own wrapper is the whole traceback, which `error` holds anyhow.
         reason = getattr(failure, "_base_exc", failure)
-        message = f"training worker {rank}: {reason}"
+        message = f"training worker {rank}: {full_disk(reason) or reason}"
+        if full_disk(reason):
+            return StorageError(message)
         return UserError(message) if isinstance(reason, UserError) else RuntimeError(message)
     return RuntimeError(str(error))
