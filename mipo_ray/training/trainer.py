@@ -26,6 +26,7 @@ from mipo_ray.storage.faults import StorageError, full_disk
 from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.training.agreement import SamplerDisagrees
 from mipo_ray.training.checkpoint import CheckpointRefused
+from mipo_ray.training.checkpoint_books import drop_damaged_books
 from mipo_ray.training.deepspeed_config import deepspeed_config
 from mipo_ray.training.ray_worker import CHECKPOINTS, worker_loop
 from mipo_ray.training.shares import StepShares
@@ -130,6 +131,9 @@ def train_policy(stage: Stage, models: Models, pairs: AllPairs | ArrivingPairs) 
         pair_count=pair_count,
         trust_remote_code=config.model.trust_remote_code,
     )
+    if wrong := drop_damaged_books(stage.run, f"{stage.directory}/{CHECKPOINTS}"):
+        text = f"warning: {stage.path(CHECKPOINTS)}: Ray Train's list of checkpoints {wrong}; whole ones are used"
+        stage.events.emit({"event": "warning", "text": text})
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # what the dashboard's Train API reads
     trainer = _Trainer(
         worker_loop,
