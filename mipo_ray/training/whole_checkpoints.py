@@ -21,9 +21,8 @@ from mipo_ray.errors import UserError
 from mipo_ray.terminal import say_error
 
 PROGRESS = "progress.json"
-NOTED = (
-    "noted"  # in it: that there are notes, without which an upload that was cut off would look like an earlier release
-)
+# In it: that there are notes. Without them an upload that was cut off would look like an earlier release's checkpoint.
+NOTED = "noted"
 
 
 class CheckpointRefused(UserError):
