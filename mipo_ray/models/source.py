@@ -6,6 +6,7 @@ or a Hugging Face id. Nothing here imports torch, transformers, ray or vllm.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -155,7 +156,12 @@ def _download(path: str, trust_remote_code: bool) -> Path:
 
     def make(local: Path) -> None:
         names = list(sizes)
-        remote.filesystem.get([f"{remote.root}/{name}" for name in names], [str(local / name) for name in names])
+        try:
+            remote.filesystem.get([f"{remote.root}/{name}" for name in names], [str(local / name) for name in names])
+        except Exception as error:  # every object store has exceptions of its own
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # of the cache, which says so
+            raise UserError(f"{remote.shown}: cannot be downloaded: {type(error).__name__}: {error}") from error
         for name in names:
             if (found := (local / name).stat().st_size) != sizes[name]:
                 raise UserError(
