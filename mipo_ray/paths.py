@@ -14,6 +14,18 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+# How S3 is asked. botocore sends a request again after an error of the server, a lost connection or a wait that was too
+# long, up to 8 times in all with waits of up to 1, 2, 4, ... 20 s in between; s3fs does so five times where S3 asks for
+# fewer requests, or a body is cut off. Listings are not kept: other processes write to the same place.
+S3_CLIENT: dict[str, Any] = {
+    "config_kwargs": {
+        "connect_timeout": 5,  # seconds, as the next
+        "read_timeout": 15,
+        "retries": {"mode": "standard", "total_max_attempts": 8},
+    },
+    "use_listings_cache": False,
+}
+
 
 def open_path(url: str) -> tuple[Any, str]:
     """fsspec's filesystem for a local path or a URL, and the path on it; a local one is made absolute.
@@ -21,7 +33,7 @@ def open_path(url: str) -> tuple[Any, str]:
     Raises what the filesystem's client raises for a URL that it cannot open.
     """
     if "://" in url:
-        return url_to_fs(url)
+        return url_to_fs(url, **{protocol: S3_CLIENT for protocol in ("s3", "s3a") if f"{protocol}://" in url})
     # Asked for a path, fsspec would read "a::b" as two filesystems of which one wraps the other, and open "a".
     return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
 
@@ -90,15 +102,21 @@ def _names(directory: str) -> list[str]:
         return []
 
 
+def _refused(error: OSError) -> None:
+    if isinstance(error, PermissionError):
+        raise error
+
+
 def files_below(directory: str) -> dict[str, int]:
     """Every file below a local directory, links followed: its path from there -> bytes; {} where there is none.
 
     A link to a directory above it leads round and round, one to / through the whole machine: neither is followed.
+    Raises PermissionError for a directory that may not be read, whose files would else look lost.
     """
     sizes: dict[str, int] = {}
     top = os.path.realpath(directory)
     seen: set[str] = set()
-    for place, directories, names in os.walk(directory, followlinks=True):
+    for place, directories, names in os.walk(directory, onerror=_refused, followlinks=True):
         real = os.path.realpath(place)
         if real in seen or (seen and os.path.commonpath([real, top]) == real):
             directories.clear()

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mipo_ray.config import Config
+from mipo_ray.errors import UserError
 from mipo_ray.monitoring.events import Events
+from mipo_ray.ray_cluster.connection import user_error
 from mipo_ray.ray_cluster.living import LivingActors
 from mipo_ray.ray_cluster.resources import Resources
+from mipo_ray.storage.faults import StorageError, full_disk
 from mipo_ray.storage.lock import check_locks
 from mipo_ray.storage.manifests import AnyFacts, Manifest, Work
 from mipo_ray.storage.rounds import Round
@@ -112,11 +115,20 @@ class Stage:
 
     @contextmanager
     def reported(self, what: str = "") -> Iterator[StageReport]:
-        """Says and records that the stage starts (`what` behind it) and, where the block ends well, that it is done."""
+        """Says and records that the stage starts (`what` behind it) and, where the block ends well, that it is done.
+
+        Raises StorageError, which names the stage, where a full disk ended it.
+        """
         report = StageReport()
         self.say(f"started{what}")
         self.events.emit({"event": "stage_start"})
-        yield report
+        try:
+            yield report
+        except Exception as error:
+            # Met anywhere: by Ray Data's writers, by a worker, by Ray's own store of objects.
+            if not isinstance(error, UserError) and user_error(error) is None and (found := full_disk(error)):
+                raise StorageError(f"{self.path()}: cannot be finished: {found}") from error
+            raise
         seconds = report.seconds
         self.events.emit({"event": "stage", "stage_seconds": seconds, "written_bytes": report.written_bytes})
         self.session.events.flush()

@@ -48,12 +48,20 @@ class ModelDirectory:
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """Bytes `start` to `end` of a file; all of it without them."""
-        return self.filesystem.cat_file(f"{self.root}/{name}", start=start, end=end)
+        try:
+            return self.filesystem.cat_file(f"{self.root}/{name}", start=start, end=end)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every object store has exceptions of its own
+            if "://" not in self.shown:
+                raise
+            raise UserError(f"{self.shown}/{name}: cannot be read: {type(error).__name__}: {error}") from error
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A file that must hold a JSON object."""
+        text = self.read(name)
         try:
-            content = json.loads(self.read(name))
+            content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.shown}/{name}: expected JSON, found: {error}") from error
         if not isinstance(content, dict):

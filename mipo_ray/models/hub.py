@@ -4,8 +4,20 @@ of a model is on this machine."""
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
+
+from mipo_ray.terminal import say_error
+
+Answer = TypeVar("Answer")
+
+# Seconds before the Hub is asked again, where it asks for no other wait (Retry-After, up to the longest).
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+LONGEST_WAIT = 120.0
+_PASSING = frozenset({408, 429, 500, 502, 503, 504})  # statuses of HTTP
 
 # "organisation/name", the characters that the Hub allows; nothing like ../name or ./name.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -45,14 +57,54 @@ def hub_file(url: str) -> HubFile | None:
 def at_commit(file: HubFile) -> HubFile:
     """The same file at the commit that its revision (None: the main branch) stands for now.
 
-    Raises what the Hub's client raises where it cannot ask; a commit is not asked about.
+    Raises what the Hub's client raises where it cannot ask, after several tries; a commit is not asked about.
     """
     if file.revision is not None and COMMIT.fullmatch(file.revision):
         return file
     from huggingface_hub import HfApi
 
     kind = file.kind.removesuffix("s/") or "model"
-    return replace(file, revision=HfApi().repo_info(file.repository, repo_type=kind, revision=file.revision).sha)
+    found = asked_again(lambda: HfApi().repo_info(file.repository, repo_type=kind, revision=file.revision))
+    return replace(file, revision=found.sha)
+
+
+def asked_again(ask: Callable[[], Answer]) -> Answer:
+    """What `ask` gets from the Hub, asked again after a wait while the Hub has too many requests (429), fails (5xx) or
+    cannot be reached; says so. Raises the last error, and any other one at once.
+
+    The Hub's client does so itself for some of its requests, and not for the first one of a download, nor for a file.
+    """
+    for wait in WAITS:
+        try:
+            return ask()
+        except Exception as error:
+            if (problem := passing_problem(error)) is None:
+                raise
+            wait = min(LONGEST_WAIT, max(wait, _asked_wait(error)))
+            say_error(f"the Hub does not answer as it should ({problem}); asking again in {wait:.0f} s")
+            time.sleep(wait)
+    return ask()
+
+
+def passing_problem(error: BaseException) -> str | None:
+    """What is wrong with the Hub, or the way to it, where that may pass; None for any other error."""
+    each: BaseException | None = error
+    while each is not None:
+        status = getattr(getattr(each, "response", None), "status_code", None)
+        if status in _PASSING:
+            return f"HTTP {status}"
+        # The base of what httpx raises on its way, by name: which httpx it is depends on the version of the client.
+        if "TransportError" in {kind.__name__ for kind in type(each).__mro__}:
+            return type(each).__name__
+        each = each.__cause__
+    return None
+
+
+def _asked_wait(error: BaseException) -> float:
+    """Seconds that the Hub asks to wait; 0 where it names none."""
+    headers = getattr(getattr(error, "response", None) or getattr(error.__cause__, "response", None), "headers", {})
+    asked = str(headers.get("Retry-After", ""))
+    return float(asked) if asked.isdecimal() else 0.0
 
 
 def hub_model(name: str) -> tuple[str, str | None] | None:

@@ -6,6 +6,8 @@ or a Hugging Face id. Nothing here imports torch, transformers, ray or vllm.
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -21,7 +23,7 @@ from mipo_ray.models.directory import (
     open_directory,
     well_formed,
 )
-from mipo_ray.models.hub import downloaded, hub_model
+from mipo_ray.models.hub import asked_again, downloaded, hub_model, passing_problem
 from mipo_ray.models.one_model import check_one_model
 from mipo_ray.models.policy_check import check_policy, check_window
 from mipo_ray.models.vocabulary import check_vocabulary
@@ -154,7 +156,12 @@ def _download(path: str, trust_remote_code: bool) -> Path:
 
     def make(local: Path) -> None:
         names = list(sizes)
-        remote.filesystem.get([f"{remote.root}/{name}" for name in names], [str(local / name) for name in names])
+        try:
+            remote.filesystem.get([f"{remote.root}/{name}" for name in names], [str(local / name) for name in names])
+        except Exception as error:  # every object store has exceptions of its own
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # of the cache, which says so
+            raise UserError(f"{remote.shown}: cannot be downloaded: {type(error).__name__}: {error}") from error
         for name in names:
             if (found := (local / name).stat().st_size) != sizes[name]:
                 raise UserError(
@@ -174,20 +181,23 @@ def _download_from_hub(path: str, trust_remote_code: bool) -> str:
 
 def _snapshot(path: str, trust_remote_code: bool, key: str = "model.path") -> str:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     named = hub_model(path)
     assert named is not None
     patterns = ["*.safetensors", *(f"*{suffix}" for suffix in _COMPANIONS)] + (["*.py"] if trust_remote_code else [])
+    # Weights in folders, and "consolidated" ones, are the same model once more in another format.
+    download = functools.partial(
+        snapshot_download,
+        named[0],
+        revision=named[1],
+        allow_patterns=patterns,
+        ignore_patterns=["*/*.safetensors", "consolidated*.safetensors"],
+    )
     try:
-        # Weights in folders, and "consolidated" ones, are the same model once more in another format.
-        return snapshot_download(
-            named[0],
-            revision=named[1],
-            allow_patterns=patterns,
-            ignore_patterns=["*/*.safetensors", "consolidated*.safetensors"],
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        return asked_again(download)  # files that are there are not fetched again
+    except Exception as error:
+        if not isinstance(error, OSError) and passing_problem(error) is None:
+            raise
         raise UserError(f"{key} {path!r}: cannot be downloaded: {error}") from error
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,8 @@ from mipo_ray.monitoring.event_lines import parse_events
 from mipo_ray.monitoring.metrics import METRICS
 from mipo_ray.monitoring.ray_metrics import RayMetrics, number
 from mipo_ray.monitoring.trackers import Trackers, tracker_environment
+from mipo_ray.storage.faults import named
+from mipo_ray.storage.local_files import append_whole
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.terminal import say_error
@@ -103,9 +104,8 @@ class EventWriter:
             return
         lines = "".join(line + "\n" for line in self._pending)
         if self._run.is_local:
-            os.makedirs(self._run.root, exist_ok=True)
-            with open(self._run.path("metrics.jsonl"), "a", encoding="utf-8") as file:
-                file.write(lines)
+            with named(self._run.path("metrics.jsonl"), "written"):
+                append_whole(self._run.path("metrics.jsonl"), lines)
         else:
             self._run.write_text("metrics.jsonl", self._stored + lines)
             self._stored += lines

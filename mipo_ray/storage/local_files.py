@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import secrets
 from typing import IO
+
+WRITING = ".writing"  # suffix of a file that is not complete yet
 
 
 def new_file(path: str, mode: int = 0o666) -> IO[bytes]:
@@ -22,3 +26,34 @@ def where_to_make(path: str) -> tuple[str, str]:
     if not os.path.isdir(path):
         return path, os.strerror(errno.ENOTDIR)
     return path, "" if os.access(path, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+
+
+def append_whole(path: str, text: str) -> None:
+    """Appends to a file, which an OSError leaves as it was: what is appended again would else be there by half, too."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        rest = memoryview(text.encode("utf-8"))
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
+
+
+def write_whole(path: str, text: str, mode: int) -> None:
+    """Writes a file in one go, through a temporary one beside it, which an OSError leaves no trace of."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{secrets.token_hex(8)}{WRITING}"
+    try:
+        with new_file(temporary, mode) as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from mipo_ray.errors import UserError
 from mipo_ray.stop_signals import thread_beside
+from mipo_ray.storage.faults import StorageFault, named
 from mipo_ray.storage.records import read_record, to_json
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
 from mipo_ray.terminal import say
@@ -72,7 +73,8 @@ def hold_lock(run: RunDirectory) -> Iterator[None]:
         raise
     finally:
         del _held[run]
-        with contextlib.suppress(FileNotFoundError):
+        # What is left of it where storage does not answer is a dead process's, which the next one takes over.
+        with contextlib.suppress(FileNotFoundError, StorageError), named(run.path("lock.json"), "removed"):
             if _holds_lock(run, owner):
                 run.filesystem.rm_file(run.path("lock.json"))
 
@@ -106,7 +108,10 @@ def _acquire(run: RunDirectory, owner: Lock) -> None:
         return
     except OSError:  # "exists", which not every object store's client says with FileExistsError
         if run.read_text("lock.json") is None:
-            raise
+            with named(run.path("lock.json"), "written"):
+                raise
+        if _read_lock(run) == owner:  # the answer to a write that was done got lost, and the client wrote again
+            return
     held = _read_lock(run)
     # Another process creates the file a moment before it fills it; a killed one never fills it.
     deadline = time.monotonic() + UNREADABLE_LOCK_SECONDS
@@ -121,7 +126,7 @@ def _acquire(run: RunDirectory, owner: Lock) -> None:
     elif _age(held) < STALE_LOCK_SECONDS:
         _await_end(run, held)
         if run.read_text("lock.json") is None:  # given up by a process that lived
-            return _acquire(run, owner)
+            return _acquire(run, replace(owner, heartbeat=time.time()))
     run.write_text("lock.json", _content(owner))
     # Two processes may take over the same dead lock: the one that wrote last keeps it.
     time.sleep(0.5)
@@ -160,9 +165,11 @@ def _age(held: Lock) -> float:
 
 
 def _read_lock(run: RunDirectory) -> Lock | None:
-    """What lock.json holds; None where it is not there or not complete."""
+    """What lock.json holds; None where it is not there or not complete. Raises StorageFault where it cannot be told."""
     try:
         return read_record(Lock, run.read_text("lock.json") or "", run.path("lock.json"))
+    except StorageFault:
+        raise
     except UserError:
         return None
 
@@ -181,7 +188,7 @@ def _content(owner: Lock) -> str:
 
 
 def _create_lock(run: RunDirectory, owner: Lock) -> None:
-    content = _content(owner)
+    content = json.dumps(to_json(owner))
     if run.is_local:  # fsspec's local "create" mode is a check followed by a write
         with open(run.path("lock.json"), "x", encoding="utf-8") as file:
             file.write(content)

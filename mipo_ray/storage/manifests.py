@@ -1,19 +1,23 @@
 """The manifests of finished stages: what is the same of all, and the facts of each kind of stage, as frozen records.
 
-A manifest is one JSON object: stage, finished, seed, config_hash, round, seconds, then the facts, and the files last.
+A manifest is one JSON object: stage, finished, seed, config_hash, round, seconds, then the facts, the files, and last
+the checksum of all that.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Generic, TypeVar
 
 from mipo_ray.storage.entries import Entries, Evaluated
 from mipo_ray.storage.pair_statistics import PairStatistics
-from mipo_ray.storage.records import optional, read_record, to_json
+from mipo_ray.storage.records import RecordError, optional, read_record, to_json
 
 MANIFEST = "manifest.json"
+CHECKSUM = "checksum"  # of a manifest, SHA-256
 NOTES = "checkpoint"  # of a stage that Ray Data writes row by row: what is written, so that it can be gone on with
 
 
@@ -277,9 +281,14 @@ class Manifest(Generic[AnyFacts]):
     """The files that make up the stage, below it: name -> bytes."""
 
     def to_json(self) -> dict[str, Any]:
-        """As the file has it."""
+        """As the file has it, without the checksum."""
         head = {name: value for name, value in vars(self).items() if name not in ("facts", "files")}
         return {**head, **to_json(self.facts), "files": self.files}
+
+    def to_text(self) -> str:
+        """The text of the file: with the checksum of all else last."""
+        content = self.to_json()
+        return json.dumps({**content, CHECKSUM: _checksum(content)}, indent=2)
 
 
 @dataclass(frozen=True)
@@ -296,9 +305,26 @@ class _Common:
 
 
 def read_manifest(kind: type[AnyFacts], text: str, file: str) -> Manifest[AnyFacts]:
-    """The manifest of a file's text; raises RecordError, naming the file and the field, where it is no such one."""
+    """The manifest of a file's text; raises RecordError, naming the file and the field, where it is no such one, and
+    where it is not as it was written. One of an earlier version, which has no checksum, is taken as it is."""
     common = read_record(_Common, text, file)
-    return Manifest(**vars(common), facts=read_record(kind, text, file))
+    facts = read_record(kind, text, file)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # in what no field reads
+        raise RecordError(f"{file}: expected JSON, found: {error}") from None
+    if (noted := content.pop(CHECKSUM, None)) is not None and noted != (found := _checksum(content)):
+        raise RecordError(
+            f"{file}: expected what was written, with the checksum {str(noted)[:12]}..., found other content, "
+            f"with {found[:12]}..."
+        )
+    return Manifest(**vars(common), facts=facts)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """SHA-256 of what a manifest holds, whatever the order of its fields and the space between them."""
+    as_read = json.loads(json.dumps(content))
+    return sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def kind_of(stage: str) -> type[Facts]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import posixpath
 import secrets
@@ -30,20 +29,17 @@ from mipo_ray.config.yaml_text import load_yaml
 from mipo_ray.errors import UserError, brief, cut, few
 from mipo_ray.paths import files_below, open_path
 from mipo_ray.redaction import secret_in
-from mipo_ray.storage.local_files import new_file, where_to_make
+from mipo_ray.storage.arrow_files import NamedFaults, is_in_bucket
+from mipo_ray.storage.faults import StorageError, StorageFault, advice_on, is_bucket_gone, named
+from mipo_ray.storage.local_files import WRITING, new_file, where_to_make, write_whole
 from mipo_ray.storage.manifests import MANIFEST, AnyFacts, Manifest, Work, kind_of, read_manifest
 from mipo_ray.storage.rounds import Round
 
 MINIMUM_FREE_BYTES = 64 * 1024**2
-WRITING = ".writing"  # suffix of a file that is not complete yet
 PROBE = ".probe-"
 # Files with the configuration, which might hold a secret that is not known as one: for their owner alone.
 PRIVATE = ("config.yaml", "report.html")
 LOGS = "logs"  # what libraries print, and what failed runs leave; private as well
-
-
-class StorageError(UserError):
-    """The run directory cannot be used: unwritable, full, in use, damaged, or of another configuration."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class RunDirectory:
         """The same filesystem as pyarrow and Ray Data take it."""
         if self.is_local:
             return pyarrow.fs.LocalFileSystem()
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.filesystem))
+        return pyarrow.fs.PyFileSystem(NamedFaults(self.filesystem))
 
     def path(self, *parts: str) -> str:
         """Path on `filesystem` (no scheme)."""
@@ -81,11 +77,13 @@ class RunDirectory:
     def read_text(self, name: str) -> str | None:
         """The text of a file below the run directory; None when it does not exist.
 
-        Raises StorageError for a file that holds no text, and for what is no file.
+        Raises StorageError for a file that holds no text, for what is no file, and where it cannot be told.
         """
         try:
-            return self.filesystem.cat_file(self.path(name)).decode("utf-8")
+            with named(self.path(name), "read"):
+                return self.filesystem.cat_file(self.path(name)).decode("utf-8")
         except FileNotFoundError:
+            self._check_bucket(name)
             return None
         except UnicodeDecodeError as error:
             raise StorageError(f"{self.path(name)}: expected text (UTF-8), found: {error}") from None
@@ -94,38 +92,30 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file in one go: on a local disk through a temporary file, on an object store in one object write."""
-        target = self.path(name)
-        if self.is_local:
-            os.makedirs(posixpath.dirname(target), exist_ok=True)
-            temporary = f"{target}.{secrets.token_hex(8)}{WRITING}"
-            try:
-                with new_file(temporary, 0o600 if name in PRIVATE or name.startswith(f"{LOGS}/") else 0o666) as file:
-                    file.write(text.encode("utf-8"))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, target)
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.remove(temporary)
-                raise StorageError(f"{target}: cannot be written: {error}") from error
-        else:
-            self.filesystem.pipe_file(target, text.encode("utf-8"))
+        with named(self.path(name), "written"):
+            if not self.is_local:
+                self.filesystem.pipe_file(self.path(name), text.encode("utf-8"))
+                return
+            write_whole(self.path(name), text, 0o600 if name in PRIVATE or name.startswith(f"{LOGS}/") else 0o666)
 
     def modified(self, name: str) -> datetime.datetime | None:
         """When a file below the run directory was last written; None when it does not exist."""
         try:
-            self.filesystem.invalidate_cache()
-            return self.filesystem.modified(self.path(name))
+            with named(self.path(name), "looked at"):
+                self.filesystem.invalidate_cache()
+                return self.filesystem.modified(self.path(name))
         except FileNotFoundError:
+            self._check_bucket(name)
             return None
 
     def list_files(self, name: str) -> dict[str, int]:
         """Files below a directory of the run: path relative to that directory -> bytes."""
         base = self.path(name)
-        if self.is_local:
-            return files_below(base)
-        self.filesystem.invalidate_cache()
-        found = self.filesystem.find(base, detail=True)
+        with named(base, "listed"):
+            if self.is_local:
+                return files_below(base)
+            self.filesystem.invalidate_cache()
+            found = self.filesystem.find(base, detail=True)
         return {posixpath.relpath(path, base): int(info["size"]) for path, info in sorted(found.items())}
 
     def list_parquet(self, name: str) -> list[str]:
@@ -134,7 +124,7 @@ class RunDirectory:
 
     def remove(self, name: str) -> None:
         """Removes a directory below the run directory, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), named(self.path(name), "removed"):
             if self.is_local or not has_magic(self.path(name)):
                 self.filesystem.rm(self.path(name), recursive=True)
                 return
@@ -147,16 +137,18 @@ class RunDirectory:
         for directory, _, files in os.walk(local_directory):
             for file in files:
                 source = os.path.join(directory, file)
-                relative = os.path.relpath(source, local_directory).replace(os.sep, "/")
-                self.filesystem.makedirs(posixpath.dirname(self.path(name, relative)), exist_ok=True)
-                self.filesystem.put_file(source, self.path(name, relative))
+                target = self.path(name, os.path.relpath(source, local_directory).replace(os.sep, "/"))
+                with named(target, "written"):
+                    self._make_directory(posixpath.dirname(target))
+                    self.filesystem.put_file(source, target)
 
     def take(self, local_directory: str, name: str) -> None:
         """Moves the files of a directory on the run's own disk to `name` below the run directory."""
         for file in files_below(local_directory):
             target = self.path(name, file)
-            os.makedirs(posixpath.dirname(target), exist_ok=True)
-            os.replace(os.path.join(local_directory, file), target)
+            with named(target, "written"):
+                os.makedirs(posixpath.dirname(target), exist_ok=True)
+                os.replace(os.path.join(local_directory, file), target)
 
     def copy_stage(self, source: RunDirectory, stage: str) -> None:
         """Copies a finished stage of another run on the same filesystem, with its manifest last, unless it is here."""
@@ -166,8 +158,9 @@ class RunDirectory:
         for name in source.list_files(stage):
             if name != MANIFEST:
                 target = self.path(stage, name)
-                self.filesystem.makedirs(posixpath.dirname(target), exist_ok=True)
-                self.filesystem.cp_file(source.path(stage, name), target)
+                with named(target, "written"):
+                    self._make_directory(posixpath.dirname(target))
+                    self.filesystem.cp_file(source.path(stage, name), target)
         self.write_text(f"{stage}/{MANIFEST}", str(source.read_text(f"{stage}/{MANIFEST}")))
 
     @contextlib.contextmanager
@@ -201,6 +194,8 @@ class RunDirectory:
         try:
             text = self.read_text(name)
             manifest = None if text is None else read_manifest(kind, text, self.path(name))
+        except StorageFault:  # nothing is damaged
+            raise
         except UserError as error:
             raise StorageError(f"{error}. {again}") from None
         if manifest is None:
@@ -231,7 +226,7 @@ class RunDirectory:
             facts=work.facts,
             files={name: sizes[name] for name in files},
         )
-        self.write_text(f"{stage}/{MANIFEST}", json.dumps(manifest.to_json(), indent=2))
+        self.write_text(f"{stage}/{MANIFEST}", manifest.to_text())
         return manifest
 
     def record_config(self, config: Config) -> None:
@@ -277,6 +272,23 @@ class RunDirectory:
                 "these back:\n" + few(changes, str)
             )
 
+    def _make_directory(self, path: str) -> None:
+        """Makes a directory, but no bucket: one that is gone must not be taken for a new one."""
+        if not is_in_bucket(self.filesystem):
+            self.filesystem.makedirs(path, exist_ok=True)
+
+    def _check_bucket(self, name: str) -> None:
+        """Raises StorageError where a file is not there since its bucket is not, which an answer without a body, as to
+        a look at one file, does not tell apart."""
+        if not is_in_bucket(self.filesystem):
+            return
+        try:
+            self.filesystem.info(self.root.partition("/")[0])
+        except Exception as error:  # the bucket itself may be nothing that one may ask for
+            if is_bucket_gone(error):
+                with named(self.path(name), "read"):
+                    raise
+
     def _has_work(self) -> bool:
         return any(name.startswith(("rounds/", "base/")) for name in self.list_files(""))
 
@@ -284,7 +296,7 @@ class RunDirectory:
         """Makes the directory; raises StorageError when it cannot be written or its disk is full."""
         probe = self.path(f"{PROBE}{secrets.token_hex(8)}")
         try:
-            self.filesystem.makedirs(self.root, exist_ok=True)
+            self._make_directory(self.root)
             if self.is_local:
                 with new_file(probe) as file:
                     file.write(b"\0" * 4096)
@@ -295,7 +307,7 @@ class RunDirectory:
             with contextlib.suppress(Exception):
                 self.filesystem.rm_file(probe)
             raise StorageError(
-                f"{self.url}: cannot write to the run directory: {type(error).__name__}: {error}"
+                f"{self.url}: cannot write to the run directory: {type(error).__name__}: {error}. {advice_on(error)}"
             ) from None
         if self.is_local:
             self._check_disk(self.root)

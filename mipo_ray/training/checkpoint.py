@@ -30,7 +30,7 @@ import torch
 from torch import distributed
 
 from mipo_ray.errors import cut
-from mipo_ray.training.whole_checkpoints import PROGRESS, CheckpointRefused, gathered, note_files
+from mipo_ray.training.whole_checkpoints import NOTED, PROGRESS, CheckpointRefused, gathered, note_files
 
 _TAG = "state"
 _UNIVERSAL = "universal"
@@ -66,7 +66,12 @@ def save_checkpoint(engine: Any, directory: Path, progress: Progress) -> None:
     with _quiet():
         engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
     if distributed.get_rank() == 0:
-        facts = {"workers": distributed.get_world_size(), "engine": _kind(engine), "progress": asdict(progress)}
+        facts = {
+            "workers": distributed.get_world_size(),
+            "engine": _kind(engine),
+            "progress": asdict(progress),
+            NOTED: True,
+        }
         (directory / PROGRESS).write_text(json.dumps(facts))
     note_files(directory, distributed.get_rank())
 

@@ -80,7 +80,7 @@ def worker_loop(loop_config: dict[str, Any]) -> Any:
                 output_dir=output,
                 threads=threads,
             )
-            latest = functools.partial(_latest, stage.run, f"{stage.directory}/{CHECKPOINTS}")
+            latest = functools.partial(_latest, stage)
             checkpoints = Checkpoints(publish, latest, _scratch(stage, is_first=context.get_world_rank() == 0))
             return train_round(settings, steps(settings), report, checkpoints)
     except (TrainingDiverged, CheckpointRefused, SamplerDisagrees) as error:
@@ -128,21 +128,24 @@ def _publish(run: RunDirectory, checkpoints: str, shard: Path, steps: int) -> No
     ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
 
 
-def _latest(run: RunDirectory, checkpoints: str) -> AbstractContextManager[Path | None]:
-    """The newest checkpoint that is whole, of those below `checkpoints` of the run."""
+def _latest(stage: Stage) -> AbstractContextManager[Path | None]:
+    """The newest checkpoint of the stage that is whole; None where none is, which is told where there were some."""
     from mipo_ray.training.whole_checkpoints import first_whole
 
+    run, checkpoints = stage.run, f"{stage.directory}/{CHECKPOINTS}"
+    # Ray Train names them by the time. What is newer than it knows of was not complete; where it knows of none, since
+    # its list of them was lost, the notes beside the shards tell.
     newest = ray.train.get_checkpoint()
-    if newest is None:
-        return contextlib.nullcontext()
-    newest_name = posixpath.basename(newest.path.rstrip("/"))
+    known = [] if newest is None else [posixpath.basename(newest.path.rstrip("/"))]
     found = {file.partition("/")[0] for file in run.list_files(checkpoints)}
-    # Ray Train names them by the time. What is newer than it knows of was not complete.
-    older = sorted((name for name in found if name.startswith("checkpoint_") and name < newest_name), reverse=True)
+    older = [name for name in found if name.startswith("checkpoint_") and all(name < other for other in known)]
+
+    def warn(text: str) -> None:
+        stage.events.emit({"event": "warning", "text": text})
 
     @contextlib.contextmanager
     def opened(name: str) -> Iterator[Path]:
         with ray.train.Checkpoint(run.path(checkpoints, name), run.arrow_filesystem()).as_directory() as directory:
             yield Path(plain_path(directory))
 
-    return first_whole(run.path(checkpoints), [newest_name, *older], opened)
+    return first_whole(run.path(checkpoints), [*known, *sorted(older, reverse=True)], opened, warn)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, distributed
 
 from mipo_ray.paths import open_path
+from mipo_ray.storage.arrow_files import is_in_bucket
+from mipo_ray.storage.faults import named
 from mipo_ray.tables.parquet import PAGE_CHECKSUMS, read_table
 from mipo_ray.training.adapters import adapters_off
 from mipo_ray.training.layout import Pair, TokenBatch
@@ -82,12 +84,15 @@ def compute_logprobs(
 def write_logprobs(directory: str, logprobs: Mapping[str, np.ndarray]) -> None:
     """Writes this worker's part of the cache to `directory` (a path or any URL that fsspec opens), one Parquet file."""
     filesystem, root = open_path(directory)
-    filesystem.makedirs(root, exist_ok=True)
     table = pa.table(
         {"pair_id": list(logprobs), "logprobs": [values.tolist() for values in logprobs.values()]}, LOGPROBS_SCHEMA
     )
-    with filesystem.open(f"{root}/worker-{distributed.get_rank():05d}.parquet", "wb") as file:
-        pyarrow.parquet.write_table(table, file, **PAGE_CHECKSUMS)
+    place = f"{root}/worker-{distributed.get_rank():05d}.parquet"
+    with named(place, "written"):
+        if not is_in_bucket(filesystem):
+            filesystem.makedirs(root, exist_ok=True)
+        with filesystem.open(place, "wb") as file:
+            pyarrow.parquet.write_table(table, file, **PAGE_CHECKSUMS)
 
 
 def read_logprobs(directory: str, pair_count: int) -> dict[str, np.ndarray] | None:

@@ -22,9 +22,11 @@ from mipo_ray.models.source import check_policy_model, local_model_directory
 from mipo_ray.ray_cluster.resources import Request, worker_request
 from mipo_ray.ray_cluster.watch import WorkerWatch, watch_workers
 from mipo_ray.session import Stage
+from mipo_ray.storage.faults import StorageError, full_disk
 from mipo_ray.storage.manifests import TrainSummary
 from mipo_ray.training.agreement import SamplerDisagrees
 from mipo_ray.training.checkpoint import CheckpointRefused
+from mipo_ray.training.checkpoint_books import drop_damaged_books
 from mipo_ray.training.deepspeed_config import deepspeed_config
 from mipo_ray.training.ray_worker import CHECKPOINTS, worker_loop
 from mipo_ray.training.shares import StepShares
@@ -129,6 +131,9 @@ def train_policy(stage: Stage, models: Models, pairs: AllPairs | ArrivingPairs) 
         pair_count=pair_count,
         trust_remote_code=config.model.trust_remote_code,
     )
+    if wrong := drop_damaged_books(stage.run, f"{stage.directory}/{CHECKPOINTS}"):
+        text = f"warning: {stage.path(CHECKPOINTS)}: Ray Train's list of checkpoints {wrong}; whole ones are used"
+        stage.events.emit({"event": "warning", "text": text})
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # what the dashboard's Train API reads
     trainer = _Trainer(
         worker_loop,
@@ -215,6 +220,8 @@ def _worker_error(error: ray.train.TrainingFailedError) -> RuntimeError | UserEr
     for rank, failure in sorted(getattr(error, "worker_failures", {}).items()):
         # The text of Ray's own wrapper is the whole traceback, which `error` holds anyhow.
         reason = getattr(failure, "_base_exc", failure)
-        message = f"training worker {rank}: {reason}"
+        message = f"training worker {rank}: {full_disk(reason) or reason}"
+        if full_disk(reason):
+            return StorageError(message)
         return UserError(message) if isinstance(reason, UserError) else RuntimeError(message)
     return RuntimeError(str(error))

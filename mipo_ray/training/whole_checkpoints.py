@@ -21,6 +21,8 @@ from mipo_ray.errors import UserError
 from mipo_ray.terminal import say_error
 
 PROGRESS = "progress.json"
+# In it: that there are notes. Without them an upload that was cut off would look like an earlier release's checkpoint.
+NOTED = "noted"
 
 
 class CheckpointRefused(UserError):
@@ -40,14 +42,15 @@ def note_files(shard: Path, rank: int) -> None:
 def find_damage(checkpoint: Path, ranks: Collection[int]) -> str:
     """What is wrong with a checkpoint of all shards, "" where nothing is.
 
-    Sizes are compared for every shard, checksums for those of `ranks`. Of a checkpoint of an earlier release, which
-    has no notes, nothing is known.
+    Sizes are compared for every shard, checksums for those of `ranks`. Of a checkpoint of an earlier release, whose
+    progress says nothing of notes and which has none, nothing is known.
     """
     notes = {int(path.stem.removeprefix("files-")): path for path in checkpoint.glob("files-*.json")}
-    if not notes and (checkpoint / PROGRESS).is_file():
-        return ""
     try:
-        workers = int(json.loads((checkpoint / PROGRESS).read_text())["workers"])
+        facts = json.loads((checkpoint / PROGRESS).read_text())
+        if not notes and NOTED not in facts:
+            return ""
+        workers = int(facts["workers"])
         if missing := sorted(set(range(workers)) - notes.keys()):
             return f"files-{missing[0]}.json is missing"
         for rank in range(workers):
@@ -66,13 +69,15 @@ def find_damage(checkpoint: Path, ranks: Collection[int]) -> str:
 
 @contextlib.contextmanager
 def first_whole(
-    where: str, names: Sequence[str], open_checkpoint: Callable[[str], AbstractContextManager[Path]]
-) -> Iterator[Path]:
-    """The directory of the first of the checkpoints `names` in `where` that is whole; says which were passed over, and
-    why.
+    where: str,
+    names: Sequence[str],
+    open_checkpoint: Callable[[str], AbstractContextManager[Path]],
+    warn: Callable[[str], None] = say_error,
+) -> Iterator[Path | None]:
+    """The directory of the first of the checkpoints `names` in `where` that is whole, None where none is, or none is
+    there; `warn` is told, by rank 0, which were passed over, and why.
 
-    Every worker must call it, with the newest first; where their names differ, rank 0's hold. Raises CheckpointRefused
-    where none is whole.
+    Every worker must call it, with the newest first; where their names differ, rank 0's hold.
     """
     damages: list[str] = []
     for name in gathered(list(names))[0]:
@@ -86,14 +91,16 @@ def first_whole(
             damage = next((found for found in gathered(damage) if found), "")
             if not damage and directory is not None:
                 if damages and distributed.get_rank() == 0:
-                    say_error(f"warning: training goes on from {name}, since {'; '.join(damages)}")
+                    warn(f"warning: training goes on from {name}, since {'; '.join(damages)}")
                 yield directory
                 return
             damages.append(f"{name}: {damage}")
-    raise CheckpointRefused(
-        f"{where}: expected a checkpoint as it was written, found none: {'; '.join(damages)}. Remove {where} to train "
-        "this round from its beginning."
-    )
+    if damages and distributed.get_rank() == 0:
+        warn(
+            f"warning: training starts from the beginning of the round, since no checkpoint in {where} is as it was "
+            f"written: {'; '.join(damages)}"
+        )
+    yield None
 
 
 def _own_ranks(checkpoint: Path) -> Collection[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from mipo_ray.config.recipe import load_config
 from mipo_ray.config.train import LoraConfig
 from tests.helpers.paired_runs import make_pair, make_run
-from tests.helpers.stages import commit
+from tests.helpers.stages import commit, edit_manifest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "ada/tiny"
@@ -42,8 +41,7 @@ def make_adapted_run(base: Path, directory: Path) -> Path:
     source = base
     for number in (0, 1):
         manifest = directory / f"rounds/{number:03d}/generate/manifest.json"
-        facts = json.loads(manifest.read_text()) | {"policy_commit": COMMIT}
-        manifest.write_text(json.dumps(facts))
+        edit_manifest(manifest, lambda facts: facts.update(policy_commit=COMMIT))
         source = _train(source, directory / f"rounds/{number:03d}/train/policy", config.train.lora, seed=number)
         commit(run, f"rounds/{number:03d}/train", config)
     return directory

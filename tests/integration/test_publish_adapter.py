@@ -15,6 +15,7 @@ import torch
 
 from mipo_ray.publish.__main__ import main
 from tests.helpers.adapted_run import NAME, downloaded_model, make_adapted_run
+from tests.helpers.stages import edit_manifest
 
 
 @pytest.fixture
@@ -76,9 +77,8 @@ def test_what_no_adapter_explains_is_refused(run: Path, tmp_path: Path, capsys: 
         noise = 0.1 * torch.randn(weights[name].shape, generator=generator).to(weights[name].dtype)
         edited = weights | {name: weights[name] + noise}
         save_file(edited, run / "rounds/001/train/policy/model.safetensors", metadata={"format": "pt"})
-        manifest = run / "rounds/001/train/manifest.json"
-        facts = json.loads(manifest.read_text())
-        facts["files"]["policy/model.safetensors"] = (run / "rounds/001/train/policy/model.safetensors").stat().st_size
-        manifest.write_text(json.dumps(facts))
+        size = (run / "rounds/001/train/policy/model.safetensors").stat().st_size
+        sizes = {"policy/model.safetensors": size}
+        edit_manifest(run / "rounds/001/train/manifest.json", lambda facts, sizes=sizes: facts["files"].update(sizes))
         assert main([*options, str(tmp_path / name)]) == 2
         assert expected in capsys.readouterr().err

@@ -112,7 +112,8 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_only(
 def test_checkpoints_that_cannot_be_gone_on_from_are_named(ray_cluster, model_dir, tmp_path):
     books = tmp_path / STAGE / "ray_train" / "checkpoint_manager_snapshot.json"
     books.parent.mkdir(parents=True)
-    books.write_text('{"checkpoint_resul')
+    # Of another version of Ray; one that is cut off is dropped (tests/unit/training/test_stored_checkpoints.py).
+    books.write_text('{"ray_version": "2.0.0", "checkpoint_results": [], "checkpoint_report_indices": "other"}')
     run = open_run(str(tmp_path))
     with pytest.raises(UserError, match=rf"Remove {books.parent} to train this round from its beginning"):
         on_ray(model_dir, run, monitoring.start(run))

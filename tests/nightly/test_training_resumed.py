@@ -7,11 +7,13 @@ python -m pytest tests/nightly/test_training_resumed.py
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from mipo_ray.errors import UserError
 from mipo_ray.monitoring import events as monitoring
-from mipo_ray.storage.run_directory import open_run
+from mipo_ray.storage.run_directory import RunDirectory, open_run
 from tests.helpers.ray_training import (
     KILLED_STEP,
     PAIRS,
@@ -41,7 +43,11 @@ def test_the_same_call_goes_on_after_a_failure_with_the_workers_that_fit_then(ra
     assert_equal_outcomes(outcome, in_this_process(model_dir, tmp_path, PAIRS), tolerance=1e-5)
 
 
-def test_a_checkpoint_that_is_damaged_costs_the_steps_since_the_one_before(ray_cluster, tmp_path, capfd):
+def warnings(run: RunDirectory) -> list[str]:
+    return [event["text"] for event in monitoring.read_events(run) if event["event"] == "warning"]
+
+
+def test_a_checkpoint_that_is_damaged_costs_the_steps_since_the_one_before(ray_cluster, tmp_path):
     model_dir, run = save_tied_llama(tmp_path / "initial"), open_run(str(tmp_path / "run"))
     events = KillsItsWorker(monitoring.start(run), KILLED_STEP, tmp_path / "killed")
     with pytest.raises(RuntimeError, match="training worker"):
@@ -53,10 +59,26 @@ def test_a_checkpoint_that_is_damaged_costs_the_steps_since_the_one_before(ray_c
     outcome = on_ray(model_dir, run, events)
     assert [step["step"] for step in outcome.steps] == [0, 1, 2, 3, 4, 2, 3, 4, 5]
     assert_equal_outcomes(outcome, in_this_process(model_dir, tmp_path, PAIRS), tolerance=1e-5)
-    assert f"training goes on from {older.name}, since {newest.name}: " in capfd.readouterr().err
+    (text,) = warnings(run)
+    assert f"training goes on from {older.name}, since {newest.name}: " in text
 
 
-def test_checkpoints_of_which_none_is_whole_are_refused_once(ray_cluster, tmp_path):
+def test_a_checkpoint_that_is_gone_costs_the_steps_since_the_one_before(ray_cluster, tmp_path):
+    """Ray Train would not start with a list that names it."""
+    model_dir, run = save_tied_llama(tmp_path / "initial"), open_run(str(tmp_path / "run"))
+    events = KillsItsWorker(monitoring.start(run), KILLED_STEP, tmp_path / "killed")
+    with pytest.raises(RuntimeError, match="training worker"):
+        on_ray(model_dir, run, events)
+    newest = max((tmp_path / "run" / STAGE / "ray_train").glob("checkpoint_*/"))
+    shutil.rmtree(newest)
+    outcome = on_ray(model_dir, run, events)
+    assert [step["step"] for step in outcome.steps] == [0, 1, 2, 3, 4, 2, 3, 4, 5]
+    assert_equal_outcomes(outcome, in_this_process(model_dir, tmp_path, PAIRS), tolerance=1e-5)
+    (text,) = warnings(run)
+    assert f"Ray Train's list of checkpoints names {newest.name}, which is gone" in text
+
+
+def test_without_a_whole_checkpoint_training_starts_from_its_beginning(ray_cluster, tmp_path):
     model_dir, run = save_tied_llama(tmp_path / "initial"), open_run(str(tmp_path / "run"))
     events = KillsItsWorker(monitoring.start(run), KILLED_STEP, tmp_path / "killed")
     with pytest.raises(RuntimeError, match="training worker"):
@@ -64,5 +86,8 @@ def test_checkpoints_of_which_none_is_whole_are_refused_once(ray_cluster, tmp_pa
     books = tmp_path / "run" / STAGE / "ray_train"
     for progress in books.glob("checkpoint_*/progress.json"):
         progress.unlink()
-    with pytest.raises(UserError, match=f"{books}: expected a checkpoint as it was written.*Remove {books} to train"):
-        on_ray(model_dir, run, events, max_failures=3)
+    outcome = on_ray(model_dir, run, events)
+    assert [step["step"] for step in outcome.steps] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5]
+    assert_equal_outcomes(outcome, in_this_process(model_dir, tmp_path, PAIRS), tolerance=1e-5)
+    (text,) = warnings(run)
+    assert f"training starts from the beginning of the round, since no checkpoint in {books} is as it was" in text

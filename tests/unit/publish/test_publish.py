@@ -30,7 +30,7 @@ from tests.helpers.fake_hub_api import TOKEN, FakeHubApi, FakeRepository
 from tests.helpers.guard_figures import broken_bound
 from tests.helpers.paired_runs import make_pair, make_run
 from tests.helpers.report_data import rich_run
-from tests.helpers.stages import commit
+from tests.helpers.stages import commit, edit_manifest
 
 NAME = "ada/tea-model"
 SECRET = "sk-ThisIsTheKeyOfAJudge1234567890"
@@ -207,7 +207,7 @@ def test_an_earlier_round_can_be_published(run: RunDirectory, tmp_path: Path) ->
 def test_a_model_of_the_hub_is_named_as_base(run: RunDirectory, tmp_path: Path) -> None:
     """Where the run noted the commit that it sampled from, and only there."""
     manifest = Path(run.path("rounds/000/generate/manifest.json"))
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"policy_commit": 40 * "a"}))
+    edit_manifest(manifest, lambda facts: facts.update(policy_commit=40 * "a"))
     config = Path(run.path("config.yaml"))
     values = yaml.safe_load(config.read_text())
     values["model"]["path"] = "qwen/small"

@@ -85,6 +85,15 @@ def test_a_record_that_was_written_is_read_again(name: str) -> None:
     assert read(name, json.dumps(record.to_json() if name in MANIFESTS else to_json(record))) == record
 
 
+def test_every_kind_of_manifest_is_found_out_where_it_changed() -> None:
+    for name in MANIFESTS:
+        text = read(name, text_of(name)).to_text()
+        assert read(name, text) == read(name, text_of(name))  # which has no checksum, being of an earlier version
+        assert read(name, json.dumps(json.loads(text), sort_keys=True)) == read(name, text)  # that is no change
+        with pytest.raises(RecordError, match=rf"^{name}\.json: expected what was written, with the che"):
+            read(name, text.replace('"seed": ', '"seed": 1', 1))
+
+
 OLDER = {
     "generate": ["gpus", "rows_per_block", "statistics.by_strategy", "statistics.histograms", "statistics.pmi_mean"],
     "train": ["gpus", "reference"],

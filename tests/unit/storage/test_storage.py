@@ -237,7 +237,7 @@ def test_no_interruption_makes_an_incomplete_stage_look_finished(
     expected = {f"text-{index}": size for index, size in enumerate(texts)}
     expected |= {f"upload-{index}": size for index, size in enumerate(uploads)}
     FakeFullFileSystem.writes_left = writes
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(StorageError):
         work()
     manifest = run.read_manifest(STAGE, GenerateFacts)
     assert (manifest is not None) == (writes >= len(texts) + len(uploads) + 1)

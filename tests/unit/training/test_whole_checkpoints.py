@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from torch import distributed
 
-from mipo_ray.training.whole_checkpoints import PROGRESS, CheckpointRefused, find_damage, first_whole, note_files
+from mipo_ray.training.whole_checkpoints import NOTED, PROGRESS, find_damage, first_whole, note_files
 
 WORKERS = 3
 
@@ -109,8 +109,35 @@ def test_the_newest_that_is_whole_is_taken(tmp_path: Path, capsys: pytest.Captur
         "warning: training goes on from old, since gone: cannot be read: no such checkpoint; new: state/rank_2.pt: "
         "expected what was written, found other bytes; middle: state/rank_0.pt is missing\n"
     )
-    with (
-        pytest.raises(CheckpointRefused, match=r"^runs/mine: .* new: state/rank_2.*Remove runs/mine to train"),
-        first_whole("runs/mine", ["new"], opened),
-    ):
-        pass
+
+
+def test_without_a_whole_one_training_starts_from_its_beginning_and_says_so(tmp_path: Path) -> None:
+    place = write_checkpoint(tmp_path)
+    (place / "state/rank_1.pt").unlink()
+    told: list[str] = []
+    with first_whole("runs/mine", ["new"], lambda _: contextlib.nullcontext(place), told.append) as found:
+        assert found is None
+    assert told == [
+        "warning: training starts from the beginning of the round, since no checkpoint in runs/mine is as it was "
+        "written: new: state/rank_1.pt is missing"
+    ]
+    with first_whole("runs/mine", [], lambda _: contextlib.nullcontext(place), told.append) as found:
+        assert found is None
+    assert len(told) == 1  # nothing was there
+
+
+@pytest.mark.parametrize("uploaded", range(1, 2**4))
+def test_an_upload_that_was_cut_off_is_never_taken_for_a_checkpoint(uploaded: int, tmp_path: Path) -> None:
+    """Of one worker, whatever of its files had arrived; before its notes it looks like an earlier release's."""
+    shard = tmp_path / "shard"
+    (shard / "state").mkdir(parents=True)
+    (shard / "state/rank_0.pt").write_bytes(b"0" * 100)
+    (shard / "state/model.pt").write_bytes(b"1" * 100)
+    (shard / PROGRESS).write_text(json.dumps({"workers": 1, NOTED: True}))
+    note_files(shard, 0)
+    files = sorted(path for path in shard.rglob("*") if path.is_file())
+    assert find_damage(shard, [0]) == ""
+    for number, path in enumerate(files):
+        if not uploaded & 1 << number:
+            path.unlink()
+    assert (find_damage(shard, [0]) == "") == (uploaded == 2**4 - 1)

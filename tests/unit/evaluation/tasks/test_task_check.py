@@ -27,7 +27,7 @@ from mipo_ray.storage.results import read_evaluation, write_evaluation
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.text.final_answers import RULES
-from tests.helpers.stages import commit
+from tests.helpers.stages import commit, edit_manifest
 from tests.helpers.task_entries import CHANGE, ENTRY
 
 
@@ -213,14 +213,15 @@ def test_the_definition_holds_what_is_read_of_a_response_and_shown(data: Path, m
     assert str(caught.value).splitlines()[1:] == [changed]
 
 
+def _forget_extraction(manifest: dict[str, Any]) -> None:
+    del manifest["definition"]["extraction"], manifest["definition"]["metric"]
+
+
 def test_results_from_before_the_rules_had_a_number_were_read_by_others(data: Path) -> None:
     run = RunDirectory(str(data / "run"))
     finish(run, both(data))
     for name in ("gsm8k", "arc_easy_likelihood"):
-        path = data / f"run/base/tasks/{name}/manifest.json"
-        manifest = json.loads(path.read_text())
-        del manifest["definition"]["extraction"], manifest["definition"]["metric"]
-        path.write_text(json.dumps(manifest))
+        edit_manifest(data / f"run/base/tasks/{name}/manifest.json", _forget_extraction)
     sums, choices = check_tasks(both(data))
     # Nothing is extracted of a likelihood, and the metric stood beside the definition.
     check_finished_tasks([choices], run, ())
