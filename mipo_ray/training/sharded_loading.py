@@ -1,10 +1,10 @@
 """A model at ZeRO stage 3, loaded so that no worker ever holds more of it than its own part and one parameter.
 
-The files of the weights are mapped into memory, and not read. transformers loads the model from the maps, so that names,
-conversions, casts, ties and buffers are its own; but one parameter after the other, and each is cut down to this worker's
-part as soon as it has its value. Copying the part is what reads the file, and reads no more than the part of it, except
-where a parameter is cast or converted (experts that are stored one by one): of these each worker reads all, one at a
-time. What was read of the maps is given back at once; it stays in the page cache alone, which the workers of a node share.
+The files of the weights are mapped into memory, and not read. transformers loads the model from the maps, so that
+names, conversions, casts, ties and buffers are its own; but one parameter after the other, and each is cut down to
+this worker's part as soon as it has its value. Copying the part is what reads the file, and reads no more of it, except
+where a parameter is cast or converted (experts that are stored one by one): each worker reads all of these, one at a
+time. What was read of the maps is given back at once; it stays in the page cache alone, which a node's workers share.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def _both_there(model: Any, tensors: Mapping[str, Tensor]) -> set[str]:
 def _check_all_have_the_same(model_dir: str, weights: MappedWeights) -> None:
     if len(set(gathered(weights.digest()))) > 1:
         raise UserError(
-            f"{model_dir}: expected the same weights on the nodes of all training workers, found different ones: a model "
-            "that changed while they fetched it needs a revision, or a directory that nobody writes to"
+            f"{model_dir}: expected the same weights on the nodes of all training workers, found different ones: a "
+            "model that changed while they fetched it needs a revision, or a directory that nobody writes to"
         )
 
 

@@ -65,11 +65,13 @@ def load_all(rank: int, workers: int, directory: Path) -> None:
             for name, expected in whole.named_parameters():
                 place, _, own_name = name.rpartition(".")
                 adapted = found.get(f"{place}.base_layer.{own_name}", found.get(name))
-                assert adapted is not None and torch.equal(adapted, expected), name
+                assert adapted is not None, name
+                assert torch.equal(adapted, expected), name
     # Another training of the same model on one worker's node.
+    own_dir = directory / ("tied" if rank else "other")
+    config = deepspeed_config(train, "float32")
     with pytest.raises(UserError, match="same weights on the nodes of all training workers"):
-        own_dir = directory / ("tied" if rank else "other")
-        load_own_part(str(own_dir), deepspeed_config(train, "float32"), torch.float32, trust_remote_code=False)
+        load_own_part(str(own_dir), config, torch.float32, trust_remote_code=False)
     distributed.destroy_process_group()
 
 
