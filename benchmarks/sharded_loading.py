@@ -1,4 +1,4 @@
-"""How much memory training workers need to load a model at ZeRO stage 3: whole first, and each its own part.
+"""How much memory training workers need to load a model at ZeRO stage 3, and to export it: whole, and in parts.
 
     python -m benchmarks.sharded_loading                                     models of 0.3B and 1.1B of random weights
     python -m benchmarks.sharded_loading --cases tiny --output OUTPUT        one that is made and loaded in seconds
@@ -7,7 +7,9 @@ Workers are plain processes that gloo joins, on one machine, which is the node. 
 processes: `whole` is `from_pretrained` and then DeepSpeed's sharding of all that it made, as earlier releases loaded;
 `own part` is `training.sharded_loading`, as a run does it. Measured is what loading adds to a worker that has imported
 everything: its resident memory at most, by the kernel's own count, and its proportional share of memory at most (PSS,
-where a page that workers share counts once for all of them), sampled. Writes OUTPUT.json and OUTPUT.md.
+where a page that workers share counts once for all of them), sampled. Then they export it, `whole` all of it gathered
+first, as earlier releases did, `own part` file by file (`training.sharded_export`); neither is loaded back, as no large
+policy is. Writes OUTPUT.json and OUTPUT.md.
 """
 
 from __future__ import annotations
@@ -101,10 +103,11 @@ def measure_case(case: Case, workers: int, scratch: str | None = None) -> dict[s
         parameters = make_model(case, Path(directory, "model"))
         files = [file.stat().st_size for file in Path(directory, "model").glob("*.safetensors")]
         for way in WAYS:
-            torch.multiprocessing.spawn(load, (workers, directory, way, case.trained), nprocs=workers)
+            torch.multiprocessing.spawn(load, (workers, directory, way, case), nprocs=workers)
         return {
             "parameters": parameters,
             "weight_bytes": parameters * getattr(torch, case.trained).itemsize,
+            "file_bytes": case.file_bytes,
             "largest_file_bytes": max(files),
             "files": len(files),
             "ways": {
@@ -147,8 +150,8 @@ def make_model(case: Case, directory: Path) -> int:
     return sum(shape.numel() for shape in shapes.values())
 
 
-def load(rank: int, workers: int, directory: str, way: str, dtype: str) -> None:
-    """One worker: loads the model, and writes what that took; `held_bytes` is what it has of the weights at the end."""
+def load(rank: int, workers: int, directory: str, way: str, case: Case) -> None:
+    """One worker: loads the model and exports it, and writes what each took."""
     import torch
     from torch import distributed
     from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401  # imported before the memory is looked at
@@ -156,6 +159,7 @@ def load(rank: int, workers: int, directory: str, way: str, dtype: str) -> None:
     from mipo_ray.config.train import TrainConfig
     from mipo_ray.training.deepspeed_config import deepspeed_config
     from mipo_ray.training.deepspeed_engine import DTYPES, quiet_libraries
+    from mipo_ray.training.export import export_policy
     from mipo_ray.training.sharded_loading import load_own_part
 
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(workers), "LOCAL_RANK": str(rank)})
@@ -166,21 +170,38 @@ def load(rank: int, workers: int, directory: str, way: str, dtype: str) -> None:
     )
     import deepspeed
 
+    dtype, file_bytes = case.trained, case.file_bytes
     config = deepspeed_config(TrainConfig(zero_stage=3), dtype)
     model_dir = f"{directory}/model"
     distributed.barrier()
-    with memory_at_most() as memory:
-        started = time.perf_counter()
+    with memory_at_most() as loading:
         if way == "whole":
             model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[dtype], use_safetensors=True)
         else:
             model = load_own_part(model_dir, config, DTYPES[dtype], trust_remote_code=False)
         deepspeed.zero.Init(module=model, config_dict_or_path=config, dtype=DTYPES[dtype])
-        memory["seconds"] = time.perf_counter() - started
         distributed.barrier()  # nobody's memory goes before all have loaded: pages that are shared would count more
-    memory["held_bytes"] = sum(parameter.ds_tensor.nbytes for parameter in model.parameters())
-    found_by(directory, way, rank).write_text(json.dumps(memory))
+    with memory_at_most() as exporting, exported_as(way, file_bytes):
+        export_policy(model, model_dir, f"{directory}/{way} exported")
+        distributed.barrier()
+    found_by(directory, way, rank).write_text(json.dumps({"load": loading, "export": exporting}))
     distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def exported_as(way: str, file_bytes: int) -> Iterator[None]:
+    """Inside it files of an export have `file_bytes` at most, and a policy counts as too large to be loaded back."""
+    from unittest.mock import patch
+
+    from mipo_ray.training import export, export_check, sharded_export
+
+    with contextlib.ExitStack() as changed:
+        changed.enter_context(patch.object(export, "MOST_BYTES", file_bytes))
+        for module in (export_check, sharded_export):
+            changed.enter_context(patch.object(module, "WHOLE_BYTES", 0))
+        if way == "whole":
+            changed.enter_context(patch.object(export, "plan_files", lambda *_: None))
+        yield
 
 
 @contextlib.contextmanager
@@ -188,12 +209,12 @@ def memory_at_most() -> Iterator[dict[str, float]]:
     """While inside: what this process's memory grew by at most, in bytes, is in the dictionary afterwards.
 
     resident_bytes: by the kernel's high-water mark. proportional_bytes: PSS, sampled, without what is shorter than a
-    sample.
+    sample. seconds: how long it was.
     """
     found: dict[str, float] = {}
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
     before = {"resident_bytes": _kilobytes("status", "VmHWM"), "proportional_bytes": _kilobytes("smaps_rollup", "Pss")}
-    sampled = [before["proportional_bytes"]]
+    sampled, started = [before["proportional_bytes"]], time.perf_counter()
     ended = threading.Event()
 
     def sample() -> None:
@@ -209,6 +230,7 @@ def memory_at_most() -> Iterator[dict[str, float]]:
         sampler.join()
     after = {"resident_bytes": _kilobytes("status", "VmHWM"), "proportional_bytes": max(sampled)}
     found.update({name: 1024.0 * (after[name] - before[name]) for name in after})
+    found["seconds"] = time.perf_counter() - started
 
 
 def _kilobytes(file: str, field: str) -> int:
@@ -221,27 +243,42 @@ def _kilobytes(file: str, field: str) -> int:
 def as_table(report: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
-        "# Memory of training workers that load a model at ZeRO stage 3",
+        "# Memory of training workers that load and export a model at ZeRO stage 3",
         "",
-        f"`python -m benchmarks.sharded_loading`, {report['workers']} gloo workers on one machine; what loading added "
-        f"to a process at most. The node's bound is {SHARE} x the weights as they are trained, plus one file.",
+        f"`python -m benchmarks.sharded_loading`, {report['workers']} gloo workers on one machine; what loading or the "
+        f"export added to a process at most. The node's bound is {SHARE} x the weights as they are trained, plus one "
+        "file.",
         "",
         f"{report['machine']}",
         "",
-        "| model | weights, MiB | way | resident, a worker at most, MiB | PSS, a worker at most, MiB "
+        "| loading | weights, MiB | way | resident, a worker at most, MiB | PSS, a worker at most, MiB "
         "| PSS, all workers, MiB | the node's bound, MiB | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, case in report["cases"].items():
+    for name, case, way, workers in _rows(report):
+        found = [worker["load"] for worker in workers]
+        proportional = [one["proportional_bytes"] for one in found]
         bound = SHARE * case["weight_bytes"] + case["largest_file_bytes"]
-        for way, workers in case["ways"].items():
-            resident, proportional, seconds = (
-                [worker[key] for worker in workers] for key in ("resident_bytes", "proportional_bytes", "seconds")
-            )
-            memory = (max(resident), max(proportional), sum(proportional), bound)
-            shown = " | ".join(f"{size / MIB:,.0f}" for size in memory)
-            lines.append(f"| {name} | {case['weight_bytes'] / MIB:,.0f} | {way} | {shown} | {max(seconds):.1f} |")
+        resident = max(one["resident_bytes"] for one in found)
+        shown = " | ".join(f"{size / MIB:,.0f}" for size in (resident, max(proportional), sum(proportional), bound))
+        seconds = max(one["seconds"] for one in found)
+        lines.append(f"| {name} | {case['weight_bytes'] / MIB:,.0f} | {way} | {shown} | {seconds:.1f} |")
+    lines += [
+        "",
+        "| export | weights, MiB | a file, MiB | way | resident, the first worker, MiB | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, case, way, workers in _rows(report):
+        first = workers[0]["export"]
+        sizes = f"{case['weight_bytes'] / MIB:,.0f} | {case['file_bytes'] / MIB:,.0f}"
+        lines.append(f"| {name} | {sizes} | {way} | {first['resident_bytes'] / MIB:,.0f} | {first['seconds']:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def _rows(report: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str, list[dict[str, Any]]]]:
+    for name, case in report["cases"].items():
+        for way, workers in case["ways"].items():
+            yield name, case, way, workers
 
 
 if __name__ == "__main__":

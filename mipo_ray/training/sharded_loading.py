@@ -105,8 +105,8 @@ def load_own_part(model_dir: str, zero_config: Mapping[str, Any], dtype: torch.d
     from transformers import AutoModelForCausalLM
 
     weights = MappedWeights(model_dir)
+    sharding = deepspeed.zero.Init(config_dict_or_path=dict(zero_config), dtype=dtype)  # also chooses the worker's GPU
     _check_all_have_the_same(model_dir, weights)
-    sharding = deepspeed.zero.Init(config_dict_or_path=dict(zero_config), dtype=dtype)
     compared: set[str] = set()  # tied parameters that transformers compares when all are there
 
     def keep_own_part(model: Any, name: str) -> None:

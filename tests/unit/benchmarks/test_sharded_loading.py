@@ -47,9 +47,16 @@ def test_memory_that_was_used_for_a_while_is_counted() -> None:
 
 def test_the_table_has_the_worst_worker_the_sum_and_the_bound() -> None:
     own = [
-        {"resident_bytes": 30 * MIB, "proportional_bytes": 20 * MIB, "seconds": 1.0},
-        {"resident_bytes": 10 * MIB, "proportional_bytes": 25 * MIB, "seconds": 2.0},
+        {
+            "load": {"resident_bytes": 30 * MIB, "proportional_bytes": 20 * MIB, "seconds": 1.0},
+            "export": {"resident_bytes": 9 * MIB, "proportional_bytes": 8 * MIB, "seconds": 3.0},
+        },
+        {
+            "load": {"resident_bytes": 10 * MIB, "proportional_bytes": 25 * MIB, "seconds": 2.0},
+            "export": {"resident_bytes": 1 * MIB, "proportional_bytes": 1 * MIB, "seconds": 3.0},
+        },
     ]
-    case = {"weight_bytes": 100 * MIB, "largest_file_bytes": 7 * MIB, "ways": {"own part": own}}
-    table = as_table({"machine": "a machine", "workers": 2, "cases": {"one": case}})
+    sizes = {"weight_bytes": 100 * MIB, "largest_file_bytes": 7 * MIB, "file_bytes": 8 * MIB}
+    table = as_table({"machine": "a machine", "workers": 2, "cases": {"one": {**sizes, "ways": {"own part": own}}}})
     assert "| one | 100 | own part | 30 | 25 | 45 | 137 | 2.0 |" in table
+    assert "| one | 100 | 8 | own part | 9 | 3.0 |" in table

@@ -5,6 +5,7 @@ python -m pytest tests/unit/training/test_sharded_loading.py
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,37 @@ def test_a_buffer_that_the_files_hold_is_read_whole(tmp_path: Path) -> None:
             model.get_buffer(name).normal_()
     model.save_pretrained(tmp_path)
     assert_is_what_transformers_loads(tmp_path, torch.float32)
+
+
+CUSTOM = """
+from transformers import LlamaForCausalLM
+
+class Own(LlamaForCausalLM):
+    def own(self):
+        return 5
+"""
+
+
+def test_a_model_with_code_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    save_tied_llama(tmp_path / "model")
+    (tmp_path / "model" / "modeling_own.py").write_text(CUSTOM)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    model = load_own_part(str(tmp_path / "model"), zero_3(), torch.float32, trust_remote_code=True)
+    assert model.own() == 5
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert_same({name: own_parts(model)[name] for name in tensors}, tensors)
+
+
+def test_random_numbers_stay_what_they_were(tmp_path: Path) -> None:
+    """By which adapters begin."""
+    save_tied_llama(tmp_path)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    load_own_part(str(tmp_path), zero_3(), torch.float32, trust_remote_code=False)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("is_equal", [True, False])
