@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -78,7 +79,7 @@ def _workplace(directory: Path, lock: Path, goes_on: bool) -> Iterator[Path]:
     """
     partial = _cut_off(directory, lock) if goes_on else None
     if partial is None:
-        partial = directory.parent / f"{directory.name}.{secrets.token_hex(8)}{PARTIAL}"  # no other process makes it
+        partial = directory.parent / f"{directory.name}.{_machine()}{secrets.token_hex(8)}{PARTIAL}"  # nobody else's
         partial.mkdir()
     handle = os.open(partial, os.O_RDONLY)
     is_left = False
@@ -101,10 +102,21 @@ def _workplace(directory: Path, lock: Path, goes_on: bool) -> Iterator[Path]:
 
 
 def _cut_off(directory: Path, lock: Path) -> Path | None:
-    """Where a process worked on `directory` that surely does so no longer: it had a lock there, and locks work here."""
+    """Where a process of this machine worked on `directory` and surely does so no longer: it had a lock there, and locks
+    work here; those of other machines may be seen by these alone."""
     if not _is_locked(lock):
         return None
-    return next((partial for partial in sorted(_partials(directory)) if not _is_locked(partial)), None)
+    own = [path for path in sorted(_partials(directory)) if path.name.startswith(f"{directory.name}.{_machine()}")]
+    return next((partial for partial in own if not _is_locked(partial)), None)
+
+
+def _machine() -> str:
+    """Names the running kernel, 8 hex digits; where it has no name a random one."""
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        name = secrets.token_bytes(8)
+    return hashlib.sha256(name).hexdigest()[:8]
 
 
 def _is_locked(path: Path) -> bool:

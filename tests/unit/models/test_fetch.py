@@ -6,6 +6,7 @@ python -m pytest tests/unit/models/test_fetch.py
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -216,6 +217,23 @@ def test_what_a_living_process_works_on_is_not_taken_from_it(tmp_path: Path, mon
 
     make_once(wanted, make, lambda _: True, goes_on=True)
     assert seen == [[], []]
+
+
+def test_what_another_machine_left_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be at work there: a lock of a shared directory may be seen on its own machine alone."""
+    left: list[list[str]] = []
+
+    def make(partial: Path) -> None:
+        left.append(sorted(file.name for file in partial.iterdir()))
+        (partial / "half").touch()
+        if len(left) < 3:
+            raise ConnectionError("cut")
+
+    for machine in ("0" * 8, "1" * 8, "0" * 8):
+        monkeypatch.setattr("mipo_ray.models.cache._machine", lambda machine=machine: machine)
+        with contextlib.suppress(ConnectionError):
+            make_once(tmp_path / "wanted", make, lambda _: True, goes_on=True)
+    assert left == [[], [], ["half"]]
 
 
 def test_what_an_error_left_is_gone_on_with_and_a_full_disk_is_given_back(tmp_path: Path) -> None:
