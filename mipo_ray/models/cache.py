@@ -102,8 +102,8 @@ def _workplace(directory: Path, lock: Path, goes_on: bool) -> Iterator[Path]:
 
 
 def _cut_off(directory: Path, lock: Path) -> Path | None:
-    """Where a process of this machine worked on `directory` and surely does so no longer: it had a lock there, and locks
-    work here; those of other machines may be seen by these alone."""
+    """Where a process of this machine worked on `directory` and surely does so no longer: it had a lock there, and
+    locks work here; those of other machines may be seen by these alone."""
     if not _is_locked(lock):
         return None
     own = [path for path in sorted(_partials(directory)) if path.name.startswith(f"{directory.name}.{_machine()}")]

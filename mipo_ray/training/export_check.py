@@ -90,7 +90,7 @@ def check_sums(model: Any, sums: Mapping[str, str | None], output: Path) -> None
 
 def checksum(tensor: Tensor) -> str:
     """SHA-256 of the bytes of a tensor on the CPU, in hex."""
-    return sha256(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+    return sha256(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _check_whole(model: Any, output: Path, tests: Mapping[str, Callable[[Tensor], bool]]) -> Any:

@@ -170,7 +170,8 @@ def _told_of_each_parameter(told: Callable[[Any, str], None]) -> Iterator[None]:
         set_value(model, name, *arguments, **options)
         told(model, name)
 
-    core_model_loading.set_param_for_module = set_and_tell
+    instead: Any = set_and_tell
+    core_model_loading.set_param_for_module = instead
     os.environ[_ONE_AFTER_THE_OTHER] = "1"
     try:
         yield
