@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mipo_ray.errors import UserError
 
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
 # A download writes all the time, and a conversion at its end, half a minute after it began.
 _ABANDONED_SECONDS = 3600.0
 
@@ -29,7 +30,9 @@ def cache_dir() -> Path:
     return Path(user_cache).expanduser().absolute() / "mipo-ray"
 
 
-def make_once(directory: Path, make: Callable[[Path], None], is_complete: Callable[[Path], bool]) -> Path:
+def make_once(
+    directory: Path, make: Callable[[Path], None], is_complete: Callable[[Path], bool], *, goes_on: bool = False
+) -> Path:
     """Return `directory`, made first by `make` unless it is there and complete.
 
     `make` fills an empty directory beside it, which is then renamed: a directory under its own name was finished.
@@ -41,17 +44,18 @@ def make_once(directory: Path, make: Callable[[Path], None], is_complete: Callab
         directory: the directory wanted, in the cache.
         make: fills the empty directory it is given.
         is_complete: whether an existing `directory` can be used; otherwise it is made again.
+        goes_on: `make` may be given a directory in which an earlier call was cut off, by an error or a kill, and then
+            goes on with what is there. Where locks do not work it always begins anew.
 
     Raises:
         UserError: the cache cannot be written.
     """
     if directory.is_dir() and is_complete(directory):
         return directory
+    lock_file = directory.parent / f"{directory.name}.lock"
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.fdopen(
-            os.open(directory.parent / f"{directory.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w"
-        )
+        lock = os.fdopen(os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
     except OSError as error:
         raise UserError(
             f"{directory.parent}: the cache cannot be written ({error}); MIPO_RAY_CACHE names another one"
@@ -61,24 +65,72 @@ def make_once(directory: Path, make: Callable[[Path], None], is_complete: Callab
             fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when this process dies
         if directory.is_dir() and is_complete(directory):
             return directory
-        partial = _beside(directory)
-        try:
-            partial.mkdir()
-            _sweep(directory, now=partial.stat().st_mtime)
+        with _workplace(directory, lock_file, goes_on) as partial:
             make(partial)
             _put_in_place(partial, directory, is_complete)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(f"{directory.parent}: no space left for {directory.name}: {error}") from error
-            raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return directory
 
 
-def _beside(directory: Path) -> Path:
-    """A name that no other process makes."""
-    return directory.parent / f"{directory.name}.{secrets.token_hex(8)}{_PARTIAL}"
+@contextlib.contextmanager
+def _workplace(directory: Path, lock: Path, goes_on: bool) -> Iterator[Path]:
+    """A directory beside `directory` to make it in; where `goes_on`, what was left of one, and left again by an error.
+
+    lock: the file whose lock this process has, where there are locks.
+    """
+    partial = _cut_off(directory, lock) if goes_on else None
+    if partial is None:
+        partial = directory.parent / f"{directory.name}.{_machine()}{secrets.token_hex(8)}{PARTIAL}"  # nobody else's
+        partial.mkdir()
+    handle = os.open(partial, os.O_RDONLY)
+    is_left = False
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # by which `_cut_off` knows that it is worked in
+        os.utime(partial)
+        _sweep(directory, now=partial.stat().st_mtime)
+        yield partial
+    except BaseException as error:
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_left = goes_on and not is_full
+        if is_full:
+            raise UserError(f"{directory.parent}: no space left for {directory.name}: {error}") from error
+        raise
+    finally:
+        os.close(handle)
+        if not is_left:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _cut_off(directory: Path, lock: Path) -> Path | None:
+    """Where a process of this machine worked on `directory` and surely does so no longer: it had a lock there, and
+    locks work here; those of other machines may be seen by these alone."""
+    if not _is_locked(lock):
+        return None
+    own = [path for path in sorted(_partials(directory)) if path.name.startswith(f"{directory.name}.{_machine()}")]
+    return next((partial for partial in own if not _is_locked(partial)), None)
+
+
+def _machine() -> str:
+    """Names the running kernel, 8 hex digits; where it has no name a random one."""
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        name = secrets.token_bytes(8)
+    return hashlib.sha256(name).hexdigest()[:8]
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether anybody, this process too, has a file or directory locked: no where a filesystem has no locks."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def _put_in_place(partial: Path, directory: Path, is_complete: Callable[[Path], bool]) -> None:
@@ -98,11 +150,24 @@ def _put_in_place(partial: Path, directory: Path, is_complete: Callable[[Path], 
                 file.replace(target)
 
 
+def _partials(directory: Path) -> list[Path]:
+    """Where processes work on `directory`, or did."""
+    names = (f"{directory.name}.", PARTIAL)
+    return [
+        path for path in directory.parent.iterdir() if path.name.startswith(names[0]) and path.name.endswith(names[1])
+    ]
+
+
 def _sweep(directory: Path, now: float) -> None:
     """Removes what killed processes left of `directory`, by the filesystem's own clock: others may be at work."""
-    for partial in directory.parent.iterdir():
-        if partial.name.startswith(f"{directory.name}.") and partial.name.endswith(_PARTIAL):
-            with contextlib.suppress(FileNotFoundError):  # finished meanwhile
-                newest = max(path.lstat().st_mtime for path in (partial, *partial.rglob("*")))
-                if now - newest > _ABANDONED_SECONDS:
-                    shutil.rmtree(partial, ignore_errors=True)
+    for partial in _partials(directory):
+        if is_abandoned(partial, now):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_abandoned(partial: Path, now: float) -> bool:
+    """Whether nobody has written below a directory for so long that nobody will; `now`: seconds, by its filesystem."""
+    try:
+        return now - max(path.lstat().st_mtime for path in (partial, *partial.rglob("*"))) > _ABANDONED_SECONDS
+    except FileNotFoundError:  # finished meanwhile
+        return False

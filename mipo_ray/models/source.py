@@ -6,7 +6,6 @@ or a Hugging Face id. Nothing here imports torch, transformers, ray or vllm.
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import json
@@ -23,9 +22,11 @@ from mipo_ray.models.directory import (
     open_directory,
     well_formed,
 )
+from mipo_ray.models.fetch import fetch
 from mipo_ray.models.hub import asked_again, downloaded, hub_model, passing_problem
 from mipo_ray.models.one_model import check_one_model
 from mipo_ray.models.policy_check import check_policy, check_window
+from mipo_ray.models.unused import make_room, note_use
 from mipo_ray.models.vocabulary import check_vocabulary
 
 EMBEDDED = "embedded"
@@ -155,21 +156,13 @@ def _download(path: str, trust_remote_code: bool) -> Path:
         return all((local / name).is_file() and (local / name).stat().st_size == sizes[name] for name in sizes)
 
     def make(local: Path) -> None:
-        names = list(sizes)
-        try:
-            remote.filesystem.get([f"{remote.root}/{name}" for name in names], [str(local / name) for name in names])
-        except Exception as error:  # every object store has exceptions of its own
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise  # of the cache, which says so
-            raise UserError(f"{remote.shown}: cannot be downloaded: {type(error).__name__}: {error}") from error
-        for name in names:
-            if (found := (local / name).stat().st_size) != sizes[name]:
-                raise UserError(
-                    f"{remote.shown}/{name}: expected {sizes[name]} bytes as listed, downloaded {found}: it changed "
-                    f"meanwhile"
-                )
+        make_room(directory.parent, sum(sizes.values()), now=local.stat().st_mtime)
+        fetch(remote, list(sizes), local)
 
-    return make_once(directory, make, is_complete)
+    note_use(directory)  # before it is looked at: what is in use is not swept
+    make_once(directory, make, is_complete, goes_on=True)
+    note_use(directory)
+    return directory
 
 
 def _download_from_hub(path: str, trust_remote_code: bool) -> str:

@@ -34,9 +34,17 @@ from mipo_ray.training.reference import (
     release_weights,
     write_logprobs,
 )
+from mipo_ray.training.sharded_loading import load_own_part
 from mipo_ray.training.step import plan_micro_batches
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Raw keys of ZeRO 3 by which DeepSpeed keeps more than a part of each parameter, or another one than it was given.
+_SHARDED_OTHERWISE = (
+    "mics_shard_size",
+    "zero_hpz_partition_size",
+    "zero_quantized_nontrainable_weights",
+    "zero_quantized_weights",
+)
 
 
 def quiet_libraries(device: str) -> None:
@@ -79,7 +87,7 @@ def policy_engine(model_dir: str, train: TrainConfig, dtype: str, device: str, *
     import deepspeed
 
     config = deepspeed_config(train, dtype)
-    model = _load(model_dir, train, dtype, trust_remote_code)
+    model = _load(model_dir, train, config, dtype, trust_remote_code)
     if train.lora.rank:
         model = with_adapters(model, train.lora)
     if train.gradient_checkpointing:
@@ -105,7 +113,8 @@ def reference_module(model_dir: str, train: TrainConfig, dtype: str, device: str
     if train.offload_reference:
         zero |= {"stage": 3, "offload_param": {"device": "cpu"}}
     config = {key: value for key, value in config.items() if key != "optimizer"} | {"zero_optimization": zero}
-    module: Any = ResponseLogprobs(_load(model_dir, train, dtype, trust_remote_code)).requires_grad_(False)
+    model = _load(model_dir, train, config, dtype, trust_remote_code)
+    module: Any = ResponseLogprobs(model).requires_grad_(False)
     module = _placed(module, config, dtype, device)
     if zero["stage"] == 3:
         import deepspeed
@@ -115,17 +124,28 @@ def reference_module(model_dir: str, train: TrainConfig, dtype: str, device: str
     return module
 
 
-def _load(model_dir: str, train: TrainConfig, dtype: str, trust_remote_code: bool) -> Any:
-    """The model on the CPU, in evaluation mode, so that no dropout blurs the ratio of policy and reference."""
+def _load(model_dir: str, train: TrainConfig, config: dict[str, Any], dtype: str, trust_remote_code: bool) -> Any:
+    """The model in evaluation mode, so that no dropout blurs the ratio of policy and reference.
+
+    It is whole and on the CPU; at ZeRO stage 3 each worker has its part of every parameter where that will stay.
+    """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
-    ).eval()
+    if _loads_own_part(config["zero_optimization"]):
+        model = load_own_part(model_dir, config, DTYPES[dtype], trust_remote_code)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
+        ).eval()
     use_attention(model, train.attention, train.layout)
     if train.torch_compile:
         compile_layers(model)
     return model
+
+
+def _loads_own_part(zero: dict[str, Any]) -> bool:
+    on_disk = (zero.get("offload_param") or {}).get("device") == "nvme"
+    return zero["stage"] == 3 and not on_disk and not any(zero.get(key) for key in _SHARDED_OTHERWISE)
 
 
 def compile_layers(model: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from mipo_ray.models.rope import with_older_rope_fields
 from mipo_ray.training.adapters import PlainWeight, merged_weight, plain_weights
-from mipo_ray.training.export_check import check_export, is_same_configuration
+from mipo_ray.training.export_check import check_directory, check_export, check_sums, is_same_configuration
+from mipo_ray.training.sharded_export import plan_files, write_files
 
+MOST_BYTES = "5GB"  # of a file of weights
 # Weights, in any format a model directory may hold them: replaced by the export, never copied.
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".onnx"}
 
@@ -23,21 +26,33 @@ def export_policy(engine: Any, source_dir: str | Path, output_dir: str | Path) -
 
     `engine` is a DeepSpeed engine (or plain module) around `ResponseLogprobs`, or a transformers model itself. Every
     worker must call this together, since ZeRO stage 3 gathers the parameters one by one; rank 0 alone keeps them (on
-    its CPU) and writes. Adapters are merged into what is written, which is a plain model; the engine's own weights stay
-    as they are. Tokenizer, chat template and every other file that is not weights come from `source_dir`, the directory
-    the policy was loaded from, byte for byte; config.json too, but for the dtype of the weights and, where it has none,
-    the rotary fields that transformers 4 reads.
+    its CPU) and writes: there of one file at a time, else all of them. Adapters are merged into what is written, which
+    is a plain model; the engine's own weights stay as they are. Tokenizer, chat template and every other file that is
+    not weights come from `source_dir`, the directory the policy was loaded from, byte for byte; config.json too, but
+    for the dtype of the weights and, where it has none, the rotary fields that transformers 4 reads.
 
     The export is loaded back before this returns. Raises ExportDiffers, on every worker, where it is not the policy.
     """
     model = _transformers_model(engine)
-    weights = _gathered_weights(model)
+    source, output = Path(source_dir), Path(output_dir)
+    weights = list(plain_weights(model))
+    is_sharded = any(hasattr(weight.tensor, "ds_id") for weight in weights)
+    files = plan_files(model, weights, MOST_BYTES) if is_sharded else None
+    if files is None:
+        whole = _gathered_weights(weights)
+        _on_first(lambda: _write_whole(model, whole, source, output))
+    else:
+        sums = write_files(model, weights, files, _gathered, output)
+        _on_first(lambda: _complete(model, sums, source, output))
+
+
+def _on_first(write: Callable[[], None]) -> None:
+    """Has rank 0 alone write; raises what it met on every worker: the others would wait for ever."""
     failure: list[Exception | None] = [None]
     if _rank() == 0:
         try:
-            _write(model, weights, Path(source_dir), Path(output_dir))
-            check_export(model, weights, Path(source_dir), Path(output_dir))
-        except Exception as error:  # the others would wait for ever
+            write()
+        except Exception as error:
             failure = [error]
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(failure, src=0)
@@ -45,11 +60,24 @@ def export_policy(engine: Any, source_dir: str | Path, output_dir: str | Path) -
         raise failure[0]
 
 
-def _write(model: Any, weights: dict[str, Tensor], source: Path, output: Path) -> None:
+def _write_whole(model: Any, weights: dict[str, Tensor], source: Path, output: Path) -> None:
     # It empties the dictionary that it is given.
-    model.save_pretrained(output, state_dict=dict(weights), max_shard_size="5GB")
+    model.save_pretrained(output, state_dict=dict(weights), max_shard_size=MOST_BYTES)
     if not (source / "generation_config.json").exists():
         (output / "generation_config.json").unlink(missing_ok=True)  # transformers made one up
+    _write_other_files(model, source, output)
+    check_export(model, weights, source, output)
+
+
+def _complete(model: Any, sums: Mapping[str, str | None], source: Path, output: Path) -> None:
+    """Makes a model directory of the files of weights, whose sums are known of a small model."""
+    _write_other_files(model, source, output)
+    check_directory(model, source, output)
+    if sums:
+        check_sums(model, sums, output)
+
+
+def _write_other_files(model: Any, source: Path, output: Path) -> None:
     _copy_other_files(source, output)
     text = _with_dtype((source / "config.json").read_text(encoding="utf-8"), str(model.dtype).removeprefix("torch."))
     config_file = output / "config.json"
@@ -68,11 +96,11 @@ def _transformers_model(engine: Any) -> Any:
     return module if hasattr(module, "save_pretrained") else module.model
 
 
-def _gathered_weights(model: Any) -> dict[str, Tensor]:
+def _gathered_weights(plain: Sequence[PlainWeight]) -> dict[str, Tensor]:
     """Name -> whole tensor on the CPU, adapters merged; empty on every rank but 0. Tied weights share one tensor."""
     weights: dict[str, Tensor] = {}
     copies: dict[int, Tensor] = {}
-    for weight in plain_weights(model):
+    for weight in plain:
         if id(weight.tensor) not in copies:
             copies[id(weight.tensor)] = _gathered(weight)
         weights[weight.name] = copies[id(weight.tensor)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,18 @@ def check_export(model: Any, weights: Mapping[str, Tensor], source: Path, output
     source: the directory that it was trained from. Every tensor must come back to the bit, the configuration as it was,
     and, of a model of WHOLE_BYTES at most whose weights are not sharded, a probe's log-prob.
     """
+    check_directory(model, source, output)
+    unique = {tensor.data_ptr(): tensor for tensor in weights.values()}
+    if sum(tensor.nbytes for tensor in unique.values()) > WHOLE_BYTES:
+        _check_by_name(weights, output)
+        return
+    loaded = _check_whole(model, output, {name: functools.partial(torch.equal, weights[name]) for name in weights})
+    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        _check_probe(model, loaded, output)
+
+
+def check_directory(model: Any, source: Path, output: Path) -> None:
+    """Raises ExportDiffers where `output` is not one model of the configuration of `source`, with every tensor once."""
     try:
         directory = open_directory(str(output))
         check_one_model(directory, weight_files(directory), are_all_read=True)
@@ -50,18 +64,44 @@ def check_export(model: Any, weights: Mapping[str, Tensor], source: Path, output
     if not is_same_configuration(type(model.config), source, output):
         raise ExportDiffers(f"{output}/config.json: expected the configuration of {source}, found another model's")
     _check_names(type(model), output)
-    unique = {tensor.data_ptr(): tensor for tensor in weights.values()}
-    if sum(tensor.nbytes for tensor in unique.values()) > WHOLE_BYTES:
-        _check_by_name(weights, output)
-        return
+
+
+def check_file(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Raises ExportDiffers where a file of weights does not hold these tensors, to the bit, and no other."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as found:
+        if different := set(found.keys()) ^ tensors.keys():
+            raise ExportDiffers(f"{file}: expected the tensors that were written, found other ones: {min(different)}")
+        for name, tensor in tensors.items():
+            if not torch.equal(found.get_tensor(name), tensor):
+                raise ExportDiffers(f"{file}: tensor {name}: expected the trained values, found other ones")
+
+
+def check_sums(model: Any, sums: Mapping[str, str | None], output: Path) -> None:
+    """Raises ExportDiffers where a policy, loaded whole, has a weight with another sum than `checksum` gave it before
+    it was written (None: it was not written)."""
+
+    def is_same(expected: str | None, found: Tensor) -> bool:
+        return expected is None or checksum(found) == expected
+
+    _check_whole(model, output, {name: functools.partial(is_same, expected) for name, expected in sums.items()})
+
+
+def checksum(tensor: Tensor) -> str:
+    """SHA-256 of the bytes of a tensor on the CPU, in hex."""
+    return sha256(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def _check_whole(model: Any, output: Path, tests: Mapping[str, Callable[[Tensor], bool]]) -> Any:
+    """The model of `output`, each of whose tensors has passed its test."""
     loaded = type(model).from_pretrained(output, dtype=model.dtype, use_safetensors=True).eval()
     found = loaded.state_dict()
-    different = [name for name, tensor in weights.items() if name not in found or not torch.equal(found[name], tensor)]
-    if different or len(found) != len(weights):
-        named = ", ".join(different[:3]) or f"{len(found)} tensors instead of {len(weights)}"
+    different = [name for name, is_same in tests.items() if name not in found or not is_same(found[name])]
+    if different or len(found) != len(tests):
+        named = ", ".join(different[:3]) or f"{len(found)} tensors instead of {len(tests)}"
         raise ExportDiffers(f"{output}: expected the trained weights, found other ones: {named}")
-    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        _check_probe(model, loaded, output)
+    return loaded
 
 
 def is_same_configuration(config_class: Any, source: Path, output: Path) -> bool:
