@@ -106,7 +106,7 @@ def test_an_error_stops_the_others_and_what_came_is_gone_on_with(tmp_path: Path)
         return block
 
     store = Store({"a": bytes(range(256)) * 40, "b": b"b" * 100}, answer)
-    with pytest.raises(ConnectionError, match="cut"):
+    with pytest.raises(UserError, match="store://bucket/b: cannot be read: ConnectionError: cut"):
         fetch(store.listed(), ["a", "b"], tmp_path)
     there = {name: len(content) for name, content in content_of(tmp_path).items()}
     assert there["b"] == 30
