@@ -28,6 +28,7 @@ from mipo_ray.evaluation.summary import few_text, power_text, primary_of
 from mipo_ray.measures import HELD_OUT, format_value, measure_of
 from mipo_ray.report.charts import drift_charts, pair_charts, score_charts, training_charts
 from mipo_ray.report.cost import ShownStage, run_cost
+from mipo_ray.report.effects import effect_rows
 from mipo_ray.report.flow import flows
 from mipo_ray.report.guard import Verdicts, bad_keys, guard_rows, guard_sentences
 from mipo_ray.report.heatmaps import heat_maps
@@ -111,6 +112,7 @@ def render_report(run: ReportData) -> str:
             score_charts=score_charts(run.results),
             drift_charts=drift_charts(run.results),
             table=_table(run.results),
+            effect_rows=effect_rows(run.results),
             behind=_behind(run.results),
             rounds=rounds_of(run.results),
             training_charts=training_charts(run.train_steps),

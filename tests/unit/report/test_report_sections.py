@@ -17,6 +17,7 @@ from mipo_ray.evaluation.intervals import bootstrap_mean
 from mipo_ray.evaluation.resampling import Clusters
 from mipo_ray.report.charts import drift_charts, interval_chart
 from mipo_ray.report.cost import ShownStage, run_cost
+from mipo_ray.report.effects import NO_RISE, NOT_MEASURED, effect_rows
 from mipo_ray.report.flow import flows
 from mipo_ray.report.heatmaps import heat_maps
 from mipo_ray.report.page import render_report
@@ -252,6 +253,47 @@ def test_a_hostile_judge_prompt_and_label_stay_text() -> None:
     html = render_report(make_run(evaluation=evaluation, matrices={"base": matrix}))
     assert "<script" not in html
     assert html.count("&lt;script&gt;alert(1)") == 2
+
+
+# What length and copying cannot buy
+
+
+def test_effects_stand_beside_the_change_of_each_pmi_with_their_words() -> None:
+    results = make_results(context_pmi_initial=2.5, context_pmi_matched=0.01)
+    results["1"]["context_pmi_echo"] = Entry(0.61, 0.41, 0.81, 20, "share")
+    rows = {(row.round, row.title): row.cells for row in effect_rows(results)}
+    assert list(rows) == [(key, title) for key in "01" for title in ("context PMI", "leave-one-out PMI")]
+    whole, per_token, matched, adjusted, copy_free, echo = rows["1", "context PMI"]
+    assert (whole.shown, whole.word) == ("+2.500 [+2.450, +2.550]", "rose")
+    assert (matched.shown, matched.word) == ("+0.0100 [-0.0400, +0.0600]", "not distinguishable")
+    assert per_token.word == adjusted.word == copy_free.word == "not distinguishable"
+    assert (echo.shown, echo.word) == ("0.610 [0.410, 0.810]", "")
+    html = render_report(make_run(results=results))
+    for shown in ("0.610 [0.410, 0.810]", "+2.500 [+2.450, +2.550]"):
+        assert shown in html
+
+
+def test_a_run_of_an_earlier_version_says_that_effects_were_not_measured() -> None:
+    earlier = {
+        key: {name: one for name, one in entries.items() if name in ("pmi_initial", "pmi_initial_per_token")}
+        for key, entries in make_results(pmi_initial=1.0).items()
+    }
+    assert effect_rows({"base": earlier["base"]}) == []
+    first, second = effect_rows(earlier)
+    assert [cell.shown for cell in first.cells[2:]] == [NOT_MEASURED] * 4
+    assert first.cells[1].shown != NOT_MEASURED
+    # The rounds that follow know their own figures, and no change from such a base.
+    without = dataclasses.replace(make_results()["1"]["pmi_copy_free"], change=None, change_low=None, change_high=None)
+    (row,) = effect_rows({"base": earlier["base"], "0": earlier["0"] | {"pmi_copy_free": without}})
+    assert [cell.shown for cell in row.cells[4:]] == [NOT_MEASURED] * 2
+
+
+def test_without_a_rise_there_is_no_echo_share() -> None:
+    results = make_results(pmi_initial=-1.0)
+    for policy in results.values():
+        for name in ("pmi_echo", "context_pmi_echo"):
+            del policy[name]
+    assert {row.cells[-1].shown for row in effect_rows(results)} == {NO_RISE}
 
 
 # Charts and cost
