@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from mipo_ray.storage.entries import Entries, Evaluated
+from mipo_ray.storage.gains import Gains
 from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.records import optional, read_record, to_json
 
@@ -114,6 +115,8 @@ class EvaluateFacts:
     """The parts of the mutual-information matrix that there are enough rows for."""
     results: Entries
     """By measure, as in results.json."""
+    gains: Gains | None = optional()
+    """Where a round's PMI gained or lost; None of the base."""
     gpus: float | None = optional()
     """How many GPUs the stage reserved at most."""
 

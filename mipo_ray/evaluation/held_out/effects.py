@@ -4,11 +4,11 @@ A PMI is a sum over a response's tokens: with the differences d_t = log p(y_t | 
 tokens, any set of them has a PMI of its own. So an answer that is cut, or whose copied words are left out, needs no
 further scoring: what its tokens were given inside the whole answer is summed up over those that stay.
 
-Everything here is pure numpy in float64. Values are by prompt or by response, so that their means get intervals as those
-of all held-out measures do; a figure that is no mean (an intercept, a ratio) is given as values whose mean it is and
-whose differences from it are its influences, by how much each prompt moves it to first order, times their number
-(Hampel 1974, "The influence curve and its role in robust estimation"). An interval of their mean has the variance of the
-figure's delta method, with clusters as any other.
+Everything here is pure numpy in float64. Values are by prompt or by response, so that their means get intervals as
+those of all held-out measures do; a figure that is no mean (an intercept, a ratio) is given as values whose mean it is
+and whose differences from it are its influences, by how much each prompt moves it to first order, times their number
+(Hampel 1974, "The influence curve and its role in robust estimation"). The interval of their mean has the variance of
+the figure by the delta method, with clusters as any other.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def effect_columns(answers: ScoredAnswers, base: ScoredAnswers | None) -> dict[s
 
 
 def matched_changes(answers: ScoredAnswers, base: ScoredAnswers) -> dict[str, float]:
-    """Prompt -> mean change of the PMI from the base's answers to the policy's, each two cut to the shorter one's tokens.
+    """Prompt -> mean change of the PMI from the base's answers to the policy's, each two cut to the tokens of the
+    shorter one.
 
     Answers to a prompt are compared in their order: they were sampled with the same seeds.
     """
@@ -114,7 +115,7 @@ def matched_changes(answers: ScoredAnswers, base: ScoredAnswers) -> dict[str, fl
 
 
 def paired_answers(prompts: Sequence[str], base_prompts: Sequence[str]) -> list[tuple[int, int]]:
-    """The rows of a policy and of the base that are answers to the same prompt, the first of a prompt with the first."""
+    """The rows of a policy and of the base that answer the same prompt, the first of a prompt with the first."""
     before: dict[str, list[int]] = {}
     for row, prompt in enumerate(base_prompts):
         before.setdefault(prompt, []).append(row)
@@ -124,8 +125,8 @@ def paired_answers(prompts: Sequence[str], base_prompts: Sequence[str]) -> list[
 def at_equal_length(changes: Array, longer: Array) -> Array | None:
     """Values whose mean is the change at equal length: the intercept a of changes = a + b * longer by least squares.
 
-    changes, longer [prompts]: of the PMI, nats, and of the length, tokens. The differences of the values from their mean
-    are the influences on a, e_i * (1 - n * m * (x_i - m) / S) with the residuals e, m the mean of x = longer and
+    changes, longer [prompts]: of the PMI, nats, and of the length, tokens. The differences of the values from their
+    mean are the influences on a, e_i * (1 - n * m * (x_i - m) / S) with the residuals e, m the mean of x = longer and
     S = sum of (x_i - m)^2, times sqrt((n - 1) / (n - 2)) for the slope, which took one more degree of freedom.
 
     None where the line is not known: all lengths change by the same number of tokens, or there are fewer than 3
@@ -148,8 +149,8 @@ def echo_values(changes: Array, copy_free: Array) -> Array | None:
     """Values whose mean is the echo share: how much of the rise of a PMI sits in copied tokens.
 
     changes, copy_free [prompts]: of the whole answers' PMI, and of that without copied tokens, nats. The share is
-    1 - (sum of copy_free) / (sum of changes): above 1 where the PMI fell without copies, below 0 where that of the copies
-    fell. The differences from it are the influences on the ratio. None where the PMI did not rise.
+    1 - (sum of copy_free) / (sum of changes): above 1 where the PMI fell without copies, below 0 where that of the
+    copies fell. The differences from it are the influences on the ratio. None where the PMI did not rise.
     """
     rise = changes.mean()
     if rise <= 0:

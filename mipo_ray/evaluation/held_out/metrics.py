@@ -111,9 +111,7 @@ def measure(rows: MeasuredRows, base: MeasuredRows | None, *, beta: float, sampl
     return results
 
 
-def item_values(
-    rows: MeasuredRows, beta: float, base: MeasuredRows | None
-) -> dict[str, tuple[Sequence[str], Array]]:
+def item_values(rows: MeasuredRows, beta: float, base: MeasuredRows | None) -> dict[str, tuple[Sequence[str], Array]]:
     """Metric -> (prompt of each item, value of each item), for every metric that is a mean over items.
 
     base: what some of the measures of a round's policy are beside (`effects`); None: the rows are the base's own.
@@ -151,8 +149,8 @@ def item_values(
                 per_token = mi.pmi_without_context_per_token(*own_and_none, np.asarray(rows.token_counts)[with_context])
                 columns["context_pmi_per_token"] = (groups, per_token)
     columns |= {name: (rows.prompt_ids, values) for name, values in per_response.items()}
-    before = {} if base is None else _scored_answers(base)
-    for kind, answers in _scored_answers(rows).items():
+    before = {} if base is None else scored_answers(base)
+    for kind, answers in scored_answers(rows).items():
         if base is None or kind in before:
             columns |= effect_columns(answers, before.get(kind))
     if len(rows.pair_prompt_ids):
@@ -163,7 +161,7 @@ def item_values(
     return columns
 
 
-def _scored_answers(rows: MeasuredRows) -> dict[str, ScoredAnswers]:
+def scored_answers(rows: MeasuredRows) -> dict[str, ScoredAnswers]:
     """Kind of PMI -> the answers that have one, with it."""
     whole = {"pmi": mi.leave_one_out_pmi(rows.initial_own, rows.initial_others)}
     if rows.initial_none is not None:

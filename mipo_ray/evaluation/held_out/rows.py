@@ -14,6 +14,7 @@ import pyarrow.dataset
 from mipo_ray.evaluation.held_out.conditionings import OTHER, OWN, WITHOUT_CONTEXT, by_conditioning
 from mipo_ray.evaluation.held_out.copies import COPIED_TOKENS
 from mipo_ray.evaluation.held_out.effects import TokenScores
+from mipo_ray.evaluation.held_out.gains import Labels
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows
 from mipo_ray.evaluation.resampling import Clusters
 from mipo_ray.pairs.schema import innermost_lists
@@ -88,16 +89,30 @@ def measured_rows(run: RunDirectory, round: Round) -> MeasuredRows:
 def held_out_clusters(run: RunDirectory) -> Clusters | None:
     """The users and questions of the held-out prompts, as the base's stage wrote them; None where an earlier version
     did, which did not."""
+    found = _columns_of_prompts(run, "user", "question")
+    if found is None:
+        return None
+    users, questions = found
+    return Clusters(users if any(users.values()) else None, questions)
+
+
+def held_out_labels(run: RunDirectory) -> Labels | None:
+    """What people call the users and questions of the held-out prompts; None where an earlier version wrote the base's
+    stage."""
+    found = _columns_of_prompts(run, "user_label", "question_label")
+    return None if found is None else Labels(*found)
+
+
+def _columns_of_prompts(run: RunDirectory, *names: str) -> list[dict[str, str]] | None:
+    """Columns of the held-out prompts, each by prompt; None where they are not there."""
     path = run.path(run.stage(BASE, "evaluate"), "prompts")
     if not run.list_files(f"{run.stage(BASE, 'evaluate')}/prompts"):
         return None
-    table, columns = open_table(path, run.arrow_filesystem()), ["prompt_id", "user", "question"]
+    table, columns = open_table(path, run.arrow_filesystem()), ["prompt_id", *names]
     if not set(columns) <= set(table.schema.names):
         return None
     rows = table.to_table(columns=columns).to_pylist()
-    users = {row["prompt_id"]: row["user"] for row in rows}
-    questions = {row["prompt_id"]: row["question"] for row in rows}
-    return Clusters(users if any(users.values()) else None, questions)
+    return [{row["prompt_id"]: row[name] for row in rows} for name in names]
 
 
 def sampled_tokens(run: RunDirectory, round: Round) -> int:

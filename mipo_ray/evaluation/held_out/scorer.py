@@ -24,9 +24,9 @@ from mipo_ray.ray_cluster.gpus import check_torch_gpu
 
 # One row per response: `conditionings` are prompts (token ids) that the response is scored under, `models` the names of
 # the models that score it. The actor adds a column `logprobs_<name>` (list<double>, nats, one per conditioning and in
-# their order, so that the row's `conditioning_ids` name these too; empty for a model that the row does not name) and, of
-# models that are scored by token, `token_logprobs_<name>` (list<list<float>>): of each of these sums the log-probs of the
-# response's tokens.
+# their order, so that the row's `conditioning_ids` name these too; empty for a model that the row does not name). Of a
+# model that scores by token there is also `token_logprobs_<name>` (list<list<float>>): the log-probs of the response's
+# tokens, for each of these sums.
 SCORING_COLUMNS = (
     ("conditionings", pa.list_(TOKEN_IDS)),
     ("response_token_ids", TOKEN_IDS),

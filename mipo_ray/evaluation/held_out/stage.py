@@ -196,6 +196,9 @@ def _add_conditionings(block: pa.Table, *, config: Config, initial: str) -> pa.T
         # What intervals resample; "" where a row names no user.
         "user": pa.array([user_of(row) for row in rows], pa.string()),
         "question": pa.array([question_of(row) for row in rows], pa.string()),
+        # What people call the two.
+        "user_label": pa.array([row["group"] or row["context"] for row in rows], pa.string()),
+        "question_label": pa.array([row["question_messages"][-1]["content"] for row in rows], pa.string()),
         "source": pa.array([prompt_text(row["messages"], row["context"]) for row in rows], pa.string()),
         "prompt_token_ids": pa.array(own, TOKEN_IDS),
         "other_prompt_ids": pa.array([list(each) for each in others], pa.list_(pa.string())),

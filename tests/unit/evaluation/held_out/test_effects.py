@@ -193,9 +193,7 @@ def test_the_echo_varies_as_the_ratio_does(seed: int) -> None:
         return float(1 - (weights * free).sum() / (weights * changes).sum())
 
     step = 1e-6
-    moved = [
-        (ratio(np.ones(12) + step * row) - ratio(np.ones(12) - step * row)) / (2 * step) for row in np.eye(12)
-    ]
+    moved = [(ratio(np.ones(12) + step * row) - ratio(np.ones(12) - step * row)) / (2 * step) for row in np.eye(12)]
     assert (values - values.mean()) / 12 == pytest.approx(np.array(moved), rel=1e-4, abs=1e-6)
 
 

@@ -64,9 +64,7 @@ def make_rows(seed: int, *, trained: bool) -> MeasuredRows:
     )
 
 
-def _spread(
-    tokens: int, own: float, others: np.ndarray, none: float, generator: np.random.Generator
-) -> TokenScores:
+def _spread(tokens: int, own: float, others: np.ndarray, none: float, generator: np.random.Generator) -> TokenScores:
     """Log-probs of tokens with these sums; the first two tokens copy."""
     shares = generator.dirichlet(np.ones(tokens))
     return TokenScores(
