@@ -12,6 +12,7 @@ from mipo_ray.storage.results import rounds_of
 
 NOT_MEASURED = "not measured"
 NO_RISE = "no rise"
+NOT_KNOWN = "not known"  # where every length changed by as much
 # Whole PMI -> its change per token, with lengths matched, at equal length and without copies, and its echo share.
 COLUMNS = {
     "context_pmi_initial": (
@@ -59,7 +60,8 @@ def _cell(entries: Entries, name: str) -> Cell:
         measured = without is not None and without.change is not None
         return _echo(entry) if entry is not None else Cell(NO_RISE if measured else NOT_MEASURED)
     if entry is None or entry.change is None:
-        return Cell(NOT_MEASURED)
+        beside = name.endswith("_adjusted") and name.replace("_adjusted", "_copy_free") in entries
+        return Cell(NOT_KNOWN if beside else NOT_MEASURED)
     return Cell(format_change(entry), change_word(entry))
 
 

@@ -14,7 +14,7 @@ the figure by the delta method, with clusters as any other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,5 +167,8 @@ def _by_prompt(answers: ScoredAnswers, base: ScoredAnswers) -> tuple[list[str], 
     names, means = group_means(base.pmi, base.prompts)
     before = dict(zip(names.tolist(), means.tolist(), strict=True))
     prompts = list(changes)
-    found = (np.array([values[prompt] for prompt in prompts]) for values in (changes, longer, before))
-    return prompts, *found
+
+    def ordered(values: Mapping[str, float]) -> Array:
+        return np.array([values[prompt] for prompt in prompts])
+
+    return prompts, ordered(changes), ordered(longer), ordered(before)

@@ -19,7 +19,7 @@ from mipo_ray.evaluation.intervals import bootstrap_mean
 from mipo_ray.evaluation.resampling import Clusters
 from mipo_ray.report.charts import drift_charts, interval_chart
 from mipo_ray.report.cost import ShownStage, run_cost
-from mipo_ray.report.effects import NO_RISE, NOT_MEASURED, effect_rows
+from mipo_ray.report.effects import NO_RISE, NOT_KNOWN, NOT_MEASURED, effect_rows
 from mipo_ray.report.flow import flows
 from mipo_ray.report.gains import MOST_MOVED, gain_tables, most_moved
 from mipo_ray.report.heatmaps import heat_maps
@@ -290,6 +290,13 @@ def test_a_run_of_an_earlier_version_says_that_effects_were_not_measured() -> No
     without = dataclasses.replace(make_results()["1"]["pmi_copy_free"], change=None, change_low=None, change_high=None)
     (row,) = effect_rows({"base": earlier["base"], "0": earlier["0"] | {"pmi_copy_free": without}})
     assert [cell.shown for cell in row.cells[4:]] == [NOT_MEASURED] * 2
+
+
+def test_where_every_length_changed_by_as_much_the_change_at_equal_length_is_not_known() -> None:
+    results = make_results()
+    for policy in ("0", "1"):
+        del results[policy]["pmi_adjusted"]
+    assert [row.cells[3].shown for row in effect_rows(results) if row.title != "context PMI"] == [NOT_KNOWN] * 2
 
 
 def test_without_a_rise_there_is_no_echo_share() -> None:

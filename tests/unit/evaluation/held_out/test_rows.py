@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mipo_ray.evaluation.held_out.gains import Labels
 from mipo_ray.evaluation.held_out.matrix import MatrixRows, matrix_of
 from mipo_ray.evaluation.held_out.metrics import item_values, measure
-from mipo_ray.evaluation.held_out.rows import held_out_clusters, measured_rows
+from mipo_ray.evaluation.held_out.rows import held_out_clusters, held_out_labels, measured_rows
 from mipo_ray.evaluation.held_out.scorer import TOKEN_LOGPROBS
 from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA, _one_row_per_response, _pairs_only
 from mipo_ray.storage.rounds import BASE, Round
@@ -186,6 +187,13 @@ def test_users_and_questions_are_those_of_the_prompts_that_the_base_wrote(run: R
     # Of the two rows with a context.
     context = measure(rows, None, beta=0.1, samples=50, seed=0)["context_pmi_initial"]
     assert (context.n, context.users, context.questions) == (2, 1, 2)
+
+
+def test_users_and_questions_have_names_for_people(run: RunDirectory) -> None:
+    assert held_out_labels(run) is None
+    rows = [{"prompt_id": one, "user_label": f"user {one}", "question_label": "What now?"} for one in "ab"]
+    write_prompts(run, rows)
+    assert held_out_labels(run) == Labels({"a": "user a", "b": "user b"}, {"a": "What now?", "b": "What now?"})
 
 
 def test_rows_that_name_nobody_have_questions_alone(run: RunDirectory) -> None:
