@@ -16,10 +16,11 @@ from mipo_ray.measures import HELD_OUT, format_value
 from mipo_ray.storage.gains import GainGroup, Gains
 
 MOST_MOVED = 10  # answers each way
+# Title of a table, and heading of its groups.
 _TITLES = {
-    "users": "Users",
-    "questions": "Questions",
-    "lengths": "Length of the base's answers, tokens",
+    "users": ("Users", "user"),
+    "questions": ("Questions", "question"),
+    "lengths": ("Length of the base's answers", "tokens"),
 }
 
 
@@ -28,6 +29,7 @@ class GainTable:
     """rows: label, prompts, change with its interval, change of length."""
 
     title: str
+    heading: str
     note: str
     rows: list[tuple[str, str, str, str]]
 
@@ -45,8 +47,8 @@ def gain_tables(gains: Gains) -> list[GainTable]:
         if found.count > 1:
             left_out = found.count - len(found.groups)
             note = f"{found.gained} of {found.count} gained"
-            note += f"; {left_out} in the middle are not shown" if left_out else ""
-            tables.append(GainTable(_TITLES[kind], note, [_row(group, unit) for group in found.groups]))
+            note += f"; {left_out} in the middle {'is' if left_out == 1 else 'are'} not shown" if left_out else ""
+            tables.append(GainTable(*_TITLES[kind], note, [_row(group, unit) for group in found.groups]))
     return tables
 
 

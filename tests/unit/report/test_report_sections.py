@@ -359,7 +359,11 @@ def gains_of(*changes: float, count: int | None = None) -> Gains:
 
 def test_groups_stand_with_their_changes_and_single_ones_without_interval() -> None:
     (table,) = gain_tables(gains_of(4.0, 2.0, count=30))  # one question alone says nothing
-    assert (table.title, table.note) == ("Users", "2 of 30 gained; 27 in the middle are not shown")
+    assert (table.title, table.heading, table.note) == (
+        "Users",
+        "user",
+        "2 of 30 gained; 27 in the middle are not shown",
+    )
     assert table.rows[0][1:] == ("3", "+4.000 [+3.000, +5.000]", "-2.5")
     assert table.rows[2] == ("a single prompt", "1", "-0.500", "0")
 
