@@ -75,7 +75,8 @@ def test_a_run_of_any_version_shows_what_was_measured_of_it(tmp_path: Path, kept
     assert '<h2 id="gains">' in html
     assert ("not measured" in html) == (kept != "tokens")
     assert ("user of a" in html) == (kept == "tokens")
-    # The answers of all versions can be compared: those to a fall by 1 nat, all others rise.
+    assert "user of d" not in html  # it has no context PMI
+    # The answers of all versions can be compared: those to a fall by 1 nat, the others with a context rise.
     assert "The largest rises: 4 answers" in html
     assert "The largest falls: 2 answers" in html
     manifest = json.loads((tmp_path / "rounds/000/evaluate/manifest.json").read_text())
@@ -83,18 +84,19 @@ def test_a_run_of_any_version_shows_what_was_measured_of_it(tmp_path: Path, kept
 
 
 def write_scores(run: RunDirectory, round: Round, tokens: int, *, with_tokens: bool) -> None:
-    """Two answers to each of three prompts, of so many tokens, as the scorer writes them."""
+    """Two answers to each of four prompts, the last without a context, of so many tokens, as the scorer writes them."""
     rows = []
-    for prompt, change in (("a", -1.0), ("b", 2.0), ("c", 5.0)):
+    for prompt, change in (("a", -1.0), ("b", 2.0), ("c", 5.0), ("d", 9.0)):
         tokens += prompt == "b" and not round.is_base
         pmi = 4.0 if round.is_base else 4.0 + change
         for sample in range(2):
-            logprobs = [-10.0, -10.0 - pmi - sample, -10.0 - pmi - sample]
+            ids = ["own", "other:x", "without_context"][: 2 if prompt == "d" else 3]
+            logprobs = [-10.0, -10.0 - pmi - sample, -10.0 - pmi - sample][: len(ids)]
             answer = {
-                "prompt_id": prompt, "context": "I sail.", "source": "I sail. What now?",
+                "prompt_id": prompt, "context": "" if prompt == "d" else "I sail.", "source": "I sail. What now?",
                 "kind": "answer", "sample": sample,
                 "response": f"answer {prompt}{sample}", "finish_reason": "stop", "tokens": tokens,
-                "conditioning_ids": ["own", "other:x", "without_context"], "logprobs_initial": logprobs,
+                "conditioning_ids": ids, "logprobs_initial": logprobs,
                 "logprobs_policy": [] if round.is_base else logprobs,
             }  # fmt: skip
             if with_tokens:
@@ -107,7 +109,7 @@ def write_scores(run: RunDirectory, round: Round, tokens: int, *, with_tokens: b
 
 
 def write_prompts(run: RunDirectory, *, with_labels: bool) -> None:
-    rows = [{"prompt_id": one, "user": f"hash {one}", "question": "hash"} for one in "abc"]
+    rows = [{"prompt_id": one, "user": f"hash {one}", "question": "hash"} for one in "abcd"]
     if with_labels:
         rows = [{**row, "user_label": f"user of {row['prompt_id']}", "question_label": "What now?"} for row in rows]
     folder = Path(run.path(run.stage(BASE, "evaluate"), "prompts"))
