@@ -6,6 +6,7 @@ follows from its unit and its size alone (`format_value`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -54,6 +55,11 @@ def _by_name(*measures: Measure) -> dict[str, Measure]:
     return {measure.name: measure for measure in measures}
 
 
+def _echo(name: str, title: str) -> Measure:
+    """A share of a change: above 1 where the rest fell, below 0 where the part did."""
+    return Measure(name, "share", title, lowest=-math.inf, highest=math.inf)
+
+
 # Of results.json, in the order of its table.
 HELD_OUT = _by_name(
     Measure("reward_accuracy", "share", "reward accuracy", "higher"),
@@ -65,6 +71,11 @@ HELD_OUT = _by_name(
         "higher",
         "answer-context PMI, nats per response",
     ),
+    Measure("context_pmi_per_token", "nats per token", "context PMI per token", "higher"),
+    Measure("context_pmi_matched", "nats per response", "context PMI, lengths matched", "higher"),
+    Measure("context_pmi_adjusted", "nats per response", "context PMI at equal length", "higher"),
+    Measure("context_pmi_copy_free", "nats per response", "context PMI without copies", "higher"),
+    _echo("context_pmi_echo", "echo share of the context PMI's rise"),
     Measure(
         "pmi_initial",
         "nats per response",
@@ -73,6 +84,10 @@ HELD_OUT = _by_name(
         "answer-prompt PMI, nats per response",
     ),
     Measure("pmi_initial_per_token", "nats per token", "leave-one-out PMI per token", "higher"),
+    Measure("pmi_matched", "nats per response", "leave-one-out PMI, lengths matched", "higher"),
+    Measure("pmi_adjusted", "nats per response", "leave-one-out PMI at equal length", "higher"),
+    Measure("pmi_copy_free", "nats per response", "leave-one-out PMI without copies", "higher"),
+    _echo("pmi_echo", "echo share of the leave-one-out PMI's rise"),
     Measure("infonce_initial", "nats", "InfoNCE", "higher", "InfoNCE on per-token log-probs, nats"),
     Measure("retrieval_initial", "share", "retrieval", "higher"),
     Measure("context_pmi_policy", "nats per response", "the policy's context PMI", "higher"),
@@ -115,6 +130,8 @@ JUDGED = _by_name(
 # What a run is about unless it names another measure: the first that its held-out rows have, as those without a context
 # have none of context PMI.
 PRIMARY = ("context_pmi_initial", "pmi_initial")
+# Of a PMI: which share of its rise sits in copied tokens. There is none without a rise, and no change of it.
+ECHO_SHARES = {"context_pmi_echo": "context_pmi_initial", "pmi_echo": "pmi_initial"}
 # A measure without an interval tells no change from noise.
 WITHOUT_INTERVAL = ("corpus_distinct_2",)
 

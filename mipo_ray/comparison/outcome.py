@@ -57,7 +57,7 @@ def gather(comparison: Comparison) -> Outcome:
         differences = {
             control: _difference(comparison, control, arm, last, headline)
             for control in comparison.controls
-            if control in complete and control != arm
+            if control in complete and control != arm and all(headline in arms[one].measures for one in (control, arm))
         }
         arms[arm] = replace(arms[arm], against_control=differences)
     return Outcome(
@@ -176,8 +176,10 @@ def _draw(comparison: Comparison, name: str) -> dict[str, Any]:
 
 def _held_out_items(comparison: Comparison, arm: str, seed: int, round: Round) -> dict[str, Items]:
     """Held-out measure -> (values, items) of one policy, from its scored answers."""
-    rows = measured_rows(comparison.run(arm, seed), round)
-    columns = item_values(rows, comparison.shared.train.beta)
+    run = comparison.run(arm, seed)
+    rows = measured_rows(run, round)
+    base = None if round.is_base else measured_rows(run, rounds.BASE)
+    columns = item_values(rows, comparison.shared.train.beta, base)
     found: dict[str, Items] = {
         name: (columns[name][1], columns[name][0]) for name in _compared(comparison) if name in columns
     }

@@ -14,7 +14,7 @@ from mipo_ray.config.field_types import PositiveInt
 from mipo_ray.config.judge import JudgeConfig
 from mipo_ray.config.prompts import PromptsConfig
 from mipo_ray.errors import brief
-from mipo_ray.measures import HELD_OUT, WITHOUT_INTERVAL
+from mipo_ray.measures import ECHO_SHARES, HELD_OUT, WITHOUT_INTERVAL
 
 
 class TaskConfig(Section):
@@ -70,9 +70,10 @@ class EvaluateConfig(Section):
     @field_validator("primary")
     @classmethod
     def _primary_is_measured(cls, primary: str | None) -> str | None:
-        names = [name for name in HELD_OUT if name not in WITHOUT_INTERVAL]
+        names = [name for name in HELD_OUT if name not in (*WITHOUT_INTERVAL, *ECHO_SHARES)]
         if primary is not None and primary not in names:
             why = ", which has no interval" if primary in WITHOUT_INTERVAL else ""
+            why = ", which only a rise has" if primary in ECHO_SHARES else why
             raise ValueError(f"expected one of {', '.join(names)}; found {brief(primary)}{why}")
         return primary
 

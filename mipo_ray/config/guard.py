@@ -12,7 +12,7 @@ from pydantic import field_validator
 from mipo_ray.config.base import Section, execution_only
 from mipo_ray.config.field_types import NonNegativeFloat
 from mipo_ray.errors import brief
-from mipo_ray.measures import HELD_OUT, TASKS, Measure
+from mipo_ray.measures import ECHO_SHARES, HELD_OUT, TASKS, Measure
 
 Side = Literal["min_ratio", "max_ratio", "max_rise", "max_fall"]
 Bound = dict[Side, NonNegativeFloat]
@@ -59,6 +59,8 @@ class GuardConfig(Section):
             measure = _measure(name)
             if bound is None:
                 continue
+            if name in ECHO_SHARES:
+                raise ValueError(f"{name}: expected a measure that every policy has, found one that only a rise has")
             if not bound:
                 raise ValueError(f"{name}: expected at least one of min_ratio, max_ratio, max_rise, max_fall")
             if measure.unit not in ("share", "tokens") and {"min_ratio", "max_ratio"} & bound.keys():

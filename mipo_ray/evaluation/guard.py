@@ -48,7 +48,8 @@ def figures_of(held_out: Entries, evaluated: Mapping[str, Evaluated]) -> Figures
 def verdict(policy: Figures, good: Mapping[str, Figures], bounds: Mapping[str, Bound | None]) -> GuardFacts:
     """Compares a round's policy with `good`: the figures of the base and of every good round before it, by their keys.
 
-    A figure that is on its bound keeps it.
+    A figure that is on its bound keeps it, and so does one that there is none of, as at equal length where every answer
+    grew by as much.
     """
     limits = [*_beside_the_base(policy, good[BASE.key], bounds), *_beside_the_best(policy, good)]
     return GuardFacts(compared=len(limits), broken=[one for one in limits if not _keeps(one)])
@@ -57,7 +58,7 @@ def verdict(policy: Figures, good: Mapping[str, Figures], bounds: Mapping[str, B
 def _beside_the_base(policy: Figures, base: Figures, bounds: Mapping[str, Bound | None]) -> Iterator[BrokenBound]:
     """Every limit that a bound of the configuration sets, broken or not."""
     for name, bound in bounds.items():
-        if bound is None:
+        if bound is None or name not in policy.entries:
             continue
         value, theirs = policy.entries[name].value, base.entries[name].value
         for kind, amount in bound.items():

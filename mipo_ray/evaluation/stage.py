@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mipo_ray.evaluation.held_out.gains import where_gained
 from mipo_ray.evaluation.held_out.matrix import matrix_of, read_matrix_rows
 from mipo_ray.evaluation.held_out.metrics import measure
-from mipo_ray.evaluation.held_out.rows import measured_rows, sampled_tokens
+from mipo_ray.evaluation.held_out.rows import held_out_labels, measured_rows, sampled_tokens
 from mipo_ray.evaluation.held_out.stage import measure_policy
 from mipo_ray.evaluation.intervals import BOOTSTRAP_SAMPLES
 from mipo_ray.evaluation.judge.stage import judge_policy
@@ -52,13 +53,10 @@ def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
     reserving = scorer_request if stage.session.shares_engines else engine_request
     measure_policy(stage, held_out)
     rows = measured_rows(run, round)
-    measured = measure(
-        rows,
-        None if round.is_base else measured_rows(run, BASE),
-        beta=config.train.beta,
-        samples=BOOTSTRAP_SAMPLES,
-        seed=config.seed,
-    )
+    base = None if round.is_base else measured_rows(run, BASE)
+    draw = {"samples": BOOTSTRAP_SAMPLES, "seed": config.seed}
+    measured = measure(rows, base, beta=config.train.beta, **draw)
+    labels = None if base is None else held_out_labels(run)
     named = primary_measure(config.evaluate.primary, with_context=PRIMARY[0] in measured)
     results = with_primary(measured, named)
     stage.events.emit({"event": "results", **{name: entry.value for name, entry in results.items()}})
@@ -70,5 +68,6 @@ def _measure_held_out(stage: Stage, held_out: PromptSummary) -> EvaluateFacts:
         generated_tokens=sampled_tokens(run, round),
         matrix=matrix_of(run, round, read_matrix_rows(run, run.stage(BASE, "evaluate"))),
         results=results,
+        gains=None if base is None or labels is None else where_gained(rows, base, labels, **draw),
         gpus=most_gpus(reserving(config, stage.session.resources)),
     )

@@ -67,8 +67,10 @@ def closing_text(run: RunDirectory, *, full: bool) -> str:
 
 def primary_of(entries: Entries) -> str | None:
     """The measure that a policy's entries are about: the one that is marked or, in what an earlier version wrote, the
-    first of PRIMARY; None where there is neither."""
+    first of PRIMARY; None where there is neither, as where the policy has no figure of what the run named."""
     marked = [name for name, entry in entries.items() if entry.primary]
+    if not marked and any(entry.holm_p_value is not None for entry in entries.values()):
+        return None
     return next(iter([*marked, *(name for name in PRIMARY if name in entries)]), None)
 
 

@@ -28,7 +28,9 @@ from mipo_ray.evaluation.summary import few_text, power_text, primary_of
 from mipo_ray.measures import HELD_OUT, format_value, measure_of
 from mipo_ray.report.charts import drift_charts, pair_charts, score_charts, training_charts
 from mipo_ray.report.cost import ShownStage, run_cost
+from mipo_ray.report.effects import effect_rows
 from mipo_ray.report.flow import flows
+from mipo_ray.report.gains import gain_subject, gain_tables
 from mipo_ray.report.guard import Verdicts, bad_keys, guard_rows, guard_sentences
 from mipo_ray.report.heatmaps import heat_maps
 from mipo_ray.report.pair_samples import pair_tables
@@ -42,6 +44,7 @@ from mipo_ray.report.tasks_and_judge import (
     task_rows,
 )
 from mipo_ray.storage.entries import Entries, Entry, Evaluation, Results
+from mipo_ray.storage.gains import Gains
 from mipo_ray.storage.manifests import Matrices
 from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.results import rounds_of
@@ -66,7 +69,8 @@ class ReportData:
     {text, mismatched}. answers: {prompt, context, base_answer, base_pmi, final_answer, final_pmi}, PMI in nats per
     response. Context, mismatched and PMI may be None or absent. matrices: by policy ("base", "0", ...). evaluation:
     evaluation.json, of tasks and judge. clusters: the users and questions of the held-out prompts; None: not known.
-    verdicts: the guard's, by policy.
+    verdicts: the guard's, by policy. gains: of the newest round; None where it was not measured. most_moved: answers of
+    base and newest round whose PMI rose most and fell most (`gains.most_moved`).
     """
 
     title: str
@@ -82,6 +86,8 @@ class ReportData:
     evaluation: Evaluation = field(default_factory=dict)
     clusters: Clusters | None = None
     verdicts: Verdicts = field(default_factory=dict)
+    gains: Gains | None = None
+    most_moved: Sequence[Sequence[dict[str, Any]]] = ((), ())
 
 
 def render_report(run: ReportData) -> str:
@@ -111,6 +117,10 @@ def render_report(run: ReportData) -> str:
             score_charts=score_charts(run.results),
             drift_charts=drift_charts(run.results),
             table=_table(run.results),
+            effect_rows=effect_rows(run.results),
+            shows_gains=run.gains is not None or any(run.most_moved),
+            gain_subject=gain_subject(run.gains) if run.gains else "",
+            gain_tables=gain_tables(run.gains) if run.gains else [],
             behind=_behind(run.results),
             rounds=rounds_of(run.results),
             training_charts=training_charts(run.train_steps),
@@ -120,6 +130,7 @@ def render_report(run: ReportData) -> str:
             answers=run.answers[:_SHOWN_EXAMPLES],
             cost=run_cost(run.stages),
             nats=lambda value: format_value(value, "nats"),
+            moved=lambda value: format_value(value, "nats", signed=True),
         )
     )
     return html.encode("utf-8", "replace").decode("utf-8")

@@ -13,12 +13,13 @@ import pyarrow.dataset
 
 from mipo_ray.config.recipe import to_yaml
 from mipo_ray.config.schema import Config
-from mipo_ray.evaluation.held_out.mutual_information import leave_one_out_pmi, pmi_without_context
+from mipo_ray.evaluation.held_out.metrics import MeasuredRows
 from mipo_ray.evaluation.held_out.rows import held_out_clusters, measured_rows
 from mipo_ray.monitoring.events import read_events
 from mipo_ray.pairs.filters import prompt_text
 from mipo_ray.pairs.schema import as_version_2
 from mipo_ray.report.cost import ShownStage
+from mipo_ray.report.gains import answer_pmi, most_moved
 from mipo_ray.report.page import ReportData, render_report
 from mipo_ray.storage.manifests import AnyFacts, EvaluateFacts, GenerateFacts, Manifest, TrainFacts
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results, write_evaluation, write_results
@@ -62,6 +63,7 @@ def write_report(config: Config, run: RunDirectory) -> None:
             stages.append(replace(shown, idle_gpu_seconds=idle_seconds, is_streamed=facts.order == "prompts"))
         if round in measured:
             stages.append(_stage(measured[round], "evaluate", _some(measured[round].facts, *_MEASURED)))
+    before, after = (measured_rows(run, list(measured)[end]) if measured else None for end in (0, -1))
     data = ReportData(
         title=f"mipo-ray: {config.model.source}, {_trained_on(config)}",
         config_yaml=to_yaml(config),
@@ -70,12 +72,14 @@ def write_report(config: Config, run: RunDirectory) -> None:
         stages=stages + _other_stages(events),
         pair_statistics={round.number: manifest.facts.statistics for round, manifest in generated.items()},
         example_pairs=_example_pairs(run, list(generated.values())),
-        answers=_answers(run, list(measured)) if measured else [],
+        answers=_answers(before, after) if before and after else [],
         versions=installed_versions(),
         matrices={round.key: manifest.facts.matrix for round, manifest in measured.items() if manifest.facts.matrix},
         evaluation=read_evaluation(run),
         clusters=held_out_clusters(run) if measured else None,
         verdicts={round.key: verdict for round, verdict in verdicts(run, rounds).items()},
+        gains=measured[list(measured)[-1]].facts.gains if measured else None,
+        most_moved=most_moved(before, after) if before and after else ((), ()),
     )
     run.write_text("report.html", render_report(data))
 
@@ -167,10 +171,9 @@ def _example_pairs(run: RunDirectory, generated: Sequence[Manifest[GenerateFacts
     ]
 
 
-def _answers(run: RunDirectory, measured: list[Round]) -> list[dict[str, Any]]:
-    """Held-out answers of the base and of the newest policy to the same prompts, with their PMI."""
-    before, after = measured_rows(run, measured[0]), measured_rows(run, measured[-1])
-    before_pmi, after_pmi = _pmi(before), _pmi(after)
+def _answers(before: MeasuredRows, after: MeasuredRows) -> list[dict[str, Any]]:
+    """Held-out answers of the base and of the newest policy to the same prompts, with their PMI where they have one."""
+    before_pmi, after_pmi = answer_pmi(before), answer_pmi(after)
     answers: list[dict[str, Any]] = []
     seen: set[str] = set()
     for index, prompt_id in enumerate(before.prompt_ids):
@@ -181,18 +184,16 @@ def _answers(run: RunDirectory, measured: list[Round]) -> list[dict[str, Any]]:
                     "prompt": before.sources[index],
                     "context": None,
                     "base_answer": before.responses[index],
-                    "base_pmi": float(before_pmi[index]),
+                    "base_pmi": _number(before_pmi[index]),
                     "final_answer": after.responses[index],
-                    "final_pmi": float(after_pmi[index]),
+                    "final_pmi": _number(after_pmi[index]),
                 }
             )
     return answers
 
 
-def _pmi(rows: Any) -> np.ndarray:
-    if rows.initial_none is not None:
-        return pmi_without_context(rows.initial_own, rows.initial_none)
-    return leave_one_out_pmi(rows.initial_own, rows.initial_others)
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def installed_versions() -> dict[str, str]:

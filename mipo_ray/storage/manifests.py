@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Any, Generic, TypeVar
 
 from mipo_ray.storage.entries import Entries, Evaluated
+from mipo_ray.storage.gains import Gains
 from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.records import RecordError, optional, read_record, to_json
 
@@ -118,6 +119,8 @@ class EvaluateFacts:
     """The parts of the mutual-information matrix that there are enough rows for."""
     results: Entries
     """By measure, as in results.json."""
+    gains: Gains | None = optional()
+    """Where a round's PMI gained or lost; None of the base."""
     gpus: float | None = optional()
     """How many GPUs the stage reserved at most."""
 

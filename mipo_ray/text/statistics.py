@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 # First and last code point of the scripts without spaces between words.
 _UNSPACED = (
@@ -37,24 +37,18 @@ _ONLY_COPIES_SHARE = 0.9
 
 def words(text: str) -> list[str]:
     """The words of `text` in order, case-folded and without punctuation; single characters in unspaced scripts."""
-    # Case folding can leave marks out of their canonical order (the dotted capital I): normalise again.
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    if text.isascii():
-        return _ASCII_WORD.findall(text)
-    found: list[str] = []
-    open_word = False  # the last word may still grow
-    for character in text:
-        if _continues(character):
-            if open_word:
-                found[-1] += character
-        elif not character.isalnum():
-            open_word = False
-        elif open_word and not _is_unspaced(character) and not _is_unspaced(found[-1][0]):
-            found[-1] += character
-        else:
-            found.append(character)
-            open_word = True
-    return found
+    plain = _plain(text)
+    return [plain[start:end] for start, end in _word_ranges(plain)]
+
+
+def word_spans(text: str) -> list[tuple[str, int, int]]:
+    """The words of `text`, as `words` gives them, each with where it starts and ends there."""
+    plain, origins = "", []
+    for start, end in _clusters(text):
+        part = _plain(text[start:end])
+        plain += part
+        origins += [(start, end)] * len(part)
+    return [(plain[start:end], origins[start][0], origins[end - 1][1]) for start, end in _word_ranges(plain)]
 
 
 def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
@@ -149,11 +143,68 @@ def only_copies(response: str, source: str, n: int = 3) -> bool:
     return bool(covered) and sum(covered) >= _ONLY_COPIES_SHARE * len(covered)
 
 
+def copied_spans(response: str, source: str, n: int = 3) -> list[tuple[int, int]]:
+    """Where the response says a word n-gram of the source: [start, end) of its characters, in order, none touching
+    another.
+
+    These are the n-grams that `copy_rate` counts, with what stands between their words; those that overlap are one.
+    """
+    spans = word_spans(response)
+    found: list[tuple[int, int]] = []
+    for first, copied in enumerate(_copied([word for word, _, _ in spans], words(source), n)):
+        if not copied:
+            continue
+        start, end = spans[first][1], spans[min(first + n, len(spans)) - 1][2]
+        if found and start <= found[-1][1]:
+            start = found.pop()[0]
+        found.append((start, end))
+    return found
+
+
 def _copied(response: list[str], source: list[str], n: int) -> list[bool]:
     """For each n-gram of the response, whether the source has it; one shorter than n counts as one whole n-gram."""
     size = min(n, len(response)) if response else n
     known = set(ngrams(source, size))
     return [gram in known for gram in ngrams(response, size)]
+
+
+def _plain(text: str) -> str:
+    """Without case, width and ligatures."""
+    # Case folding can leave marks out of their canonical order (the dotted capital I): normalise again.
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _word_ranges(plain: str) -> list[tuple[int, int]]:
+    """Where words start and end in a text that `_plain` made."""
+    if plain.isascii():
+        return [match.span() for match in _ASCII_WORD.finditer(plain)]
+    found: list[tuple[int, int]] = []
+    open_word = False  # the last word may still grow
+    for place, character in enumerate(plain):
+        if _continues(character):
+            if open_word:
+                found[-1] = (found[-1][0], place + 1)
+        elif not character.isalnum():
+            open_word = False
+        elif open_word and not _is_unspaced(character) and not _is_unspaced(plain[found[-1][0]]):
+            found[-1] = (found[-1][0], place + 1)
+        else:
+            found.append((place, place + 1))
+            open_word = True
+    return found
+
+
+def _clusters(text: str) -> list[tuple[int, int]]:
+    """Where the parts of a text start and end that `_plain` makes something of by themselves: a character with what
+    joins it."""
+    starts = [place for place, character in enumerate(text) if not place or text.isascii() or not _joins(character)]
+    return list(pairwise([*starts, len(text)])) if text else []
+
+
+def _joins(character: str) -> bool:
+    """Whether a character may become one with that before it: a mark, or a vowel or final consonant of Hangul."""
+    first = unicodedata.normalize("NFKC", character)[:1]
+    return _continues(first) or "\u1160" <= first <= "\u11ff"
 
 
 def _distinct_share(grams: list[tuple[str, ...]]) -> float:

@@ -52,7 +52,20 @@ class ResponseLogprobs(nn.Module):
 
 
 def response_logprobs(model: Any, batch: TokenBatch) -> Tensor:
-    """log p(y | x) of each response: [responses] float32, nats.
+    """log p(y | x) of each response: [responses] float32, nats; of `token_logprobs` the sums."""
+    return sum_by_response(token_logprobs(model, batch), batch)
+
+
+def sum_by_response(logprobs: Tensor, batch: TokenBatch) -> Tensor:
+    """The sums over each response of the log-probs of its tokens: [response tokens] to [responses] float32."""
+    # log p(y | x) = sum_t log p(y_t | x, y_<t): [responses]
+    sums = torch.zeros(batch.response_count, dtype=torch.float32, device=logprobs.device)
+    return sums.index_add(0, batch.response_index.to(logprobs.device), logprobs)
+
+
+def token_logprobs(model: Any, batch: TokenBatch) -> Tensor:
+    """log p(y_t | x, y_<t) of each token of the responses, one response after the other: [response tokens] float32,
+    nats.
 
     model   a transformers causal language model; for packed and shared rows set up by `attention.use_attention`
     batch   see `TokenBatch`; on the model's device
@@ -74,10 +87,8 @@ def response_logprobs(model: Any, batch: TokenBatch) -> Tensor:
     states = outputs.last_hidden_state.flatten(0, 1)[batch.predicting.to(outputs.last_hidden_state.device)]
     states = states.to(head.weight.device)  # a model spread over several devices may have its head on another one
     with _scoring(head, logit_treatment(model.config)):
-        token_logprobs = head(states, batch.targets.to(states.device))  # log p(y_t | x, y_<t): [response tokens]
-    # log p(y | x) = sum_t log p(y_t | x, y_<t): [responses]
-    sums = torch.zeros(batch.response_count, dtype=torch.float32, device=states.device)
-    return sums.index_add(0, batch.response_index.to(states.device), token_logprobs)
+        logprobs: Tensor = head(states, batch.targets.to(states.device))
+    return logprobs
 
 
 def logit_treatment(config: Any) -> LogitTreatment:

@@ -19,6 +19,7 @@ from mipo_ray.pairs.statistics import merge_statistics, pair_statistics
 from mipo_ray.report.cost import ShownStage
 from mipo_ray.report.page import ReportData
 from mipo_ray.storage.entries import Entry, Evaluated, Evaluation, Results
+from mipo_ray.storage.gains import GainGroup, Gains, GainsBy
 from mipo_ray.storage.manifests import Matrices, Matrix
 from mipo_ray.storage.pair_statistics import PairStatistics
 
@@ -249,4 +250,19 @@ def rich_run() -> ReportData:
             "1": make_matrix(generator, 14.0),
         },
         evaluation=make_evaluation(generator),
+        gains=make_gains(),
+        most_moved=[[{**answer, "change": 8.25}], [{**foreign, "change": -8.25}]],
+    )
+
+
+def make_gains() -> Gains:
+    """Where some users and lengths gained and others lost."""
+    groups = [
+        GainGroup(label=label, n=3, change=2.5 - index, low=1.0 - index, high=4.0 - index, longer=1.5)
+        for index, label in enumerate([*USERS, LONG_WORD])
+    ]
+    lengths = [GainGroup(label="20 to 40", n=1, change=-0.25, longer=-2.0)]
+    users = GainsBy(count=len(groups), gained=3, groups=groups)
+    return Gains(
+        measure="context_pmi_initial", by={"users": users, "lengths": GainsBy(count=2, gained=1, groups=lengths)}
     )

@@ -95,7 +95,10 @@ def test_two_rounds_end_to_end(golden_run, ray_address, capsys):
     assert set(results) == {"base", "0", "1"}
     assert results["base"]["kl_per_token"]["value"] == 0
     assert results["base"]["reward_accuracy"]["value"] == 0.5
-    for name in ("reward_margin", "pmi_initial", "context_pmi_initial", "infonce_initial", "response_tokens"):
+    for name in (
+        *("reward_margin", "pmi_initial", "context_pmi_initial", "infonce_initial", "response_tokens"),
+        *("context_pmi_matched", "context_pmi_copy_free", "pmi_matched", "pmi_copy_free", "context_pmi_per_token"),
+    ):
         entry = results["1"][name]
         assert entry["low"] <= entry["value"] <= entry["high"], name
         assert entry["change_low"] <= entry["change"] <= entry["change_high"], name
@@ -106,6 +109,12 @@ def test_two_rounds_end_to_end(golden_run, ray_address, capsys):
         assert set(matrices) == {"prompts", "contexts"}
         scores = read_directory(run_dir / name / "scores")
         own = {row["prompt_id"]: row for row in scores if row["kind"] == "answer" and row["sample"] == 0}
+        for row in scores:
+            sums = [sum(tokens) for tokens in row["token_logprobs_initial"]]
+            assert sums == pytest.approx(list(row["logprobs_initial"]), abs=1e-3)
+            assert (row["copied_tokens"] is None) == (row["kind"] != "answer")
+            if row["kind"] == "answer":
+                assert {row["tokens"]} == {len(row["copied_tokens"]), *map(len, row["token_logprobs_initial"])}
         for part in matrices.values():
             assert part["prompt_ids"] == [f"held-out-{row}" for row in range(6)]
             for judge in {"initial", "policy"} & set(part):
@@ -118,6 +127,14 @@ def test_two_rounds_end_to_end(golden_run, ray_address, capsys):
                 assert len({value for row in part[judge] for value in row}) > 20
         assert manifests[name]["generated_tokens"] > 0
     assert "policy" in manifests["rounds/001/evaluate"]["matrix"]["contexts"]
+    assert "gains" not in manifests["base/evaluate"]
+    gains = manifests["rounds/001/evaluate"]["gains"]
+    assert gains["measure"] == "context_pmi_initial"
+    assert set(gains["by"]) == {"users", "questions", "lengths"}
+    lengths = gains["by"]["lengths"]["groups"]
+    assert sum(group["n"] * group["change"] for group in lengths) == pytest.approx(
+        6 * results["1"]["context_pmi_initial"]["change"]
+    )
 
     steps = [event for event in events(run_dir) if event["event"] == "train_step"]
     assert {(event["round"], event["stage"]) for event in steps} == {(0, "train"), (1, "train")}

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from mipo_ray.config.prompts import ChatSettings, PromptsConfig
 from mipo_ray.evaluation.held_out.matrix import matrix_conditionings, matrix_of, render_matrix
+from mipo_ray.evaluation.held_out.rows import read_scores
 from mipo_ray.evaluation.held_out.scorer import Scorer, ScorerSettings
 from mipo_ray.evaluation.held_out.stage import _one_row_per_response, _pairs_only
 from mipo_ray.generation.rendering import load_tokenizer, render_prompts
@@ -42,11 +43,16 @@ class DeafEvents:
         pass
 
 
-def logprob(model: Any, prompt: list[int], response: list[int]) -> float:
-    """log p(response | prompt), nats, by one forward pass without padding."""
+def token_logprobs(model: Any, prompt: list[int], response: list[int]) -> list[float]:
+    """log p(token | prompt, what was said before), nats, of each token, by one forward pass without padding."""
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
-    return sum(logits[len(prompt) + index - 1, token].item() for index, token in enumerate(response))
+    return [logits[len(prompt) + index - 1, token].item() for index, token in enumerate(response)]
+
+
+def logprob(model: Any, prompt: list[int], response: list[int]) -> float:
+    """log p(response | prompt), nats."""
+    return sum(token_logprobs(model, prompt, response))
 
 
 def test_the_matrix_is_what_transformers_says(tiny_model: Path, tmp_path: Path) -> None:
@@ -77,7 +83,9 @@ def test_the_matrix_is_what_transformers_says(tiny_model: Path, tmp_path: Path) 
         ]
     )
     models = {"initial": str(tiny_model), "policy": str(policy)}
-    settings = ScorerSettings(models, dtype="float32", batch_size=4, on_gpu=False, trust_remote_code=False)
+    settings = ScorerSettings(
+        models, dtype="float32", batch_size=4, on_gpu=False, trust_remote_code=False, by_token=("initial",)
+    )
     asked = _one_row_per_response(block, samples=1, models=list(models), matrix=parts)
     assert asked["kind"].to_pylist() == ["answer", "matrix_prompts", "matrix_contexts", "rejected"] * 3
     assert _pairs_only(asked)["kind"].to_pylist() == ["pair_chosen", "pair_rejected"] * 3
@@ -89,6 +97,15 @@ def test_the_matrix_is_what_transformers_says(tiny_model: Path, tmp_path: Path) 
     pyarrow.parquet.write_table(Scorer(settings, DeafEvents())(asked), scores / "part.parquet")  # type: ignore[arg-type]
     torch.set_num_threads(threads)
     matrix = matrix_of(run, Round(0), parts)
+
+    initial = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    for i, answer in enumerate(read_scores(run, Round(0))["answer"].values()):
+        # Scored under its own prompt, under that of the row before, and under what stands here for no context.
+        prompts = {"own": own[i], "other:0": own[i - 1], "without_context": own[i - 2]}
+        assert {name: answer.tokens[name].tolist() for name in prompts} == {
+            name: pytest.approx(token_logprobs(initial, prompt, answers[i]), abs=1e-3)
+            for name, prompt in prompts.items()
+        }
 
     assert list(matrix) == ["prompts", "contexts"]
     assert matrix["contexts"].labels == USERS

@@ -24,8 +24,8 @@ from tests.helpers.report_data import JUDGE_PROMPT, USERS, rich_run
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path (Debian: apt-get install chromium)")
 
 SECTIONS = [
-    *("flow", "tasks", "judge", "matrix", "scores", "drift", "results", "training", "answers", "pairs", "examples"),
-    *("cost", "configuration"),
+    *("flow", "tasks", "judge", "matrix", "scores", "drift", "results", "effects", "gains", "training", "answers"),
+    *("pairs", "examples", "cost", "configuration"),
 ]
 
 

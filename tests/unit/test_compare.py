@@ -431,6 +431,22 @@ def test_a_named_primary_measure_is_what_the_comparison_is_about(comparison):
     assert "The comparison is about InfoNCE." in markdown(found)
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_an_effect_that_length_cannot_buy_may_be_what_the_comparison_is_about(comparison, seeds):
+    name = "context_pmi_adjusted"
+    named = replace(comparison, seeds=seeds, shared=with_primary_measure(comparison.shared, name))
+    named = replace(named, arms={arm: with_primary_measure(config, name) for arm, config in named.arms.items()})
+    write_results(named, {"mipo": 4.0, "control": 0.0})
+    found = gather(named)
+    assert found.headline == name
+    entry = found.arms["mipo"].measures[name]
+    # All answers are as long as the base's, whose PMI is 3 nats: each seed's change is the plain one.
+    assert entry.change == pytest.approx(sum(4.0 + 0.1 * seed for seed in seeds) / len(seeds))
+    assert entry.value == pytest.approx(found.arms[BASE].measures[name].value + entry.change)
+    assert found.arms["mipo"].against_control["control"].change == pytest.approx(4.0)
+    assert found.findings[0].startswith("mipo: context PMI at equal length is better than the base")
+
+
 def with_primary_measure(config: Config, name: str) -> Config:
     return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"primary": name})})
 

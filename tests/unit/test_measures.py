@@ -12,7 +12,7 @@ from mipo_ray.measures import HELD_OUT, JUDGED, TASKS, measure_of
 
 def test_no_two_measures_are_called_the_same():
     titles = [measure.title for measure in (*HELD_OUT.values(), *TASKS.values(), *JUDGED.values())]
-    assert len(set(titles)) == len(titles) == 35
+    assert len(set(titles)) == len(titles) == 44
     assert not TASKS.keys() & JUDGED.keys()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mipo_ray.evaluation.held_out import mutual_information as mi
+from mipo_ray.evaluation.held_out.effects import ScoredAnswers, TokenScores, effect_columns
 from mipo_ray.evaluation.intervals import (
     Estimate,
     bootstrap_change,
@@ -22,7 +23,7 @@ from mipo_ray.evaluation.intervals import (
     with_change,
 )
 from mipo_ray.evaluation.resampling import Clusters
-from mipo_ray.measures import HELD_OUT, Measure
+from mipo_ray.measures import ECHO_SHARES, HELD_OUT, Measure
 from mipo_ray.storage.entries import Entries, Entry
 from mipo_ray.text.refusals import is_refusal
 from mipo_ray.text.statistics import copy_rate, corpus_distinct_n, distinct_n, only_copies, self_bleu, words
@@ -57,6 +58,7 @@ class MeasuredRows:
     answer_token_counts: NDArray[Any] | None = None  # [R], of the answer; None: there are no thoughts
     questions: Sequence[str] | None = None  # [R], equal where the same is asked; None: nobody knows
     users: Sequence[str] | None = None  # [R], whose row it is, "" where it names nobody; None: no row names anybody
+    tokens: Sequence[TokenScores] | None = None  # [R], by the initial model; None: an earlier version kept sums alone
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming the field, where lengths differ or there are no responses."""
@@ -81,11 +83,12 @@ def measure(rows: MeasuredRows, base: MeasuredRows | None, *, beta: float, sampl
     """What results.json has of one policy, by measure; with `base` also the paired change.
 
     `beta` is DPO's, for the rewards; `samples` and `seed` are the bootstrap's, which resamples the rows' users and
-    questions. Context metrics are left out when no
-    row has a context, reward metrics when there are no held-out pairs, self-BLEU for a single response. Raises
-    ValueError on values that are not finite.
+    questions. Context metrics are left out when no row has a context, reward metrics when there are no held-out pairs,
+    self-BLEU for a single response, the echo share of a PMI unless the interval of the PMI's change lies above zero: of
+    a rise that may be none there is no share. Raises ValueError on values that are not finite.
     """
-    columns, base_columns = item_values(rows, beta), item_values(base, beta) if base is not None else {}
+    columns = item_values(rows, beta, base)
+    base_columns = item_values(base, beta, None) if base is not None else {}
     draw: dict[str, Any] = {"samples": samples, "seed": seed, "clusters": rows.clusters}
     results: Entries = {}
     for name, known in HELD_OUT.items():
@@ -93,6 +96,8 @@ def measure(rows: MeasuredRows, base: MeasuredRows | None, *, beta: float, sampl
             results[name] = _kl_entry(rows, base, draw)
         elif name == "corpus_distinct_2":
             results[name] = _corpus_entry(rows, base)
+        elif name in ECHO_SHARES and not _rose(results.get(ECHO_SHARES[name])):
+            continue
         elif name in columns:
             groups, values = columns[name]
             estimate = bootstrap_mean(values, groups, **draw)
@@ -106,8 +111,11 @@ def measure(rows: MeasuredRows, base: MeasuredRows | None, *, beta: float, sampl
     return results
 
 
-def item_values(rows: MeasuredRows, beta: float) -> dict[str, tuple[Sequence[str], Array]]:
-    """Metric -> (prompt of each item, value of each item), for every metric that is a mean over items."""
+def item_values(rows: MeasuredRows, beta: float, base: MeasuredRows | None) -> dict[str, tuple[Sequence[str], Array]]:
+    """Metric -> (prompt of each item, value of each item), for every metric that is a mean over items.
+
+    base: what some of the measures of a round's policy are beside (`effects`); None: the rows are the base's own.
+    """
     tokenised = [words(response) for response in rows.responses]
     texts = list(zip(rows.responses, rows.sources, strict=True))
     answer_tokens = rows.token_counts if rows.answer_token_counts is None else rows.answer_token_counts
@@ -135,15 +143,42 @@ def item_values(rows: MeasuredRows, beta: float) -> dict[str, tuple[Sequence[str
         with_context = np.flatnonzero(~np.isnan([] if none is None else none))
         if none is not None and len(with_context):
             groups = [rows.prompt_ids[row] for row in with_context]
-            pmi = mi.pmi_without_context(np.asarray(own)[with_context], np.asarray(none)[with_context])
-            columns[f"context_pmi_{judge}"] = (groups, pmi)
+            own_and_none = np.asarray(own)[with_context], np.asarray(none)[with_context]
+            columns[f"context_pmi_{judge}"] = (groups, mi.pmi_without_context(*own_and_none))
+            if judge == "initial":
+                per_token = mi.pmi_without_context_per_token(*own_and_none, np.asarray(rows.token_counts)[with_context])
+                columns["context_pmi_per_token"] = (groups, per_token)
     columns |= {name: (rows.prompt_ids, values) for name, values in per_response.items()}
+    before = {} if base is None else scored_answers(base)
+    for kind, answers in scored_answers(rows).items():
+        if base is None or kind in before:
+            columns |= effect_columns(answers, before.get(kind))
     if len(rows.pair_prompt_ids):
         chosen = mi.rewards(rows.pair_policy_chosen, rows.pair_initial_chosen, beta)
         rejected = mi.rewards(rows.pair_policy_rejected, rows.pair_initial_rejected, beta)
         columns["reward_accuracy"] = (rows.pair_prompt_ids, mi.reward_accuracy(chosen, rejected))
         columns["reward_margin"] = (rows.pair_prompt_ids, mi.reward_margin(chosen, rejected))
     return columns
+
+
+def scored_answers(rows: MeasuredRows) -> dict[str, ScoredAnswers]:
+    """Kind of PMI -> the answers that have one, with it."""
+    whole = {"pmi": mi.leave_one_out_pmi(rows.initial_own, rows.initial_others)}
+    if rows.initial_none is not None:
+        whole["context_pmi"] = np.asarray(rows.initial_own) - rows.initial_none
+    found = {}
+    for kind, values in whole.items():
+        if len(kept := np.flatnonzero(~np.isnan(values))):
+            prompts = [rows.prompt_ids[row] for row in kept]
+            tokens = None if rows.tokens is None else [rows.tokens[row] for row in kept]
+            lengths = np.asarray(rows.token_counts, dtype=np.float64)[kept]
+            found[kind] = ScoredAnswers(kind, prompts, values[kept], lengths, tokens)
+    return found
+
+
+def _rose(entry: Entry | None) -> bool:
+    """Whether the interval of a change from the base lies above zero."""
+    return entry is not None and entry.change_low is not None and entry.change_low > 0
 
 
 def _kl_entry(rows: MeasuredRows, base: MeasuredRows | None, draw: dict[str, Any]) -> Entry:

@@ -86,6 +86,11 @@ def pmi_without_context(own_logprob: ArrayLike, none_logprob: ArrayLike) -> Arra
     return _difference(own_logprob, none_logprob, "own_logprob", "none_logprob")
 
 
+def pmi_without_context_per_token(own_logprob: ArrayLike, none_logprob: ArrayLike, token_counts: ArrayLike) -> Array:
+    """`pmi_without_context` divided by the response's own length, nats per token, [responses]."""
+    return _per_token(pmi_without_context(own_logprob, none_logprob), token_counts)
+
+
 def pmi_matrix(logprobs: ArrayLike) -> Array:
     """Pointwise mutual information of each of M answers with each of M conditionings, nats per response, [M, M].
 

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 import pyarrow.dataset
 
 from mipo_ray.evaluation.held_out.conditionings import OTHER, OWN, WITHOUT_CONTEXT, by_conditioning
+from mipo_ray.evaluation.held_out.copies import COPIED_TOKENS
+from mipo_ray.evaluation.held_out.effects import TokenScores
+from mipo_ray.evaluation.held_out.gains import Labels
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows
 from mipo_ray.evaluation.resampling import Clusters
+from mipo_ray.pairs.schema import innermost_lists
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
 from mipo_ray.tables.parquet import open_table
 from mipo_ray.text.thoughts import answer_of
 
 JUDGES = ("initial", "policy")
+_TOKENS = "token_logprobs_initial"
 
 
 @dataclass(frozen=True)
 class ScoredResponse:
     """One response and its log-probs, nats: judge ("initial" or "policy") -> conditioning id -> sum over its tokens.
 
-    row: its columns in the table of scores.
+    row: its columns in the table of scores. tokens: by the initial model, of each of its sums the log-probs of the
+    response's tokens [tokens]; {} where an earlier version wrote it.
     """
 
     row: dict[str, Any]
     logprobs: dict[str, dict[str, float]]
+    tokens: dict[str, np.ndarray]
 
 
 # By (prompt_id, sample), in that order.
@@ -51,6 +61,7 @@ def measured_rows(run: RunDirectory, round: Round) -> MeasuredRows:
         pair_policy = [_under_own(scores[side], pairs, "policy") for side in ("pair_chosen", "pair_rejected")]
     prompt_ids = [answer.row["prompt_id"] for answer in answers]
     clusters = held_out_clusters(run)
+    tokens = [one for answer in answers if (one := _token_scores(answer)) is not None]
     return MeasuredRows(
         prompt_ids=prompt_ids,
         responses=[answer_of(answer.row["response"]) for answer in answers],
@@ -71,22 +82,37 @@ def measured_rows(run: RunDirectory, round: Round) -> MeasuredRows:
         pair_initial_rejected=pair_initial[1],
         questions=None if clusters is None else [clusters.questions[prompt_id] for prompt_id in prompt_ids],
         users=None if clusters is None or clusters.users is None else [clusters.users[name] for name in prompt_ids],
+        tokens=tokens if len(tokens) == len(answers) else None,
     )
 
 
 def held_out_clusters(run: RunDirectory) -> Clusters | None:
     """The users and questions of the held-out prompts, as the base's stage wrote them; None where an earlier version
     did, which did not."""
+    found = _columns_of_prompts(run, "user", "question")
+    if found is None:
+        return None
+    users, questions = found
+    return Clusters(users if any(users.values()) else None, questions)
+
+
+def held_out_labels(run: RunDirectory) -> Labels | None:
+    """What people call the users and questions of the held-out prompts; None where an earlier version wrote the base's
+    stage."""
+    found = _columns_of_prompts(run, "user_label", "question_label")
+    return None if found is None else Labels(*found)
+
+
+def _columns_of_prompts(run: RunDirectory, *names: str) -> list[dict[str, str]] | None:
+    """Columns of the held-out prompts, each by prompt; None where they are not there."""
     path = run.path(run.stage(BASE, "evaluate"), "prompts")
     if not run.list_files(f"{run.stage(BASE, 'evaluate')}/prompts"):
         return None
-    table, columns = open_table(path, run.arrow_filesystem()), ["prompt_id", "user", "question"]
+    table, columns = open_table(path, run.arrow_filesystem()), ["prompt_id", *names]
     if not set(columns) <= set(table.schema.names):
         return None
     rows = table.to_table(columns=columns).to_pylist()
-    users = {row["prompt_id"]: row["user"] for row in rows}
-    questions = {row["prompt_id"]: row["question"] for row in rows}
-    return Clusters(users if any(users.values()) else None, questions)
+    return [{row["prompt_id"]: row[name] for row in rows} for name in names]
 
 
 def sampled_tokens(run: RunDirectory, round: Round) -> int:
@@ -106,17 +132,44 @@ def read_scores(run: RunDirectory, round: Round) -> dict[str, ScoredResponses]:
     path = run.path(run.stage(round, "evaluate"), "scores")
     table = open_table(path, run.arrow_filesystem(), ["prompt_id", "sample", "kind"]).to_table()
     scores: dict[str, ScoredResponses] = {"answer": {}, "rejected": {}, "pair_chosen": {}, "pair_rejected": {}}
-    for row in table.sort_by([("prompt_id", "ascending"), ("sample", "ascending")]).to_pylist():
+    table = table.sort_by([("prompt_id", "ascending"), ("sample", "ascending")])
+    of_tokens = _token_lists(table)
+    if _TOKENS in table.schema.names:  # as numbers of Python they would take ten times the memory
+        table = table.drop_columns([_TOKENS])
+    for row, tokens in zip(table.to_pylist(), of_tokens, strict=True):
         is_matrix = row["kind"].startswith("matrix_")
         if is_matrix and not row.get("conditioning_ids"):
             continue  # of an earlier version, whose matrix stands in the manifest
         responses = scores["answer" if is_matrix else row["kind"]]
         response = responses.setdefault(
-            (row["prompt_id"], row["sample"]), ScoredResponse(row, {judge: {} for judge in JUDGES})
+            (row["prompt_id"], row["sample"]), ScoredResponse(row, {judge: {} for judge in JUDGES}, {})
         )
+        response.tokens.update(by_conditioning(row, tokens))
         for judge in JUDGES:
             response.logprobs[judge].update(by_conditioning(row, row.get(f"logprobs_{judge}")))
     return scores
+
+
+def _token_lists(table: pa.Table) -> Iterable[list[np.ndarray]]:
+    """Of each row, and of each of its conditionings, the log-probs of the response's tokens by the initial model."""
+    if _TOKENS not in table.schema.names:
+        return ([] for _ in range(len(table)))
+    return (row[_TOKENS] for row in innermost_lists(table, [_TOKENS], _as_arrays))
+
+
+def _as_arrays(lists: pa.Array) -> list[np.ndarray]:
+    ends = np.cumsum(pa.compute.list_value_length(lists).to_numpy(zero_copy_only=False), dtype=np.int64)
+    return np.split(lists.flatten().to_numpy(zero_copy_only=False), ends[:-1])
+
+
+def _token_scores(answer: ScoredResponse) -> TokenScores | None:
+    """Those of an answer; None where an earlier version wrote it."""
+    copied = answer.row.get(COPIED_TOKENS[0])
+    if not answer.tokens or copied is None:
+        return None
+    others = [values for name, values in answer.tokens.items() if name.startswith(OTHER)]
+    without = answer.tokens.get(WITHOUT_CONTEXT)
+    return TokenScores(answer.tokens[OWN], np.stack(others), without, np.asarray(copied, dtype=bool))
 
 
 def _answer_tokens(row: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from mipo_ray.config.train import Layout
@@ -23,7 +24,9 @@ from mipo_ray.ray_cluster.gpus import check_torch_gpu
 
 # One row per response: `conditionings` are prompts (token ids) that the response is scored under, `models` the names of
 # the models that score it. The actor adds a column `logprobs_<name>` (list<double>, nats, one per conditioning and in
-# their order, so that the row's `conditioning_ids` name these too; empty for a model that the row does not name).
+# their order, so that the row's `conditioning_ids` name these too; empty for a model that the row does not name). Of a
+# model that scores by token there is also `token_logprobs_<name>` (list<list<float>>): the log-probs of the response's
+# tokens, for each of these sums.
 SCORING_COLUMNS = (
     ("conditionings", pa.list_(TOKEN_IDS)),
     ("response_token_ids", TOKEN_IDS),
@@ -32,17 +35,30 @@ SCORING_COLUMNS = (
 # What the engine said of its own answer, nats: compared with the log-prob under the first conditioning by the last of
 # the row's models, which are what the answer was sampled under, and by. Null where it was sampled otherwise.
 SAMPLER_LOGPROB = ("sampler_logprob", pa.float64())
+TOKEN_LOGPROBS = pa.list_(pa.list_(pa.float32()))
+_NO_TOKENS = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
 class ScorerSettings:
-    """`models`: name -> model path, all loaded beside each other; `batch_size`: responses per forward pass."""
+    """`models`: name -> model path, all loaded beside each other; `batch_size`: responses per forward pass. `by_token`:
+    names of those whose log-probs of single tokens are kept too."""
 
     models: Mapping[str, str]
     dtype: str
     batch_size: int
     on_gpu: bool
     trust_remote_code: bool
+    by_token: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The log-probs of rows by one model, nats, by row and conditioning: sums over a response's tokens, and of each of
+    its tokens [tokens] float32."""
+
+    sums: list[list[float]]
+    tokens: list[list[np.ndarray]]
 
 
 class Scorer:
@@ -110,13 +126,16 @@ class Scorer:
         for number, name in enumerate(self._models):
             scored = [row if name in row["models"] else {**row, "conditionings": []} for row in rows]
             passes = scoring_passes(scored, self._settings.batch_size)
-            scores = [[0.0] * len(row["conditionings"]) for row in scored]
+            counts = [len(row["conditionings"]) for row in scored]
+            scores = Scores([[0.0] * count for count in counts], [[_NO_TOKENS] * count for count in counts])
             for done, trees in enumerate(passes, start=1):
                 self._score(name, trees, scores)
                 # Rows are done together at the end; their number follows the passes, so that one sees it move.
                 share = (number + done / len(passes)) / len(self._models)
                 told += self._tell(int(share * len(rows)) - told)
-            block = block.append_column(f"logprobs_{name}", pa.array(scores, pa.list_(pa.float64())))
+            block = block.append_column(f"logprobs_{name}", pa.array(scores.sums, pa.list_(pa.float64())))
+            if name in self._settings.by_token:
+                block = block.append_column(f"token_logprobs_{name}", pa.array(scores.tokens, TOKEN_LOGPROBS))
         if SAMPLER_LOGPROB[0] in block.column_names:
             self._compare_with_sampler(block, rows)
         self._idle.work_ends()
@@ -144,21 +163,25 @@ class Scorer:
             ]
             check_agreement(compared, bound_for(model, model.device))
 
-    def _score(self, name: str, trees: list[ScoredTree], scores: list[list[float]]) -> None:
+    def _score(self, name: str, trees: list[ScoredTree], scores: Scores) -> None:
         """One forward pass, whose log-probs are put into their places in `scores`."""
         import torch
 
         from mipo_ray.training.layout import lay_out
-        from mipo_ray.training.logprobs import response_logprobs
+        from mipo_ray.training.logprobs import sum_by_response, token_logprobs
 
         model = self._models[name]
-        batch = lay_out([scored.tree for scored in trees], self._layouts[name])
+        batch = lay_out([scored.tree for scored in trees], self._layouts[name]).to(model.device)
         with torch.inference_mode():
-            logprobs = response_logprobs(model, batch.to(model.device))
+            of_tokens = token_logprobs(model, batch)
+            sums = sum_by_response(of_tokens, batch).tolist()
+        lengths = [len(response) for scored in trees for response in scored.tree.responses]
+        by_response = np.split(of_tokens.cpu().numpy(), np.cumsum(lengths)[:-1])
         places = [places for scored in trees for places in scored.places]
-        for of_response, value in zip(places, logprobs.tolist(), strict=True):
+        for of_response, value, tokens in zip(places, sums, by_response, strict=True):
             for row, position in of_response:
-                scores[row][position] = value
+                scores.sums[row][position] = value
+                scores.tokens[row][position] = tokens
 
 
 def layout_for(model: Any) -> Layout:

@@ -48,6 +48,7 @@ def score_blocks(blocks: ray.data.Dataset, models: dict[str, str], stage: Stage)
         batch_size=config.evaluate.scoring_batch_size,
         on_gpu=resources.on_gpu,
         trust_remote_code=config.model.trust_remote_code,
+        by_token=("initial",),  # for what is measured of parts of an answer (`effects`)
     )
     pool = ActorPoolStrategy(min_size=1, max_size=config.evaluate.scorers)
     if (living := stage.session.living_scorers) is not None:

@@ -26,6 +26,7 @@ from mipo_ray.evaluation.held_out.conditionings import (
     other_conditionings,
     refuse_equal_prompts,
 )
+from mipo_ray.evaluation.held_out.copies import COPIED_TOKENS, mark_copies
 from mipo_ray.evaluation.held_out.matrix import (
     LOOKED_AT,
     MATRIX_FILE,
@@ -67,6 +68,7 @@ RESPONSE_SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("tokens", pa.int32()),
         ("answer_tokens", pa.int32()),  # of these behind the thoughts
+        COPIED_TOKENS,
         ("conditioning_ids", pa.list_(pa.string())),
         *SCORING_COLUMNS,
         SAMPLER_LOGPROB,
@@ -104,6 +106,7 @@ def measure_policy(stage: Stage, held_out: PromptSummary) -> None:
             models=list(models),
             matrix=matrix,
         )
+        answers = map_blocks(answers, mark_copies, config=config)
         with progress(stage.events, "answer", "rows", prompts):
             write_rows(named(answers, f"{round.name}_answers"), stage.path("responses"), filesystem)
 
@@ -193,6 +196,9 @@ def _add_conditionings(block: pa.Table, *, config: Config, initial: str) -> pa.T
         # What intervals resample; "" where a row names no user.
         "user": pa.array([user_of(row) for row in rows], pa.string()),
         "question": pa.array([question_of(row) for row in rows], pa.string()),
+        # What people call the two.
+        "user_label": pa.array([row["group"] or row["context"] for row in rows], pa.string()),
+        "question_label": pa.array([row["question_messages"][-1]["content"] for row in rows], pa.string()),
         "source": pa.array([prompt_text(row["messages"], row["context"]) for row in rows], pa.string()),
         "prompt_token_ids": pa.array(own, TOKEN_IDS),
         "other_prompt_ids": pa.array([list(each) for each in others], pa.list_(pa.string())),
@@ -230,7 +236,8 @@ def _one_row_per_response(
     kind `answer` is measured; `rejected` (base only) is the rejected response of the row's held-out pair, whose chosen
     one is answer 0. `matrix_prompts` and `matrix_contexts` are answer 0 again, to be scored under the M conditionings
     of that part of the matrix. They stay rows of their own, though the ids alone would tell them apart: which
-    sequences share a forward pass depends on the rows, and the last digits of log-probs depend on that.
+    sequences share a forward pass depends on the rows, and the last digits of log-probs depend on that. `mark_copies`
+    fills COPIED_TOKENS in.
     """
     crossed = {
         (part_name, prompt_id): {

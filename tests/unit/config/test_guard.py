@@ -30,6 +30,7 @@ def test_without_a_word_there_is_no_guard() -> None:
         (["guard.bounds.slef_bleu.max_rise=1"], "guard.bounds: 'slef_bleu': expected one of reward_accuracy, "),
         (["guard.bounds={gsm8k.acuracy: {max_fall: 1}}"], "guard.bounds: 'gsm8k.acuracy': expected one of "),
         (["guard.bounds={judge_pairwise.net_win: {max_fall: 1}}"], "guard.bounds: 'judge_pairwise.net_win': expected"),
+        (["guard.bounds.pmi_echo={max_rise: 0.1}"], "guard.bounds: pmi_echo: expected a measure that every policy has"),
         (["guard.bounds.self_bleu={}"], "guard.bounds: self_bleu: expected at least one of min_ratio, max_ratio,"),
         (["guard.bounds.pmi_initial.min_ratio=0.9"], "guard.bounds: pmi_initial: expected max_rise or max_fall, found"),
         (

@@ -235,7 +235,11 @@ def other_value(path: str, default: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("pmi", "found 'pmi'"), ("corpus_distinct_2", "found 'corpus_distinct_2', which has no interval")],
+    [
+        ("pmi", "found 'pmi'"),
+        ("corpus_distinct_2", "found 'corpus_distinct_2', which has no interval"),
+        ("context_pmi_echo", "found 'context_pmi_echo', which only a rise has"),
+    ],
 )
 def test_a_primary_measure_is_one_that_is_measured_with_an_interval(name: str, found: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -243,7 +247,8 @@ def test_a_primary_measure_is_one_that_is_measured_with_an_interval(name: str, f
     message = str(caught.value)
     assert message.startswith("evaluate.primary: expected one of reward_accuracy, reward_margin, context_pmi_initial, ")
     assert message.endswith(found)
-    assert load_config(overrides=["evaluate.primary=kl_per_token"]).evaluate.primary == "kl_per_token"
+    for measured in ("kl_per_token", "context_pmi_matched", "pmi_adjusted", "context_pmi_copy_free"):
+        assert load_config(overrides=[f"evaluate.primary={measured}"]).evaluate.primary == measured
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,13 @@ def test_a_task_that_was_added_later_is_compared_with_the_policies_that_have_it(
     assert not verdict(figures_of(entries(), {"sums": task(0.45)}), good, {}).is_bad
 
 
+def test_a_figure_that_a_policy_does_not_have_breaks_nothing() -> None:
+    bounds: dict[str, Bound | None] = {"pmi_adjusted": {"max_fall": 1.0}, "self_bleu": {"max_rise": 0.1}}
+    found = verdict(policy(self_bleu=0.5), {"base": policy(pmi_adjusted=3.0)}, bounds)
+    assert broken(found) == ["self_bleu"]
+    assert found.compared == 2  # with the primary measure
+
+
 def test_the_cause_in_words() -> None:
     good = {"base": policy(), "3": policy(**{PRIMARY: 30.0})}
     found = verdict(policy(self_bleu=0.412), good, DEFAULT_BOUNDS)

@@ -23,6 +23,7 @@ from mipo_ray.evaluation.summary import (
     findings,
     limit_text,
     power_text,
+    primary_of,
 )
 from mipo_ray.measures import HELD_OUT
 from mipo_ray.storage.entries import Entry, Evaluated, Evaluation, Results
@@ -68,6 +69,13 @@ def test_the_measure_that_was_named_comes_first_whatever_it_is() -> None:
     evaluation: Evaluation = {"1": {"judge_pairwise": judged("net_win", 0.2, 0.2, "better")}}
     assert next(one.name for one in findings(bound, evaluation)) == "infonce_initial"
     assert closing_note(named["1"]) == []  # nothing was tested
+
+
+def test_where_what_was_named_has_no_figure_nothing_takes_its_place() -> None:
+    tested = {name: replace(one, change_p_value=0.01) for name, one in results()["1"].items()}
+    del tested["context_pmi_adjusted"]
+    assert primary_of(with_primary(tested, "context_pmi_adjusted")) is None
+    assert primary_of(results()["1"]) == "context_pmi_initial"  # of an earlier version, which named none
 
 
 def test_the_end_says_what_is_exploratory_and_warns_of_few_clusters() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.evaluation.significance import with_primary
-from mipo_ray.measures import HELD_OUT
+from mipo_ray.measures import ECHO_SHARES, HELD_OUT
 from mipo_ray.report.guard import guard_sentences
 from mipo_ray.report.page import _behind, _table, render_report, summary_sentences
 from mipo_ray.storage.manifests import GuardFacts
@@ -236,17 +236,17 @@ def test_the_first_sentence_is_about_the_measure_that_was_named() -> None:
 
 def test_exploratory_verdicts_are_corrected_for_their_number_in_sentence_and_table() -> None:
     results = make_results(reward_margin=0.2, context_pmi_initial=0.2)
-    p_values = {name: 0.01 for name in HELD_OUT if name != "corpus_distinct_2"}
+    p_values = {name: 0.01 for name in HELD_OUT if name not in ("corpus_distinct_2", *ECHO_SHARES)}
     results["1"] = with_primary(
         {name: replace(entry, change_p_value=p_values.get(name)) for name, entry in results["1"].items()},
         "context_pmi_initial",
     )
     rows = {row["name"]: row for row in _table(results)}
     assert rows["context_pmi_initial"]["rounds"][1]["word"] == "rose"
-    assert rows["reward_margin"]["rounds"][1]["word"] == "not distinguishable"  # 0.01 times 20 is no longer small
+    assert rows["reward_margin"]["rounds"][1]["word"] == "not distinguishable"  # 0.01 times 27 is no longer small
     assert rows["reward_margin"]["rounds"][0]["word"] == "rose"  # of an earlier version, which corrected nothing
     said = " ".join(summary_sentences(results))
-    assert "All others are exploratory: the verdicts on their 20 changes" in said
+    assert "All others are exploratory: the verdicts on their 27 changes" in said
 
 
 def test_few_clusters_are_warned_of() -> None:

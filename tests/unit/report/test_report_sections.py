@@ -6,22 +6,27 @@ python -m pytest tests/unit/report/test_report_sections.py
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mipo_ray.evaluation.held_out.metrics import MeasuredRows
 from mipo_ray.evaluation.held_out.mutual_information import pmi_matrix
 from mipo_ray.evaluation.intervals import bootstrap_mean
 from mipo_ray.evaluation.resampling import Clusters
 from mipo_ray.report.charts import drift_charts, interval_chart
 from mipo_ray.report.cost import ShownStage, run_cost
+from mipo_ray.report.effects import NO_RISE, NOT_KNOWN, NOT_MEASURED, effect_rows
 from mipo_ray.report.flow import flows
+from mipo_ray.report.gains import MOST_MOVED, gain_tables, most_moved
 from mipo_ray.report.heatmaps import heat_maps
 from mipo_ray.report.page import render_report
 from mipo_ray.report.tasks_and_judge import comparisons, definitions, headline, judgings, task_charts, task_rows
 from mipo_ray.storage.entries import Entry, Evaluated
+from mipo_ray.storage.gains import GainGroup, Gains, GainsBy
 from mipo_ray.storage.manifests import Matrix
 from mipo_ray.storage.pair_statistics import PairStatistics, StrategyStatistics
 from tests.helpers.report_data import (
@@ -254,6 +259,54 @@ def test_a_hostile_judge_prompt_and_label_stay_text() -> None:
     assert html.count("&lt;script&gt;alert(1)") == 2
 
 
+# What length and copying cannot buy
+
+
+def test_effects_stand_beside_the_change_of_each_pmi_with_their_words() -> None:
+    results = make_results(context_pmi_initial=2.5, context_pmi_matched=0.01)
+    results["1"]["context_pmi_echo"] = Entry(0.61, 0.41, 0.81, 20, "share")
+    rows = {(row.round, row.title): row.cells for row in effect_rows(results)}
+    assert list(rows) == [(key, title) for key in "01" for title in ("context PMI", "leave-one-out PMI")]
+    whole, per_token, matched, adjusted, copy_free, echo = rows["1", "context PMI"]
+    assert (whole.shown, whole.word) == ("+2.500 [+2.450, +2.550]", "rose")
+    assert (matched.shown, matched.word) == ("+0.0100 [-0.0400, +0.0600]", "not distinguishable")
+    assert per_token.word == adjusted.word == copy_free.word == "not distinguishable"
+    assert (echo.shown, echo.word) == ("0.610 [0.410, 0.810]", "")
+    html = render_report(make_run(results=results))
+    for shown in ("0.610 [0.410, 0.810]", "+2.500 [+2.450, +2.550]"):
+        assert shown in html
+
+
+def test_a_run_of_an_earlier_version_says_that_effects_were_not_measured() -> None:
+    earlier = {
+        key: {name: one for name, one in entries.items() if name in ("pmi_initial", "pmi_initial_per_token")}
+        for key, entries in make_results(pmi_initial=1.0).items()
+    }
+    assert effect_rows({"base": earlier["base"]}) == []
+    first = effect_rows(earlier)[0]
+    assert [cell.shown for cell in first.cells[2:]] == [NOT_MEASURED] * 4
+    assert first.cells[1].shown != NOT_MEASURED
+    # The rounds that follow know their own figures, and no change from such a base.
+    without = dataclasses.replace(make_results()["1"]["pmi_copy_free"], change=None, change_low=None, change_high=None)
+    (row,) = effect_rows({"base": earlier["base"], "0": earlier["0"] | {"pmi_copy_free": without}})
+    assert [cell.shown for cell in row.cells[4:]] == [NOT_MEASURED] * 2
+
+
+def test_where_every_length_changed_by_as_much_the_change_at_equal_length_is_not_known() -> None:
+    results = make_results()
+    for policy in ("0", "1"):
+        del results[policy]["pmi_adjusted"]
+    assert [row.cells[3].shown for row in effect_rows(results) if row.title != "context PMI"] == [NOT_KNOWN] * 2
+
+
+def test_without_a_rise_there_is_no_echo_share() -> None:
+    results = make_results(pmi_initial=-1.0)
+    for policy in results.values():
+        for name in ("pmi_echo", "context_pmi_echo"):
+            del policy[name]
+    assert {row.cells[-1].shown for row in effect_rows(results)} == {NO_RISE}
+
+
 # Charts and cost
 
 
@@ -286,3 +339,73 @@ def test_cost_adds_up() -> None:
     assert without is not None
     assert without.total.endswith("no GPU.")
     assert not without.any_gpus
+
+
+# Where the gain sits
+
+
+HOSTILE = "</p><script>alert(1)</script>"
+
+
+def gains_of(*changes: float, count: int | None = None) -> Gains:
+    groups = [
+        GainGroup(label=f"{HOSTILE} {index}", n=3, change=change, low=change - 1, high=change + 1, longer=-2.5)
+        for index, change in enumerate(changes)
+    ]
+    single = GainGroup(label="a single prompt", n=1, change=-0.5, longer=0.0)
+    found = GainsBy(count=count or len(changes) + 1, gained=len(changes), groups=[*groups, single])
+    return Gains(measure="context_pmi_initial", by={"users": found, "questions": GainsBy(count=1, gained=1, groups=[])})
+
+
+def test_groups_stand_with_their_changes_and_single_ones_without_interval() -> None:
+    (table,) = gain_tables(gains_of(4.0, 2.0, count=30))  # one question alone says nothing
+    assert (table.title, table.heading, table.note) == (
+        "Users",
+        "user",
+        "2 of 30 gained; 27 in the middle are not shown",
+    )
+    assert table.rows[0][1:] == ("3", "+4.000 [+3.000, +5.000]", "-2.5")
+    assert table.rows[2] == ("a single prompt", "1", "-0.500", "0")
+
+
+def scored(answers: list[str], pmi: list[float], context: bool = True) -> MeasuredRows:
+    count, none = len(answers), -np.array(pmi)
+    zeros, empty = np.zeros(count), np.empty(0)
+    return MeasuredRows(
+        [f"p{row // 2}" for row in range(count)], answers, [f"{HOSTILE} prompt {row // 2}" for row in range(count)],
+        np.full(count, 5), zeros.astype(bool), zeros, np.nan_to_num(none)[:, None], none if context else None,
+        zeros, zeros[:, None], None, [], empty, empty, empty, empty,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("context", [True, False])
+def test_the_answers_that_moved_most_stand_beside_those_of_the_base(context: bool) -> None:
+    count = 2 * MOST_MOVED + 8
+    before = scored([f"before {row}" for row in range(count)], [1.0] * count, context)
+    after = scored([f"after {row}" for row in range(count)], [1.0 + (row - 12) for row in range(count)], context)
+    rises, falls = most_moved(before, after)
+    assert [one["final_answer"] for one in rises] == [f"after {row}" for row in range(count - 1, count - 11, -1)]
+    assert [one["base_answer"] for one in falls] == [f"before {row}" for row in range(10)]
+    assert [one["change"] for one in falls[:2]] == [-12.0, -11.0]
+    assert most_moved(before, before) == [[], []]
+
+
+def test_a_row_without_a_context_beside_others_has_no_pmi_to_show() -> None:
+    before, after = scored(["a", "b"], [1.0, math.nan]), scored(["c", "d"], [3.0, math.nan])
+    assert [one["final_answer"] for one in most_moved(before, after)[0]] == ["c"]
+    shown = [{**answer, "base_pmi": None, "final_pmi": None} for answer in make_run().answers]
+    section = render_report(make_run(answers=shown)).split('<h2 id="answers">')[1].split("</section>")[0]
+    assert "PMI" not in section
+
+
+def test_texts_of_where_the_gain_sits_stay_text_and_what_is_missing_is_said() -> None:
+    moved = most_moved(scored([HOSTILE] * 4, [1.0] * 4), scored([HOSTILE] * 4, [2.0, 3.0, 0.0, 1.0]))
+    html = render_report(make_run(gains=gains_of(4.0), most_moved=moved))
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(1)") == 1 + 3 * 3  # a label, and of three answers all texts
+    assert "The largest rises: 2 answers" in html
+    assert "The largest falls: 1 answer<" in html
+    assert "PMI 3.000 nats (+2.000)" in html
+    earlier = render_report(make_run(most_moved=moved))
+    assert "By user, question and length it was not measured" in earlier
+    assert '<h2 id="gains">' not in render_report(make_run())

@@ -6,12 +6,23 @@ python -m pytest tests/unit/text/test_statistics.py
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mipo_ray.text.statistics import copy_rate, corpus_distinct_n, distinct_n, ngrams, only_copies, self_bleu, words
+from mipo_ray.text.statistics import (
+    copied_spans,
+    copy_rate,
+    corpus_distinct_n,
+    distinct_n,
+    ngrams,
+    only_copies,
+    self_bleu,
+    word_spans,
+    words,
+)
 
 some_words = st.lists(st.sampled_from(["red", "green", "blue", "tea", "cat"]), max_size=12)
 
@@ -152,6 +163,72 @@ def test_responses_too_short_for_an_ngram(response: str, rate: float, copies: bo
     source = "I am a tailor."
     assert copy_rate(response, source) == rate
     assert only_copies(response, source) is copies
+
+
+# Letters that change their number when case, width or ligatures go, marks, joiners, and scripts without spaces.
+ODD = ["a", "b", "1", " ", ".", "\u00e9", "e", "\u0301", "\u01c6", "\ufb01", "\u0130", "\u0131", "\u0390", "\u0345"]
+ODD += ["\uac00", "\u1100", "\u1161", "\u11a8", "\uff8a", "\uff9e", "\uff9f", "\uffa1", "\uffc2", "\u6211", "\u200c"]
+ODD += [
+    "\u200d",
+    "\u0939",
+    "\u093f",
+    "\u094d",
+    "\u0e17",
+    "\u0e35",
+    "\u0e48",
+    "\u0149",
+    "\u1e9e",
+    "\u2460",
+    "\u03a3",
+    "\u03c2",
+]
+odd_text = st.text(alphabet=st.sampled_from(ODD), max_size=14)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=40) | odd_text)
+def test_spans_are_where_the_words_stand(text: str) -> None:
+    spans = word_spans(text)
+    assert [word for word, _, _ in spans] == words(text)
+    for word, start, end in spans:
+        # Alone, what stands there is that word; a character may hold the end of one and the beginning of the next.
+        assert word in words(text[start:end])
+    assert all(before[1] <= after[1] and before[2] <= after[2] for before, after in pairwise(spans))
+
+
+def test_copied_spans_by_hand() -> None:
+    source = "I keep bees on the roof and I like tea"
+    response = "Since YOU keep bees: on the roof, try tea. I like tea!"
+    assert [response[start:end] for start, end in copied_spans(response, source)] == [
+        "keep bees: on the roof",
+        "I like tea",
+    ]
+    assert copied_spans("Bees, bees, bees.", source) == []
+    assert [response[start:end] for start, end in copied_spans(response, source, n=2)] == [
+        "keep bees: on the roof",
+        "I like tea",
+    ]
+
+
+@settings(deadline=None)
+@given(some_words, some_words, st.integers(1, 4))
+def test_copied_spans_hold_the_ngrams_that_the_copy_rate_counts(response: list[str], source: list[str], n: int) -> None:
+    text, length = " ".join(response), min(n, len(response))
+    known = {tuple(source[start : start + length]) for start in range(len(source) - length + 1)}
+    covered = set()
+    for start in range(len(response) - length + 1):
+        if response and tuple(response[start : start + length]) in known:
+            covered.update(range(start, start + length))
+    inside = {
+        place
+        for place in range(len(response))
+        if any(
+            start <= len(" ".join([*response[:place], ""])) < end
+            for start, end in copied_spans(text, " ".join(source), n)
+        )
+    }
+    assert inside == covered
+    assert bool(copied_spans(text, " ".join(source), n)) == (copy_rate(text, " ".join(source), n) > 0)
 
 
 def test_n_below_one_is_refused() -> None:

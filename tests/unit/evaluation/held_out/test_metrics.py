@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.evaluation.figures import final_table, format_change
+from mipo_ray.evaluation.held_out.effects import TokenScores
 from mipo_ray.evaluation.held_out.metrics import MeasuredRows, measure
 from mipo_ray.evaluation.intervals import Estimate
-from mipo_ray.measures import HELD_OUT, format_value
+from mipo_ray.measures import ECHO_SHARES, HELD_OUT, format_value
 from mipo_ray.storage.entries import Entry, Results
 from mipo_ray.storage.records import read_record, to_json
 from mipo_ray.storage.results import rounds_of
@@ -39,6 +40,7 @@ def make_rows(seed: int, *, trained: bool) -> MeasuredRows:
     none = own - gain - 1.0 + generator.normal(size=RESPONSES)
     none[: 2 * SAMPLES] = np.nan  # the first two prompts bring no context
     shift = trained * (0.3 * tokens + generator.normal(size=RESPONSES))
+    scores = [_spread(*row, generator) for row in zip(tokens.tolist(), own, others, none, strict=True)]
     pairs = generator.normal(-50.0, 5.0, size=(2, PROMPTS))
     return MeasuredRows(
         prompt_ids=[f"prompt-{i // SAMPLES}" for i in range(RESPONSES)],
@@ -58,6 +60,15 @@ def make_rows(seed: int, *, trained: bool) -> MeasuredRows:
         pair_policy_rejected=pairs[1] - trained * np.where(np.arange(PROMPTS) < 3, -9.0, 2.0),
         pair_initial_chosen=pairs[0],
         pair_initial_rejected=pairs[1],
+        tokens=scores,
+    )
+
+
+def _spread(tokens: int, own: float, others: np.ndarray, none: float, generator: np.random.Generator) -> TokenScores:
+    """Log-probs of tokens with these sums; the first two tokens copy."""
+    shares = generator.dirichlet(np.ones(tokens))
+    return TokenScores(
+        own * shares, others[:, None] * shares, None if math.isnan(none) else none * shares, np.arange(tokens) < 2
     )
 
 
@@ -73,11 +84,12 @@ def results() -> Results:
 
 def test_every_metric_is_there_with_its_fields(results: Results) -> None:
     for key, entries in results.items():
-        assert list(entries) == list(HELD_OUT)
+        assert list(entries) == [name for name in HELD_OUT if key != "base" or name not in ECHO_SHARES]
         for name, entry in entries.items():
             expected = {"value", "low", "high", "n", "unit"} | ({"ceiling"} if "infonce" in name else set())
-            expected |= set() if key == "base" else {"change", "change_low", "change_high"}
-            expected |= {"change_p_value"} if key != "base" and name != "corpus_distinct_2" else set()
+            changed = key != "base" and name not in ECHO_SHARES
+            expected |= {"change", "change_low", "change_high"} if changed else set()
+            expected |= {"change_p_value"} if changed and name != "corpus_distinct_2" else set()
             assert set(to_json(entry)) == expected, name
             assert entry.unit == HELD_OUT[name].unit
             if name != "corpus_distinct_2":
@@ -139,8 +151,9 @@ def test_no_context_and_no_pairs_leave_their_metrics_out(none: np.ndarray | None
         if field.name.startswith("pair_")
     }
     entries = measure(dataclasses.replace(rows, initial_none=none, policy_none=none, **empty), None, **OPTIONS)
-    missing = {"context_pmi_initial", "context_pmi_policy", "reward_accuracy", "reward_margin"}
-    assert set(entries) == set(HELD_OUT) - missing
+    assert set(entries) == {
+        name for name in HELD_OUT if not name.startswith(("context_pmi", "reward")) and name not in ECHO_SHARES
+    }
 
 
 def test_a_policy_measured_against_itself_does_not_change() -> None:
@@ -148,6 +161,56 @@ def test_a_policy_measured_against_itself_does_not_change() -> None:
     for name, entry in measure(rows, rows, **OPTIONS).items():
         assert entry.change == 0, name
         assert Estimate.of_change(entry) is None or (entry.change_low, entry.change_high) == (0, 0)
+
+
+def test_what_length_cannot_buy_agrees_with_loops_over_the_tokens(results: Results) -> None:
+    rows, base = make_rows(1, trained=True), make_rows(0, trained=False)
+    assert rows.tokens is not None
+    assert base.tokens is not None
+
+    def context_pmi(scores: TokenScores, places: Any) -> float:
+        assert scores.none is not None
+        return sum(scores.own[place] - scores.none[place] for place in places)
+
+    matched, free, copies = [], [], []
+    for new, old in list(zip(rows.tokens, base.tokens, strict=True))[2 * SAMPLES :]:
+        shorter = range(min(len(new.own), len(old.own)))
+        matched.append(context_pmi(new, shorter) - context_pmi(old, shorter))
+        free.append(context_pmi(new, range(2, len(new.own))) - context_pmi(old, range(2, len(old.own))))
+        copies.append(context_pmi(new, range(2)) - context_pmi(old, range(2)))
+    entries, before = results["0"], results["base"]
+    assert entries["context_pmi_matched"].change == pytest.approx(statistics.fmean(matched))
+    assert entries["context_pmi_copy_free"].change == pytest.approx(statistics.fmean(free))
+    share = sum(copies) / (sum(copies) + sum(free))
+    assert entries["context_pmi_echo"].value == pytest.approx(share)
+    assert entries["context_pmi_echo"].n == PROMPTS - 2
+    assert rows.initial_none is not None
+    assert base.initial_none is not None
+    pmi, old_pmi = ((one.initial_own - one.initial_none)[2 * SAMPLES :] for one in (rows, base))  # type: ignore[operator]
+    changes, longer = (
+        (new - old).reshape(-1, SAMPLES).mean(axis=1)
+        for new, old in ((pmi, old_pmi), (rows.token_counts[2 * SAMPLES :], base.token_counts[2 * SAMPLES :]))
+    )
+    intercept = np.polyfit(longer, changes, 1)[1]
+    assert entries["context_pmi_adjusted"].change == pytest.approx(intercept)
+    assert entries["context_pmi_per_token"].value == pytest.approx((pmi / rows.token_counts[2 * SAMPLES :]).mean())
+    for name in ("context_pmi_matched", "context_pmi_adjusted", "pmi_matched", "pmi_adjusted"):
+        whole = "context_pmi_initial" if name.startswith("context") else "pmi_initial"
+        assert before[name].value == before[whole].value
+        assert entries[name].value == pytest.approx(before[whole].value + (entries[name].change or 0.0))
+
+
+def test_a_rise_that_may_be_none_has_no_echo() -> None:
+    base = make_rows(0, trained=False)
+    found = {
+        seed: measure(make_rows(seed, trained=False), base, **OPTIONS) for seed in range(1, 12)
+    }  # equal policies, other answers
+    rose = [entries for entries in found.values() if (entries["context_pmi_initial"].change or 0.0) > 0]
+    assert rose
+    for entries in found.values():
+        low = entries["context_pmi_initial"].change_low or 0.0
+        assert ("context_pmi_echo" in entries) == (low > 0)
+    assert any("context_pmi_echo" not in entries for entries in rose)
 
 
 def test_an_empty_response_is_measured() -> None:
@@ -185,7 +248,7 @@ def test_the_table_shows_the_base_and_each_round(results: Results) -> None:
 
 def test_the_table_of_the_base_alone(results: Results) -> None:
     lines = final_table({"base": results["base"]}).splitlines()
-    assert len(lines) == 2 + len(HELD_OUT)
+    assert len(lines) == 2 + len(HELD_OUT) - len(ECHO_SHARES)
 
 
 def test_rounds_come_in_order() -> None:

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mipo_ray.evaluation.held_out.gains import Labels
 from mipo_ray.evaluation.held_out.matrix import MatrixRows, matrix_of
 from mipo_ray.evaluation.held_out.metrics import item_values, measure
-from mipo_ray.evaluation.held_out.rows import held_out_clusters, measured_rows
+from mipo_ray.evaluation.held_out.rows import held_out_clusters, held_out_labels, measured_rows
+from mipo_ray.evaluation.held_out.scorer import TOKEN_LOGPROBS
 from mipo_ray.evaluation.held_out.stage import RESPONSE_SCHEMA, _one_row_per_response, _pairs_only
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, open_run
@@ -66,12 +68,21 @@ def scored(asked: pa.Table, judges: list[str]) -> pa.Table:
             for row in rows
         ]
         asked = asked.append_column(f"logprobs_{judge}", pa.array(values, pa.list_(pa.float64())))
+        if judge == "initial":
+            tokens = [
+                [[value / len(row["response_token_ids"])] * len(row["response_token_ids"]) for value in of_row]
+                for of_row, row in zip(values, rows, strict=True)
+            ]
+            asked = asked.append_column("token_logprobs_initial", pa.array(tokens, TOKEN_LOGPROBS))
+    copied = [[True] + [False] * (row["tokens"] - 1) if row["kind"] == "answer" else None for row in rows]
+    asked = asked.set_column(asked.column_names.index("copied_tokens"), "copied_tokens", pa.array(copied))
     return asked.drop_columns(["conditionings", "response_token_ids", "models"])
 
 
 def without_ids(table: pa.Table) -> pa.Table:
     """As the versions before the ids wrote it."""
-    return table.drop_columns(["conditioning_ids"])
+    later = ["conditioning_ids", "copied_tokens", "token_logprobs_initial"]
+    return table.drop_columns([name for name in later if name in table.column_names])
 
 
 def write(run: RunDirectory, round: Round, table: pa.Table) -> None:
@@ -106,10 +117,9 @@ def test_measured_texts_and_lengths_are_those_of_answers(tmp_path: Path) -> None
     found = measured_rows(run, BASE)
     assert found.responses == ["yes", ""] * 3
     assert found.token_counts.tolist() == [5] * 6  # log-probs are of the whole response
-    assert item_values(found, 0.1)["response_tokens"][1].tolist() == [2, 0] * 3
-    assert item_values(found, 0.1)["pmi_initial_per_token"][1] == pytest.approx(
-        item_values(found, 0.1)["pmi_initial"][1] / 5
-    )
+    values = item_values(found, 0.1, None)
+    assert values["response_tokens"][1].tolist() == [2, 0] * 3
+    assert values["pmi_initial_per_token"][1] == pytest.approx(values["pmi_initial"][1] / 5)
 
 
 def test_measured_rows_are_the_scores_by_conditioning(run: RunDirectory) -> None:
@@ -135,6 +145,31 @@ def test_measured_rows_are_the_scores_by_conditioning(run: RunDirectory) -> None
     np.testing.assert_array_equal(rows.pair_policy_rejected, -(own + 3 / 8 + 0.5))
 
 
+def test_tokens_are_read_with_what_they_were_scored_under(run: RunDirectory, request: pytest.FixtureRequest) -> None:
+    old = request.node.callspec.params["run"]
+    rows, base = measured_rows(run, Round(0)), measured_rows(run, BASE)
+    assert (rows.tokens is None, base.tokens is None) == (old == "both old", old != "new")
+    kept = rows.tokens or []
+    for row, scores in enumerate(kept):
+        count = rows.token_counts[row]
+        assert scores.own == pytest.approx([rows.initial_own[row] / count] * count)
+        assert scores.others.sum(axis=1) == pytest.approx(rows.initial_others[row])
+        assert scores.copied.tolist() == [True] + [False] * (count - 1)
+        assert rows.initial_none is not None
+        if np.isnan(rows.initial_none[row]):
+            assert scores.none is None
+        else:
+            assert scores.none is not None
+            assert scores.none.sum() == pytest.approx(rows.initial_none[row])
+    # What an earlier version measured of the base goes on, with what can be told.
+    entries = measure(rows, base, beta=0.1, samples=50, seed=0)
+    found = {name: entry.change is not None for name, entry in entries.items() if name.startswith("pmi_")}
+    tokens = {} if old == "both old" else {"pmi_copy_free": old == "new"}
+    matched = {"pmi_matched": True} if old == "new" else {}
+    sums = ("initial", "initial_per_token", "adjusted", "policy", "policy_per_token")
+    assert found == {f"pmi_{name}": True for name in sums} | tokens | matched
+
+
 def write_prompts(run: RunDirectory, rows: list[dict[str, str]]) -> None:
     folder = Path(run.path(run.stage(BASE, "evaluate"), "prompts"))
     folder.mkdir(parents=True)
@@ -152,6 +187,13 @@ def test_users_and_questions_are_those_of_the_prompts_that_the_base_wrote(run: R
     # Of the two rows with a context.
     context = measure(rows, None, beta=0.1, samples=50, seed=0)["context_pmi_initial"]
     assert (context.n, context.users, context.questions) == (2, 1, 2)
+
+
+def test_users_and_questions_have_names_for_people(run: RunDirectory) -> None:
+    assert held_out_labels(run) is None
+    rows = [{"prompt_id": one, "user_label": f"user {one}", "question_label": "What now?"} for one in "ab"]
+    write_prompts(run, rows)
+    assert held_out_labels(run) == Labels({"a": "user a", "b": "user b"}, {"a": "What now?", "b": "What now?"})
 
 
 def test_rows_that_name_nobody_have_questions_alone(run: RunDirectory) -> None:

@@ -43,3 +43,5 @@ def test_held_out_prompts_name_their_user_and_their_question(monkeypatch: pytest
     users, questions = written["user"], written["question"]
     assert [users.index(user) for user in users] == [0, 0, 2, 2, 4, 4]
     assert [questions.index(question) for question in questions] == [0, 1, 0, 1, 0, 1]
+    assert written["user_label"] == ["Ada", "Ada", "Ben", "Ben", "Cem", "Cem"]
+    assert written["question_label"] == ["What now?", "And then?"] * 3
