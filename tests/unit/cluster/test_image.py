@@ -304,7 +304,7 @@ def test_the_working_directory_fits_into_a_job(tmp_path: Path) -> None:
 
     names = [name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")]
     assert {name.split("/")[0] for name in names} == {
-        *("mipo_ray", "jobs", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "Makefile"),
+        *("mipo_ray", "jobs", "pyproject.toml", "README.md", "LICENSE", "Makefile"),
         *(".gitignore", ".rayignore"),
     }
     assert {"mipo_ray/run.py", "mipo_ray/report/report.html.j2", "mipo_ray/examples/users.jsonl"} <= set(names)
