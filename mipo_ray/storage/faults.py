@@ -117,9 +117,9 @@ def named(path: str, done: str) -> Iterator[None]:
 
 
 def advice_on(error: BaseException) -> str:
-    """What to do about a fault of storage; "" for any other error."""
+    """What to do about a fault of storage, to be put behind what was found; "" for any other error."""
     kind = _kind_of(error)
-    return "" if kind is None else kind.advice
+    return "" if kind is None else f". {kind.advice}"
 
 
 def is_bucket_gone(error: BaseException) -> bool:

@@ -307,7 +307,7 @@ class RunDirectory:
             with contextlib.suppress(Exception):
                 self.filesystem.rm_file(probe)
             raise StorageError(
-                f"{self.url}: cannot write to the run directory: {type(error).__name__}: {error}. {advice_on(error)}"
+                f"{self.url}: cannot write to the run directory: {type(error).__name__}: {error}{advice_on(error)}"
             ) from None
         if self.is_local:
             self._check_disk(self.root)
