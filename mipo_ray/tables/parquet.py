@@ -30,7 +30,7 @@ _MOST_ROWS = 256  # of a batch
 
 
 # What every writer of Parquet passes on to Arrow.
-PAGE_CHECKSUMS = {"write_page_checksum": True}
+PAGE_CHECKSUMS: dict[str, Any] = {"write_page_checksum": True}
 _CHECKED_PAGES = pyarrow.dataset.ParquetFileFormat(
     default_fragment_scan_options=pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
 )

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,7 @@ def test_an_error_stops_the_others_and_what_came_is_gone_on_with(tmp_path: Path)
             raise ConnectionError("cut")
         if name == "a":
             failed.wait(30)
+            time.sleep(0.01)  # of a thousand blocks: the others are stopped long before the last
         return block
 
     store = Store({"a": bytes(range(256)) * 40, "b": b"b" * 100}, answer)

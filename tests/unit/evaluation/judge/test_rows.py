@@ -37,7 +37,7 @@ from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.session import Session
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory, StorageError
-from tests.helpers.stages import commit
+from tests.helpers.stages import commit, edit_manifest
 
 FIRST = Round(0)
 PROMPTS = [
@@ -283,7 +283,8 @@ def test_finished_judgements_of_another_definition_are_refused(config: Config, t
 def test_answers_that_were_made_again_are_not_taken_for_judged(config: Config) -> None:
     run = RunDirectory(config.run_dir)
     judged(config, FIRST, "pairwise")
-    path = Path(run.path("base/evaluate/manifest.json"))
-    path.write_text(json.dumps({**json.loads(path.read_text()), "finished": "2031-01-01T00:00:00Z"}))
+    edit_manifest(
+        Path(run.path("base/evaluate/manifest.json")), lambda values: values.update(finished="2031-01-01T00:00:00Z")
+    )
     with pytest.raises(StorageError, match=r"answers: .*2031-01-01T00:00:00Z"):
         refuse_other_definition(config, run, FIRST, "pairwise")
