@@ -45,6 +45,7 @@ from mipo_ray.planning.token_counts import TOKENS_HELP, TokenCounts
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
+from mipo_ray.storage.configuration import check_config, record_config
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.results import is_report_current, read_evaluation, write_evaluation
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
@@ -116,7 +117,7 @@ def check_evaluation_inputs(
         )
     held_out = check_held_out(config) if judge.is_on else None
     run.check_place()
-    run.check_config(config)
+    check_config(run, config)
     check_finished_tasks(tasks, run, trained)
     check_judge(config, run)
     if held_out is not None:
@@ -195,7 +196,7 @@ def _run(inputs_of: Callable[[], EvaluationInputs], run: RunDirectory, display: 
         with shown(run, display):
             plan = make_evaluation_plan(inputs, connect(config))
             if run.read_text("config.yaml") is None:
-                run.record_config(config)
+                record_config(run, config)
             say(describe(plan))
 
             from mipo_ray.monitoring.failure_logs import kept_logs

@@ -31,6 +31,7 @@ from mipo_ray.planning.describe import describe
 from mipo_ray.planning.plan import Inputs, check_inputs, make_plan
 from mipo_ray.planning.token_counts import TOKENS_HELP
 from mipo_ray.ray_cluster.connection import connect, connected_work, nodes_for_dry_run, unbounded_node
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.storage.verdicts import last_good
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             with shown(run, options.display):
                 plan = make_plan(inputs, connect(config))
-                run.record_config(plan.config)
+                record_config(run, plan.config)
                 say(describe(plan))
 
                 from mipo_ray.loop import run_rounds

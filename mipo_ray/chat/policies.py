@@ -10,6 +10,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.errors import UserError, brief
 from mipo_ray.models.source import check_model, check_sampled_model
 from mipo_ray.planning.chat import check_chats
+from mipo_ray.storage.configuration import check_config
 from mipo_ray.storage.rounds import BASE, Round, base_and_rounds
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.storage.verdicts import last_good
@@ -43,7 +44,7 @@ def open_chat(target: str, named: str | None, overrides: Sequence[str] = (), *, 
         raise UserError(f"{run.url}: expected a run directory with a config.yaml, found none")
     overrides = [*overrides, f"run_dir={run.url}"]
     config = load_run_config(text, run.path("config.yaml"), overrides, trusts_recipe=trusts_recipe)
-    run.check_config(config)
+    check_config(run, config)
     trained = [number for number in range(config.rounds) if run.is_finished(run.stage(Round(number), "train"))]
     if not trained:
         raise UserError(f"{run.url}: expected a round that is trained, found none; python -m mipo_ray.run trains them")

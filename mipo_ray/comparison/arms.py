@@ -27,6 +27,7 @@ from mipo_ray.planning.lifetime import one_stage
 from mipo_ray.planning.plan import Plan, measured_stages
 from mipo_ray.session import Session
 from mipo_ray.storage import rounds
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.manifests import GenerateFacts, TrainFacts
 from mipo_ray.storage.records import read_record
 from mipo_ray.storage.rounds import Round
@@ -54,11 +55,11 @@ def _run_seed(
     comparison: Comparison, seed: int, plans: Mapping[tuple[str, int], Plan], report: Callable[[], object]
 ) -> None:
     base = plans[BASE, seed]
-    base.run.record_config(base.config)
+    record_config(base.run, base.config)
     # Prompts that cannot be used are told before any engine samples.
     for arm in comparison.arms:
         plan = plans[arm, seed]
-        plan.run.record_config(plan.config)
+        record_config(plan.run, plan.config)
         if comparison.same_pairs(arm) == arm:
             with _session_for(plan, []) as session:  # conditioning sends no event
                 condition_prompts(session, Round(0), plan.sampled)

@@ -25,6 +25,7 @@ from mipo_ray.planning.token_counts import TokenCounts
 from mipo_ray.prompts.chat_check import chat_check
 from mipo_ray.prompts.check import PromptSummary
 from mipo_ray.ray_cluster.resources import Node, Resources, check_resources, resolve, total
+from mipo_ray.storage.configuration import check_config
 from mipo_ray.storage.results import is_report_current, read_evaluation, read_results
 from mipo_ray.storage.rounds import BASE, Round
 from mipo_ray.storage.run_directory import RunDirectory
@@ -128,7 +129,7 @@ def check_inputs(config: Config, run: RunDirectory, *, count_all: bool = False) 
     tasks = check_tasks(config, counts.of_item) if config.evaluate.enabled else ()
     check_guard(config, held_out, tasks)
     run.check_place()
-    run.check_config(config)
+    check_config(run, config)
     check_judge(config, run)
     if held_out is not None:
         refuse_other_references(config, run, held_out)

@@ -20,13 +20,11 @@ from glob import has_magic
 
 import fsspec
 import pyarrow.fs
-import yaml
 from fsspec.implementations.local import LocalFileSystem
 
-from mipo_ray.config.recipe import config_hash, result_fields, to_yaml
+from mipo_ray.config.recipe import config_hash
 from mipo_ray.config.schema import Config
-from mipo_ray.config.yaml_text import load_yaml
-from mipo_ray.errors import UserError, brief, cut, few
+from mipo_ray.errors import UserError, brief
 from mipo_ray.paths import files_below, open_path
 from mipo_ray.redaction import secret_in
 from mipo_ray.storage.arrow_files import NamedFaults, is_in_bucket
@@ -229,49 +227,6 @@ class RunDirectory:
         self.write_text(f"{stage}/{MANIFEST}", manifest.to_text())
         return manifest
 
-    def record_config(self, config: Config) -> None:
-        """Writes config.yaml; refuses when finished work stands under a configuration with other results."""
-        self.check_config(config)
-        self.write_text("config.yaml", to_yaml(config))
-
-    def check_config(self, config: Config) -> None:
-        """Raises StorageError, with the difference, when the directory belongs to a run with other results.
-
-        A field that the version which began the run did not have counts as its default.
-        """
-        text = self.read_text("config.yaml")
-        if text is None:
-            # A kill or a full disk may have left a probe or an unfinished write, and a refusal what libraries printed.
-            own = ("lock", PROBE, f"{LOGS}/")
-            if any(not name.startswith(own) and not name.endswith(WRITING) for name in self.list_files("")):
-                raise StorageError(
-                    f"{self.url}: not empty and without a config.yaml, so not a run directory; choose another run_dir"
-                )
-            return
-        try:
-            defaults = result_fields(Config().model_dump(mode="json"))
-            recorded = load_yaml(text)
-            before = defaults | result_fields(recorded)
-            named = recorded.get("evaluate", {}).get("primary")
-        except (yaml.YAMLError, ValueError, AttributeError) as error:
-            raise StorageError(
-                f"{self.path('config.yaml')}: expected the configuration of a run, found something else: {error}"
-            ) from None
-        after = result_fields(config.model_dump(mode="json"))
-        changes = [
-            f"  {cut(str(key))}: {brief(before.get(key, 'absent'))} there, {brief(after.get(key, 'absent'))} now"
-            for key in sorted({*before, *after}, key=str)
-            if before.get(key) != after.get(key)
-        ]
-        # It may be named late, by a run that an earlier version began, but not changed once there is work.
-        if named is not None and config.evaluate.primary not in (None, named):
-            changes.append(f"  evaluate.primary: {brief(named)} there, {brief(config.evaluate.primary)} now")
-        if changes and self._has_work():
-            raise StorageError(
-                f"{self.url}: this run directory holds work of another configuration. Use another run_dir, or set "
-                "these back:\n" + few(changes, str)
-            )
-
     def _make_directory(self, path: str) -> None:
         """Makes a directory, but no bucket: one that is gone must not be taken for a new one."""
         if not is_in_bucket(self.filesystem):
@@ -288,9 +243,6 @@ class RunDirectory:
             if is_bucket_gone(error):
                 with named(self.path(name), "read"):
                     raise
-
-    def _has_work(self) -> bool:
-        return any(name.startswith(("rounds/", "base/")) for name in self.list_files(""))
 
     def check_writable(self) -> None:
         """Makes the directory; raises StorageError when it cannot be written or its disk is full."""

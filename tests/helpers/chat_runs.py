@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from mipo_ray.chat.page import ChatPage, served
 from mipo_ray.config.recipe import load_config
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from tests.helpers.stages import commit
 
@@ -29,7 +30,7 @@ def make_chat_run(directory: Path, trained: int, *overrides: str) -> RunDirector
     options = [f"run_dir={directory}/run", "rounds=3", f"model.path={model}", "model.max_model_len=256", *overrides]
     config = load_config(None, options)
     run = open_run(f"{directory}/run")
-    run.record_config(config)
+    record_config(run, config)
     for number in range(trained):
         commit(run, f"rounds/{number:03d}/train", config)
     return run

@@ -10,6 +10,7 @@ import pyarrow.parquet
 
 from mipo_ray.config.recipe import load_config
 from mipo_ray.pairs.schema import write_form
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.pair_statistics import PairStatistics
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from tests.helpers.stages import commit
@@ -48,7 +49,7 @@ def make_run(directory: Path, rounds: Sequence[Sequence[dict[str, Any]]], *overr
     """A run whose rounds have these pairs, a file for every two of them, under the defaults and `overrides`."""
     config = load_config(None, [f"run_dir={directory}", f"rounds={max(1, len(rounds))}", *overrides])
     run = open_run(str(directory))
-    run.record_config(config)
+    record_config(run, config)
     for number, pairs in enumerate(rounds):
         stage = f"rounds/{number:03d}/generate"
         place = directory / stage

@@ -10,6 +10,7 @@ import torch
 
 from mipo_ray.config.recipe import load_config
 from mipo_ray.models.probes import probes
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from tests.helpers.stages import SUMMARY, commit
 from tests.helpers.tiny_model import make_tiny_model
@@ -20,7 +21,7 @@ def make_two_policies(initial: Path, directory: Path) -> RunDirectory:
     options = [f"run_dir={directory}", "rounds=1", f"model.path={initial}", "model.max_model_len=256"]
     config = load_config(None, options)
     run = open_run(str(directory))
-    run.record_config(config)
+    record_config(run, config)
     policy = make_tiny_model(directory / "rounds/000/train/policy", seed=1)
     commit(run, "rounds/000/train", config, summary=replace(SUMMARY, probe_logprobs=list(plain_probe_logprobs(policy))))
     return run

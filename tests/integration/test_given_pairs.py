@@ -27,6 +27,7 @@ from mipo_ray.pairs.given import PairSummary
 from mipo_ray.planning.plan import Inputs, check_inputs
 from mipo_ray.ray_cluster.resources import resolve
 from mipo_ray.session import Session
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.manifests import GenerateFacts, Manifest
 from mipo_ray.storage.rounds import Round
 from mipo_ray.storage.run_directory import open_run
@@ -151,7 +152,7 @@ def inputs_of(place: Path, model: Path, *overrides: str) -> Inputs:
 
 def take(inputs: Inputs) -> Manifest[GenerateFacts]:
     assert isinstance(inputs.prompts, PairSummary)
-    inputs.run.record_config(inputs.config)
+    record_config(inputs.run, inputs.config)
     with recording(inputs.run) as sent, DataContext.current(DataContext.get_current().copy()):
         DataContext.get_current().raise_original_map_exception = True  # as `connection.connect` has it
         session = Session(inputs.config, inputs.run, resolve(inputs.config, {"CPU": 6.0}), sent)

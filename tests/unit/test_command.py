@@ -24,6 +24,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.planning.plan import check_inputs, make_plan
 from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.run import DEMO_RECIPE, main
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.entries import Entry
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.run_directory import RunDirectory, open_run
@@ -874,7 +875,7 @@ def finish_stages(options: list[str], stages: int | None = None) -> RunDirectory
     config = load_config(options[0], options[1:])
     run = open_run(config.run_dir)
     plan = make_plan(check_inputs(config, run), [Node(CPU_ONLY)])
-    run.record_config(config)
+    record_config(run, config)
     for stage in plan.stages[:stages]:
         run.write_text(f"{stage}/file.txt", stage)
         commit(run, stage, config)
@@ -1047,7 +1048,7 @@ def test_the_plan_warns_where_the_limit_cut_most_of_the_bases_answers(
     options = [*options, "filters.truncated=drop"]
     config = load_config(options[0], options[1:])
     run = open_run(config.run_dir)
-    run.record_config(config)
+    record_config(run, config)
     cut = Entry(share, share - 0.1, share + 0.1, 12, "share", None)
     commit(run, "base/evaluate", config, results={"truncated": cut})
     assert main(["--dry-run", *options]) == 0

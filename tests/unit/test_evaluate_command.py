@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from mipo_ray.config.recipe import load_config
 from mipo_ray.evaluate import main
 from mipo_ray.evaluation.tasks.task_check import check_tasks
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.entries import Evaluated
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.results import write_evaluation
@@ -106,7 +107,7 @@ def test_a_run_of_any_name_is_evaluated(
     recipe: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = open_run(f"{tmp_path}/{name}")
-    run.record_config(load_config(recipe))
+    record_config(run, load_config(recipe))
     # Without a slash before it, what stands before an equals sign is a key where it is one.
     for target in (run.url, f"./{name}", *([] if name.startswith(("rounds", "tasks")) else [name])):
         assert main(["--dry-run", "tasks.gsm8k.limit=2", target]) == 0
@@ -117,7 +118,7 @@ def test_tasks_of_a_finished_run_may_have_a_larger_window(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = open_run(f"{tmp_path}/run")
-    run.record_config(load_config(recipe, ["model.max_model_len=400"]))
+    record_config(run, load_config(recipe, ["model.max_model_len=400"]))
     finish(run, recipe, BASE, "gsm8k")
     assert main(["--dry-run", run.url]) == 2
     assert "raise evaluate.task_max_model_len, or set 'evaluate.tasks={" in capsys.readouterr().err
@@ -133,7 +134,7 @@ def test_a_run_is_measured_in_its_base_and_its_trained_rounds(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = open_run(f"{tmp_path}/run")
-    run.record_config(load_config(recipe))
+    record_config(run, load_config(recipe))
     train(run, recipe, 0, 1)
     finish(run, recipe, BASE, "gsm8k")
     assert main(["--dry-run", run.url]) == 0
@@ -146,7 +147,7 @@ def test_a_run_is_measured_in_its_base_and_its_trained_rounds(
 
 def test_a_moved_run_is_measured_where_it_is(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = open_run(f"{tmp_path}/elsewhere")
-    run.record_config(load_config(recipe))
+    record_config(run, load_config(recipe))
     assert main(["--dry-run", run.url]) == 0
     assert f"run directory   {tmp_path}/elsewhere\n" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
@@ -156,7 +157,7 @@ def test_what_is_finished_is_shown_and_not_measured_again(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = open_run(f"{tmp_path}/run")
-    run.record_config(load_config(recipe))
+    record_config(run, load_config(recipe))
     for round in (BASE, Round(0)):
         finish(run, recipe, round, "gsm8k", "arc_easy_likelihood")
     train(run, recipe, 0)
@@ -170,7 +171,7 @@ def test_what_is_finished_is_shown_and_not_measured_again(
 
 def test_what_a_kill_after_the_last_commit_left_undone_is_done(recipe: str, tmp_path: Path) -> None:
     run = open_run(f"{tmp_path}/run")
-    run.record_config(load_config(recipe))
+    record_config(run, load_config(recipe))
     train(run, recipe, 0)
     for round in (BASE, Round(0)):
         finish(run, recipe, round, "gsm8k", "arc_easy_likelihood")
@@ -215,7 +216,7 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 def test_other_results_are_refused(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = open_run(f"{tmp_path}/run")
-    run.record_config(load_config(recipe))
+    record_config(run, load_config(recipe))
     finish(run, recipe, BASE, "gsm8k")
     assert main([run.url, "tasks.gsm8k.limit=2"]) == 2
     assert "  limit: None there, 2 now" in capsys.readouterr().err
@@ -239,7 +240,7 @@ def test_a_judge_judges_answers_that_a_run_has_sampled(
     arguments = [f"evaluate.prompts.path={tmp_path}/held_out.jsonl", "tasks={}", f"judge.model={tmp_path}/model"]
     run = open_run(f"{tmp_path}/run")
     config = load_config(recipe, arguments[:1])
-    run.record_config(config)
+    record_config(run, config)
     train(run, recipe, 0)
     assert main(["--dry-run", run.url, *arguments]) == 2
     assert f"judge: {tmp_path}/run/base/evaluate: expected held-out answers to judge, found" in capsys.readouterr().err
@@ -261,7 +262,7 @@ def test_policies_without_held_out_answers_are_named_beside_a_judge(
     arguments = [f"evaluate.prompts.path={tmp_path}/held_out.jsonl", f"judge.model={tmp_path}/model"]
     run = open_run(f"{tmp_path}/run")
     config = load_config(recipe, arguments[:1])
-    run.record_config(config)
+    record_config(run, config)
     train(run, recipe, 0, 1)
     nothing = "judge           nothing to judge: base has no held-out answers\n"
     assert main(["--dry-run", run.url, *arguments]) == 0

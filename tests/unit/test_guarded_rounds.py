@@ -22,6 +22,7 @@ from mipo_ray.planning.plan import Plan, check_inputs, make_plan
 from mipo_ray.ray_cluster.resources import Node
 from mipo_ray.run import main
 from mipo_ray.session import Session
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.manifests import EvaluateFacts, GenerateFacts, GuardFacts, TrainFacts
 from mipo_ray.storage.results import write_results
 from mipo_ray.storage.rounds import BASE, Round
@@ -129,7 +130,7 @@ def run_rounds(options: list[str], monkeypatch: pytest.MonkeyPatch) -> Run:
             monkeypatch.setattr(loop, name, getattr(stages, name))
         monkeypatch.setattr(loop, "refuse_what_cannot_run", lambda plan, session: None)
         plan = plan_of([*options, *overrides])
-        plan.run.record_config(plan.config)
+        record_config(plan.run, plan.config)
         loop.run_rounds(plan)
         return plan.run
 

@@ -23,6 +23,7 @@ from mipo_ray.monitoring.events import EventWriter, read_events
 from mipo_ray.monitoring.metrics import ascii_label
 from mipo_ray.paths import open_path, plain_path
 from mipo_ray.report.run_report import write_report
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.run_directory import open_run
 
 # Of every script, and whatever a shell, a URL, a pattern, a query or a page would read otherwise.
@@ -114,7 +115,7 @@ def test_numbers_reach_metrics_trackers_and_report_of_a_run(tmp_path: Path, name
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = open_run(str(tmp_path / name))
-    run.record_config(Config())
+    record_config(run, Config())
     writer = EventWriter(run)
     writer.open_trackers(["tensorboard"], {})
     for stage in ("train", "tasks/größe"):

@@ -16,6 +16,7 @@ from mipo_ray import evaluate, run
 from mipo_ray.comparison.definition import load_comparison
 from mipo_ray.config.recipe import ConfigError, config_hash, fields, load_config, load_run_config, to_yaml
 from mipo_ray.config.removed import REMOVED, RENAMED_VALUES
+from mipo_ray.storage.configuration import check_config, record_config
 from mipo_ray.storage.run_directory import StorageError, open_run
 
 CHANGELOG = Path(__file__).parents[3] / "CHANGELOG.md"
@@ -92,13 +93,13 @@ def test_a_run_that_holds_a_removed_field_goes_on_whatever_its_value(path: str, 
     directory.write_text("config.yaml", older_config(path, value, run_dir=directory.url))
     directory.write_text("rounds/000/generate/manifest.json", '{"files": {}}')
     config = load_config(None, [f"run_dir={directory.url}"])
-    directory.check_config(config)
+    check_config(directory, config)
     text = directory.read_text("config.yaml")
     assert config_hash(load_run_config(text or "", "config.yaml")) == config_hash(config)
     with pytest.raises(StorageError, match=r"train\.beta: 0\.1 there, 0\.7 now"):
-        directory.check_config(load_config(None, [f"run_dir={directory.url}", "train.beta=0.7"]))
+        check_config(directory, load_config(None, [f"run_dir={directory.url}", "train.beta=0.7"]))
     # What the run is gone on with holds it no more.
-    directory.record_config(config)
+    record_config(directory, config)
     assert load_config(Path(directory.path("config.yaml"))) == config
 
 
@@ -166,14 +167,14 @@ def test_a_run_that_holds_a_former_value_goes_on_with_its_present_name_and_no_ot
     directory.write_text("config.yaml", older_config(path, former, run_dir=directory.url))
     directory.write_text("rounds/000/generate/manifest.json", '{"files": {}}')
     config = load_config(None, [f"run_dir={directory.url}", f"{path}={now}"])
-    directory.check_config(config)
+    check_config(directory, config)
     text = directory.read_text("config.yaml")
     assert config_hash(load_run_config(text or "", "config.yaml")) == config_hash(config)
     other = next(value for value in ("drop", "keep") if value != now)
     for value in (other, "trim"):
         with pytest.raises(StorageError, match=rf"{path}: '{now}' there, '{value}' now"):
-            directory.check_config(load_config(None, [f"run_dir={directory.url}", f"{path}={value}"]))
-    directory.record_config(config)
+            check_config(directory, load_config(None, [f"run_dir={directory.url}", f"{path}={value}"]))
+    record_config(directory, config)
     assert load_config(Path(directory.path("config.yaml"))) == config
 
 

@@ -21,6 +21,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.evaluation.tasks.task import Task
 from mipo_ray.monitoring.trackers import run_parameters
 from mipo_ray.run import main
+from mipo_ray.storage.configuration import check_config, record_config
 from mipo_ray.storage.run_directory import StorageError, open_run
 
 SECRET = "wq7Zr4Kd91Lm"
@@ -119,7 +120,7 @@ def test_a_run_of_an_earlier_version_shows_none(path: str, tmp_path: Path, capsy
     run.write_text("config.yaml", yaml.safe_dump(planted(path, value)))
     run.write_text("rounds/000/generate/manifest.json", "{}")
     with pytest.raises(StorageError, match="holds work of another configuration") as error:
-        run.check_config(load_config())
+        check_config(run, load_config())
     assert path in str(error.value)
     assert SECRET not in str(error.value)
     assert SECRET not in json.dumps(run_parameters(run))
@@ -127,7 +128,7 @@ def test_a_run_of_an_earlier_version_shows_none(path: str, tmp_path: Path, capsy
 
 def test_files_with_the_configuration_are_for_their_owner(tmp_path: Path) -> None:
     run = open_run(str(tmp_path / "run"))
-    run.record_config(load_config())
+    record_config(run, load_config())
     run.write_text("report.html", "x")
     run.write_text("results.json", "{}")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run").iterdir()}

@@ -18,6 +18,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.config.yaml_text import MOST_CHARACTERS, MOST_DEPTH, MOST_NODES, dump_yaml, load_yaml
 from mipo_ray.errors import MOST_SHOWN, UserError, brief
 from mipo_ray.evaluation.tasks.task import load_task
+from mipo_ray.storage.configuration import check_config
 from mipo_ray.storage.run_directory import open_run
 
 
@@ -66,7 +67,7 @@ def _config_of_a_run(path: Path) -> object:
     path.rename(path.parent / "config.yaml")
     (path.parent / "rounds").mkdir()
     (path.parent / "rounds" / "work").touch()
-    return open_run(str(path.parent)).check_config(Config())
+    return check_config(open_run(str(path.parent)), Config())
 
 
 @pytest.mark.parametrize("reader", [_recipe, _task, _comparison, _config_of_a_run])

@@ -24,6 +24,7 @@ from mipo_ray.errors import UserError
 from mipo_ray.monitoring import library_output
 from mipo_ray.monitoring.display import shown
 from mipo_ray.monitoring.library_output import LIBRARIES, LINES_SHOWN, MOST_KEPT
+from mipo_ray.storage.configuration import check_config
 from mipo_ray.storage.run_directory import RunDirectory, open_run
 from mipo_ray.terminal import say
 
@@ -241,10 +242,10 @@ def test_a_directory_with_such_a_file_alone_is_no_foreign_one(run: RunDirectory)
     with pytest.raises(UserError):
         run_that_prints(run, "noise", UserError("ray.num_cpus: expected more"))
     assert run.list_files(LIBRARIES)
-    run.check_config(Config())
+    check_config(run, Config())
     run.write_text("thesis.txt", "")
     with pytest.raises(UserError, match="not a run directory"):
-        run.check_config(Config())
+        check_config(run, Config())
 
 
 def test_the_newest_are_kept(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

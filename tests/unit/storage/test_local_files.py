@@ -15,6 +15,7 @@ import pytest
 
 from mipo_ray.config.recipe import load_config
 from mipo_ray.storage import run_directory
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.local_files import new_file
 from mipo_ray.storage.run_directory import StorageError, open_run
 
@@ -29,7 +30,7 @@ def test_links_in_place_of_temporary_files_are_not_followed(tmp_path: Path, monk
     for name in ("config.yaml.writing", "lock.json.writing", f".probe-{os.getpid()}"):
         os.symlink(precious, run.path(name))
     run.check_writable()
-    run.record_config(load_config())
+    record_config(run, load_config())
     assert precious.read_text() == "precious"
 
     monkeypatch.setattr(run_directory.secrets, "token_hex", lambda _: "known")

@@ -22,6 +22,7 @@ import pytest
 
 from mipo_ray import paths
 from mipo_ray.config.recipe import load_config
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.faults import StorageFault
 from mipo_ray.storage.lock import hold_lock
 from mipo_ray.storage.manifests import GenerateFacts
@@ -75,7 +76,7 @@ def write_stage(run: RunDirectory, directory: Path) -> None:
     """A stage as the real ones write theirs: text, Parquet by Arrow, an upload, the manifest last."""
     (directory / "weights").write_bytes(bytes(range(256)) * 400)
     run.check_writable()
-    run.record_config(CONFIG)
+    record_config(run, CONFIG)
     run.remove(STAGE)
     run.write_text(f"{STAGE}/quarantine.jsonl", '{"prompt_id": "p"}\n')
     pyarrow.parquet.write_table(ROWS, run.path(STAGE, "pairs.parquet"), filesystem=run.arrow_filesystem())

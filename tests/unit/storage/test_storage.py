@@ -32,6 +32,7 @@ from mipo_ray.monitoring.events import NO_EVENTS, read_events
 from mipo_ray.ray_cluster.resources import Resources
 from mipo_ray.session import Session, StageReport
 from mipo_ray.storage import lock as run_lock
+from mipo_ray.storage.configuration import check_config, record_config
 from mipo_ray.storage.lock import STALE_LOCK_SECONDS, hold_lock
 from mipo_ray.storage.manifests import GenerateFacts
 from mipo_ray.storage.rounds import BASE, Round
@@ -255,19 +256,19 @@ def test_no_interruption_makes_an_incomplete_stage_look_finished(
 
 
 def test_a_new_directory_takes_any_configuration(run: RunDirectory) -> None:
-    run.check_config(CONFIG)
-    run.record_config(CONFIG)
-    run.record_config(load_config(overrides=["train.beta=0.5"]))  # no work stands under the first one
+    check_config(run, CONFIG)
+    record_config(run, CONFIG)
+    record_config(run, load_config(overrides=["train.beta=0.5"]))  # no work stands under the first one
     assert "beta: 0.5" in (run.read_text("config.yaml") or "")
 
 
 def test_another_configuration_over_finished_work_is_refused_with_the_difference(run: RunDirectory) -> None:
-    run.record_config(CONFIG)
+    record_config(run, CONFIG)
     run.write_text(f"{STAGE}/pairs.parquet", "content")
     other = load_config(overrides=["train.beta=0.2", "prompts.limit=8", "generation.pool.max_size=3"])
-    for check in (run.check_config, run.record_config):
+    for check in (check_config, record_config):
         with pytest.raises(StorageError) as caught:
-            check(other)
+            check(run, other)
         message, *changes = str(caught.value).splitlines()
         assert message.startswith(f"{run.url}: this run directory holds work of another configuration")
         assert changes == ["  prompts.limit: None there, 8 now", "  train.beta: 0.1 there, 0.2 now"]
@@ -275,41 +276,41 @@ def test_another_configuration_over_finished_work_is_refused_with_the_difference
 
 
 def test_a_field_that_an_earlier_version_did_not_have_counts_as_its_default(run: RunDirectory) -> None:
-    run.record_config(CONFIG)
+    record_config(run, CONFIG)
     run.write_text(f"{STAGE}/pairs.parquet", "content")
     earlier = yaml.safe_load(run.read_text("config.yaml") or "")
     del earlier["prompts"]["template_arguments"], earlier["filters"]["control_tokens"]
     run.write_text("config.yaml", yaml.safe_dump(earlier))
-    run.check_config(CONFIG)
+    check_config(run, CONFIG)
     with pytest.raises(StorageError, match=r"filters\.control_tokens: True there, False now"):
-        run.check_config(load_config(overrides=["filters.control_tokens=false"]))
+        check_config(run, load_config(overrides=["filters.control_tokens=false"]))
 
 
 def test_the_primary_measure_stays_what_was_named_before_there_was_work(run: RunDirectory) -> None:
-    run.record_config(load_config(overrides=["evaluate.primary=pmi_initial"]))
-    run.record_config(load_config(overrides=["evaluate.primary=infonce_initial"]))
+    record_config(run, load_config(overrides=["evaluate.primary=pmi_initial"]))
+    record_config(run, load_config(overrides=["evaluate.primary=infonce_initial"]))
     run.write_text("base/evaluate/manifest.json", "content")
     with pytest.raises(StorageError, match=r"evaluate\.primary: 'infonce_initial' there, 'pmi_initial' now"):
-        run.check_config(load_config(overrides=["evaluate.primary=pmi_initial"]))
-    run.check_config(load_config(overrides=["evaluate.primary=infonce_initial"]))
+        check_config(run, load_config(overrides=["evaluate.primary=pmi_initial"]))
+    check_config(run, load_config(overrides=["evaluate.primary=infonce_initial"]))
     # A run that an earlier version began names none.
     earlier = yaml.safe_load(run.read_text("config.yaml") or "")
     del earlier["evaluate"]["primary"]
     run.write_text("config.yaml", yaml.safe_dump(earlier))
-    run.check_config(load_config(overrides=["evaluate.primary=context_pmi_initial"]))
+    check_config(run, load_config(overrides=["evaluate.primary=context_pmi_initial"]))
 
 
 def test_rounds_may_grow_and_the_cluster_may_change(run: RunDirectory) -> None:
-    run.record_config(CONFIG)
+    record_config(run, CONFIG)
     run.write_text(f"{STAGE}/pairs.parquet", "content")
-    run.record_config(load_config(overrides=["rounds=9", "generation.pool.max_size=3", "ray.address=auto"]))
+    record_config(run, load_config(overrides=["rounds=9", "generation.pool.max_size=3", "ray.address=auto"]))
     assert "rounds: 9" in (run.read_text("config.yaml") or "")
 
 
 def test_a_directory_of_something_else_is_refused(run: RunDirectory) -> None:
     run.write_text("thesis.txt", "do not overwrite")
     with pytest.raises(StorageError, match=r"not empty and without a config\.yaml"):
-        run.record_config(CONFIG)
+        record_config(run, CONFIG)
     assert names(run) == {"thesis.txt"}
 
 
@@ -317,14 +318,14 @@ def test_a_directory_of_something_else_is_refused(run: RunDirectory) -> None:
 def test_what_a_kill_at_the_start_leaves_behind_does_not_stop_the_next_run(local_run: RunDirectory, name: str) -> None:
     os.makedirs(local_run.root)
     Path(local_run.path(name)).write_text("")
-    local_run.record_config(CONFIG)
+    record_config(local_run, CONFIG)
 
 
 @pytest.mark.parametrize("content", ["", "- a list\n", "train: [1\n", "just text"])
 def test_a_config_file_that_is_none_is_named(run: RunDirectory, content: str) -> None:
     run.write_text("config.yaml", content)
     with pytest.raises(StorageError) as caught:
-        run.check_config(CONFIG)
+        check_config(run, CONFIG)
     assert str(caught.value).startswith(f"{run.path('config.yaml')}: expected the configuration of a run")
 
 
@@ -366,13 +367,14 @@ def test_a_full_object_store_is_refused_and_can_be_used_once_there_is_space() ->
         run.check_writable()
     FakeFullFileSystem.writes_left = float("inf")
     run.check_writable()
-    run.record_config(CONFIG)
+    record_config(run, CONFIG)
     assert names(run) == {"config.yaml"}
 
 
 FULL_DISK = """
 import os, sys
 from mipo_ray.config.recipe import load_config
+from mipo_ray.storage.configuration import record_config
 from mipo_ray.storage.run_directory import StorageError, open_run
 run = open_run(sys.argv[1] + "/run")
 def attempt(work):
@@ -392,7 +394,7 @@ except OSError:
 attempt(run.check_writable)
 attempt(lambda: run.write_text("config.yaml", "x" * 5000))
 os.remove(sys.argv[1] + "/ballast")
-attempt(lambda: run.record_config(load_config()))
+attempt(lambda: record_config(run, load_config()))
 """
 
 
@@ -680,7 +682,7 @@ def test_a_run_lies_where_its_name_says(tmp_path_factory: pytest.TempPathFactory
     run = open_run(f"{place}/{name}")
     run.check_writable()
     with hold_lock(run):
-        run.record_config(CONFIG)
+        record_config(run, CONFIG)
     run.write_text(f"{STAGE}/part.txt", "x")
     run.write_text("base/part.txt", "x")
     commit(run, STAGE, CONFIG)
@@ -688,7 +690,7 @@ def test_a_run_lies_where_its_name_says(tmp_path_factory: pytest.TempPathFactory
     manifest = again.read_manifest(STAGE, GenerateFacts)
     assert manifest is not None
     assert manifest.files == {"part.txt": 1}
-    again.check_config(CONFIG)
+    check_config(again, CONFIG)
     again.remove("base")
     assert sorted(again.list_files("")) == ["config.yaml", f"{STAGE}/manifest.json", f"{STAGE}/part.txt"]
     assert os.listdir(place) == [name]
