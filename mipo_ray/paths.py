@@ -102,8 +102,8 @@ def _names(directory: str) -> list[str]:
         return []
 
 
-def _refused(error: OSError) -> None:
-    if isinstance(error, PermissionError):
+def _unlisted(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
 
 
@@ -111,12 +111,12 @@ def files_below(directory: str) -> dict[str, int]:
     """Every file below a local directory, links followed: its path from there -> bytes; {} where there is none.
 
     A link to a directory above it leads round and round, one to / through the whole machine: neither is followed.
-    Raises PermissionError for a directory that may not be read, whose files would else look lost.
+    Raises OSError for a directory that cannot be listed, whose files would else look lost.
     """
     sizes: dict[str, int] = {}
     top = os.path.realpath(directory)
     seen: set[str] = set()
-    for place, directories, names in os.walk(directory, onerror=_refused, followlinks=True):
+    for place, directories, names in os.walk(directory, onerror=_unlisted, followlinks=True):
         real = os.path.realpath(place)
         if real in seen or (seen and os.path.commonpath([real, top]) == real):
             directories.clear()

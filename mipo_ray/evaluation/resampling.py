@@ -137,7 +137,8 @@ def interval(value: float, samples: Sequence[Sample], variance: float) -> Interv
     added = sum(part.variance for part in parts)
     if added == 0:
         return Interval(value, value, 1.0 if value == 0 or not parts else 0.0)
-    freedom = max(1.0, variance**2 / sum(part.variance**2 / (part.clusters - 1) for part in parts))
+    # Of shares: the square of a small variance may be nothing at all.
+    freedom = max(1.0, 1 / sum((part.variance / variance) ** 2 / (part.clusters - 1) for part in parts))
     quantile, p_value = _student(freedom, abs(value) / math.sqrt(variance))
     deviations = np.sum([part.deviations for part in parts], axis=0) * math.sqrt(variance / added)
     low, high = value + quantile / _NORMAL * np.percentile(deviations, _PERCENTILES)

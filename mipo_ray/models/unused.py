@@ -17,7 +17,7 @@ LIMIT = "MIPO_RAY_CACHE_GIB"
 _FETCHED = re.compile(r"[0-9a-f]{24}")  # how `source` names what it fetches; what is converted here stays
 _UNUSED_SECONDS = 7 * 24 * 3600.0
 # What was asked for so lately may be being read.
-_IN_USE_SECONDS = 3600.0
+_IN_USE_SECONDS = 24 * 3600.0
 _SPARE_BYTES = 1024**3
 
 
@@ -38,7 +38,7 @@ def make_room(models: Path, needed: int, now: float) -> None:
     """Takes fetched models out of `models` before `needed` more bytes come, those that were not used for longest first.
 
     What was not used for a week goes. What was used since goes only while there is more than MIPO_RAY_CACHE_GIB allows,
-    or the disk has no room; what was used within the last hour stays. Also gone is what killed processes left half
+    or the disk has no room; what was used within the last day stays. Also gone is what killed processes left half
     fetched, an hour after its last write.
 
     now: seconds, by the clock of the filesystem.
@@ -75,7 +75,7 @@ def _fetched(models: Path) -> list[_Fetched]:
     found = []
     for directory in models.iterdir():
         if _FETCHED.fullmatch(directory.name) and directory.is_dir():
-            with contextlib.suppress(FileNotFoundError):  # removed by another process
+            with contextlib.suppress(OSError):  # removed by another process, or of another user
                 size = sum(file.stat().st_size for file in directory.iterdir())
                 found.append(_Fetched(directory, size, directory.stat().st_mtime))
     return found

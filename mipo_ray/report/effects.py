@@ -1,4 +1,4 @@
-"""What length and copying cannot have bought, as a report tells it: a row for each round and kind of PMI."""
+"""What a rise has beyond length and verbatim copies, as a report tells it: a row for each round and kind of PMI."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mipo_ray.storage.entries import Entries, Entry, Results
 from mipo_ray.storage.results import rounds_of
 
 NOT_MEASURED = "not measured"
-NO_RISE = "no rise"
+NO_RISE = "no clear rise"
 NOT_KNOWN = "not known"  # where every length changed by as much
 # Whole PMI -> its change per token, with lengths matched, at equal length and without copies, and its echo share.
 COLUMNS = {

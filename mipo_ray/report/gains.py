@@ -20,7 +20,7 @@ MOST_MOVED = 10  # answers each way
 _TITLES = {
     "users": ("Users", "user"),
     "questions": ("Questions", "question"),
-    "lengths": ("Length of the base's answers", "tokens"),
+    "lengths": ("Length of the answers, mean of base and policy", "tokens"),
 }
 
 

@@ -31,9 +31,14 @@ class NamedFaults(pyarrow.fs.FSSpecHandler):
             return super().get_file_info(paths)
 
     def get_file_info_selector(self, selector: Any) -> Any:
-        depth = None if selector.recursive else 1
         with named(selector.base_dir, "listed"):
-            found = self.fs.find(selector.base_dir, maxdepth=depth, withdirs=True, detail=True)
+            if selector.recursive:
+                found = self.fs.find(selector.base_dir, withdirs=True, detail=True)
+            else:  # `find` of one level leaves out what it cannot list
+                try:
+                    found = {info["name"]: info for info in self.fs.ls(selector.base_dir, detail=True)}
+                except FileNotFoundError:
+                    found = {}
             base = selector.base_dir.strip("/")
             infos = [self._create_file_info(path, info) for path, info in found.items() if path.strip("/") != base]
             if not infos and not selector.allow_not_found and not self.fs.exists(selector.base_dir):

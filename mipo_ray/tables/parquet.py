@@ -95,8 +95,10 @@ def _named_damage(place: str) -> Iterator[None]:
     except UserError:
         raise
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk, which has a name for it
+            raise UserError(f"{place}: cannot be read: {error}") from error  # of the disk: the file may be whole
         raise UserError(
             f"{place}: expected a Parquet file as it was written, found a damaged one: {cut(str(error))}. Remove the "
             "directory of its stage to run the stage again."
@@ -128,8 +130,15 @@ def open_table(
 
 
 def read_table(file: IO[bytes], shown: str) -> pa.Table:
-    """An open Parquet file, whole; raises as `read_batches` does, and limits no row."""
-    return _opened(file, shown)[0].read()
+    """An open Parquet file, whole; raises as `read_batches` does, and pyarrow.ArrowInvalid where a page has another
+    checksum, and limits no row."""
+    table = _opened(file, shown)[0]
+    try:
+        return table.read()
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise pa.ArrowInvalid(f"{shown}: {error}") from None
 
 
 def read_batches(file: IO[bytes], shown: str, longest_row: int) -> Iterator[pa.RecordBatch]:
@@ -160,7 +169,7 @@ def _opened(file: IO[bytes], shown: str) -> tuple[pyarrow.parquet.ParquetFile, F
     footer = read_footer(file)
     refuse_extension_fields(footer, shown)
     file.seek(0)
-    table = pyarrow.parquet.ParquetFile(file)
+    table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
     refuse_extension_types(table.schema_arrow, shown)
     return table, footer
 

@@ -39,17 +39,18 @@ def export_policy(engine: Any, source_dir: str | Path, output_dir: str | Path) -
     is_sharded = any(hasattr(weight.tensor, "ds_id") for weight in weights)
     files = plan_files(model, weights, MOST_BYTES) if is_sharded else None
     if files is None:
-        whole = _gathered_weights(weights)
-        _on_first(lambda: _write_whole(model, whole, source, output))
+        whole, failure = _gathered_weights(weights)
+        _on_first(lambda: _write_whole(model, whole, source, output), failure)
     else:
         sums = write_files(model, weights, files, _gathered, output)
-        _on_first(lambda: _complete(model, sums, source, output))
+        _on_first(lambda: _complete(model, sums, source, output), None)
 
 
-def _on_first(write: Callable[[], None]) -> None:
-    """Has rank 0 alone write; raises what it met on every worker: the others would wait for ever."""
-    failure: list[Exception | None] = [None]
-    if _rank() == 0:
+def _on_first(write: Callable[[], None], met: Exception | None) -> None:
+    """Has rank 0 alone write, unless it met an error before; raises what it met on every worker: the others would wait
+    for ever."""
+    failure = [met]
+    if _rank() == 0 and met is None:
         try:
             write()
         except Exception as error:
@@ -96,18 +97,24 @@ def _transformers_model(engine: Any) -> Any:
     return module if hasattr(module, "save_pretrained") else module.model
 
 
-def _gathered_weights(plain: Sequence[PlainWeight]) -> dict[str, Tensor]:
-    """Name -> whole tensor on the CPU, adapters merged; empty on every rank but 0. Tied weights share one tensor."""
-    weights: dict[str, Tensor] = {}
-    copies: dict[int, Tensor] = {}
+def _gathered_weights(plain: Sequence[PlainWeight]) -> tuple[dict[str, Tensor], Exception | None]:
+    """Name -> whole tensor on the CPU, adapters merged; empty on every rank but 0. Tied weights share one tensor.
+
+    With it, on rank 0, the first error that kept it from having one.
+    """
+    copies: dict[int, Tensor | Exception] = {}
     for weight in plain:
         if id(weight.tensor) not in copies:
             copies[id(weight.tensor)] = _gathered(weight)
-        weights[weight.name] = copies[id(weight.tensor)]
-    return weights if _rank() == 0 else {}
+    failure = next((found for found in copies.values() if isinstance(found, Exception)), None)
+    if failure is not None or _rank() != 0:
+        return {}, failure
+    whole = {key: found for key, found in copies.items() if isinstance(found, Tensor)}
+    return {weight.name: whole[id(weight.tensor)] for weight in plain}, None
 
 
-def _gathered(weight: PlainWeight) -> Tensor:
+def _gathered(weight: PlainWeight) -> Tensor | Exception:
+    """The whole weight on rank 0, or what it met there: other ranks go on to gather the next, and it must as well."""
     parts = [weight.tensor] if weight.adapter is None else [weight.tensor, weight.adapter.a, weight.adapter.b]
     sharded = [part for part in parts if hasattr(part, "ds_id")]
     if sharded:
@@ -118,11 +125,14 @@ def _gathered(weight: PlainWeight) -> Tensor:
     return _on_rank_0(weight)
 
 
-def _on_rank_0(weight: PlainWeight) -> Tensor:
+def _on_rank_0(weight: PlainWeight) -> Tensor | Exception:
     if _rank() != 0:
         return torch.empty(0)
-    tensor = weight.tensor if weight.adapter is None else merged_weight(weight.tensor, weight.adapter)
-    return tensor.detach().to("cpu", copy=True).contiguous()
+    try:
+        tensor = weight.tensor if weight.adapter is None else merged_weight(weight.tensor, weight.adapter)
+        return tensor.detach().to("cpu", copy=True).contiguous()
+    except Exception as error:  # no memory, for one
+        return error
 
 
 def _copy_other_files(source: Path, output: Path) -> None:

@@ -21,8 +21,9 @@ from mipo_ray.training.adapters import PlainWeight
 from mipo_ray.training.export_check import WHOLE_BYTES, ExportDiffers, check_file, checksum
 from mipo_ray.training.whole_checkpoints import gathered
 
-# From a weight to all of it on the CPU of the first worker, adapters merged. Every worker calls it.
-Gather = Callable[[PlainWeight], Tensor]
+# From a weight to all of it on the CPU of the first worker, adapters merged, or to the error that it met there. Every
+# worker calls it.
+Gather = Callable[[PlainWeight], Tensor | Exception]
 _PATTERN = "model{suffix}.safetensors"
 _NUMBERED = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
@@ -82,7 +83,9 @@ def write_files(
         failure = None
         for name in file.sources:
             tensor = gather(by_name[name])
-            if _is_first() and failure is None:
+            if isinstance(tensor, Exception):
+                failure = failure or tensor
+            elif _is_first() and failure is None:
                 try:
                     if is_small:
                         sums[id(by_name[name].tensor)] = checksum(tensor)
@@ -126,7 +129,9 @@ def _write_index(weights: Sequence[PlainWeight], files: Sequence[PlannedFile], o
     for path in output.iterdir():
         if _NUMBERED.fullmatch(path.name) and path.name not in names:
             path.unlink()
+    index_file = output / "model.safetensors.index.json"
     if len(files) == 1:
+        index_file.unlink(missing_ok=True)
         return
     unique = {id(weight.tensor): _shape(weight) for weight in weights if isinstance(weight.tensor, nn.Parameter)}
     facts = {
@@ -135,7 +140,7 @@ def _write_index(weights: Sequence[PlainWeight], files: Sequence[PlannedFile], o
     }
     index = {"metadata": facts, "weight_map": {tensor: file.name for file in files for tensor in file.tensors}}
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    (output / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    index_file.write_text(text, encoding="utf-8")
 
 
 def _bytes_of(file: Path) -> int:

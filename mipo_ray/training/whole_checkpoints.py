@@ -18,6 +18,7 @@ from typing import Any
 from torch import distributed
 
 from mipo_ray.errors import UserError
+from mipo_ray.storage.faults import StorageFault, named
 from mipo_ray.terminal import say_error
 
 PROGRESS = "progress.json"
@@ -43,7 +44,8 @@ def find_damage(checkpoint: Path, ranks: Collection[int]) -> str:
     """What is wrong with a checkpoint of all shards, "" where nothing is.
 
     Sizes are compared for every shard, checksums for those of `ranks`. Of a checkpoint of an earlier release, whose
-    progress says nothing of notes and which has none, nothing is known.
+    progress says nothing of notes and which has none, nothing is known. Raises OSError where the disk fails, which says
+    nothing of the checkpoint.
     """
     notes = {int(path.stem.removeprefix("files-")): path for path in checkpoint.glob("files-*.json")}
     try:
@@ -62,7 +64,7 @@ def find_damage(checkpoint: Path, ranks: Collection[int]) -> str:
                     return f"{name}: expected {size:,} bytes, found {path.stat().st_size:,}"
                 if rank in ranks and _checksum(path) != checksum:
                     return f"{name}: expected what was written, found other bytes"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError) as error:
         return f"its notes cannot be read ({type(error).__name__})"
     return ""
 
@@ -77,18 +79,25 @@ def first_whole(
     """The directory of the first of the checkpoints `names` in `where` that is whole, None where none is, or none is
     there; `warn` is told, by rank 0, which were passed over, and why.
 
-    Every worker must call it, with the newest first; where their names differ, rank 0's hold.
+    Every worker must call it, with the newest first; where their names differ, rank 0's hold. Raises StorageFault, on
+    all of them, where one meets a fault of a disk or a store: a checkpoint is not damaged for that.
     """
     damages: list[str] = []
     for name in gathered(list(names))[0]:
         with contextlib.ExitStack() as stack:
-            directory, damage = None, ""
+            directory, damage, fault = None, "", ""
             try:
-                directory = stack.enter_context(open_checkpoint(name))
-                damage = find_damage(directory, _own_ranks(directory))
-            except OSError as error:
+                with named(f"{where}/{name}", "read"):
+                    directory = stack.enter_context(open_checkpoint(name))
+                    damage = find_damage(directory, _own_ranks(directory))
+            except StorageFault as error:
+                fault = str(error)
+            except OSError as error:  # it is not there
                 damage = f"cannot be read: {error}"
-            damage = next((found for found in gathered(damage) if found), "")
+            everywhere = gathered((damage, fault))
+            if met := next((fault for _, fault in everywhere if fault), ""):
+                raise StorageFault(met)
+            damage = next((found for found, _ in everywhere if found), "")
             if not damage and directory is not None:
                 if damages and distributed.get_rank() == 0:
                     warn(f"warning: training goes on from {name}, since {'; '.join(damages)}")

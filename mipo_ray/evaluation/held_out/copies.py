@@ -6,6 +6,7 @@ beginnings decode to.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from mipo_ray.config.schema import Config
 from mipo_ray.generation.rendering import load_tokenizer
 from mipo_ray.text.statistics import copied_spans
 
+_UNFINISHED = re.compile("\ufffd+$")
 COPIED_TOKENS = ("copied_tokens", pa.list_(pa.bool_()))
 
 
@@ -41,7 +43,9 @@ def copied_tokens(tokenizer: Any, token_ids: Sequence[int], source: str) -> list
     ids = list(token_ids)
 
     def begun(count: int) -> str:
-        return str(tokenizer.decode(ids[:count], skip_special_tokens=True))
+        text = str(tokenizer.decode(ids[:count], skip_special_tokens=True))
+        # Bytes of a character that is not whole yet are one replacement for all of them, or for some tokenizers each.
+        return _UNFINISHED.sub("\ufffd", text)
 
     text, counts = begun(len(ids)), range(len(ids) + 1)
     copied = [False] * len(ids)

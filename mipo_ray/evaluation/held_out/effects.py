@@ -1,8 +1,8 @@
-"""What a policy gained that length and copying cannot buy: a PMI's change at equal lengths, and without copied words.
+"""What a policy gained beyond length and verbatim copies: a PMI's change at equal lengths, and without copied words.
 
-A PMI is a sum over a response's tokens: with the differences d_t = log p(y_t | x, y_<t) - log p(y_t | y_<t) of its
-tokens, any set of them has a PMI of its own. So an answer that is cut, or whose copied words are left out, needs no
-further scoring: what its tokens were given inside the whole answer is summed up over those that stay.
+A PMI is a sum over a response's tokens, of what each adds to the PMI of those before it: with the PMIs P_t of its
+prefixes, d_t = P_t - P_(t-1). So an answer that is cut, or whose copied words are left out, needs no further scoring:
+the d_t of the tokens that stay are summed up.
 
 Everything here is pure numpy in float64. Values are by prompt or by response, so that their means get intervals as
 those of all held-out measures do; a figure that is no mean (an intercept, a ratio) is given as values whose mean it is
@@ -42,12 +42,14 @@ class TokenScores:
     copied: NDArray[np.bool_]  # [tokens], whether each is part of a word n-gram of the prompt
 
     def pmi(self, kept: Kept) -> float:
-        """The leave-one-out PMI of the tokens that are kept."""
-        own, others = self.own[kept].sum(dtype=np.float64), self.others[:, kept].sum(axis=1, dtype=np.float64)
-        return float(leave_one_out_pmi([own], [others])[0])
+        """What the tokens that are kept add to the leave-one-out PMI: for a prefix, its PMI."""
+        if not len(self.own):
+            return 0.0
+        prefixes = np.cumsum(self.own, dtype=np.float64), np.cumsum(self.others, axis=1, dtype=np.float64).T
+        return float(np.diff(leave_one_out_pmi(*prefixes), prepend=0.0)[kept].sum())
 
     def context_pmi(self, kept: Kept) -> float:
-        """The PMI with the context of the tokens that are kept; nan without a context."""
+        """What the tokens that are kept add to the PMI with the context; nan without a context."""
         if self.none is None:
             return math.nan
         return float((self.own[kept].astype(np.float64) - self.none[kept]).sum())

@@ -77,7 +77,9 @@ def where_gained(rows: MeasuredRows, base: MeasuredRows, labels: Labels, *, samp
     by["questions"] = _by_cluster(changes, clusters.questions, labels.questions)
     names, lengths = group_means(old.lengths, old.prompts)
     of_base = dict(zip(names.tolist(), lengths.tolist(), strict=True))
-    by["lengths"] = _by_length(changes, {prompt: of_base[prompt] for prompt in changes.pmi})
+    # Of both: by the base's alone, whose short answers are short in part by chance, they would grow by that chance.
+    of_both = {prompt: of_base[prompt] + longer / 2 for prompt, longer in changes.longer.items()}
+    by["lengths"] = _by_length(changes, of_both)
     return Gains(measure=PRIMARY[0] if kind == "context_pmi" else PRIMARY[1], by=by)
 
 
@@ -99,7 +101,8 @@ def _by_cluster(changes: _Changes, clusters: Mapping[str, str], labels: Mapping[
 
 
 def _by_length(changes: _Changes, lengths: Mapping[str, float]) -> GainsBy:
-    """Four groups of about as many prompts each, by the mean length of the base's answers; fewer where many agree."""
+    """Four groups of about as many prompts each, by the mean length of the base's and the policy's answers; fewer where
+    many agree."""
     edges = np.unique(np.quantile(list(lengths.values()), _QUARTERS))
     members: dict[int, list[str]] = {}
     for prompt, length in lengths.items():

@@ -20,7 +20,7 @@ from tests.unit.models.test_models import write_model
 HOUR, DAY, GIB = 3600.0, 86_400.0, 1024**3
 NOW = 2_000_000_000.0
 # Hours since each was used; the names are of what is fetched, and of what is not.
-USED = {"a" * 24: 0.5, "b" * 24: 2, "c" * 24: 50, "d" * 24: 100, "e" * 24: 200, "SmolLM2-135M-Instruct": 5000}
+USED = {"a" * 24: 20, "b" * 24: 30, "c" * 24: 50, "d" * 24: 100, "e" * 24: 200, "SmolLM2-135M-Instruct": 5000}
 Usage = namedtuple("Usage", "free")
 
 
@@ -54,7 +54,7 @@ def test_what_was_not_used_for_a_week_goes(models: Path) -> None:
         ("1.25", 0, "abcd"),
         ("1", GIB // 4, "abc"),
         ("0.5", 0, "ab"),
-        ("0.5", 1, "a"),  # what was used within the hour stays, whatever the limit
+        ("0.5", 1, "a"),  # what was used within the day stays, whatever the limit
         ("0.001", GIB, "a"),
     ],
 )
@@ -106,7 +106,7 @@ def test_policies_of_rounds_replace_each_other(tmp_path: Path, monkeypatch: pyte
     )
     assert Path(first).is_dir()
     for directory in (first, second, third):
-        os.utime(directory, (0, Path(directory).stat().st_mtime - 2 * HOUR))
+        os.utime(directory, (0, Path(directory).stat().st_mtime - 30 * HOUR))
     note_use(Path(second))
     local_model_directory(f"local://{write_model(tmp_path / 'round 3')}")
     assert [Path(directory).is_dir() for directory in (first, second, third)] == [False, True, False]

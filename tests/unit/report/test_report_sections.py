@@ -259,7 +259,7 @@ def test_a_hostile_judge_prompt_and_label_stay_text() -> None:
     assert html.count("&lt;script&gt;alert(1)") == 2
 
 
-# What length and copying cannot buy
+# Beyond length and verbatim copies
 
 
 def test_effects_stand_beside_the_change_of_each_pmi_with_their_words() -> None:

@@ -1,4 +1,4 @@
-"""What length and copying cannot buy: prefixes, copies, equal lengths and echo shares against plain loops and matrices.
+"""Beyond length and verbatim copies: prefixes, copies, equal lengths and echo shares against plain loops and matrices.
 
 python -m pytest tests/unit/evaluation/held_out/test_effects.py
 """
@@ -37,13 +37,26 @@ def token_scores(generator: np.random.Generator, tokens: int, *, with_context: b
 
 
 def plain_pmi(kind: str, scores: TokenScores, places: Sequence[int]) -> float:
-    """The PMI of the tokens at these places, by sums over Python's numbers."""
-    own = sum(float(scores.own[place]) for place in places)
+    """What the tokens at these places add to the PMI of those before them, by sums over Python's numbers."""
+    return sum(prefix_pmi(kind, scores, place + 1) - prefix_pmi(kind, scores, place) for place in places)
+
+
+def prefix_pmi(kind: str, scores: TokenScores, length: int) -> float:
+    own = sum(map(float, scores.own[:length]))
     if kind == "context_pmi":
         assert scores.none is not None
-        return own - sum(float(scores.none[place]) for place in places)
-    others = [sum(float(row[place]) for place in places) for row in scores.others]
+        return own - sum(map(float, scores.none[:length]))
+    others = [sum(map(float, row[:length])) for row in scores.others]
     return own - math.log(sum(map(math.exp, others)) / len(others))
+
+
+def test_copied_and_other_tokens_add_up_and_equal_ones_have_equal_shares() -> None:
+    """Under one other prompt the first token is unlikely, under the second one the second: each is worth half."""
+    others = np.array([[-10.0, -1.0], [-1.0, -10.0]])
+    scores = TokenScores(np.zeros(2), others, None, np.array([True, False]))
+    whole = scores.pmi(slice(None))
+    assert whole == pytest.approx(11.0)
+    assert scores.pmi(scores.copied) + scores.pmi(~scores.copied) == pytest.approx(whole)
 
 
 def answers(kind: str, tokens: Sequence[TokenScores], prompts: Sequence[str]) -> ScoredAnswers:

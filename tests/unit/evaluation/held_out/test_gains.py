@@ -88,17 +88,17 @@ def test_users_and_questions_are_ranked_by_their_gain() -> None:
     assert read_record(Gains, json.dumps(to_json(found)), "manifest.json") == found
 
 
-def test_lengths_are_quarters_of_the_base_in_their_own_order() -> None:
+def test_lengths_are_quarters_of_the_mean_of_base_and_policy_in_their_own_order() -> None:
     lengths = [40, 10, 20, 30, 11, 21, 31, 41]
     found = gained([4.0, -1.0, 0.0, 2.0, -3.0, 2.0, 4.0, 6.0], None, list("abcdefgh"), lengths)
     assert "users" not in found.by
     assert [(one.label, one.n, one.change) for one in found.by["lengths"].groups] == [
-        ("10 to 11", 2, -2.0),
-        ("20 to 21", 2, 1.0),
-        ("30 to 31", 2, 3.0),
-        ("40 to 41", 2, 5.0),
+        ("11.5 to 12.5", 2, -2.0),
+        ("21.5 to 22.5", 2, 1.0),
+        ("31.5 to 32.5", 2, 3.0),
+        ("41.5 to 42.5", 2, 5.0),
     ]
-    assert [one.label for one in gained([1.0, 2.0], None, ["a", "b"]).by["lengths"].groups] == ["10"]
+    assert [one.label for one in gained([1.0, 2.0], None, ["a", "b"]).by["lengths"].groups] == ["11.5"]
 
 
 @settings(deadline=None, max_examples=30)
@@ -132,6 +132,21 @@ def test_rows_without_a_context_gain_leave_one_out_pmi_and_a_run_that_knows_no_q
     assert statistics.fmean(one.change for one in found.by["questions"].groups) == pytest.approx(change)
     unknown = [rows(pmi, [10, 10], None, None) for pmi in ([1.0, 1.0], [2.0, 4.0])]
     assert where_gained(unknown[1], unknown[0], labels(2), **DRAW) is None
+
+
+def test_a_policy_that_is_the_base_gains_at_no_length() -> None:
+    """Answers drawn twice, of lengths that vary by chance and with a PMI in proportion: by the base's lengths alone the
+    short ones would grow by two nats."""
+    generator = np.random.default_rng(0)
+    prompts = 4_000
+    middle = generator.normal(60, 20, prompts)
+    base, policy = (np.maximum(1.0, middle + generator.normal(0, 20, prompts)) for _ in "ab")
+    questions = [str(row) for row in range(prompts)]
+    of_base, of_policy = (rows(list(0.1 * drawn), list(drawn), None, questions) for drawn in (base, policy))
+    found = where_gained(of_policy, of_base, labels(prompts), **DRAW)
+    assert found is not None
+    changes = [one.change for one in found.by["lengths"].groups]
+    assert changes == pytest.approx([0.0] * 4, abs=0.3)  # 0.09 each by chance
 
 
 def test_long_labels_are_cut() -> None:
