@@ -147,7 +147,7 @@ def _download(path: str, trust_remote_code: bool) -> Path:
     remote = open_directory(path)
     weights = check_model_directory(path)
     sizes = {name: remote.size(name) for name in remote.details if _is_wanted(name, weights, trust_remote_code)}
-    versions = {name: [str(remote.details[name].get(field)) for field in _VERSION_FIELDS] for name in sizes}
+    versions = _versions(remote, sizes)
     # A changed remote gets a directory of its own: another process may be reading the former one.
     key = json.dumps([remote.shown, sizes, versions], sort_keys=True)
     directory = cache_dir() / "models" / hashlib.sha256(key.encode()).hexdigest()[:24]
@@ -158,11 +158,21 @@ def _download(path: str, trust_remote_code: bool) -> Path:
     def make(local: Path) -> None:
         make_room(directory.parent, sum(sizes.values()), now=local.stat().st_mtime)
         fetch(remote, list(sizes), local)
+        # A file comes in parts: one that was replaced meanwhile by another of its size would be a mixture of both.
+        now = _versions(open_directory(path), sizes)
+        if changed := next((name for name in sizes if now[name] != versions[name]), None):
+            (local / changed).unlink()
+            raise UserError(f"{remote.shown}/{changed}: it changed while it was downloaded; fetch the model again")
 
     note_use(directory)  # before it is looked at: what is in use is not swept
     make_once(directory, make, is_complete, goes_on=True)
     note_use(directory)
     return directory
+
+
+def _versions(remote: ModelDirectory, names: Iterable[str]) -> dict[str, list[str]]:
+    """What the store says of each file that is another for another content; nothing of a file that is gone."""
+    return {name: [str(remote.details.get(name, {}).get(field)) for field in _VERSION_FIELDS] for name in names}
 
 
 def _download_from_hub(path: str, trust_remote_code: bool) -> str:

@@ -12,7 +12,7 @@ bytes changed on a disk or on its way is refused, and not read as other rows.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 import pyarrow as pa
@@ -39,8 +39,8 @@ _CHECKED_PAGES = pyarrow.dataset.ParquetFileFormat(
 class WrittenTable:
     """Parquet files of one schema that a run wrote. Nothing is read before it is asked for.
 
-    What reads raises UserError, which names the files, where they are damaged: of another checksum, cut off, no Parquet
-    at all, or with text that is none (UTF-8).
+    What reads raises UserError, which names the file, where one is damaged: of another checksum, cut off, no Parquet at
+    all, or with text that is none (UTF-8).
     """
 
     def __init__(self, dataset: pyarrow.dataset.Dataset, place: str) -> None:
@@ -51,10 +51,10 @@ class WrittenTable:
 
     def to_batches(self, **options: Any) -> Iterator[pa.RecordBatch]:
         """The rows, some at a time; options: those of Arrow's `Dataset.to_batches`, such as columns and filter."""
-        with _named_damage(self._place):
+        with _named_damage(self._damaged):
             batches = iter(self._dataset.to_batches(**options))
         while True:
-            with _named_damage(self._place):
+            with _named_damage(self._damaged):
                 batch = next(batches, None)
                 if batch is not None:
                     batch.validate(full=True)
@@ -64,21 +64,21 @@ class WrittenTable:
 
     def to_table(self, **options: Any) -> pa.Table:
         """All rows; options as above."""
-        with _named_damage(self._place):
+        with _named_damage(self._damaged):
             table = self._dataset.to_table(**options)
             table.validate(full=True)
         return table
 
     def first(self, rows: int, **options: Any) -> pa.Table:
         """The first rows; options as above."""
-        with _named_damage(self._place):
+        with _named_damage(self._damaged):
             table = self._dataset.head(rows, **options)
             table.validate(full=True)
         return table
 
     def count_rows(self) -> int:
         """How many rows there are, by the files' footers."""
-        with _named_damage(self._place):
+        with _named_damage(self._damaged):
             return int(self._dataset.count_rows())
 
     def each_file(self) -> Iterator[WrittenTable]:
@@ -87,9 +87,18 @@ class WrittenTable:
             alone = pyarrow.dataset.FileSystemDataset([fragment], self.schema, _CHECKED_PAGES, fragment.filesystem)
             yield WrittenTable(alone, fragment.path)
 
+    def _damaged(self) -> str:
+        """The first file that cannot be read whole; where each can, the place of all."""
+        for fragment in self._dataset.get_fragments():
+            try:
+                fragment.to_table(schema=self.schema).validate(full=True)
+            except (pa.ArrowException, OSError):
+                return str(fragment.path)
+        return self._place
+
 
 @contextlib.contextmanager
-def _named_damage(place: str) -> Iterator[None]:
+def _named_damage(place: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except UserError:
@@ -98,9 +107,9 @@ def _named_damage(place: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             raise
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{place}: cannot be read: {error}") from error  # of the disk: the file may be whole
+            raise UserError(f"{place()}: cannot be read: {error}") from error  # of the disk: the file may be whole
         raise UserError(
-            f"{place}: expected a Parquet file as it was written, found a damaged one: {cut(str(error))}. Remove the "
+            f"{place()}: expected a Parquet file as it was written, found a damaged one: {cut(str(error))}. Remove the "
             "directory of its stage to run the stage again."
         ) from None
 
@@ -115,7 +124,7 @@ def open_table(
     """
     where = paths if isinstance(paths, str) else list(paths)
     place = where if isinstance(where, str) else where[0]
-    with _named_damage(place):
+    with _named_damage(lambda: place):
         dataset = pyarrow.dataset.dataset(
             where, filesystem=checked(filesystem), format=_CHECKED_PAGES, partitioning=None
         )

@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from mipo_ray.errors import UserError
+from mipo_ray.models import source
 from mipo_ray.models.cache import cache_dir, make_once
 from mipo_ray.models.embedded import check_embedded_model, gguf_file
+from mipo_ray.models.fetch import fetch
 from mipo_ray.models.source import check_model, embedding_model, local_model_directory
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -383,6 +385,20 @@ def test_python_code_comes_along_only_where_it_is_trusted(memory_url: str) -> No
     fsspec.filesystem("memory").pipe("/bucket/model/modeling_custom.py", b"raise SystemExit")
     assert not (Path(local_model_directory(memory_url)) / "modeling_custom.py").exists()
     assert (Path(local_model_directory(memory_url, trust_remote_code=True)) / "modeling_custom.py").exists()
+
+
+def test_a_file_that_is_replaced_while_it_comes_is_no_model(model: Path) -> None:
+    """By one of the same size, whose parts would stand beside those of the former."""
+
+    def fetch_and_replace(*arguments: Any) -> None:
+        fetch(*arguments)
+        os.utime(model / "config.json", (0, 1_000_000_000))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "fetch", fetch_and_replace)
+        with pytest.raises(UserError, match=r"/config\.json: it changed while it was downloaded"):
+            local_model_directory(f"local://{model}")
+    assert (Path(local_model_directory(f"local://{model}")) / "config.json").is_file()
 
 
 def test_changed_remote_model_is_downloaded_again(model: Path) -> None:

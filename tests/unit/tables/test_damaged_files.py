@@ -5,6 +5,7 @@ python -m pytest tests/unit/tables/test_damaged_files.py
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mipo_ray.errors import UserError
-from mipo_ray.tables.parquet import PAGE_CHECKSUMS, WrittenTable, open_table
+from mipo_ray.tables.parquet import PAGE_CHECKSUMS, WrittenTable, open_table, read_table
 from tests.helpers.fuzzed_inputs import damaged
 
 LOCAL = pyarrow.fs.LocalFileSystem()
@@ -81,6 +82,24 @@ def test_any_accident_is_refused_by_name_or_harmless(tmp_path: Path, data: st.Da
     file.write_bytes(data.draw(damaged(file.read_bytes())))
     found = rows_or_refusal(file)
     assert not isinstance(found, str) or str(file) in found
+
+
+def test_of_several_files_the_damaged_one_is_named(tmp_path: Path) -> None:
+    for name in "abc":
+        pyarrow.parquet.write_table(ROWS, tmp_path / f"{name}.parquet", **PAGE_CHECKSUMS)
+    content = bytearray((tmp_path / "b.parquet").read_bytes())
+    content[100] ^= 1
+    (tmp_path / "b.parquet").write_bytes(bytes(content))
+    with pytest.raises(UserError, match=rf"^{tmp_path}/b\.parquet: expected a Parquet file as it was written"):
+        open_table(str(tmp_path), LOCAL).to_table()
+
+
+def test_an_open_file_is_checked_as_well(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    with pytest.raises(pa.ArrowInvalid, match=r"pairs: .*CRC"):
+        read_table(io.BytesIO(bytes(content)), "pairs")
 
 
 def test_text_that_is_none_is_damage_too(tmp_path: Path) -> None:
