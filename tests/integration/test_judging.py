@@ -31,6 +31,7 @@ from mipo_ray.storage.run_directory import RunDirectory, StorageError
 from tests.helpers.fake_judge_endpoint import MODEL, FakeJudgeEndpoint, always_first, garbage, longer
 from tests.helpers.golden_run import HELD_OUT, JUDGE_KEY, SAMPLES, GoldenRun
 from tests.helpers.runs import has_traceback, joined_cluster, read_directory
+from tests.helpers.stages import edit_manifest
 
 PAIRS = HELD_OUT * SAMPLES
 
@@ -259,7 +260,8 @@ def test_answers_made_again_are_not_taken_for_judged(golden_run, run_dir: Path) 
     with FakeJudgeEndpoint(longer).running() as endpoint:
         config = with_judge(golden_run, run_dir, endpoint)
         judge(config)
-        path = run_dir / "rounds/000/evaluate/manifest.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "finished": "2031-01-01T00:00:00Z"}))
+        edit_manifest(
+            run_dir / "rounds/000/evaluate/manifest.json", lambda values: values.update(finished="2031-01-01T00:00:00Z")
+        )
         with pytest.raises(StorageError, match=r"answers: .*2031-01-01"):
             judge(config)

@@ -300,6 +300,7 @@ def _pairs_only(block: pa.Table) -> pa.Table:
             "kind": "pair_rejected" if row["kind"] == "rejected" else "pair_chosen",
             **_scored_under({OWN: by_conditioning(row, row["conditionings"])[OWN]}),
             "models": ["policy"],
+            COPIED_TOKENS[0]: None,  # of what is measured alone
         }
         for row in block.to_pylist()
         if row["kind"] == "rejected" or (row["kind"] == "answer" and row["sample"] == 0)
