@@ -27,8 +27,6 @@ from mipo_ray.tables.footer import Footer, RowGroup, dictionary_size, read_foote
 from mipo_ray.tables.row_limit import MOST_VALUES, too_long, too_many
 
 _MOST_ROWS = 256  # of a batch
-
-
 # What every writer of Parquet passes on to Arrow.
 PAGE_CHECKSUMS: dict[str, Any] = {"write_page_checksum": True}
 _CHECKED_PAGES = pyarrow.dataset.ParquetFileFormat(

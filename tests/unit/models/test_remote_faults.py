@@ -5,7 +5,6 @@ python -m pytest tests/unit/models/test_remote_faults.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,24 +13,17 @@ from mipo_ray import paths
 from mipo_ray.errors import UserError
 from mipo_ray.models.source import local_model_directory
 from tests.helpers.faulty_proxy import Fault, always, no_faults, seeded
-from tests.helpers.s3_server import Bucket, s3_bucket, s3_server
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
+from tests.helpers.s3_server import Bucket
 
 
 @pytest.fixture
-def bucket(server: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """A bucket with a model in it, and an empty cache."""
+def bucket(bucket: Bucket, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """With a model in it, and an empty cache."""
     monkeypatch.setenv("MIPO_RAY_CACHE", str(tmp_path / "cache"))
-    with s3_bucket(server) as bucket:
-        for path in tiny_model.iterdir():
-            if path.is_file():
-                bucket.ask("PUT", f"model/{path.name}", path.read_bytes())
-        yield bucket
+    for path in tiny_model.iterdir():
+        if path.is_file():
+            bucket.ask("PUT", f"model/{path.name}", path.read_bytes())
+    return bucket
 
 
 def check_complete(found: str, tiny_model: Path) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import pickle
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mipo_ray.storage.manifests import GenerateFacts
 from mipo_ray.storage.run_directory import RunDirectory, StorageError, open_run
 from mipo_ray.tables.parquet import open_table
 from tests.helpers.faulty_proxy import Fault, always, first, no_faults, seeded
-from tests.helpers.s3_server import Bucket, s3_bucket, s3_server
+from tests.helpers.s3_server import Bucket
 from tests.helpers.stages import commit
 
 CONFIG = load_config()
@@ -38,18 +38,6 @@ ROWS = pa.table({"prompt_id": [f"p{number}" for number in range(2000)], "text": 
 METHODS = ["DELETE", "GET", "HEAD", "POST", "PUT"]
 # What goes away by itself, and is therefore tried again.
 PASSING: list[Fault] = ["unavailable", "slow_down", "internal", "cut_answer", "cut_request", "lost_answer"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def bucket(server: int) -> Iterator[Bucket]:
-    with s3_bucket(server) as bucket:
-        yield bucket
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ python -m pytest tests/unit/training/test_stored_checkpoints.py
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import ray.train
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-from torch import distributed
 
 from mipo_ray import paths
 from mipo_ray.config.recipe import load_config
@@ -30,7 +29,9 @@ from mipo_ray.training import ray_worker
 from mipo_ray.training.checkpoint_books import BOOKS, drop_damaged_books
 from mipo_ray.training.whole_checkpoints import NOTED, PROGRESS, note_files
 from tests.helpers.faulty_proxy import always, no_faults
-from tests.helpers.s3_server import Bucket, s3_bucket, s3_server
+from tests.helpers.s3_server import Bucket
+
+pytestmark = pytest.mark.usefixtures("process_group")
 
 STAGE = "rounds/000/train"
 PLACE = f"{STAGE}/{ray_worker.CHECKPOINTS}"
@@ -70,29 +71,6 @@ def ray_train(monkeypatch: pytest.MonkeyPatch) -> FakeRayTrain:
     monkeypatch.setattr(ray.train, "get_all_reported_checkpoints", lambda **_: [], raising=False)
     monkeypatch.setattr(ray.train, "CheckpointConsistencyMode", SimpleNamespace(COMMITTED=0), raising=False)
     return fake
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    """Of this process alone, where no other test has made one."""
-    if distributed.is_initialized():
-        yield
-        return
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def bucket(server: int) -> Iterator[Bucket]:
-    with s3_bucket(server) as bucket:
-        yield bucket
 
 
 @pytest.fixture(params=["disk", "S3"])

@@ -7,26 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torch import distributed
 
 from mipo_ray.training.whole_checkpoints import NOTED, PROGRESS, find_damage, first_whole, note_files
 
 WORKERS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    """Of this process alone, where no other test has made one."""
-    if distributed.is_initialized():
-        yield
-        return
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def write_checkpoint(directory: Path) -> Path:
