@@ -99,7 +99,7 @@ def test_the_matrix_is_what_transformers_says(tiny_model: Path, tmp_path: Path) 
     matrix = matrix_of(run, Round(0), parts)
 
     initial = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
-    for i, answer in enumerate(read_scores(run, Round(0))["answer"].values()):
+    for i, answer in enumerate(read_scores(run, Round(0), with_tokens=True)["answer"].values()):
         # Scored under its own prompt, under that of the row before, and under what stands here for no context.
         prompts = {"own": own[i], "other:0": own[i - 1], "without_context": own[i - 2]}
         assert {name: answer.tokens[name].tolist() for name in prompts} == {

@@ -32,7 +32,7 @@ class ScoredResponse:
     """One response and its log-probs, nats: judge ("initial" or "policy") -> conditioning id -> sum over its tokens.
 
     row: its columns in the table of scores. tokens: by the initial model, of each of its sums the log-probs of the
-    response's tokens [tokens]; {} where an earlier version wrote it.
+    response's tokens [tokens]; {} where an earlier version wrote it, and where they were not asked for.
     """
 
     row: dict[str, Any]
@@ -46,7 +46,7 @@ ScoredResponses = dict[tuple[str, int], ScoredResponse]
 
 def measured_rows(run: RunDirectory, round: Round) -> MeasuredRows:
     """What `metrics.measure` takes, read from a policy's scores (and, for the held-out pairs, the base's)."""
-    scores = read_scores(run, round)
+    scores = read_scores(run, round, with_tokens=True)
     base = scores if round.is_base else read_scores(run, BASE)
     answers = list(scores["answer"].values())
     initial = _split(answers, "initial")
@@ -124,13 +124,15 @@ def sampled_tokens(run: RunDirectory, round: Round) -> int:
     return sum(responses.to_table(columns=["tokens"], filter=sampled)["tokens"].to_pylist())
 
 
-def read_scores(run: RunDirectory, round: Round) -> dict[str, ScoredResponses]:
+def read_scores(run: RunDirectory, round: Round, *, with_tokens: bool = False) -> dict[str, ScoredResponses]:
     """The scored responses of a stage by what they are: answer, rejected (base), pair_chosen and pair_rejected (round).
 
     What the first answers were scored under for the matrix stands with them. Held-out sets are small: they fit here.
+    The log-probs of single tokens are many times the rest, and are read where they are asked for.
     """
     path = run.path(run.stage(round, "evaluate"), "scores")
-    table = open_table(path, run.arrow_filesystem(), ["prompt_id", "sample", "kind"]).to_table()
+    written = open_table(path, run.arrow_filesystem(), ["prompt_id", "sample", "kind"])
+    table = written.to_table(columns=[name for name in written.schema.names if with_tokens or name != _TOKENS])
     scores: dict[str, ScoredResponses] = {"answer": {}, "rejected": {}, "pair_chosen": {}, "pair_rejected": {}}
     table = table.sort_by([("prompt_id", "ascending"), ("sample", "ascending")])
     of_tokens = _token_lists(table)
